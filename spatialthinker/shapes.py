@@ -85,6 +85,9 @@ class Canvas:
         return 4 * self.cell // 7, 11 * self.cell // 14, self.cell
 
 
+DEFAULT_CANVAS = Canvas()
+
+
 def gap_px(a: Shape, b: Shape) -> int:
     """The distance between two shapes' boxes along the axis that separates them most; negative when they overlap."""
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.box, b.box

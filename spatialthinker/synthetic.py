@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from spatialthinker.prompts import render_prompt
 from spatialthinker.schema import CATEGORIES, VqaRow, build_row, parquet_path, question_with_options, write_parquet
-from spatialthinker.shapes import COLOURS, FACINGS, KINDS, Canvas, Shape, draw, encode_png, gap_px
+from spatialthinker.shapes import COLOURS, DEFAULT_CANVAS, FACINGS, KINDS, Canvas, Shape, draw, encode_png, gap_px
 
 SHAPES_PER_SCENE = (2, 4)
 _RATING = {"easy": 5, "medium": 7, "hard": 9}
@@ -293,7 +293,7 @@ def generate(
     number: int,
     seed: int,
     split: str = "train",
-    canvas: Canvas = Canvas(),
+    canvas: Canvas = DEFAULT_CANVAS,
     categories: Sequence[str] = CATEGORIES,
     start: int = 0,
     exclude: Collection[tuple[Shape, ...]] = (),
@@ -355,12 +355,15 @@ def _parse_canvas(text: str) -> Canvas:
 def main() -> None:
     from tqdm import tqdm
 
-    parser = argparse.ArgumentParser(prog="python -m spatialthinker.synthetic", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m spatialthinker.synthetic",
+        description="Write synthetic rows with exact ground truth as parquet.",
+    )
     parser.add_argument("--out", required=True, help="folder of the two parquet files")
     parser.add_argument("--train", type=int, default=4000, help="rows of the train split")
     parser.add_argument("--val", type=int, default=400, help="rows of the val split")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=_parse_canvas, default=Canvas(), help="image size in px: 112 or 448x336")
+    parser.add_argument("--size", type=_parse_canvas, default=DEFAULT_CANVAS, help="image size in px: 112 or 448x336")
     parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=CATEGORIES, metavar="CATEGORY")
     options = parser.parse_args()
     if min(options.train, options.val) < 0:
@@ -375,7 +378,7 @@ def main() -> None:
             rows.append(row)
             if split == "val":
                 held_out.add(puzzle.shapes)
-        print(write_parquet(rows, parquet_path(options.out, split)))
+        tqdm.write(str(write_parquet(rows, parquet_path(options.out, split))))
 
 
 if __name__ == "__main__":

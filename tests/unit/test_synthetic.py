@@ -22,7 +22,7 @@ PAIRS = list(generate(900, seed=11))
 
 def ink(canvas, shape):
     """A mask of the pixels that a shape alone changes."""
-    return ImageChops.difference(draw(canvas, [shape]), draw(canvas, [])).convert("L").point(lambda v: 255 * (v > 0))
+    return ImageChops.difference(draw(canvas, [shape]), draw(canvas, [])).convert("L").point([0] + [255] * 255)
 
 
 def pixels(mask):
@@ -106,14 +106,14 @@ def test_size_distance_location_orientation_count():
     for puzzle in puzzles("orientation"):
         assert puzzle.answer == puzzle.shapes[0].facing
     for puzzle in puzzles("count"):
-        word = re.search(r"How many (\w+?)s? (shapes )?are", puzzle.question)[1]
+        (word,) = re.findall(r"How many (\w+?)s? (?:shapes )?are", puzzle.question)
         counted = [i for i, shape in enumerate(puzzle.shapes) if word in (shape.kind, shape.colour)]
         assert sorted(counted) == sorted(puzzle.evidence) and len(counted) == int(puzzle.answer)
 
 
 def test_rows_keep_the_contract():
     for puzzle, row in PAIRS:
-        scene = json.loads(re.search("<scene>(.*)</scene>", row.answer_option_text)[1])
+        scene = json.loads(*re.findall("<scene>(.*)</scene>", row.answer_option_text))
         assert scene == reference_scene(puzzle)
         ids = [item["id"] for item in scene["objects"]]
         assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-z_]+\.\d+", name) for name in ids)
