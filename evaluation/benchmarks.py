@@ -8,7 +8,7 @@ from functools import partial
 from typing import Literal
 
 ReferenceKind = Literal["choice", "value", "choice_or_value", "flag"]
-"""What the answer column holds: a letter, text or index of a choice; an open text or number; either; 1 or 0 for yes."""
+"""What the answer column holds: a choice (letter, text or index); an open text or number; either; 1 or 0 for yes."""
 
 FULL_TEMPLATE = "spatial_thinker_full"
 QUESTION_TEMPLATES = ("reasoning", "reasoning_end", "no_reasoning", "spatial_thinker", FULL_TEMPLATE)
@@ -34,6 +34,8 @@ class Benchmark:
     fixed_choices: tuple[str, ...] = ()
     lists_choices: bool = False
     """Whether the choices must be added to the question, which does not hold them itself."""
+    asks_for_tags: bool = False
+    """Whether the question itself must ask for answer tags, as the released evaluation does."""
     task: str | None = None
     prompt: str | None = None
     """Column with the complete training prompt, which template spatial_thinker_full then takes as it is."""
@@ -77,9 +79,16 @@ BENCHMARKS: dict[str, Benchmark] = {
     "blink-jigsaw": _blink("Jigsaw", 3),
     "realworld_qa": Benchmark("visheratin/realworldqa", "test", question="question", reference="value"),
     "spatialbench": Benchmark(
-        "hunarbatra/SpatialBench", "train", question="text", reference="value", task="category"
+        "hunarbatra/SpatialBench",
+        "train",
+        question="text",
+        reference="value",
+        asks_for_tags=True,
+        task="category",
     ),
-    "mmvp": Benchmark("hunarbatra/MMVP", "train", question="text", answer="label", reference="value"),
+    "mmvp": Benchmark(
+        "hunarbatra/MMVP", "train", question="text", answer="label", reference="value", asks_for_tags=True
+    ),
     "3dsrbench": _PLAIN("hunarbatra/3DSRBench", "test", task="task"),
     "3dsrbench_full": _PLAIN("hunarbatra/3DSRBench-Full", "test", task="task", is_shuffled=False),
     "lego": _PLAIN("hunarbatra/LEGO-Puzzles", "train", task="category"),
@@ -128,9 +137,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         choices="options",
         lists_choices=True,
     ),
-    "sftseed": Benchmark(
-        "ydeng9/sft_seed", "train", images=("decoded_image",), question="problem", reference="value"
-    ),
+    "sftseed": Benchmark("ydeng9/sft_seed", "train", images=("decoded_image",), question="problem", reference="value"),
     "emma-math": _PLAIN("hunarbatra/EMMA_MATH", "test", images=("image_1",), task="category"),
     "emma-chem": _emma("Chemistry"),
     "emma-code": _emma("Coding"),

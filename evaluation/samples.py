@@ -75,7 +75,9 @@ def build_request(sample: Sample, template: str) -> Request:
     return Request(prompt, images)
 
 
-def load_samples(name: str, benchmark: Benchmark, data_path: str | None = None, split: str | None = None) -> list[Sample]:
+def load_samples(
+    name: str, benchmark: Benchmark, data_path: str | None = None, split: str | None = None
+) -> list[Sample]:
     """Return every item of a benchmark in the order of its rows.
 
     Errors: FileNotFoundError or ValueError that names the path, the missing columns or the faulty row.
@@ -100,7 +102,9 @@ def load_samples(name: str, benchmark: Benchmark, data_path: str | None = None, 
     return samples
 
 
-def select_samples(samples: Sequence[Sample], benchmark: Benchmark, seed: int, num_samples: int | None) -> list[Sample]:
+def select_samples(
+    samples: Sequence[Sample], benchmark: Benchmark, seed: int, num_samples: int | None
+) -> list[Sample]:
     """Return the items in the order of evaluation: the whole set shuffled, and only then cut."""
     chosen = list(samples)
     if benchmark.is_shuffled:
@@ -137,8 +141,8 @@ def _build_sample(benchmark: Benchmark, item_id: str, row: dict[str, Any]) -> Sa
         reference=resolve_reference(row[benchmark.answer], benchmark.reference, choices),
         task=None if benchmark.task is None else str(row[benchmark.task]),
         read_images=list,
-        prompt=row.get(benchmark.prompt),
-        ground_truth=row.get(benchmark.ground_truth),
+        prompt=row.get(benchmark.prompt) if benchmark.prompt else None,
+        ground_truth=row.get(benchmark.ground_truth) if benchmark.ground_truth else None,
     )
 
 
@@ -215,6 +219,7 @@ def read_rows(benchmark: Benchmark, data_path: str | None, split: str) -> Any:
     """Return the `datasets.Dataset` of a split, its images left encoded."""
     import datasets
 
+    rows: Any
     if data_path is None:
         rows = datasets.load_dataset(benchmark.repo, benchmark.config, split=split, revision=benchmark.revision)
     elif (Path(data_path) / "state.json").is_file():
