@@ -9,43 +9,29 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from tiny_qwen import build_config, build_tokenizer
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
-from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import model_merger
 
-IMAGE_TOKEN = 60
 TIED, OUTPUT = "model.language_model.embed_tokens.weight", "lm_head.weight"
 
 
-def tiny_model(is_tied: bool = True, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
-    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
-    text = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "bos_token_id": 1}
-    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": rope, "eos_token_id": 2}
-    vision = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
-    config = Qwen2_5_VLConfig(
-        text_config=text | {"tie_word_embeddings": is_tied},
-        vision_config=vision | {"window_size": 56, "fullatt_block_indexes": [1]},
-        image_token_id=IMAGE_TOKEN,
-        video_token_id=61,
-        vision_start_token_id=62,
-        vision_end_token_id=63,
-        tie_word_embeddings=is_tied,
-        architectures=["Qwen2_5_VLForConditionalGeneration"],
-        dtype="float32",
-    )
-    torch.manual_seed(seed)
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
+def tiny_model(is_tied: bool = True) -> Qwen2_5_VLForConditionalGeneration:
+    torch.manual_seed(0)
+    return Qwen2_5_VLForConditionalGeneration(build_config(build_tokenizer(), is_tied)).eval()
 
 
 @torch.no_grad()
 def image_logits(model: Qwen2_5_VLForConditionalGeneration) -> torch.Tensor:
-    ids = torch.tensor([[1, 2, 62, *[IMAGE_TOKEN] * 4, 63, 5, 6]])
+    start, image, end = (getattr(model.config, f"{name}_token_id") for name in ("vision_start", "image", "vision_end"))
+    ids = torch.tensor([[1, 2, start, *[image] * 4, end, 5, 6]])
     pixels = torch.randn(16, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(1))
     grid = torch.tensor([[1, 4, 4]])
-    mask, kinds = torch.ones_like(ids), (ids == IMAGE_TOKEN).int()
+    mask, kinds = torch.ones_like(ids), (ids == image).int()
     inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels.to(model.dtype), "image_grid_thw": grid}
     return model(**inputs, mm_token_type_ids=kinds).logits
 

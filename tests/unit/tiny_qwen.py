@@ -1,4 +1,4 @@
-"""A random Qwen2.5-VL of a few thousand parameters with its own byte-level tokenizer, for tests of what loads models."""
+"""A random Qwen2.5-VL of a few thousand parameters with its own byte-level tokenizer, for tests that load models."""
 
 from pathlib import Path
 
