@@ -1,7 +1,6 @@
 """The merged folder gives the logits of the saved model; a checkpoint that does not fit is refused whole."""
 
 import json
-import socket
 import sys
 from pathlib import Path
 
@@ -59,11 +58,12 @@ def load_merged(actor_dir: Path) -> Qwen2_5_VLForConditionalGeneration:
     return model.eval()
 
 
-def save_sharded(rank: int, port: int, actor_dir: Path) -> None:
+def save_sharded(rank: int, actor_dir: Path) -> None:
     from torch.distributed.fsdp import fully_shard
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    rendezvous = f"file://{actor_dir.parent / 'rendezvous'}"  # a port could be taken by another test meanwhile
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
     mesh = dist.init_device_mesh("cpu", (2,))
     model = tiny_model()
     if rank == 0:
@@ -88,12 +88,10 @@ def test_merged_model_gives_the_same_logits(tmp_path, is_tied):
         assert (OUTPUT in weights.keys()) is not is_tied  # noqa: SIM118
 
 
+@pytest.mark.e2e
 def test_shards_of_two_ranks_are_put_together(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     actor_dir = tmp_path / "actor"
-    torch.multiprocessing.spawn(save_sharded, args=(port, actor_dir), nprocs=2)
+    torch.multiprocessing.spawn(save_sharded, args=(actor_dir,), nprocs=2)
     assert len(list(actor_dir.glob("*.distcp"))) == 2
     assert model_merger.main(["--local_dir", str(actor_dir)]) == 0
     assert torch.equal(image_logits(load_merged(actor_dir)), image_logits(tiny_model()))
