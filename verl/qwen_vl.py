@@ -184,26 +184,27 @@ class ResponseLogProbs(nn.Module):
         self.model = model
 
     def forward(
-        self, batch: PackedBatch, pixel_values: Tensor, image_grid_thw: Tensor, temperature: float
+        self, batch: PackedBatch, pixel_values: Tensor | None, image_grid_thw: Tensor | None, temperature: float
     ) -> tuple[Tensor, Tensor]:
         """Log-probs [N] and entropies [N] of the batch's response tokens.
 
         Args:
             batch: the packed row.
-            pixel_values: [patches, patch size] of the distinct images that the row shows, each once.
+            pixel_values: [patches, patch size] of the distinct images that the row shows, each once. When the row
+                shows none, any image (its features move nothing, the tower only keeps ranks in step) or None.
             image_grid_thw: [images, 3] their grids.
             temperature: of the sampling that is scored.
         """
         inner = self.model.model
         embeds = inner.get_input_embeddings()(batch.input_ids).unsqueeze(0)  # [1, T, D]
-        features = inner.get_image_features(pixel_values, image_grid_thw).pooler_output
+        features = () if pixel_values is None else inner.get_image_features(pixel_values, image_grid_thw).pooler_output
         if batch.image_ids:
             order = {image: i for i, image in enumerate(dict.fromkeys(batch.image_ids))}
             shown = torch.cat([features[order[image]] for image in batch.image_ids]).to(embeds.dtype)
             places = (batch.input_ids == self.model.config.image_token_id).view(1, -1, 1)
             embeds = embeds.masked_scatter(places, shown)
-        else:  # the tower runs for its collectives; its features must not move anything
-            embeds = embeds + 0.0 * sum(feature.sum() for feature in features)
+        for feature in () if batch.image_ids else features:
+            embeds = embeds + 0.0 * feature.sum()
         states = inner.language_model(
             inputs_embeds=embeds,
             position_ids=batch.position_ids.unsqueeze(1),
