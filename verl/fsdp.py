@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.optim.lr_scheduler import LambdaLR
 
 COLLECTIVE_TIMEOUT_S = 1800
 
@@ -75,13 +74,6 @@ def lr_factor(
         return 1.0
     progress = min(1.0, (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps))
     return (1 + min_ratio) / 2 + (1 - min_ratio) / 2 * math.cos(math.pi * progress)
-
-
-def build_scheduler(
-    optimizer: torch.optim.Optimizer, num_steps: int, num_warmup_steps: int, scheduler_type: str, min_ratio: float
-) -> LambdaLR:
-    """A schedule that is stepped once per training step."""
-    return LambdaLR(optimizer, lambda step: lr_factor(step, num_steps, num_warmup_steps, scheduler_type, min_ratio))
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> float:

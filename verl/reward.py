@@ -76,13 +76,21 @@ def _score(token_ids: list[list[int]], items: list[dict[str, Any]]) -> tuple[lis
         item | {"response": text, "response_length": len(ids)}
         for item, text, ids in zip(items, texts, token_ids, strict=True)
     ]
+    return texts, _checked_scores(full)
+
+
+def _score_text(item: dict[str, Any]) -> tuple[list[str], list[dict[str, float]]]:
+    return [item["response"]], _checked_scores([item])
+
+
+def _checked_scores(full: list[dict[str, Any]]) -> list[dict[str, float]]:
     scores = _child["function"](full)
     if len(scores) != len(full):
         raise RewardError(f"the reward function returned {len(scores)} scores for {len(full)} responses")
     for item, score in zip(full, scores, strict=True):
         if "overall" not in score:
             raise RewardError(f"row {item['uid']}: the reward function returned no 'overall', only {sorted(score)}")
-    return texts, scores
+    return scores
 
 
 class PendingRewards:
@@ -149,6 +157,18 @@ class RewardManager:
             for _ in range(num_samples)
         ]
         return PendingRewards(self._submit(token_ids, items), (num_groups, num_samples))
+
+    def probe(self, response: str, problem: str) -> dict[str, float]:
+        """Scores of one gold answer, so that a reward that cannot run fails before training starts."""
+        item = {
+            "response": response,
+            "response_length": 0,
+            "ground_truth": response,
+            "problem": problem,
+            "uid": "probe",
+        }
+        pending = PendingRewards([self.pool.submit(_score_text, item)], (1, 1))
+        return {key: float(value) for key, value in pending.result().items()}
 
     def _submit(self, token_ids: list[list[int]], items: Sequence[dict[str, Any]]) -> list[Future]:
         size = -(-len(items) // self.num_processes)

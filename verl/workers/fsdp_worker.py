@@ -10,7 +10,7 @@ from transformers import AutoProcessor, GenerationConfig
 
 from verl import checkpoint
 from verl.config import Config
-from verl.fsdp import DTYPES, build_scheduler, init_mesh, join_store, open_store, shard
+from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, open_store, shard
 from verl.protocol import DataProto
 from verl.qwen_vl import ResponseLogProbs, decode_image, load_model
 from verl.single_controller import Dispatch, register
@@ -63,12 +63,6 @@ class FSDPWorker:
         self.optimizer = torch.optim.AdamW(
             trainable, lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay
         )
-        num_warmup_steps = (
-            optim.lr_warmup_steps if optim.lr_warmup_steps is not None else int(optim.lr_warmup_ratio * self.num_steps)
-        )
-        self.scheduler = build_scheduler(
-            self.optimizer, self.num_steps, num_warmup_steps, optim.lr_scheduler_type, optim.min_lr_ratio or 0.0
-        )
         self.actor = Actor(self.policy, self.device, self.optimizer)
         self.reference = None
         if not self.config.algorithm.disable_kl:
@@ -92,6 +86,7 @@ class FSDPWorker:
         """Takes this rank's groups and computes the patches of each of their images once."""
         images = [decode_image(image) for row in data.non_tensor_batch["images"] for image in row]
         size = {"min_pixels": self.config.data.min_pixels, "max_pixels": self.config.data.max_pixels}
+        size = {key: value for key, value in size.items() if value is not None}
         pixels, grids = image_patches(images, self.processor.image_processor, **size)
         if not pixels and self.world_size > 1:  # other ranks may have images: the tower must run here too
             vision = self.policy.model.config.vision_config
@@ -145,16 +140,29 @@ class FSDPWorker:
             temperature=self.config.worker.rollout.temperature,
         )
         batch = data.batch
+        lr = self._set_lr(data.meta_info["step"])
         metrics = self.actor.update(
             self.groups, batch["advantages"], batch.get("old_log_probs"), batch.get("ref_log_probs"), settings
         )
-        metrics["actor/lr"] = (self.scheduler.get_last_lr()[0], 1.0)
-        self.scheduler.step()
+        metrics["actor/lr"] = (lr, 1.0)
         if self.device.type == "cuda":
             metrics["perf/max_memory_allocated_gb"] = (torch.cuda.max_memory_allocated() / 1024**3, 1.0)
             metrics["perf/max_memory_reserved_gb"] = (torch.cuda.max_memory_reserved() / 1024**3, 1.0)
             torch.cuda.reset_peak_memory_stats()
         return metrics
+
+    def _set_lr(self, step: int) -> float:
+        """Sets and returns the learning rate of training step `step`, counted from 1."""
+        optim = self.config.worker.actor.optim
+        num_warmup_steps = optim.lr_warmup_steps
+        if num_warmup_steps is None:
+            num_warmup_steps = int(optim.lr_warmup_ratio * self.num_steps)
+        factor = lr_factor(
+            step - 1, self.num_steps, num_warmup_steps, optim.lr_scheduler_type, optim.min_lr_ratio or 0
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = optim.lr * factor
+        return optim.lr * factor
 
     @register(Dispatch.ONE_TO_ALL)
     def send_weights(self, engines: list[Any]) -> None:
@@ -175,10 +183,6 @@ class FSDPWorker:
         checkpoint.save_shards(actor_folder, self.policy.model, self.optimizer)
 
     @register(Dispatch.ONE_TO_ALL)
-    def restore(self, folder: str, num_steps_done: int) -> None:
-        """Reads the model and optimizer that `save` wrote, on any number of ranks, and the schedule's place."""
+    def restore(self, folder: str) -> None:
+        """Reads the model and optimizer that `save` wrote, on any number of ranks."""
         checkpoint.load_shards(Path(folder) / "actor", self.policy.model, self.optimizer)
-        self.scheduler.last_epoch = num_steps_done
-        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
-            group["lr"] = lr
-        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
