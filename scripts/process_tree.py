@@ -35,6 +35,13 @@ def find_owned(owner: str) -> list[psutil.Process]:
     return list(found.values())
 
 
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def kill_owned(owner: str) -> int:
     """Kills what `find_owned` finds and returns how many processes that were.
 
@@ -51,7 +58,10 @@ def kill_owned(owner: str) -> int:
             except psutil.NoSuchProcess:
                 continue
             killed.add(process.pid)
-        psutil.wait_procs(processes, timeout=5)
+        # Only a look: psutil.wait_procs would take a child's exit status away from its subprocess.Popen.
+        deadline = time.monotonic() + 5
+        while any(map(is_alive, processes)) and time.monotonic() < deadline:
+            time.sleep(0.01)
     return len(killed)
 
 

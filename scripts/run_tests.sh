@@ -80,7 +80,7 @@ run_pytest() { # run_pytest NAME LIMIT_S MARKER_EXPRESSION [ENVIRONMENT...]
 }
 
 finish() {
-    printf '\n%-20s %8s  %-7s\n' stage seconds result
+    printf '\n%-20s %8s  %s\n' stage seconds result
     printf '%s\n' "${table[@]}"
     printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
     exit $((failed_stages > 0))

@@ -25,7 +25,7 @@ is_python_312() {
 
 find_python() {
     local candidate
-    for candidate in python3.12 python3 python "${HOME:-/root}"/.pyenv/versions/3.12*/bin/python; do
+    for candidate in python3.12 python3 python "${HOME:-}"/.pyenv/versions/3.12*/bin/python; do
         if is_python_312 "$candidate"; then
             "$candidate" -c 'import sys; print(sys.executable)'
             return
