@@ -49,7 +49,7 @@ close_stage() { # close_stage NAME SECONDS EXIT_CODE PASSED FAILED SKIPPED
     fi
     if [[ $1 == *tests ]]; then detail="$4 passed, $5 failed, $6 skipped"; fi
     passed=$((passed + $4)) failed=$((failed + $5)) skipped=$((skipped + $6))
-    table+=("$(printf '%-20s %8d  %-7s %s' "$1" "$2" "$result" "$detail")")
+    table+=("$(printf '%-20s %8d  %s' "$1" "$2" "$result${detail:+  $detail}")")
 }
 
 run_check() { # run_check NAME COMMAND...
