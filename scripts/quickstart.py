@@ -35,6 +35,9 @@ STAGES = {
 TRAIN_ROWS = 2048
 VAL_ROWS = 256
 DATA_SEED = 7
+TEMPLATE = "spatial_thinker_full"
+# As long as a training response may be, and as many at a time as two cores keep up with.
+EVALUATION_LIMITS = ["--max_tokens", "256", "--batch_size", "64"]
 
 
 class QuickstartError(Exception):
@@ -221,12 +224,11 @@ def run_stages(run: Run, overrides: list[str]) -> dict[str, Any]:
     run.stage("merge", ["scripts/model_merger.py", "--local_dir", str(checkpoint / "actor")], weights)
 
     evaluation = run.folder / "evaluation"
-    run.stage(
-        "evaluate",
-        ["evaluation/evals.py", "--dataset", "stvqa", "--data_path", str(data), "--template", "spatial_thinker"]
-        + ["--model_path", str(merged), "--provider", "huggingface", "--output_dir", str(evaluation)],
-        evaluation,
-    )
+    command = ["evaluation/evals.py", "--dataset", "stvqa", "--data_path", str(data), "--template", TEMPLATE]
+    command += ["--model_path", str(merged), "--provider", "huggingface", *EVALUATION_LIMITS]
+    command += ["--output_dir", str(evaluation), "--custom_filename", "stvqa"]
+    run.stage("evaluate", command, evaluation / "stvqa.summary.json")
+
     report = run.folder / "report" / "index.html"
     run.stage("report", ["scripts/report.py", "--run_dir", str(run.folder), "--out", str(report.parent)], report)
     return {

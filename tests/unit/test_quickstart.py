@@ -84,6 +84,7 @@ elif program == "scripts/model_merger.py":
     (option("--local_dir") / "huggingface" / "model.safetensors").touch()
 elif program == "evaluation/evals.py":
     option("--output_dir").mkdir(exist_ok=True)
+    (option("--output_dir") / "stvqa.summary.json").touch()
 elif program == "scripts/report.py":
     option("--out").mkdir(exist_ok=True)
     (option("--out") / "index.html").touch()
