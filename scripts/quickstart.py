@@ -148,7 +148,7 @@ class Run:
         if is_same and earlier["seconds"] is not None and output.exists():
             print(f"{label}: done before in {earlier['seconds']} s, in {output}")
             return
-        if not is_same and name == "train":
+        if not is_same and name == "train" and output.exists():
             print(f"{label}: goes on from checkpoints of other settings; --fresh would start over")
         kept = {other: done[other] for other in names[: names.index(name)] if other in done}
         write_json(self.folder / "stages.json", kept | {name: {"fingerprint": fingerprint, "seconds": None}})
@@ -187,9 +187,11 @@ class Run:
                 copier.join(timeout=10)
         if process.returncode:
             code = process.returncode if process.returncode > 0 else 128 - process.returncode
+            # The programs exit with 2 for what the user has to change; after anything else a second try may do.
+            advice = "Change what it names." if code == 2 else "The same command again goes on from here."
             raise QuickstartError(
                 f"{label}: failed with exit code {code} after {time.monotonic() - started:.0f} s; its last output is "
-                f"above, all of it in {log_path}. The same command again goes on from here.",
+                f"above, all of it in {log_path}. {advice}",
                 exit_code=code,
             )
 
