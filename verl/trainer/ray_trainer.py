@@ -22,7 +22,7 @@ from verl.dataset import BatchOrder, RLHFDataset, collate_prompts
 from verl.protocol import DataProto
 from verl.reward import RewardManager
 from verl.single_controller import WorkerGroup
-from verl.trainer.metrics import compute_data_metrics, compute_timing_metrics, reduce_metrics
+from verl.trainer.metrics import compute_data_metrics, compute_memory_metrics, compute_timing_metrics, reduce_metrics
 from verl.trainer.tracking import Tracker
 
 GROUP_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids", "responses", "response_mask")
@@ -91,7 +91,7 @@ class GRPOTrainer:
                     with self._timer("save_checkpoint"):
                         self._save()
             metrics |= compute_timing_metrics(self.timing, metrics, self.config.num_ranks)
-            self.tracker.log(metrics, self.global_step)
+            self.tracker.log(metrics | compute_memory_metrics(), self.global_step)
             progress.update()
             progress.set_postfix(reward=f"{metrics['reward/overall']:.3f}", s=f"{self.timing['step']:.0f}")
         progress.close()
@@ -169,7 +169,8 @@ class GRPOTrainer:
         path = self.root / f"validation_step_{self.global_step}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(record) + "\n" for record in validation.records))
-        self.tracker.log_generations(validation.records, self.global_step, self.config.trainer.val_generations_to_log)
+        shown = validation.records[: self.config.trainer.val_generations_to_log]
+        self.tracker.log_generations(shown, self.global_step)
         return validation.metrics
 
     def _log_validation(self) -> None:
