@@ -5,7 +5,7 @@ the length of the text, whatever it holds.
 """
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 SECTIONS = ("observe", "scene", "think", "answer")
 """The tags of a full response in the order the prompt asks for."""
@@ -14,8 +14,7 @@ _SEAMS = tuple(re.compile(rf"</{a}>\s*<{b}>") for a, b in zip(SECTIONS, SECTIONS
 _THINK_ANSWER_SEAM = re.compile(r"</think>\s*<answer>")
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """The text of each section's first pair of tags; None when there is no such pair."""
 
     observe: str | None

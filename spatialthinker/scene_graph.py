@@ -9,8 +9,7 @@ use any label and carry extra keys. The graph is held as columns, the form in wh
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple, NoReturn
 
 from spatialthinker.geometry import Box
@@ -22,7 +21,7 @@ MAX_COORDINATE_PX = 1_000_000.0
 """Larger coordinates (infinities included) are no image coordinates; they would overflow the areas."""
 
 _ID = re.compile(r"[a-zA-Z_]+\.\d+")
-_NUMBERS = {int, float}
+_NUMBERS = frozenset({int, float})
 
 
 class SceneFormatError(ValueError):
@@ -52,28 +51,29 @@ class Relation(NamedTuple):
     object: str
 
 
-@dataclass(frozen=True, slots=True)
-class SceneGraph:
-    """A scene by columns: `ids[i]` has `boxes[i]`; `objects` and `relations` are the same by rows."""
+class SceneGraph(NamedTuple):
+    """A scene by columns: object i is `ids[i]` with the box `coordinates[4 * i : 4 * i + 4]`.
 
-    ids: list[str] = field(default_factory=list)
-    boxes: list[list[float]] = field(default_factory=list)
-    triples: list[tuple[str, str, str]] = field(default_factory=list)
+    `objects` and `relations` are the same by rows, for readers; the reward scores thousands of scenes at a time
+    and lives on the columns.
+    """
+
+    ids: list[str]
+    coordinates: list[float]
+    relationships: list[dict[str, Any]]
     has_objects_key: bool = True
 
     @property
     def objects(self) -> tuple[SceneObject, ...]:
+        numbers = map(float, self.coordinates)
         return tuple(
-            SceneObject(object_id, Box(*map(float, box))) for object_id, box in zip(self.ids, self.boxes, strict=True)
+            SceneObject(object_id, Box(*box))
+            for object_id, box in zip(self.ids, zip(numbers, numbers, numbers, numbers, strict=True), strict=True)
         )
 
     @property
     def relations(self) -> tuple[Relation, ...]:
-        return tuple(Relation(*triple) for triple in self.triples)
-
-    @property
-    def labels(self) -> list[str]:
-        return [label_of(object_id) for object_id in self.ids]
+        return tuple(Relation(item["subject"], item["predicate"], item["object"]) for item in self.relationships)
 
 
 def label_of(object_id: str) -> str:
@@ -106,75 +106,85 @@ def load_scene(text: str | None, *, is_reference: bool = False) -> SceneGraph:
     scene = _load_json(text)
     if type(scene) is not dict or not scene:
         raise SceneFormatError("scene_not_object", "expected a non-empty JSON object")
-    ids, boxes = _read_objects(scene.get("objects", []), is_reference)
-    triples = _read_relations(scene.get("relationships", []), is_reference)
-    return SceneGraph(ids, boxes, triples, "objects" in scene)
+    ids, coordinates = _read_objects(scene.get("objects", []), is_reference)
+    relationships = scene.get("relationships", [])
+    _check_relations(relationships, is_reference)
+    return SceneGraph(ids, coordinates, relationships, "objects" in scene)
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise SceneFormatError("bad_number", f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_scan = json.JSONDecoder(parse_constant=_refuse_constant).scan_once
+"""The scanner in C behind `json.loads`: (text, start) -> (value, end)."""
 
 
 def _load_json(text: str) -> Any:
+    text = text.strip(" \t\n\r")
     try:
-        return _DECODER.decode(text)
+        value, end = _scan(text, 0)
     except SceneFormatError:
         raise
-    except ValueError as error:
+    except StopIteration:
+        raise SceneFormatError("scene_not_json", "no JSON value") from None
+    except (ValueError, RecursionError) as error:
         raise SceneFormatError("scene_not_json", str(error)) from None
-    except RecursionError:
-        raise SceneFormatError("scene_not_json", "nested too deep") from None
+    if end != len(text):
+        raise SceneFormatError("scene_not_json", "text after the JSON value")
+    return value
 
 
-def _all_of(types: set[type], values: Iterable[Any]) -> bool:
-    """Whether every value has exactly one of these types (a boolean is no int here)."""
-    return set(map(type, values)) <= types
+def _read_objects(objects: Any, is_reference: bool) -> tuple[list[str], list[float]]:
+    """Returns ids and coordinates.
 
-
-def _read_objects(objects: Any, is_reference: bool) -> tuple[list[str], list[list[float]]]:
+    Values are used as what they should be and a TypeError tells that they are not: of JSON's types only an object
+    has string keys and only a list of numbers holds numbers.
+    """
     if type(objects) is not list:
         raise SceneFormatError("objects_not_list")
     if not objects:
         return [], []
-    if not _all_of({dict}, objects):
-        raise SceneFormatError("bad_object", "an object is not a JSON object")
-    if not is_reference and set(map(len, objects)) != {2}:
-        raise SceneFormatError("bad_object", "an object has exactly the keys id and bbox")
     try:
         ids = [item["id"] for item in objects]
         boxes = [item["bbox"] for item in objects]
-    except KeyError as error:
-        raise SceneFormatError("bad_object", f"key {error} is missing") from None
-    if not _all_of({str}, ids) or not (is_reference or all(map(_ID.fullmatch, ids))):
-        raise SceneFormatError("bad_id", "an id is letters or underscores, a dot and digits")
+    except (KeyError, TypeError):
+        raise SceneFormatError("bad_object", "an object has the keys id and bbox") from None
+    if not is_reference and max(map(len, objects)) != 2:
+        raise SceneFormatError("bad_object", "an object has no other key than id and bbox")
+    _check_ids(ids, is_reference, "bad_id")
     if not is_reference and len(set(ids)) != len(ids):
         raise SceneFormatError("duplicate_id")
-    if not _all_of({list}, boxes) or set(map(len, boxes)) != {4}:
-        raise SceneFormatError("bad_box", "bbox is a list of four numbers")
-    coordinates = [value for box in boxes for value in box]
-    if not _all_of(_NUMBERS, coordinates):
+    try:
+        coordinates = [*chain.from_iterable(boxes)]
+        is_box_list = set(map(len, boxes)) == {4} and _NUMBERS.issuperset(map(type, coordinates))
+    except TypeError:
+        is_box_list = False
+    if not is_box_list:
         raise SceneFormatError("bad_box", "bbox is a list of four numbers")
     if max(coordinates) > MAX_COORDINATE_PX or min(coordinates) < -MAX_COORDINATE_PX:
         raise SceneFormatError("bad_number", f"a coordinate is beyond {MAX_COORDINATE_PX:g} px")
-    return ids, boxes
+    return ids, coordinates
 
 
-def _read_relations(relations: Any, is_reference: bool) -> list[tuple[str, str, str]]:
-    if type(relations) is not list:
+def _check_relations(relationships: Any, is_reference: bool) -> None:
+    if type(relationships) is not list:
         raise SceneFormatError("relationships_not_list")
-    if not relations:
-        return []
-    if not _all_of({dict}, relations):
-        raise SceneFormatError("bad_relation", "a relation is not a JSON object")
+    if not relationships:
+        return
     try:
-        triples = [(item["subject"], item["predicate"], item["object"]) for item in relations]
-    except KeyError as error:
-        raise SceneFormatError("bad_relation", f"key {error} is missing") from None
-    if not all(_all_of({str}, triple) for triple in triples):
-        raise SceneFormatError("bad_relation", "subject, predicate and object are strings")
-    if not is_reference and not all(_ID.fullmatch(end) for subject, _, target in triples for end in (subject, target)):
-        raise SceneFormatError("bad_relation", "subject and object are ids")
-    return triples
+        ends = [item["subject"] for item in relationships]
+        ends += [item["object"] for item in relationships]
+        "".join([item["predicate"] for item in relationships])
+    except (KeyError, TypeError):
+        raise SceneFormatError("bad_relation", "a relation has the strings subject, predicate and object") from None
+    _check_ids(ends, is_reference, "bad_relation")
+
+
+def _check_ids(ids: list[Any], is_reference: bool, reason: str) -> None:
+    try:
+        is_valid = bool(all(map(_ID.fullmatch, ids)) if not is_reference else ["".join(ids)])
+    except TypeError:
+        is_valid = False
+    if not is_valid:
+        raise SceneFormatError(reason, "an id is a string of letters or underscores, a dot and digits")
