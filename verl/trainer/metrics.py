@@ -4,7 +4,6 @@ Letters: G groups (prompts of a step), n samples, P padded prompt tokens, R padd
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import psutil
 import torch
@@ -101,10 +100,6 @@ def _length_metrics(name: str, lengths: Tensor, limit: int) -> dict[str, float]:
     }
 
 
-def _mean_max_min(name: str, values: Tensor) -> dict[str, Any]:
+def _mean_max_min(name: str, values: Tensor) -> dict[str, float]:
     values = values.float() if values.numel() else torch.zeros(1)
-    return {
-        f"{name}/mean": values.mean().item(),
-        f"{name}/max": values.max().item(),
-        f"{name}/min": values.min().item(),
-    }
+    return {f"{name}/{kind}": float(getattr(values, kind)()) for kind in ("mean", "max", "min")}

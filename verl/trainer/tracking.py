@@ -106,9 +106,7 @@ class TensorBoardLogger:
 
     def log_generations(self, samples: Sequence[Mapping[str, Any]], step: int) -> None:
         for number, sample in enumerate(samples, 1):
-            text = "\n\n".join(
-                f"**{key}**\n\n    {str(value).replace(chr(10), chr(10) + '    ')}" for key, value in sample.items()
-            )
+            text = "\n\n".join(f"**{key}**\n\n{_indented(value)}" for key, value in sample.items())
             self._open(step).add_text(f"val/generation_{number}", text, step)
 
     def resume(self, step: int) -> None:
@@ -226,6 +224,11 @@ def _finite(value: Any) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _indented(value: Any) -> str:
+    """The text as a Markdown block, which shows tags as they are."""
+    return "\n".join(f"    {line}" for line in str(value).splitlines())
 
 
 def _shortened(value: Any) -> str:
