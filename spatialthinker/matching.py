@@ -292,7 +292,9 @@ def _relative_boxes(scenes: Sequence[SceneGraph], image_sizes: Sequence[tuple[in
     """Returns the boxes of all scenes as fractions of their images. [N, 4]"""
     boxes = np.array([*chain.from_iterable(scene.coordinates for scene in scenes)], dtype=np.float64)
     units = np.array(image_sizes, dtype=np.float64)  # [S, 2]
-    return boxes.reshape(-1, 4) / np.tile(np.repeat(units.reshape(-1, 2), [len(scene.ids) for scene in scenes], axis=0), 2)
+    return boxes.reshape(-1, 4) / np.tile(
+        np.repeat(units.reshape(-1, 2), [len(scene.ids) for scene in scenes], axis=0), 2
+    )
 
 
 def _ids(scenes: Sequence[SceneGraph]) -> list[str]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START, tiny_model
 
+from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START, tiny_model
 from verl.batching import balanced_order
 from verl.fsdp import full_weights, init_mesh, join_store, open_store, shard
 from verl.qwen_vl import ATTENTION_NAME, ResponseLogProbs, expand_image_tokens, mrope_positions
@@ -108,7 +108,8 @@ def run_rank(rank: int, port: int, store_file: str, mini_batch: int, out: str) -
     groups, advantages, reference = make_groups()
     tokens = [len(p) + sum(map(len, r)) for p, r in zip(groups.prompts, groups.responses, strict=True)]
     order = balanced_order(tokens, mini_batch, 2)[rank * 2 : rank * 2 + 2]
-    model = shard(scorer(), mesh, torch.float32, torch.float32)
+    model = scorer()
+    shard(model, mesh, torch.float32, torch.float32)
     chosen = settings(mini_batch // 2, 25 if rank else 10_000, True)
     gradient, metrics = one_update(model, share_of(groups, order), advantages[order], reference[order], chosen)
     if rank == 0:
