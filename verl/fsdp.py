@@ -52,7 +52,7 @@ def init_mesh(store: dist.Store, rank: int, world_size: int, device: torch.devic
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, param_dtype: torch.dtype, reduce_dtype: torch.dtype) -> None:
-    """Shards the model in place: every block that it declares unsplittable is one FSDP unit, the rest the root unit."""
+    """Shards the model in place: each block that it declares unsplittable is one FSDP unit, the rest the root."""
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=True)
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in list(model.modules()):
