@@ -43,8 +43,8 @@ MAX_LABEL_CHARS = 128
 MAX_CACHED_LABELS = 16_384
 """Labels whose vectors are kept (300 doubles each, 40 MB in all); beyond that the cache starts afresh."""
 
-CHUNK_PAIRS = 8_192
-CHUNK_OBJECTS = 4_096
+CHUNK_PAIRS = 32_768
+CHUNK_OBJECTS = 8_192
 """Most pairs and objects that are held at once (one scene may exceed them); bounds memory at any batch size."""
 
 _GRID = 2.0**25
@@ -128,7 +128,7 @@ def check_ready() -> None:
     Raises ModuleNotFoundError with the install command.
     """
     label_vectors()(["object"])
-    assign(np.zeros((2, 2)))
+    _assignment_solver()
 
 
 def label_similarity(a: Sequence[str], b: Sequence[str]) -> Floats:
@@ -139,11 +139,11 @@ def label_similarity(a: Sequence[str], b: Sequence[str]) -> Floats:
     return similarity
 
 
-def assign(cost: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Returns rows and columns of the cheapest one-to-one assignment; min(rows, columns) pairs, rows ascending."""
+@cache
+def _assignment_solver() -> Callable[[Floats], tuple[NDArray[np.intp], NDArray[np.intp]]]:
     from scipy.optimize import linear_sum_assignment
 
-    return linear_sum_assignment(cost)
+    return linear_sum_assignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +160,8 @@ class Matches:
 class _Pairs(NamedTuple):
     """All pairs (true, predicted) within each scene, scene after scene, row by row."""
 
-    sizes: list[tuple[int, int]]
-    starts: list[int]
+    counts: Ints  # [S, 2] true and predicted objects
+    starts: Ints  # [S]
     scene: Ints  # [M]
     true: Ints  # [M] index within the scene
     predicted: Ints  # [M]
@@ -170,26 +170,29 @@ class _Pairs(NamedTuple):
 
 
 def _all_pairs(sizes: list[tuple[int, int]]) -> _Pairs:
-    counts = np.array(sizes, dtype=np.int64).reshape(-1, 2)  # [S, 2]
+    counts = np.array(sizes, dtype=np.int64).reshape(-1, 2)
     areas = counts[:, 0] * counts[:, 1]
-    scene = np.repeat(np.arange(len(counts)), areas)
-    ends = np.cumsum(areas)
-    offset = np.arange(len(scene)) - (ends - areas)[scene]
-    true, predicted = np.divmod(offset, counts[scene, 1])
+    starts = np.cumsum(areas) - areas
     first = np.cumsum(counts, axis=0) - counts
-    starts = [0, *ends.tolist()]
-    return _Pairs(sizes, starts, scene, true, predicted, true + first[scene, 0], predicted + first[scene, 1])
+    scene = np.repeat(np.arange(len(counts)), areas)
+    true, predicted = np.divmod(np.arange(len(scene)) - np.repeat(starts, areas), np.repeat(counts[:, 1], areas))
+    true_flat = true + np.repeat(first[:, 0], areas)
+    predicted_flat = predicted + np.repeat(first[:, 1], areas)
+    return _Pairs(counts, starts, scene, true, predicted, true_flat, predicted_flat)
 
 
 def _cheapest(pairs: _Pairs, cost: Floats) -> Ints:
-    """Returns the positions in `pairs` of each scene's best assignment."""
-    chosen = [np.zeros(0, dtype=np.int64)]
-    for start, end, (_, columns) in zip(pairs.starts, pairs.starts[1:], pairs.sizes, strict=False):
-        if start == end:
-            continue
-        rows, picked = assign(cost[start:end].reshape(-1, columns))
-        chosen.append(rows * columns + picked + start)
-    return np.concatenate(chosen)
+    """Returns the positions in `pairs` of each scene's cheapest one-to-one assignment (Hungarian method)."""
+    solve = _assignment_solver()
+    rows, columns = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for start, (num_true, num_predicted) in zip(pairs.starts.tolist(), pairs.counts.tolist(), strict=True):
+        if num_true and num_predicted:
+            block = cost[start : start + num_true * num_predicted].reshape(num_true, num_predicted)
+            scene_rows, scene_columns = solve(block)
+            rows.append(scene_rows)
+            columns.append(scene_columns)
+    scene = np.repeat(np.arange(len(pairs.counts)), pairs.counts.min(axis=1))
+    return pairs.starts[scene] + np.concatenate(rows) * pairs.counts[scene, 1] + np.concatenate(columns)
 
 
 def _pair_similarity(true: list[str], predicted: list[str], pairs: _Pairs) -> Floats:
@@ -197,7 +200,7 @@ def _pair_similarity(true: list[str], predicted: list[str], pairs: _Pairs) -> Fl
     true_labels, true_rows = _distinct(true)
     predicted_labels, predicted_rows = _distinct(predicted)
     table = label_similarity(true_labels, predicted_labels)
-    return table[true_rows[pairs.true_flat], predicted_rows[pairs.predicted_flat]]
+    return table.take(true_rows.take(pairs.true_flat) * table.shape[1] + predicted_rows.take(pairs.predicted_flat))
 
 
 def _distinct(names: list[str]) -> tuple[list[str], Ints]:
@@ -245,19 +248,19 @@ def match_objects(
     same by default). Boxes (pixels) are compared as fractions of the image. With `strict_boxes` a predicted box
     whose corners are not in order overlaps nothing.
     """
-    sizes = [(len(truth.ids), len(scene.ids)) for truth, scene in zip(truths, scenes, strict=True)]
+    sizes = [(len(truth.objects), len(scene.objects)) for truth, scene in zip(truths, scenes, strict=True)]
 
     def match(part: slice, pairs: _Pairs) -> Matches:
         true_boxes = _relative_boxes(truths[part], image_sizes[part])
         boxes = _relative_boxes(scenes[part], image_sizes[part])
-        improper = (boxes[:, 0] >= boxes[:, 2]) | (boxes[:, 1] >= boxes[:, 3])  # [N]
+        improper = (boxes[0] >= boxes[2]) | (boxes[1] >= boxes[3])  # [N]
 
         def overlaps(name: str) -> Floats:
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                values = OVERLAPS[name](true_boxes[pairs.true_flat], boxes[pairs.predicted_flat])
-            if strict_boxes:
-                values[improper[pairs.predicted_flat]] = 0.0
-            return np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+                values = OVERLAPS[name](true_boxes.take(pairs.true_flat, 1).T, boxes.take(pairs.predicted_flat, 1).T)
+            if strict_boxes and improper.any():
+                values[improper.take(pairs.predicted_flat)] = 0.0
+            return np.where(np.isfinite(values), values, 0.0)
 
         reported = overlaps(overlap)
         in_cost = reported if matching_overlap in (None, overlap) else overlaps(matching_overlap)
@@ -274,12 +277,13 @@ def match_relations(truths: Sequence[SceneGraph], scenes: Sequence[SceneGraph]) 
     The similarity of two relations is 0.3 subject + 0.4 predicate + 0.3 object similarity, by labels; it is
     reported as `similarity` and, cut at 0, as `overlap`.
     """
-    sizes = [(len(truth.relationships), len(scene.relationships)) for truth, scene in zip(truths, scenes, strict=True)]
+    sizes = [(len(truth.relations), len(scene.relations)) for truth, scene in zip(truths, scenes, strict=True)]
 
     def match(part: slice, pairs: _Pairs) -> Matches:
         similarity = np.zeros(len(pairs.scene))
-        for part_name, weight in TRIPLE_WEIGHTS.items():
-            true, predicted = _words(truths[part], part_name), _words(scenes[part], part_name)
+        for place, weight in TRIPLE_WEIGHTS.items():
+            true = [getattr(relation, place) for truth in truths[part] for relation in truth.relations]
+            predicted = [getattr(relation, place) for scene in scenes[part] for relation in scene.relations]
             similarity += weight * _pair_similarity(true, predicted, pairs)
         best = _cheapest(pairs, -similarity)
         found = similarity[best]
@@ -289,17 +293,13 @@ def match_relations(truths: Sequence[SceneGraph], scenes: Sequence[SceneGraph]) 
 
 
 def _relative_boxes(scenes: Sequence[SceneGraph], image_sizes: Sequence[tuple[int, int]]) -> Floats:
-    """Returns the boxes of all scenes as fractions of their images. [N, 4]"""
-    boxes = np.array([*chain.from_iterable(scene.coordinates for scene in scenes)], dtype=np.float64)
+    """Returns the boxes of all scenes as fractions of their images, one row a coordinate. [4, N]"""
+    counts = [len(scene.objects) for scene in scenes]
+    numbers = chain.from_iterable([item.bbox for scene in scenes for item in scene.objects])
+    boxes = np.fromiter(numbers, dtype=np.float64, count=4 * sum(counts)).reshape(-1, 4)
     units = np.array(image_sizes, dtype=np.float64)  # [S, 2]
-    return boxes.reshape(-1, 4) / np.tile(
-        np.repeat(units.reshape(-1, 2), [len(scene.ids) for scene in scenes], axis=0), 2
-    )
+    return np.ascontiguousarray((boxes / np.tile(np.repeat(units, counts, axis=0), 2)).T)
 
 
 def _ids(scenes: Sequence[SceneGraph]) -> list[str]:
-    return [*chain.from_iterable(scene.ids for scene in scenes)]
-
-
-def _words(scenes: Sequence[SceneGraph], key: str) -> list[str]:
-    return [item[key] for scene in scenes for item in scene.relationships]
+    return [item.id for scene in scenes for item in scene.objects]

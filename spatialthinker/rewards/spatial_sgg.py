@@ -6,7 +6,6 @@ Source: SpatialThinker, https://arxiv.org/abs/2511.07403, method section on the 
 code differ, the released code decides.
 """
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spatialthinker.matching import LABEL_COST, OVERLAP_COST, match_objects, match_relations
+from spatialthinker.prompts import parse_image_size
 from spatialthinker.response import SECTIONS, Response, parse_response, section
 from spatialthinker.rewards.accuracy import is_same_text
 from spatialthinker.rewards.record import RewardInput
@@ -31,8 +31,6 @@ RELATION_COUNT_WEIGHT = 0.3
 
 RELATION_WEIGHT = 0.0
 """Share of the relation similarity in the spatial term; the released code computes it without effect."""
-
-_IMAGE_SIZE = re.compile(r"Image size: \((\d+) x (\d+)\)")
 
 
 class _Truth(NamedTuple):
@@ -61,10 +59,10 @@ def _truth(ground_truth: str) -> _Truth:
 
 
 def _image_size(problem: str) -> tuple[int, int]:
-    match = _IMAGE_SIZE.search(problem)
-    if match is None or not int(match[1]) or not int(match[2]):
-        raise ValueError(f"the problem has no line 'Image size: (W x H)' with W, H > 0: {problem[:200]!r}")
-    return int(match[1]), int(match[2])
+    width, height = parse_image_size(problem)
+    if not width or not height:
+        raise ValueError(f"the problem states an image of {width} x {height} pixels")
+    return width, height
 
 
 def format_failure(response: str) -> str | None:
@@ -143,15 +141,15 @@ def spatial_sgg(
     spatial = dict(zip(rated, scores, strict=True))
     results = []
     for i, (truth, (scene, is_right)) in enumerate(zip(truths, parsed, strict=True)):
-        terms = {
-            "format": float(scene is not None),
-            "count": _count_score(scene, truth.scene, object_count_weight, relation_count_weight),
-            "accuracy": float(is_right),
-            "spatial_score": spatial.get(i, 0.0),
-        }
-        weights = (format_weight, count_weight, accuracy_weight, spatial_weight)
-        overall = sum(weight * term for weight, term in zip(weights, terms.values(), strict=True))
-        results.append({"overall": overall, **terms})
+        formatted = 0.0 if scene is None else 1.0
+        count = _count_score(scene, truth.scene, object_count_weight, relation_count_weight)
+        accuracy = 1.0 if is_right else 0.0
+        score = spatial.get(i, 0.0)
+        overall = format_weight * formatted + count_weight * count + accuracy_weight * accuracy
+        overall += spatial_weight * score
+        results.append(
+            {"overall": overall, "format": formatted, "count": count, "accuracy": accuracy, "spatial_score": score}
+        )
     return results
 
 
@@ -168,10 +166,10 @@ def _parse(response: str, truth: _Truth, format_gate: bool) -> _Parsed:
 def _count_score(scene: SceneGraph | None, truth: SceneGraph, object_weight: float, relation_weight: float) -> float:
     if scene is None or not scene.has_objects_key:
         return 0.0
-    objects = _closeness(len(scene.ids), len(truth.ids))
-    if not truth.relationships:
+    objects = _closeness(len(scene.objects), len(truth.objects))
+    if not truth.relations:
         return objects
-    return object_weight * objects + relation_weight * _closeness(len(scene.relationships), len(truth.relationships))
+    return object_weight * objects + relation_weight * _closeness(len(scene.relations), len(truth.relations))
 
 
 def _closeness(predicted: int, true: int) -> float:
@@ -189,7 +187,9 @@ def _spatial_scores(
     matches = match_objects(truths, scenes, image_sizes, **matching_options)
     sums = np.bincount(matches.scene, weights=matches.overlap, minlength=len(truths)).tolist()
     scores = [
-        min(max(total / len(truth.ids), 0.0), 1.0) if truth.ids else float(bool(truth.relationships) or not scene.ids)
+        min(max(total / len(truth.objects), 0.0), 1.0)
+        if truth.objects
+        else float(bool(truth.relations) or not scene.objects)
         for total, truth, scene in zip(sums, truths, scenes, strict=True)
     ]
     if not relation_weight:
@@ -197,8 +197,8 @@ def _spatial_scores(
     relations = match_relations(truths, scenes)
     sums = np.bincount(relations.scene, weights=relations.overlap, minlength=len(truths)).tolist()
     return [
-        (1.0 - relation_weight) * score + relation_weight * min(total / len(truth.relationships), 1.0)
-        if truth.relationships
+        (1.0 - relation_weight) * score + relation_weight * min(total / len(truth.relations), 1.0)
+        if truth.relations
         else score
         for score, total, truth in zip(scores, sums, truths, strict=True)
     ]
