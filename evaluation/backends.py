@@ -169,6 +169,7 @@ class VllmBackend:
             max_model_len=-1,  # the model's own length, or what fits into the cache
             limit_mm_per_prompt={"image": options.images_per_prompt, "video": 0},
             mm_processor_cache_gb=0,  # every image is seen once
+            enforce_eager=not has_gpu,
             disable_log_stats=True,
         )
         defaults = self.llm.model_config.get_diff_sampling_param()
@@ -199,7 +200,6 @@ class VllmBackend:
                     yield sample, Answer(error=str(error))
             for output in engine.step() if in_flight else ():
                 if output.finished:
-                    # The engine may have added a suffix of its own to the id it was given.
                     sample, request = in_flight.pop(output.request_id)
                     yield sample, _read_output(output, request)
 
@@ -207,7 +207,7 @@ class VllmBackend:
         images = {"image": request.images}
         prompt: Any = {"prompt": render_chat(self.processor, request), "multi_modal_data": images}
         (request_id,) = self.llm.enqueue(prompt, self.sampling, use_tqdm=False)
-        return request_id
+        return request_id.partition("-")[0]  # outputs come back without the engine's own random suffix
 
 
 def _read_output(output: Any, request: Request) -> Answer:
@@ -227,6 +227,7 @@ def _set_engine_environment(has_gpu: bool) -> None:
 
     settings = {"VLLM_LOGGING_LEVEL": "WARNING"}
     if not has_gpu:
+        settings["VLLM_LOGGING_LEVEL"] = "ERROR"  # at WARNING the CPU engine writes two lines a request
         # One process on all cores: a second one, its own thread binding and the large default cache are for servers.
         settings["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         settings["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"

@@ -39,7 +39,10 @@ from spatialthinker.synthetic import generate
 
 # B images of a batch, L tokens of prompt and reply; an image is 64 patches and 16 cells (= image tokens).
 WARM_UP_STEPS = 200
-IMAGE_WORDS = "left right up down above below top bottom center yes no larger smaller same touching apart covering covered A B C D"
+IMAGE_WORDS = (
+    *"A B C D yes no left right up down above below top bottom center".split(),
+    *"larger smaller same touching apart covering covered".split(),
+)
 
 
 def patchify(pixels: Tensor, mean: list[float], std: list[float]) -> Tensor:
@@ -64,7 +67,7 @@ def see(visual: Any, patches: Tensor) -> Tensor:
     side = int(count**0.5)
     grid = torch.tensor([[1, side, side]], device=patches.device)
     cos, sin = visual.rotary_pos_emb(patches, get_vision_position_ids(grid, visual.spatial_merge_size))
-    hidden = visual.patch_embed(patches.reshape(batch * count, -1)).view(batch, count, -1)
+    hidden = F.linear(patches, visual.patch_embed.proj.weight.flatten(1))  # its kernel is one patch: no convolution
     for block in visual.blocks:
         attention = block.attn
         qkv = attention.qkv(block.norm1(hidden)).view(batch, count, 3, attention.num_heads, -1)
@@ -114,7 +117,7 @@ class CellHead(nn.Module):
 
 def token_weights(tokenizer: Any, weight: float, device: torch.device) -> Tensor:
     """The loss weight of every token id: `weight` for what depends on the image, 1 for the rest."""
-    words = {*COLOURS, *KINDS, *IMAGE_WORDS.split()}
+    words = {*COLOURS, *KINDS, *IMAGE_WORDS}
     ids = [i for text, i in tokenizer.get_vocab().items() if text.lstrip("Ġ") in words or text.isdigit()]
     weights = torch.ones(len(tokenizer), device=device)
     weights[ids] = weight

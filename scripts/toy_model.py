@@ -117,7 +117,8 @@ def build_tokenizer(rows: int = 6000):
 
 def build_processor(tokenizer):
     """Qwen2.5-VL's processor around the tokenizer; images keep their size up to four times the toy's own."""
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
     size = {"shortest_edge": 56 * 56, "longest_edge": 4 * IMAGE_PX * IMAGE_PX}
     return Qwen2_5_VLProcessor(
