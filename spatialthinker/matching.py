@@ -297,7 +297,7 @@ def _relative_boxes(scenes: Sequence[SceneGraph], image_sizes: Sequence[tuple[in
     counts = [len(scene.objects) for scene in scenes]
     numbers = chain.from_iterable([item.bbox for scene in scenes for item in scene.objects])
     boxes = np.fromiter(numbers, dtype=np.float64, count=4 * sum(counts)).reshape(-1, 4)
-    units = np.array(image_sizes, dtype=np.float64)  # [S, 2]
+    units = np.array(image_sizes, dtype=np.float64).reshape(-1, 2)  # [S, 2]
     return np.ascontiguousarray((boxes / np.tile(np.repeat(units, counts, axis=0), 2)).T)
 
 
