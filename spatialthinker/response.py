@@ -5,17 +5,17 @@ the length of the text, whatever it holds.
 """
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 SECTIONS = ("observe", "scene", "think", "answer")
 """The tags of a full response in the order the prompt asks for."""
 
+_TAGS = tuple((f"<{tag}>", f"</{tag}>") for tag in SECTIONS)
 _SEAMS = tuple(re.compile(rf"</{a}>\s*<{b}>") for a, b in zip(SECTIONS, SECTIONS[1:], strict=False))
 _THINK_ANSWER_SEAM = re.compile(r"</think>\s*<answer>")
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """The text of each section's first pair of tags; None when there is no such pair."""
 
     observe: str | None
@@ -26,23 +26,22 @@ class Response:
 
 def section(text: str, tag: str) -> str | None:
     """Returns the text between the first `<tag>` and the `</tag>` after it, or None."""
-    start = text.find(f"<{tag}>")
+    return _between(text, f"<{tag}>", f"</{tag}>")
+
+
+def _between(text: str, opening: str, closing: str) -> str | None:
+    start = text.find(opening)
     if start < 0:
         return None
-    start += len(tag) + 2
-    end = text.find(f"</{tag}>", start)
+    start += len(opening)
+    end = text.find(closing, start)
     return None if end < 0 else text[start:end]
 
 
 def parse_response(text: str) -> Response:
     """Returns the sections of a response; the answer comes without surrounding blanks."""
-    answer = section(text, "answer")
-    return Response(
-        section(text, "observe"),
-        section(text, "scene"),
-        section(text, "think"),
-        None if answer is None else answer.strip(),
-    )
+    observe, scene, think, answer = [_between(text, *pair) for pair in _TAGS]
+    return Response(observe, scene, think, None if answer is None else answer.strip())
 
 
 def is_think_answer(text: str) -> bool:

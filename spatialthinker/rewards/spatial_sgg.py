@@ -6,19 +6,18 @@ Source: SpatialThinker, https://arxiv.org/abs/2511.07403, method section on the 
 code differ, the released code decides.
 """
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from spatialthinker.geometry import OVERLAPS
-from spatialthinker.matching import assign, label_similarity
-from spatialthinker.response import SECTIONS, section
+from spatialthinker.matching import LABEL_COST, OVERLAP_COST, match_objects, match_relations
+from spatialthinker.prompts import parse_image_size
+from spatialthinker.response import SECTIONS, Response, parse_response, section
 from spatialthinker.rewards.accuracy import is_same_text
 from spatialthinker.rewards.record import RewardInput
-from spatialthinker.scene_graph import SceneFormatError, SceneGraph, label_of, load_scene
+from spatialthinker.scene_graph import SceneFormatError, SceneGraph, load_scene
 
 FORMAT_WEIGHT = 0.1
 COUNT_WEIGHT = 0.2
@@ -30,14 +29,8 @@ OBJECT_COUNT_WEIGHT = 0.7
 RELATION_COUNT_WEIGHT = 0.3
 """Shares of objects and relations in the count term, the best of the paper's ablation."""
 
-LABEL_COST = 2.0
-OVERLAP_COST = 1.0
-"""Weights of label and box in the matching cost."""
-
-TRIPLE_WEIGHTS = (0.3, 0.4, 0.3)
-"""Weights of subject, predicate and object in the similarity of two relations (released code)."""
-
-_IMAGE_SIZE = re.compile(r"Image size: \((\d+) x (\d+)\)")
+RELATION_WEIGHT = 0.0
+"""Share of the relation similarity in the spatial term; the released code computes it without effect."""
 
 
 class _Truth(NamedTuple):
@@ -53,7 +46,7 @@ def check_ground_truth(ground_truth: str, problem: str) -> None:
     _image_size(problem)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=2048)
 def _truth(ground_truth: str) -> _Truth:
     try:
         scene = load_scene(section(ground_truth, "scene"), is_reference=True)
@@ -66,10 +59,10 @@ def _truth(ground_truth: str) -> _Truth:
 
 
 def _image_size(problem: str) -> tuple[int, int]:
-    match = _IMAGE_SIZE.search(problem)
-    if match is None or not int(match[1]) or not int(match[2]):
-        raise ValueError(f"the problem has no line 'Image size: (W x H)' with W, H > 0: {problem[:200]!r}")
-    return int(match[1]), int(match[2])
+    width, height = parse_image_size(problem)
+    if not width or not height:
+        raise ValueError(f"the problem states an image of {width} x {height} pixels")
+    return width, height
 
 
 def format_failure(response: str) -> str | None:
@@ -78,22 +71,28 @@ def format_failure(response: str) -> str | None:
     missing_<tag>, repeated_<tag>, scene_too_long, scene_not_json, scene_not_object, objects_not_list, bad_object,
     bad_id, duplicate_id, bad_box, bad_number, relationships_not_list, bad_relation.
     """
-    scene = _formatted_scene(response)
+    scene = _formatted_scene(response, parse_response(response))
     return scene if isinstance(scene, str) else None
 
 
-def _formatted_scene(response: str) -> SceneGraph | str:
+def _formatted_scene(response: str, sections: Response) -> SceneGraph | str:
     """Returns the scene of a response in the right format, else the reason of its failure."""
-    for tag in SECTIONS:
-        if section(response, tag) is None:
-            return f"missing_{tag}"
+    if None in sections:
+        return f"missing_{SECTIONS[sections.index(None)]}"
     for tag in SECTIONS:
         if response.count(f"<{tag}>") != 1:
             return f"repeated_{tag}"
     try:
-        return load_scene(section(response, "scene"))
+        return load_scene(sections.scene_text)
     except SceneFormatError as error:
         return error.reason
+
+
+class _Parsed(NamedTuple):
+    """What one response holds: its scene (None unless the format is right) and whether its answer is right."""
+
+    scene: SceneGraph | None
+    is_right: bool
 
 
 def spatial_sgg(
@@ -105,56 +104,101 @@ def spatial_sgg(
     spatial_weight: float = SPATIAL_WEIGHT,
     object_count_weight: float = OBJECT_COUNT_WEIGHT,
     relation_count_weight: float = RELATION_COUNT_WEIGHT,
+    relation_weight: float = RELATION_WEIGHT,
+    format_gate: bool = True,
+    accuracy_gate: bool = True,
+    label_cost: float = LABEL_COST,
+    overlap_cost: float = OVERLAP_COST,
     overlap: str = "ciou",
+    matching_overlap: str | None = None,
     strict_boxes: bool = True,
 ) -> list[dict[str, float]]:
-    """Returns overall, format, count, accuracy and spatial_score of each response."""
+    """Returns overall, format, count, accuracy and spatial_score of each response.
+
+    format: `format_failure` finds nothing. count: object_count_weight * closeness of the numbers of objects
+    + relation_count_weight * closeness of the numbers of relations, the former alone where the ground truth has no
+    relations; closeness = max(0, 1 - |predicted - true| / max(true, 1)). accuracy: `is_same_text`. spatial: mean over
+    the true objects of the overlap with their match, 0 for an unmatched one (see matching.match_objects), mixed
+    with the relations' mean similarity by `relation_weight`.
+
+    format_gate: without the format every term is 0. accuracy_gate: without the right answer the spatial term is 0.
+    Raises ValueError for a ground truth or problem that check_ground_truth refuses, never for a response.
+    """
+    truths = [_truth(item.ground_truth) for item in inputs]
+    parsed = [_parse(item.response, truth, format_gate) for item, truth in zip(inputs, truths, strict=True)]
+    rated = [i for i, (scene, is_right) in enumerate(parsed) if scene is not None and (is_right or not accuracy_gate)]
+    scores = _spatial_scores(
+        [truths[i].scene for i in rated],
+        [scene for i in rated if (scene := parsed[i].scene) is not None],
+        [_image_size(inputs[i].problem) for i in rated],
+        relation_weight,
+        label_cost=label_cost,
+        overlap_cost=overlap_cost,
+        overlap=overlap,
+        matching_overlap=matching_overlap,
+        strict_boxes=strict_boxes,
+    )
+    spatial = dict(zip(rated, scores, strict=True))
     results = []
-    for item in inputs:
-        truth = _truth(item.ground_truth)
-        scene = _formatted_scene(item.response)
-        if isinstance(scene, str):
-            results.append(dict.fromkeys(("overall", "format", "count", "accuracy", "spatial_score"), 0.0))
-            continue
+    for i, (truth, (scene, is_right)) in enumerate(zip(truths, parsed, strict=True)):
+        formatted = 0.0 if scene is None else 1.0
         count = _count_score(scene, truth.scene, object_count_weight, relation_count_weight)
-        accuracy = float(is_same_text(section(item.response, "answer"), truth.answer))
-        spatial = (
-            _spatial_score(scene, truth.scene, _image_size(item.problem), overlap, strict_boxes) if accuracy else 0.0
-        )
-        overall = format_weight + count_weight * count + accuracy_weight * accuracy + spatial_weight * spatial
+        accuracy = 1.0 if is_right else 0.0
+        score = spatial.get(i, 0.0)
+        overall = format_weight * formatted + count_weight * count + accuracy_weight * accuracy
+        overall += spatial_weight * score
         results.append(
-            {"overall": overall, "format": 1.0, "count": count, "accuracy": accuracy, "spatial_score": spatial}
+            {"overall": overall, "format": formatted, "count": count, "accuracy": accuracy, "spatial_score": score}
         )
     return results
 
 
-def _count_score(scene: SceneGraph, truth: SceneGraph, object_weight: float, relation_weight: float) -> float:
-    if not scene.has_objects_key:
+def _parse(response: str, truth: _Truth, format_gate: bool) -> _Parsed:
+    sections = parse_response(response)
+    scene = _formatted_scene(response, sections)
+    if isinstance(scene, str):
+        if format_gate:
+            return _Parsed(None, False)
+        scene = None
+    return _Parsed(scene, is_same_text(sections.answer, truth.answer))
+
+
+def _count_score(scene: SceneGraph | None, truth: SceneGraph, object_weight: float, relation_weight: float) -> float:
+    if scene is None or not scene.has_objects_key:
         return 0.0
-    objects = _closeness(len(scene.ids), len(truth.ids))
-    if not truth.triples:
+    objects = _closeness(len(scene.objects), len(truth.objects))
+    if not truth.relations:
         return objects
-    return object_weight * objects + relation_weight * _closeness(len(scene.triples), len(truth.triples))
+    return object_weight * objects + relation_weight * _closeness(len(scene.relations), len(truth.relations))
 
 
 def _closeness(predicted: int, true: int) -> float:
-    """Returns max(0, 1 - |predicted - true| / max(true, 1))."""
     return max(0.0, 1.0 - abs(predicted - true) / max(true, 1))
 
 
-def _spatial_score(
-    scene: SceneGraph, truth: SceneGraph, size: tuple[int, int], overlap: str, strict_boxes: bool
-) -> float:
-    if not truth.ids:
-        return float(bool(truth.triples) or not scene.ids)
-    if not scene.ids:
-        return 0.0
-    unit = np.array([*size, *size], dtype=np.float64)
-    true_boxes = np.array(truth.boxes, dtype=np.float64) / unit
-    boxes = np.array(scene.boxes, dtype=np.float64) / unit
-    overlaps = OVERLAPS[overlap](true_boxes[:, None], boxes[None])
-    if strict_boxes:
-        overlaps[:, (boxes[:, 0] >= boxes[:, 2]) | (boxes[:, 1] >= boxes[:, 3])] = 0.0
-    similarity = label_similarity([label_of(i) for i in truth.ids], [label_of(i) for i in scene.ids])
-    rows, columns = assign(LABEL_COST * (1.0 - similarity) + OVERLAP_COST * (1.0 - overlaps))
-    return float(np.clip(overlaps[rows, columns].sum() / len(truth.ids), 0.0, 1.0))
+def _spatial_scores(
+    truths: list[SceneGraph],
+    scenes: list[SceneGraph],
+    image_sizes: list[tuple[int, int]],
+    relation_weight: float,
+    **matching_options: Any,
+) -> list[float]:
+    """Returns each scene's spatial term in [0, 1]."""
+    matches = match_objects(truths, scenes, image_sizes, **matching_options)
+    sums = np.bincount(matches.scene, weights=matches.overlap, minlength=len(truths)).tolist()
+    scores = [
+        min(max(total / len(truth.objects), 0.0), 1.0)
+        if truth.objects
+        else float(bool(truth.relations) or not scene.objects)
+        for total, truth, scene in zip(sums, truths, scenes, strict=True)
+    ]
+    if not relation_weight:
+        return scores
+    relations = match_relations(truths, scenes)
+    sums = np.bincount(relations.scene, weights=relations.overlap, minlength=len(truths)).tolist()
+    return [
+        (1.0 - relation_weight) * score + relation_weight * min(total / len(truth.relations), 1.0)
+        if truth.relations
+        else score
+        for score, total, truth in zip(scores, sums, truths, strict=True)
+    ]

@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from verl import checkpoint
+
+
+def write(root, step):
+    folder = checkpoint.begin(root, step)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    checkpoint.save_shards(folder / "actor", model, optimizer)
+    return checkpoint.finish(folder, {"global_step": step}), model, optimizer
+
+
+def test_a_finished_checkpoint_is_found_and_read_back(tmp_path):
+    write(tmp_path, 1)
+    folder, model, optimizer = write(tmp_path, 2)
+    assert checkpoint.find_latest(tmp_path) == folder
+    assert checkpoint.read_trainer_state(folder) == {"global_step": 2}
+    other = torch.nn.Linear(3, 2)
+    other_optimizer = torch.optim.AdamW(other.parameters())
+    checkpoint.load_shards(folder / "actor", other, other_optimizer)
+    assert torch.equal(other.weight, model.weight)
+    key = other.weight
+    assert torch.equal(other_optimizer.state[key]["exp_avg"], optimizer.state[model.weight]["exp_avg"])
+
+
+def test_a_half_written_checkpoint_is_never_loaded(tmp_path):
+    old, _, _ = write(tmp_path, 1)
+    new, _, _ = write(tmp_path, 2)
+    shard = next((new / "actor").glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="the checkpoint is damaged"):
+        checkpoint.check(new)
+    assert checkpoint.find_latest(tmp_path) == old
+    (new / checkpoint.MANIFEST).unlink()
+    with pytest.raises(ValueError, match="not written to its end"):
+        checkpoint.check(new)
+    checkpoint.begin(tmp_path, 3)  # a run killed while it wrote
+    assert checkpoint.find_latest(tmp_path) == old
+
+
+def test_prune_keeps_the_newest_and_whatever_is_no_checkpoint(tmp_path):
+    for step in (1, 2, 10):
+        write(tmp_path, step)
+    (tmp_path / "global_step_10_backup").mkdir()
+    checkpoint.begin(tmp_path, 11)
+    checkpoint.prune(tmp_path, keep=0)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "global_step_1",
+        "global_step_2",
+        "global_step_10",
+        "global_step_10_backup",
+    }
+    checkpoint.prune(tmp_path, keep=2)
+    assert {p.name for p in tmp_path.iterdir()} == {"global_step_2", "global_step_10", "global_step_10_backup"}
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert checkpoint.find_latest(tmp_path / "nothing") is None

@@ -1,0 +1,210 @@
+"""The configuration: defaults, sources and their precedence, and one error for all faults."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import pickle
+
+import pytest
+
+import verl.config
+from verl.config import Config, ConfigError, config_to_dict
+from verl.config_checks import check_config
+from verl.config_loading import load_config
+
+SMALL = [
+    "data.max_prompt_length=64",
+    "data.max_response_length=32",
+    "data.rollout_batch_size=8",
+    "worker.actor.global_batch_size=4",
+    "trainer.n_gpus_per_node=2",
+]
+
+
+def faults_of(*argv: str, **kwargs) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config([*SMALL, *argv], **kwargs)
+    return caught.value.faults
+
+
+def test_the_defaults_are_the_papers_run():
+    config = load_config([])
+    assert (config.data.rollout_batch_size, config.worker.actor.global_batch_size, config.worker.rollout.n) == (
+        512,
+        128,
+        8,
+    )
+    assert (config.data.max_prompt_length, config.data.max_response_length) == (6144, 2048)
+    assert config.worker.actor.optim.lr == 1e-6 and config.trainer.max_steps == 75 and config.num_ranks == 4
+    assert config.algorithm.kl_coef == 1e-2 and config.algorithm.kl_penalty == "low_var_kl"
+    assert config.trainer.save_checkpoint_path.endswith("checkpoints/spatialthinker/spatialthinker_3b_grpo")
+
+
+def test_the_command_line_wins_over_the_file_and_dictionaries_are_merged(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "data: {rollout_batch_size: 16, seed: 7}\n"
+        "worker:\n  rollout: {val_override_config: {temperature: 0.6, top_p: 0.95}}\n"
+        "trainer: {experiment_name: from_file}\n"
+    )
+    config = load_config(
+        [*SMALL, f"config={file}", "data.rollout_batch_size=12", 'worker.rollout.val_override_config={"n": 4}']
+    )
+    assert config.data.rollout_batch_size == 12 and config.data.seed == 7
+    assert config.worker.rollout.val_override_config == {"temperature": 0.6, "top_p": 0.95, "n": 4}
+    assert config.trainer.save_checkpoint_path.endswith("spatialthinker/from_file")
+
+
+@pytest.mark.parametrize(
+    ("argument", "section", "name", "value"),
+    [
+        ("worker.actor.optim.betas=[0.9,0.95]", "worker.actor.optim", "betas", (0.9, 0.95)),
+        ("worker.actor.optim.lr=1", "worker.actor.optim", "lr", 1.0),
+        ("worker.actor.fsdp.torch_dtype=float32", "worker.actor.fsdp", "torch_dtype", "fp32"),
+        ("worker.actor.fsdp.torch_dtype=null", "worker.actor.fsdp", "torch_dtype", "fp32"),
+        ("trainer.max_steps=null", "trainer", "max_steps", None),
+        ("trainer.logger=[console]", "trainer", "logger", ("console",)),
+        ("algorithm.disable_kl=yes", "algorithm", "disable_kl", True),
+        ("data.train_files=owner/name@part", "data", "train_files", "owner/name@part"),
+    ],
+)
+def test_values_are_yaml_of_the_annotated_type(argument, section, name, value):
+    record = load_config([*SMALL, argument])
+    for part in section.split("."):
+        record = getattr(record, part)
+    assert getattr(record, name) == value
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("data.rollout_batchsize=16", ["data.rollout_batchsize", "unknown key", "data.rollout_batch_size"]),
+        ("trainer.temperature=2", ["trainer.temperature", "worker.rollout.temperature"]),
+        ("data.rollout_batch_size=8.0", ["data.rollout_batch_size = 8.0", "whole number"]),
+        ("data.shuffle=maybe", ["data.shuffle", "true or false"]),
+        ("data.seed=true", ["data.seed", "whole number"]),
+        ("data.prompt_key=12", ["data.prompt_key = 12", "quote"]),
+        ("data.prompt_key=null", ["data.prompt_key", "text"]),
+        ("data=4", ["data = 4", "section"]),
+        ("data.seed", ["data.seed", "key=value"]),
+        ("data.train_files=@train", ["data.train_files = '@train'", "quotes"]),
+        ("config=no/such.yaml", ["no/such.yaml", "cannot be read"]),
+        ("trainer.logger=console", ["trainer.logger", "[console]"]),
+        ("trainer.logger=[console,wandbb]", ["trainer.logger", "console, file, tensorboard"]),
+        ("trainer.logger=[]", ["trainer.logger", "at least one"]),
+        ("algorithm.adv_estimator=gae2", ["algorithm.adv_estimator", "grpo"]),
+        ("algorithm.kl_penalty=k3", ["algorithm.kl_penalty", "low_var_kl"]),
+        ("worker.actor.optim.betas=[0.9]", ["worker.actor.optim.betas", "2 values"]),
+        ("worker.actor.optim.betas=[0.9,1.0]", ["worker.actor.optim.betas", "below 1"]),
+        ("worker.actor.optim.lr=.inf", ["worker.actor.optim.lr", "finite"]),
+        ("worker.rollout.n=1", ["got a group of 1; raise worker.rollout.n"]),
+        ("worker.rollout.temperature=0", ["worker.rollout.temperature = 0", "above 0"]),
+        ("worker.rollout.top_p=0", ["worker.rollout.top_p", "at most 1"]),
+        ("worker.rollout.max_num_batched_tokens=95", ["max_num_batched_tokens = 95", "96"]),
+        ("worker.rollout.max_model_len=95", ["max_model_len = 95", "96"]),
+        ("worker.rollout.max_model_len=9000", ["max_num_batched_tokens = 8192", "9000", "enable_chunked_prefill"]),
+        ("worker.rollout.tensor_parallel_size=4", ["tensor_parallel_size = 4", "= 2"]),
+        ("worker.rollout.val_override_config={temperature: 0, n: 2}", ["val_override_config.n = 2", "temperature 0"]),
+        ("worker.rollout.val_override_config={temprature: 0}", ["temprature", "unknown key"]),
+        ("worker.rollout.val_override_config={n: 0}", ["val_override_config.n = 0", "at least 1"]),
+        ("worker.actor.global_batch_size=3", ["data.rollout_batch_size = 8", "global_batch_size = 3"]),
+        ("worker.actor.clip_ratio_low=1", ["worker.actor.clip_ratio_low = 1", "below 1"]),
+        ("worker.actor.clip_ratio_dual=1", ["worker.actor.clip_ratio_dual = 1", "above 1"]),
+        ("data.min_pixels=5000000", ["data.min_pixels = 5000000", "data.max_pixels = 4194304"]),
+        ("algorithm.use_kl_loss=false", ["algorithm.use_kl_loss", "disable_kl=true"]),
+        ("trainer.load_checkpoint_path=runs/step_5", ["load_checkpoint_path", "global_step_N"]),
+        ("trainer.load_checkpoint_path=runs/global_step_5", ["load_checkpoint_path", "no such folder"]),
+        ("data.format_prompt=answer briefly", ["data.format_prompt", "no such file"]),
+        ("data.val_files=''", ["data.val_files", "correct it"]),
+        ("data.val_files=verl/typo", ["data.val_files", "correct it"]),
+        ("worker.actor.model.model_path=./missing", ["model_path", "correct it"]),
+        ("worker.actor.model.model_path=verl", ["model_path", "config.json"]),
+        ("worker.reward.reward_function=rewards.py", ["reward_function", "FILE.py:NAME"]),
+        ("worker.reward.reward_function=no_such.py:score", ["reward_function", "no_such.py"]),
+    ],
+)
+def test_a_fault_names_the_key_the_limit_and_the_knob(argument, words):
+    faults = faults_of(argument)
+    fault = next(fault for fault in faults if words[0] in fault)
+    assert all(word in fault for word in words), fault
+
+
+def test_all_faults_are_reported_together_and_none_follows_from_another():
+    faults = faults_of(
+        "data.rollout_batch_size=x",
+        "data.sed=1",
+        "worker.rollout.n=1",
+        "trainer.nnodes=0",
+        "algorithm.use_kl_loss=false",
+    )
+    assert [fault.split(" = ")[0] for fault in faults] == [
+        "data.rollout_batch_size",
+        "data.sed",
+        "trainer.nnodes",
+        "worker.rollout.n",
+        "algorithm.use_kl_loss",
+    ]
+
+
+def test_ranks_must_share_batches_evenly():
+    faults = faults_of("trainer.n_gpus_per_node=3")
+    assert [fault.split(" = ")[0] for fault in faults] == ["data.rollout_batch_size", "worker.actor.global_batch_size"]
+    assert all("trainer.n_gpus_per_node = 3" in fault for fault in faults)
+
+
+def test_the_reward_must_be_one_of_those_offered_unless_a_file_gives_it(tmp_path):
+    assert "r1v, math" in faults_of("worker.reward.score_function=r1", score_functions=("r1v", "math"))[0]
+    file = tmp_path / "own.py"
+    file.write_text("def score(inputs):\n    return [{'overall': 0.0} for _ in inputs]\n")
+    arguments = [*SMALL, "worker.reward.score_function=r1", f"worker.reward.reward_function={file}:score"]
+    assert load_config(arguments, score_functions=("r1v",)).worker.reward.reward_function == f"{file}:score"
+
+
+def test_keys_of_older_releases_are_taken_with_one_notice(caplog):
+    config = load_config([*SMALL, "trainer.total_episodes=3", "worker.actor.optim.warmup_style=cosine"])
+    assert config.trainer.total_epochs == 3 and config.worker.actor.optim.lr_scheduler_type == "cosine"
+    assert [record.getMessage().split()[0] for record in caplog.records] == [
+        "trainer.total_episodes",
+        "worker.actor.optim.warmup_style",
+    ]
+    assert "drop trainer.total_episodes" in faults_of("trainer.total_episodes=3", "trainer.total_epochs=4")[0]
+
+
+def test_existing_relative_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows").mkdir()
+    config = load_config(
+        [*SMALL, "data.train_files=rows@train", "data.val_files=rows", "trainer.save_checkpoint_path=out"]
+    )
+    assert config.data.train_files == f"{tmp_path}/rows@train" and config.data.val_files == f"{tmp_path}/rows"
+    assert config.trainer.save_checkpoint_path == f"{tmp_path}/out"
+    assert config.worker.actor.model.model_path == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+def test_the_configuration_is_frozen_travels_and_prints():
+    config = load_config(SMALL)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.data.seed = 2  # pyright: ignore[reportAttributeAccessIssue]
+    assert pickle.loads(pickle.dumps(config)) == config
+    plain = json.loads(json.dumps(config_to_dict(config)))
+    assert plain["worker"]["actor"]["optim"]["betas"] == [0.9, 0.999]
+    assert config_to_dict(config.trainer)["logger"] == ["console", "file", "tensorboard"]
+    error = pickle.loads(pickle.dumps(ConfigError(["a", "b"])))
+    assert error.faults == ["a", "b"] and "2 faults" in str(error)
+
+
+def test_a_config_made_in_code_is_checked_the_same_way():
+    check_config(Config())
+    with pytest.raises(ConfigError, match="n_gpus_per_node"):
+        check_config(dataclasses.replace(Config(), trainer=dataclasses.replace(Config().trainer, n_gpus_per_node=0)))
+
+
+def test_every_key_has_a_line_that_explains_it():
+    for node in ast.parse(inspect.getsource(verl.config)).body:
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+            for item, after in zip(node.body, [*node.body[1:], None], strict=True):
+                is_section = isinstance(item, ast.AnnAssign) and ast.unparse(item.annotation).endswith("Config")
+                if isinstance(item, ast.AnnAssign) and not is_section:
+                    documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                    assert documented, f"{node.name}.{ast.unparse(item.target)} has no line under it"

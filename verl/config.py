@@ -1,0 +1,262 @@
+"""The configuration: one frozen record per section.
+
+Names and meanings are EasyR1's; every default is the paper's run (SpatialThinker-3B, 75 steps on four GPUs).
+A key is here only when something reads it. `verl.config_loading` fills the records from a file and the command line,
+`verl.config_checks` says what is wrong between keys.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+TrainDtype = Literal["bf16", "fp32"]
+RolloutDtype = Literal["bf16", "fp16", "fp32"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train_files: str = "hunarbatra/STVQA-7K@train"
+    """Training rows: a folder, a parquet file or a hub name, with an optional `@split`."""
+    val_files: str = "hunarbatra/STVQA-7K@val"
+    """Validation rows, named as the training rows are."""
+    prompt_key: str = "problem"
+    """Column with the prompt text; one `<image>` in it per image."""
+    answer_key: str = "answer_option_text"
+    """Column with the ground truth that the reward is given."""
+    image_key: str = "images"
+    """Column with the image or images."""
+    max_prompt_length: int = 6144
+    """P: longest prompt in tokens, image tokens included."""
+    max_response_length: int = 2048
+    """R: longest response in tokens."""
+    rollout_batch_size: int = 512
+    """Prompts per training step."""
+    val_batch_size: int = 512
+    """Prompts per validation batch; -1 takes the whole validation set at once."""
+    format_prompt: str | None = None
+    """File with a Jinja template (variable `content`) that wraps the prompt; null leaves the prompt as it is."""
+    shuffle: bool = True
+    """Whether training rows are drawn in a random order, a new one each epoch."""
+    seed: int = 1
+    """Seed of that order."""
+    min_pixels: int | None = 262_144
+    """Smaller images are enlarged to this many pixels; null leaves them."""
+    max_pixels: int | None = 4_194_304
+    """Larger images are reduced to this many pixels; null leaves them."""
+    filter_overlong_prompts: bool = True
+    """Whether rows longer than max_prompt_length are dropped before training; otherwise one such row is an error."""
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    adv_estimator: Literal["grpo"] = "grpo"
+    """How scores become advantages."""
+    disable_kl: bool = False
+    """Whether to train without a reference model; wins over the other KL keys."""
+    use_kl_loss: bool = True
+    """Whether the divergence from the reference is a term of the loss."""
+    kl_penalty: Literal["kl", "abs", "mse", "low_var_kl", "chi2"] = "low_var_kl"
+    """Estimator of that divergence, see `verl.core_algos.compute_kl`."""
+    kl_coef: float = 1e-2
+    """Weight of that divergence."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    model_path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
+    """Folder or hub name of the model to train, with its tokenizer and processor."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
+    enable_gradient_checkpointing: bool = True
+    """Whether activations are computed again in the backward pass instead of kept."""
+    freeze_vision_tower: bool = False
+    """Whether the vision tower keeps its weights."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 1e-6
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    weight_decay: float = 1e-2
+    """Decoupled weight decay."""
+    strategy: Literal["adamw", "adamw_bf16"] = "adamw_bf16"
+    """`adamw`, or `adamw_bf16`: states in bf16 with Kahan compensation, for parameters kept in bf16."""
+    lr_warmup_ratio: float = 0.0
+    """Share of the training steps over which the rate rises linearly."""
+    lr_warmup_steps: int | None = None
+    """The same as a number of steps; wins over the ratio."""
+    lr_scheduler_type: Literal["constant", "cosine"] = "constant"
+    """Course of the rate after the rise."""
+    min_lr_ratio: float | None = None
+    """Floor of the cosine as a share of lr; null is 0."""
+
+
+@dataclass(frozen=True)
+class FSDPConfig:
+    torch_dtype: TrainDtype = "bf16"
+    """Type in which parameters are kept; null is fp32."""
+    mp_param_dtype: TrainDtype = "bf16"
+    """Type in which the forward and backward passes compute."""
+    mp_reduce_dtype: TrainDtype = "fp32"
+    """Type in which gradients are summed over ranks."""
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    global_batch_size: int = 128
+    """Prompts per optimizer step, over all ranks; each brings its `worker.rollout.n` responses."""
+    micro_batch_size_per_device_for_update: int = 4
+    """Sequences per forward and backward pass of a rank: its token budget is this times (P + R)."""
+    micro_batch_size_per_device_for_experience: int = 16
+    """The same for passes without gradients (old and reference log-probs)."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    clip_ratio_low: float = 0.2
+    """The probability ratio is clipped from below at 1 minus this."""
+    clip_ratio_high: float = 0.3
+    """The probability ratio is clipped from above at 1 plus this."""
+    clip_ratio_dual: float = 3.0
+    """With a negative advantage A the loss of a token is at most -A times this."""
+    loss_avg_mode: Literal["token"] = "token"
+    """`token`: every response token of the mini-batch counts the same."""
+    ppo_epochs: int = 1
+    """Passes over each rollout batch."""
+    shared_prompt: bool = True
+    """Whether the prompt is computed once per group instead of once per response."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    fsdp: FSDPConfig = field(default_factory=FSDPConfig)
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    score_function: str = "spatial_sgg"
+    """Name of a reward of the house."""
+    reward_function: str | None = None
+    """`FILE.py:NAME`, a reward of your own; wins over score_function."""
+    reward_function_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments given to the reward at every call."""
+    skip_special_tokens: bool = True
+    """Whether the reward reads the response without special tokens."""
+    num_processes: int = 4
+    """Processes that score responses."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    n: int = 8
+    """Responses per prompt: the size of a group."""
+    temperature: float = 1.0
+    """Sampling temperature; training log-probs are those of the same distribution."""
+    top_p: float = 1.0
+    """Nucleus sampling; training log-probs are those of the full distribution."""
+    top_k: int = -1
+    """Sample from this many likeliest tokens; -1 from all."""
+    seed: int = 1
+    """Seed of the engine."""
+    limit_images: int = 0
+    """Most images per prompt; 0 leaves the engine's own limit."""
+    dtype: RolloutDtype = "bf16"
+    """Type of the engine's weights."""
+    gpu_memory_utilization: float = 0.6
+    """Share of a GPU's memory that the engine may take."""
+    enforce_eager: bool = False
+    """Whether the engine does without CUDA graphs."""
+    enable_chunked_prefill: bool = False
+    """Whether long prompts are prefilled in pieces."""
+    tensor_parallel_size: int = 1
+    """GPUs that share one engine."""
+    max_model_len: int | None = None
+    """Longest prompt plus response the engine serves; null is P + R."""
+    max_num_batched_tokens: int = 8192
+    """Most tokens in one pass of the engine."""
+    max_num_seqs: int = 1024
+    """Most responses that the engine writes at the same time."""
+    disable_log_stats: bool = True
+    """Whether the engine keeps its statistics to itself."""
+    val_override_config: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.5, "n": 1})
+    """Sampling keys (n, temperature, top_p, top_k) that validation sets differently."""
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    total_epochs: int = 75
+    """Passes over the training rows, when max_steps does not end the run earlier."""
+    max_steps: int | None = 75
+    """Training steps; null trains total_epochs."""
+    project_name: str = "spatialthinker"
+    """Name under which loggers file several runs."""
+    experiment_name: str = "spatialthinker_3b_grpo"
+    """Name of this run."""
+    logger: tuple[Literal["console", "file", "tensorboard"], ...] = ("console", "file", "tensorboard")
+    """Where metrics go."""
+    nnodes: int = 1
+    """Machines."""
+    n_gpus_per_node: int = 4
+    """FSDP ranks per machine, on a CPU too."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where ranks compute; auto takes the GPUs when there are any."""
+    seed: int = 1
+    """Seed of everything that has no seed of its own."""
+    val_freq: int = 5
+    """Steps between validations; -1 validates only before and after training."""
+    val_before_train: bool = True
+    """Whether to validate before the first step."""
+    val_only: bool = False
+    """Whether to validate once and stop."""
+    val_generations_to_log: int = 3
+    """Validation samples written out each time."""
+    save_freq: int = 5
+    """Steps between checkpoints; -1 saves only after the last step."""
+    save_limit: int = 1
+    """Checkpoints kept, the newest ones; -1 keeps all."""
+    save_checkpoint_path: str = "checkpoints/{project_name}/{experiment_name}"
+    """Folder of the run's checkpoints and logs; the two names in braces are filled in."""
+    load_checkpoint_path: str | None = None
+    """Checkpoint folder `.../global_step_N` to start from; null lets find_last_checkpoint decide."""
+    find_last_checkpoint: bool = True
+    """Whether to go on from the newest complete checkpoint in save_checkpoint_path."""
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @property
+    def num_ranks(self) -> int:
+        """FSDP ranks over all machines."""
+        return self.trainer.nnodes * self.trainer.n_gpus_per_node
+
+
+class ConfigError(ValueError):
+    """Every fault found in a configuration, one line each."""
+
+    def __init__(self, faults: Sequence[str]):
+        self.faults = list(faults)
+        noun = "fault" if len(self.faults) == 1 else "faults"
+        super().__init__("\n  - ".join([f"{len(self.faults)} {noun} in the configuration:", *self.faults]))
+
+    def __reduce__(self):
+        return type(self), (self.faults,)
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """The configuration, or one section, as nested plain dictionaries and lists, ready for JSON or YAML."""
+    section = config if isinstance(config, dict) else dataclasses.asdict(config)
+    return {
+        key: config_to_dict(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
+        for key, value in section.items()
+    }

@@ -1,0 +1,252 @@
+"""`check_config`: what the types of the configuration cannot say, checked once before Ray starts, all faults together.
+
+Each fault names the key, its value, the limit and what to change.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from verl.config import Config, ConfigError
+
+_SAMPLING_LIMITS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
+    "n": (int, "a whole number, at least 1", lambda value: value >= 1),
+    "temperature": ((int, float), "a number, at least 0", lambda value: value >= 0),
+    "top_p": ((int, float), "a number above 0 and at most 1", lambda value: 0 < value <= 1),
+    "top_k": (int, "a whole number, at least 1, or -1", lambda value: value >= 1 or value == -1),
+}
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+    "at least 1": (
+        lambda value: value >= 1,
+        (
+            "data.max_prompt_length",
+            "data.max_response_length",
+            "data.rollout_batch_size",
+            "data.min_pixels",
+            "data.max_pixels",
+            "worker.actor.global_batch_size",
+            "worker.actor.micro_batch_size_per_device_for_update",
+            "worker.actor.micro_batch_size_per_device_for_experience",
+            "worker.actor.ppo_epochs",
+            "worker.reward.num_processes",
+            "worker.rollout.n",
+            "worker.rollout.tensor_parallel_size",
+            "worker.rollout.max_model_len",
+            "worker.rollout.max_num_batched_tokens",
+            "worker.rollout.max_num_seqs",
+            "trainer.total_epochs",
+            "trainer.max_steps",
+            "trainer.nnodes",
+            "trainer.n_gpus_per_node",
+        ),
+    ),
+    "at least 1, or -1": (lambda value: value >= 1 or value == -1, ("data.val_batch_size", "worker.rollout.top_k")),
+    "at least 0": (
+        lambda value: value >= 0,
+        (
+            "data.seed",
+            "algorithm.kl_coef",
+            "worker.actor.optim.lr",
+            "worker.actor.optim.weight_decay",
+            "worker.actor.optim.lr_warmup_steps",
+            "worker.rollout.seed",
+            "worker.rollout.limit_images",
+            "trainer.seed",
+            "trainer.val_generations_to_log",
+        ),
+    ),
+    "above 0": (lambda value: value > 0, ("worker.actor.max_grad_norm", "worker.actor.clip_ratio_high")),
+    "above 0 (training log-probs are divided by it)": (lambda value: value > 0, ("worker.rollout.temperature",)),
+    "above 1": (lambda value: value > 1, ("worker.actor.clip_ratio_dual",)),
+    "above 0 and at most 1": (
+        lambda value: 0 < value <= 1,
+        ("worker.rollout.top_p", "worker.rollout.gpu_memory_utilization"),
+    ),
+    "at least 0 and below 1": (lambda value: 0 <= value < 1, ("worker.actor.clip_ratio_low",)),
+    "from 0 to 1": (
+        lambda value: 0 <= value <= 1,
+        ("worker.actor.optim.lr_warmup_ratio", "worker.actor.optim.min_lr_ratio"),
+    ),
+    "two rates, each at least 0 and below 1": (
+        lambda betas: all(0 <= beta < 1 for beta in betas),
+        ("worker.actor.optim.betas",),
+    ),
+    "a list with at least one of console, file, tensorboard": (lambda names: len(names) > 0, ("trainer.logger",)),
+}
+
+
+def check_config(config: Config, score_functions: Sequence[str] | None = None) -> None:
+    """Raises ConfigError with every fault of the configuration; returns nothing when there is none."""
+    if faults := find_faults(config, score_functions):
+        raise ConfigError(faults)
+
+
+def find_faults(
+    config: Config, score_functions: Sequence[str] | None = None, unreadable: Sequence[str] = ()
+) -> list[str]:
+    """One sentence per fault of the configuration: values out of range first, then what does not fit together.
+
+    Args:
+        config: the configuration; paths are looked up on this machine.
+        score_functions: the rewards that `worker.reward.score_function` may name; None accepts any name.
+        unreadable: keys that hold their default because the given value could not be read. Sentences about these, and
+            further ones about keys that are out of range, are left out: they would not speak of what was meant.
+    """
+    out_of_range = {key: text for key, text in _range_faults(config) if key not in unreadable}
+    settled = [*unreadable, *out_of_range]
+    further = (
+        *_batch_faults(config),
+        *_algorithm_faults(config),
+        *_rollout_faults(config),
+        *_validation_faults(config),
+        *_reward_faults(config, score_functions),
+        *_path_faults(config),
+    )
+    return [*out_of_range.values(), *(text for text in further if not any(key in text for key in settled))]
+
+
+def split_path(text: str, mark: str) -> tuple[str, str]:
+    """The path in front of the last mark, and the rest from the mark on; a path that holds the mark itself is kept."""
+    if not mark or mark not in text or os.path.exists(text):
+        return text, ""
+    path, _, rest = text.rpartition(mark)
+    return path, mark + rest
+
+
+def _range_faults(config: Config) -> Iterator[tuple[str, str]]:
+    for limit, (holds, keys) in _RANGES.items():
+        for key in keys:
+            value: Any = config
+            for name in key.split("."):
+                value = getattr(value, name)
+            if value is not None and not holds(value):
+                yield key, f"{key} = {value}: must be {limit}"
+
+
+def _is_multiple(number: int, divisor: int) -> bool:
+    return divisor > 0 and number % divisor == 0
+
+
+def _batch_faults(config: Config) -> Iterator[str]:
+    data, actor, ranks = config.data, config.worker.actor, config.num_ranks
+    if not _is_multiple(data.rollout_batch_size, actor.global_batch_size):
+        yield (
+            f"data.rollout_batch_size = {data.rollout_batch_size}: must be a multiple of "
+            f"worker.actor.global_batch_size = {actor.global_batch_size}, so that every optimizer step of a training "
+            "step has as many prompts; change one of the two"
+        )
+    for key, size in (
+        ("data.rollout_batch_size", data.rollout_batch_size),
+        ("worker.actor.global_batch_size", actor.global_batch_size),
+    ):
+        if not _is_multiple(size, ranks):
+            yield (
+                f"{key} = {size}: must be a multiple of trainer.nnodes x trainer.n_gpus_per_node = {ranks}, "
+                "so that ranks share it evenly; change one of them"
+            )
+    if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
+        yield f"data.min_pixels = {data.min_pixels}: must be at most data.max_pixels = {data.max_pixels}"
+
+
+def _algorithm_faults(config: Config) -> Iterator[str]:
+    algorithm, n = config.algorithm, config.worker.rollout.n
+    if algorithm.adv_estimator == "grpo" and n == 1:
+        yield "worker.rollout.n = 1: grpo compares responses of one prompt, got a group of 1; raise worker.rollout.n"
+    if not algorithm.disable_kl and not algorithm.use_kl_loss:
+        yield (
+            "algorithm.use_kl_loss = False: with algorithm.disable_kl = False the divergence would go nowhere; "
+            "set algorithm.use_kl_loss=true, or algorithm.disable_kl=true to train without a reference"
+        )
+
+
+def _rollout_faults(config: Config) -> Iterator[str]:
+    rollout, ranks = config.worker.rollout, config.num_ranks
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    lengths = f"data.max_prompt_length + data.max_response_length = {longest}"
+    served = rollout.max_model_len or longest
+    if served < longest:
+        yield f"worker.rollout.max_model_len = {served}: must be at least {lengths}; raise it, or set it to null"
+    if rollout.max_num_batched_tokens < longest:
+        yield (
+            f"worker.rollout.max_num_batched_tokens = {rollout.max_num_batched_tokens}: must be at least {lengths}; "
+            "raise it or lower a length"
+        )
+    elif rollout.max_num_batched_tokens < served and not rollout.enable_chunked_prefill:
+        yield (
+            f"worker.rollout.max_num_batched_tokens = {rollout.max_num_batched_tokens}: must be at least "
+            f"worker.rollout.max_model_len = {served}; raise it, or set worker.rollout.enable_chunked_prefill=true"
+        )
+    if not _is_multiple(ranks, rollout.tensor_parallel_size):
+        yield (
+            f"worker.rollout.tensor_parallel_size = {rollout.tensor_parallel_size}: must divide trainer.nnodes x "
+            f"trainer.n_gpus_per_node = {ranks}; lower worker.rollout.tensor_parallel_size"
+        )
+
+
+def _validation_faults(config: Config) -> Iterator[str]:
+    key, override = "worker.rollout.val_override_config", config.worker.rollout.val_override_config
+    for name in override:
+        if name not in _SAMPLING_LIMITS:
+            yield f"{key}.{name} = {override[name]!r}: unknown key; it may hold {', '.join(_SAMPLING_LIMITS)}"
+    sampling = {name: override.get(name, getattr(config.worker.rollout, name)) for name in _SAMPLING_LIMITS}
+    wrong = {
+        name: f"{key}.{name} = {value!r}: must be {limit}"
+        for name, value in sampling.items()
+        for kinds, limit, holds in [_SAMPLING_LIMITS[name]]
+        if isinstance(value, bool) or not isinstance(value, kinds) or not holds(value)
+    }
+    yield from wrong.values()
+    if not wrong and sampling["temperature"] == 0 and sampling["n"] > 1:
+        yield (
+            f"{key}.n = {sampling['n']}: at temperature 0 all responses of a prompt are the same; "
+            f"set {key}.n=1, or raise {key}.temperature"
+        )
+
+
+def _reward_faults(config: Config, score_functions: Sequence[str] | None) -> Iterator[str]:
+    reward = config.worker.reward
+    if reward.reward_function is None:
+        if score_functions is not None and reward.score_function not in score_functions:
+            yield (
+                f"worker.reward.score_function = {reward.score_function!r}: must be one of "
+                f"{', '.join(score_functions)}; for your own set worker.reward.reward_function=FILE.py:NAME"
+            )
+        return
+    path, name = split_path(reward.reward_function, ":")
+    if not name[1:].isidentifier() or not path.endswith(".py"):
+        yield f"worker.reward.reward_function = {reward.reward_function!r}: must read FILE.py:NAME"
+    elif not os.path.isfile(path):
+        yield f"worker.reward.reward_function = {reward.reward_function!r}: there is no file {path}"
+
+
+def _path_faults(config: Config) -> Iterator[str]:
+    data, trainer, model_path = config.data, config.trainer, config.worker.actor.model.model_path
+    for key, locator in (("data.train_files", data.train_files), ("data.val_files", data.val_files)):
+        path, split = split_path(locator, "@")
+        if split == "@" or not (os.path.exists(path) or _is_hub_name(path)):
+            yield f"{key} = {locator!r}: is no file, folder or hub name, with or without @SPLIT; correct it"
+    if data.format_prompt is not None and not os.path.isfile(data.format_prompt):
+        yield (
+            f"data.format_prompt = {data.format_prompt!r}: there is no such file; "
+            "put the template into a file and give its path"
+        )
+    if os.path.exists(model_path):
+        if not os.path.isfile(os.path.join(model_path, "config.json")):
+            yield f"worker.actor.model.model_path = {model_path!r}: holds no config.json; give a Hugging Face folder"
+    elif not _is_hub_name(model_path):
+        yield f"worker.actor.model.model_path = {model_path!r}: is neither a folder nor a hub name; correct it"
+    if os.path.exists(trainer.save_checkpoint_path) and not os.path.isdir(trainer.save_checkpoint_path):
+        yield f"trainer.save_checkpoint_path = {trainer.save_checkpoint_path!r}: is a file; name a folder"
+    loaded = trainer.load_checkpoint_path
+    if loaded is not None:
+        if not re.fullmatch(r"global_step_\d+", os.path.basename(os.path.normpath(loaded))):
+            yield f"trainer.load_checkpoint_path = {loaded!r}: must end in global_step_N; name one checkpoint's folder"
+        elif not os.path.isdir(loaded):
+            yield f"trainer.load_checkpoint_path = {loaded!r}: there is no such folder; correct it, or set it to null"
+
+
+def _is_hub_name(text: str) -> bool:
+    """Whether the text reads `owner/name`; a path into an existing folder does not, it is a mistyped path."""
+    return re.fullmatch(r"[\w.-]*\w/[\w.-]+", text) is not None and not os.path.isdir(text.partition("/")[0])

@@ -1,0 +1,89 @@
+"""FSDP2 around a model: process group, sharding, optimizer, schedule, gradient norm, full weights."""
+
+import datetime
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+COLLECTIVE_TIMEOUT_S = 1800
+
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "float32": torch.float32,
+}
+
+
+def open_store(host: str) -> tuple[dist.TCPStore, int]:
+    """A rendezvous store on a port that the system picked, and that port: no gap in which another takes it."""
+    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    return store, store.port
+
+
+def join_store(host: str, port: int) -> dist.TCPStore:
+    """The store that rank 0 opened."""
+    return dist.TCPStore(host, port, is_master=False)
+
+
+def init_mesh(store: dist.Store, rank: int, world_size: int, device: torch.device) -> DeviceMesh:
+    """A mesh of all ranks over NCCL or gloo, tried with one all-reduce."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+    )
+    mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("fsdp",))
+    total = torch.ones(1, device=device)
+    dist.all_reduce(total)
+    assert int(total) == world_size, f"all-reduce of ones over {world_size} ranks gave {int(total)}"
+    return mesh
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, param_dtype: torch.dtype, reduce_dtype: torch.dtype) -> None:
+    """Shards the model in place: each block that it declares unsplittable is one FSDP unit, the rest the root."""
+    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=True)
+    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    for module in list(model.modules()):
+        if type(module).__name__ in names:
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def lr_factor(
+    step: int, num_steps: int, num_warmup_steps: int, scheduler_type: str = "constant", min_ratio: float = 0.0
+) -> float:
+    """Learning-rate factor of training step `step` (from 0): linear warm-up to 1, then constant or cosine.
+
+    The first step already learns ((step + 1) / warm-up), and cosine stays at `min_ratio` after the last step.
+    """
+    if step < num_warmup_steps:
+        return (step + 1) / num_warmup_steps
+    if scheduler_type == "constant":
+        return 1.0
+    progress = min(1.0, (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps))
+    return (1 + min_ratio) / 2 + (1 - min_ratio) / 2 * math.cos(math.pi * progress)
+
+
+def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
+    """The L2 norm of all gradients over all ranks, after which they are scaled down to `max_norm`."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def full_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole tensors of the model, gathered one at a time; all ranks must iterate."""
+    for name, value in model.state_dict().items():
+        tensor = value.full_tensor() if isinstance(value, DTensor) else value
+        yield name, tensor.to(dtype) if dtype is not None else tensor

@@ -1,0 +1,182 @@
+"""Scores of sampled responses, computed in processes of their own while the training workers are busy.
+
+The processes decode the tokens too, so that the driver only ships ids. Letters: G groups, n samples.
+"""
+
+import importlib.util
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verl.protocol import DataProto
+
+RewardFunction = Callable[[list[dict[str, Any]]], list[dict[str, float]]]
+
+_child: dict[str, Any] = {}  # tokenizer and function of a scoring process
+
+
+class RewardError(RuntimeError):
+    """A reward function raised or returned something that is no score; the message says for which row."""
+
+
+@dataclass(frozen=True)
+class FileReward:
+    """A reward from `FILE.py:NAME` in EasyR1's form, picklable because it is loaded where it runs.
+
+    The file may set REWARD_TYPE = "sequential" (one item -> one dict) instead of "batch" (items -> dicts). An item
+    has `response`, `response_length`, `ground_truth` and `problem`.
+    """
+
+    path: str
+    name: str
+    kwargs: dict[str, Any]
+
+    def __call__(self, items: list[dict[str, Any]]) -> list[dict[str, float]]:
+        function, is_sequential = self._load()
+        if is_sequential:
+            return [function(item, **self.kwargs) for item in items]
+        return function(items, **self.kwargs)
+
+    def _load(self) -> tuple[Callable, bool]:
+        if "file_reward" not in _child:
+            spec = importlib.util.spec_from_file_location(Path(self.path).stem, self.path)
+            if spec is None or spec.loader is None:
+                raise RewardError(f"worker.reward.reward_function: {self.path} is not a Python file")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            if not hasattr(module, self.name):
+                raise RewardError(f"worker.reward.reward_function: {self.path} has no {self.name!r}")
+            kind = getattr(module, "REWARD_TYPE", "batch")
+            if kind not in ("batch", "sequential"):
+                raise RewardError(f"{self.path}: REWARD_TYPE must be 'batch' or 'sequential', got {kind!r}")
+            _child["file_reward"] = getattr(module, self.name), kind == "sequential"
+        return _child["file_reward"]
+
+
+def _start_child(tokenizer_path: str, function: RewardFunction, skip_special_tokens: bool) -> None:
+    from transformers import AutoTokenizer
+
+    torch.set_num_threads(1)
+    _child["tokenizer"] = AutoTokenizer.from_pretrained(tokenizer_path)
+    _child["function"] = function
+    _child["skip_special_tokens"] = skip_special_tokens
+
+
+def _score(token_ids: list[list[int]], items: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, float]]]:
+    """Decoded responses and their scores, in a scoring process."""
+    texts = _child["tokenizer"].batch_decode(token_ids, skip_special_tokens=_child["skip_special_tokens"])
+    full = [
+        item | {"response": text, "response_length": len(ids)}
+        for item, text, ids in zip(items, texts, token_ids, strict=True)
+    ]
+    return texts, _checked_scores(full)
+
+
+def _score_text(item: dict[str, Any]) -> tuple[list[str], list[dict[str, float]]]:
+    return [item["response"]], _checked_scores([item])
+
+
+def _checked_scores(full: list[dict[str, Any]]) -> list[dict[str, float]]:
+    scores = _child["function"](full)
+    if len(scores) != len(full):
+        raise RewardError(f"the reward function returned {len(scores)} scores for {len(full)} responses")
+    for item, score in zip(full, scores, strict=True):
+        if "overall" not in score:
+            raise RewardError(f"row {item['uid']}: the reward function returned no 'overall', only {sorted(score)}")
+    return scores
+
+
+class PendingRewards:
+    """Scores that are being computed."""
+
+    def __init__(self, futures: list[Future], shape: tuple[int, int]):
+        self.futures = futures
+        self.shape = shape
+        self.texts: list[str] = []
+
+    def result(self) -> dict[str, Tensor]:
+        """Every key of the reward as [G, n]; waits for the scoring processes.
+
+        Raises:
+            RewardError: the function raised, or a process died.
+        """
+        scores: list[dict[str, float]] = []
+        try:
+            for future in self.futures:
+                texts, part = future.result()
+                self.texts.extend(texts)
+                scores.extend(part)
+        except BrokenProcessPool as error:
+            raise RewardError("a scoring process died (out of memory?); lower worker.reward.num_processes") from error
+        except RewardError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever a user's function raises ends the run with its message
+            raise RewardError(f"the reward function raised {type(error).__name__}: {error}") from error
+        keys = scores[0].keys()
+        return {key: torch.tensor([float(score[key]) for score in scores]).reshape(self.shape) for key in keys}
+
+
+class RewardManager:
+    """A pool of scoring processes.
+
+    Args:
+        function: items -> scores; picklable. An item has response, response_length, ground_truth, problem, uid.
+        tokenizer_path: decodes the responses.
+        num_processes: of the pool.
+        skip_special_tokens: whether special tokens are dropped from the decoded text.
+    """
+
+    def __init__(
+        self, function: RewardFunction, tokenizer_path: str, num_processes: int, skip_special_tokens: bool = True
+    ):
+        self.num_processes = num_processes
+        self.pool = ProcessPoolExecutor(
+            num_processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_child,
+            initargs=(tokenizer_path, function, skip_special_tokens),
+        )
+
+    def submit(self, groups: DataProto) -> PendingRewards:
+        """Starts to score a batch with `responses`, `response_mask` [G, n, R], `ground_truth`, `problem`, `uid`."""
+        batch, texts = groups.batch, groups.non_tensor_batch
+        num_groups, num_samples, _ = batch["responses"].shape
+        lengths = batch["response_mask"].sum(-1).flatten().tolist()
+        rows = batch["responses"].flatten(0, 1).tolist()
+        token_ids = [row[:length] for row, length in zip(rows, lengths, strict=True)]
+        items = [
+            {key: str(texts[key][group]) for key in ("ground_truth", "problem", "uid")}
+            for group in range(num_groups)
+            for _ in range(num_samples)
+        ]
+        return PendingRewards(self._submit(token_ids, items), (num_groups, num_samples))
+
+    def probe(self, response: str, problem: str) -> dict[str, float]:
+        """Scores of one gold answer, so that a reward that cannot run fails before training starts."""
+        item = {
+            "response": response,
+            "response_length": 0,
+            "ground_truth": response,
+            "problem": problem,
+            "uid": "probe",
+        }
+        pending = PendingRewards([self.pool.submit(_score_text, item)], (1, 1))
+        return {key: float(value) for key, value in pending.result().items()}
+
+    def _submit(self, token_ids: list[list[int]], items: Sequence[dict[str, Any]]) -> list[Future]:
+        size = -(-len(items) // self.num_processes)
+        return [
+            self.pool.submit(_score, token_ids[start : start + size], list(items[start : start + size]))
+            for start in range(0, len(items), size)
+        ]
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self.pool.shutdown(wait=False, cancel_futures=True)

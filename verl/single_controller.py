@@ -1,0 +1,165 @@
+"""One driver, many Ray actors: placement, calls that split a batch over ranks, and failures that name the rank.
+
+The driver holds a WorkerGroup per role and calls its methods like local ones; a method's `@register` mark says how
+its arguments are split and its results joined.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from verl.protocol import DataProto
+
+PLACEMENT_TIMEOUT_S = 120
+
+
+class WorkerError(RuntimeError):
+    """A worker died or raised; the message names its role, rank and method."""
+
+
+class Dispatch(Enum):
+    """How a call reaches the ranks and comes back.
+
+    ONE_TO_ALL: every rank gets all arguments; a list of results.
+    DP_COMPUTE_PROTO: DataProto arguments are cut into equal parts, one per rank; results are concatenated.
+    DP_COMPUTE_METRIC: the same cut; a list of results.
+    """
+
+    ONE_TO_ALL = "one_to_all"
+    DP_COMPUTE_PROTO = "dp_compute_proto"
+    DP_COMPUTE_METRIC = "dp_compute_metric"
+
+
+def register(dispatch: Dispatch = Dispatch.ONE_TO_ALL) -> Callable[[Callable], Callable]:
+    """Marks a worker method as callable on the group."""
+
+    def mark(method: Callable) -> Callable:
+        method.dispatch = dispatch  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What one role's actors are: class, constructor arguments and share of a bundle."""
+
+    cls: type
+    kwargs: dict[str, Any]
+    name: str
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    env: dict[str, str] | None = None
+
+
+class ResourcePool:
+    """One placement-group bundle per rank: CPUs, and a GPU where the cluster has them.
+
+    Raises:
+        ValueError: the cluster cannot hold the bundles; the message has both numbers.
+    """
+
+    def __init__(self, num_ranks: int, cpus_per_rank: float, use_gpu: bool):
+        bundle = {"CPU": cpus_per_rank} | ({"GPU": 1} if use_gpu else {})
+        have = ray.cluster_resources()
+        for resource, amount in bundle.items():
+            if have.get(resource, 0) < amount * num_ranks:
+                raise ValueError(
+                    f"{num_ranks} ranks need {amount * num_ranks:g} {resource} but the Ray cluster has "
+                    f"{have.get(resource, 0):g}; lower trainer.n_gpus_per_node or trainer.nnodes"
+                )
+        self.num_ranks = num_ranks
+        self.group: PlacementGroup = placement_group([bundle] * num_ranks, strategy="PACK")
+        ray.get(self.group.ready(), timeout=PLACEMENT_TIMEOUT_S)
+
+    def release(self) -> None:
+        """Gives the bundles back."""
+        remove_placement_group(self.group)
+
+
+class WorkerGroup:
+    """The actors of one role, one per given bundle of the pool; rank i lives in bundle `bundles[i]`."""
+
+    def __init__(self, pool: ResourcePool, spec: WorkerSpec, bundles: Sequence[int] | None = None):
+        self.spec = spec
+        bundles = list(range(pool.num_ranks)) if bundles is None else list(bundles)
+        remote = ray.remote(spec.cls)
+        self.actors = []
+        for rank, bundle in enumerate(bundles):
+            strategy = PlacementGroupSchedulingStrategy(pool.group, placement_group_bundle_index=bundle)
+            options = remote.options(
+                num_cpus=spec.num_cpus,
+                num_gpus=spec.num_gpus,
+                scheduling_strategy=strategy,
+                runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")} | (spec.env or {})},
+            )
+            self.actors.append(options.remote(rank=rank, world_size=len(bundles), **spec.kwargs))
+
+    def __len__(self) -> int:
+        return len(self.actors)
+
+    def __getattr__(self, method: str) -> Callable:
+        dispatch = getattr(getattr(self.spec.cls, method, None), "dispatch", None)
+        if dispatch is None:
+            raise AttributeError(f"{self.spec.cls.__name__} has no registered method {method!r}")
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self.start(method, *args, **kwargs)()
+
+        return call
+
+    def start(self, method: str, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        """Starts a registered method on all ranks; calling the result waits for it and joins what came back."""
+        dispatch = getattr(self.spec.cls, method).dispatch
+        calls = [(args, kwargs)] * len(self)
+        if dispatch is not Dispatch.ONE_TO_ALL:
+            calls = self._split(args, kwargs)
+        refs = [getattr(actor, method).remote(*a, **k) for actor, (a, k) in zip(self.actors, calls, strict=True)]
+
+        def wait() -> Any:
+            results = self._wait(method, refs)
+            return DataProto.concat(results) if dispatch is Dispatch.DP_COMPUTE_PROTO else results
+
+        return wait
+
+    def run_on(self, rank: int, method: str, *args: Any) -> Any:
+        """The result of a method on one rank alone."""
+        return self._wait(method, [getattr(self.actors[rank], method).remote(*args)])[0]
+
+    def _split(self, args: tuple, kwargs: dict[str, Any]) -> list[tuple[tuple, dict[str, Any]]]:
+        def parts(value: Any) -> list[Any]:
+            return value.chunk(len(self)) if isinstance(value, DataProto) else [value] * len(self)
+
+        split_args = [parts(value) for value in args]
+        split_kwargs = {key: parts(value) for key, value in kwargs.items()}
+        return [
+            (tuple(part[rank] for part in split_args), {key: part[rank] for key, part in split_kwargs.items()})
+            for rank in range(len(self))
+        ]
+
+    def _wait(self, method: str, refs: list[Any]) -> list[Any]:
+        """Results in order; the first failure of any rank ends the wait, since the others may hang on that rank."""
+        pending = list(refs)
+        while pending:
+            done, pending = ray.wait(pending, num_returns=1)
+            rank = refs.index(done[0])
+            where = f"{self.spec.name} rank {rank} of {len(self)} in {method}"
+            try:
+                ray.get(done[0])
+            except RayTaskError as error:
+                raise WorkerError(f"{where}: {error.cause}\n{error.traceback_str}") from error
+            except RayActorError as error:
+                raise WorkerError(f"{where}: the process died ({' '.join(str(error).split())[:300]})") from error
+        return ray.get(refs)
+
+    def kill(self) -> None:
+        """Ends all actors at once."""
+        for actor in self.actors:
+            ray.kill(actor)

@@ -1,0 +1,222 @@
+"""`python3 -m verl.trainer.main config=FILE a.b=value ...`: the only place where the parts are wired together."""
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spatialthinker.rewards import REWARDS, RewardInput
+from spatialthinker.rewards.spatial_sgg import check_ground_truth
+from verl.config import Config, ConfigError, config_to_dict
+from verl.config_loading import load_config
+
+USER_ERROR = 2
+ENGINE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+CPUS_PER_ACTOR = 1.0
+
+
+@dataclass(frozen=True)
+class ScoreFunction:
+    """A reward of spatialthinker by name, picklable, over the trainer's items."""
+
+    name: str
+    kwargs: dict[str, Any]
+
+    def __call__(self, items: list[dict[str, Any]]) -> list[dict[str, float]]:
+        inputs = [
+            RewardInput(item["response"], item["ground_truth"], item["problem"], item["response_length"])
+            for item in items
+        ]
+        return REWARDS[self.name](inputs, **self.kwargs)
+
+
+def check_spatial_row(problem: str, ground_truth: str) -> None:
+    """Passes if `spatial_sgg` can score answers to this row; ValueError says what it lacks."""
+    check_ground_truth(ground_truth, problem)
+    if "<image>" not in problem:
+        raise ValueError("the prompt has no <image>, and spatial_sgg scores boxes in an image")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the training that the arguments describe; returns the exit code."""
+    try:
+        config = load_config(sys.argv[1:] if argv is None else argv, tuple(REWARDS))
+    except ConfigError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return USER_ERROR
+    from verl.dataset import DataError
+    from verl.reward import RewardError
+    from verl.single_controller import WorkerError
+
+    try:
+        train(config)
+    except (ConfigError, DataError, RewardError, WorkerError) as error:
+        print(f"\nError: {error}", file=sys.stderr)  # noqa: T201
+        return USER_ERROR
+    return 0
+
+
+def train(config: Config) -> None:
+    """Builds data, rewards and worker groups, in the order in which their faults are cheapest to find, and trains."""
+    import ray
+    import torch
+    from transformers import AutoProcessor
+
+    from verl.trainer.ray_trainer import GRPOTrainer, count_steps
+    from verl.trainer.tracking import Tracker
+
+    device = config.trainer.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = config.worker.actor.model
+    processor = AutoProcessor.from_pretrained(model.model_path, trust_remote_code=model.trust_remote_code)
+    reward = build_reward(config)
+    try:
+        train_set, val_set = build_datasets(config, processor)
+        reward.probe(val_set[0].ground_truth, val_set[0].problem)
+        tracker = Tracker(
+            config.trainer.logger,
+            config.trainer.project_name,
+            config.trainer.experiment_name,
+            Path(config.trainer.save_checkpoint_path),
+            config_to_dict(config),
+        )
+        start_ray(config, device)
+        actor, rollout = build_workers(config, device, processor, count_steps(config, len(train_set)))
+        pad_token_id = processor.tokenizer.pad_token_id
+        trainer = GRPOTrainer(config, actor, rollout, reward, train_set, val_set, pad_token_id, tracker)
+        trainer.fit()
+        tracker.close()
+    finally:
+        reward.close()
+        ray.shutdown()
+
+
+def build_reward(config: Config) -> Any:
+    """The pool that runs the configured reward: a file's function or one of spatialthinker's."""
+    from verl.reward import FileReward, RewardManager
+
+    settings = config.worker.reward
+    if settings.reward_function is not None:
+        path, _, name = settings.reward_function.rpartition(":")
+        function: Any = FileReward(path or name, name if path else "main", settings.reward_function_kwargs)
+    else:
+        function = ScoreFunction(settings.score_function, settings.reward_function_kwargs)
+    model_path = config.worker.actor.model.model_path
+    return RewardManager(function, model_path, settings.num_processes, settings.skip_special_tokens)
+
+
+def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
+    """The training and the validation prompts, every row checked."""
+    from verl.dataset import RLHFDataset
+
+    data, reward = config.data, config.worker.reward
+    needs_scene = reward.reward_function is None and reward.score_function == "spatial_sgg"
+    options = {
+        "processor": processor,
+        "prompt_key": data.prompt_key,
+        "answer_key": data.answer_key,
+        "image_key": data.image_key,
+        "max_prompt_length": data.max_prompt_length,
+        "format_prompt": data.format_prompt,
+        "min_pixels": data.min_pixels,
+        "max_pixels": data.max_pixels,
+        "filter_overlong_prompts": data.filter_overlong_prompts,
+        "row_check": check_spatial_row if needs_scene else None,
+    }
+    return RLHFDataset(data.train_files, **options), RLHFDataset(data.val_files, **options)
+
+
+def start_ray(config: Config, device: str) -> None:
+    """Joins the cluster of RAY_ADDRESS or starts a local one that is large enough for the actors."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = {}
+    if address is None:
+        needed = int(2 * CPUS_PER_ACTOR * config.num_ranks) + 1
+        local = {"num_cpus": max(needed, os.cpu_count() or 1), "include_dashboard": False}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(address=address, logging_level=logging.WARNING, **local)
+
+
+def build_workers(config: Config, device: str, processor: Any, num_steps: int) -> tuple[Any, Any]:
+    """Training ranks and engines, loaded side by side: on GPUs one engine per rank, on a CPU one for all."""
+    from verl.single_controller import ResourcePool, WorkerGroup, WorkerSpec
+    from verl.workers.fsdp_worker import FSDPWorker
+    from verl.workers.rollout import RolloutWorker
+
+    ranks = config.num_ranks
+    on_gpu = device == "cuda"
+    num_cores = os.cpu_count() or 1
+    pool = ResourcePool(ranks, cpus_per_rank=2 * CPUS_PER_ACTOR, use_gpu=on_gpu)
+    share = 0.5 if on_gpu else 0.0
+    quiet = {"TOKENIZERS_PARALLELISM": "true", "VLLM_LOGGING_LEVEL": "WARNING"}
+    actor = WorkerGroup(
+        pool,
+        WorkerSpec(
+            cls=FSDPWorker,
+            kwargs={"config": config, "device": device, "num_steps": num_steps},
+            name="actor",
+            num_cpus=CPUS_PER_ACTOR,
+            num_gpus=share,
+            env=quiet | {"OMP_NUM_THREADS": str(max(1, num_cores // ranks))},
+        ),
+    )
+    rollout = WorkerGroup(
+        pool,
+        WorkerSpec(
+            cls=RolloutWorker,
+            kwargs=rollout_arguments(config, device, processor),
+            name="rollout",
+            num_cpus=CPUS_PER_ACTOR,
+            num_gpus=share,
+            env=quiet | {"OMP_NUM_THREADS": str(num_cores)},
+        ),
+        bundles=None if on_gpu else [0],
+    )
+    host, port = actor.run_on(0, "open_store")
+    loading = [actor.start("load", host, port), rollout.start("load")]
+    for wait in loading:
+        wait()
+    return actor, rollout
+
+
+def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, Any]:
+    """Constructor arguments of the engines."""
+    rollout, data, model = config.worker.rollout, config.data, config.worker.actor.model
+    engine: dict[str, Any] = {
+        "dtype": ENGINE_DTYPES[rollout.dtype],
+        "max_model_len": rollout.max_model_len or data.max_prompt_length + data.max_response_length,
+        "max_num_batched_tokens": rollout.max_num_batched_tokens,
+        "max_num_seqs": rollout.max_num_seqs,
+        "enforce_eager": rollout.enforce_eager,
+        "enable_chunked_prefill": rollout.enable_chunked_prefill,
+        "enable_prefix_caching": True,
+        "tensor_parallel_size": rollout.tensor_parallel_size,
+        "disable_log_stats": rollout.disable_log_stats,
+        "trust_remote_code": model.trust_remote_code,
+        "seed": rollout.seed,
+        "logprobs_mode": "processed_logprobs",
+    }
+    if device == "cuda":
+        engine["gpu_memory_utilization"] = rollout.gpu_memory_utilization
+    if rollout.limit_images:
+        engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
+    pixels = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels}
+    return {
+        "model_path": model.model_path,
+        "device": device,
+        "engine": engine,
+        "max_response_length": data.max_response_length,
+        "banned_token_ids": [processor.image_token_id, processor.video_token_id],
+        "image_size": {key: value for key, value in pixels.items() if value is not None},
+    }
+
+
+if __name__ == "__main__":
+    from verl.trainer.main import main as imported_main  # so that pickled classes have an importable home
+
+    sys.exit(imported_main())

@@ -1,0 +1,192 @@
+"""The training worker of one rank: sharded policy and reference, their passes, updates and checkpoints."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from transformers import AutoProcessor, GenerationConfig
+
+from verl import checkpoint
+from verl.config import Config
+from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, open_store, shard
+from verl.optim import OPTIMIZERS
+from verl.protocol import DataProto
+from verl.qwen_vl import ResponseLogProbs, decode_image, load_model
+from verl.single_controller import Dispatch, register
+from verl.workers.actor import Actor, Groups, UpdateSettings, image_patches
+from verl.workers.weight_sync import send_weights
+
+STAND_IN_GRID = (1, 4, 4)  # smallest image that any window layout accepts
+
+
+class FSDPWorker:
+    """Actor and frozen reference of one rank.
+
+    A step's batch is loaded once and stays here: the passes over it only exchange what they compute.
+
+    Args:
+        rank, world_size: of the training ranks.
+        config: of the run.
+        device: "cpu" or "cuda".
+        num_steps: training steps of the whole run, for the schedule.
+    """
+
+    def __init__(self, rank: int, world_size: int, config: Config, device: str, num_steps: int):
+        self.rank = rank
+        self.world_size = world_size
+        self.config = config
+        self.device = torch.device(device)
+        self.num_steps = num_steps
+        self.groups: Groups | None = None
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+    @register(Dispatch.ONE_TO_ALL)
+    def open_store(self) -> tuple[str, int]:
+        """Host and port of a rendezvous for all ranks; called on rank 0."""
+        host = ray.util.get_node_ip_address()
+        self.store, port = open_store(host)
+        return host, port
+
+    @register(Dispatch.ONE_TO_ALL)
+    def load(self, host: str, port: int) -> None:
+        """Joins the other ranks and builds the sharded models."""
+        store = self.store if self.rank == 0 else join_store(host, port)
+        self.mesh = init_mesh(store, self.rank, self.world_size, self.device)
+        actor = self.config.worker.actor
+        self.processor = AutoProcessor.from_pretrained(
+            actor.model.model_path, trust_remote_code=actor.model.trust_remote_code
+        )
+        self.policy = self._build_model(trainable=True)
+        trainable = [p for p in self.policy.parameters() if p.requires_grad]
+        optim = actor.optim
+        self.optimizer = OPTIMIZERS[optim.strategy](
+            trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
+        )
+        self.actor = Actor(self.policy, self.device, self.optimizer)
+        self.reference = None
+        if not self.config.algorithm.disable_kl:
+            self.reference = Actor(self._build_model(trainable=False), self.device)
+
+    def _build_model(self, trainable: bool) -> ResponseLogProbs:
+        settings = self.config.worker.actor
+        dtype = DTYPES[settings.fsdp.torch_dtype]
+        model = load_model(settings.model.model_path, dtype, settings.model.trust_remote_code)
+        if not trainable:
+            model.requires_grad_(False)
+        elif settings.model.freeze_vision_tower:
+            model.model.visual.requires_grad_(False)
+        if trainable and settings.model.enable_gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        wrapped = ResponseLogProbs(model).to(self.device)
+        shard(wrapped, self.mesh, DTYPES[settings.fsdp.mp_param_dtype], DTYPES[settings.fsdp.mp_reduce_dtype])
+        return wrapped
+
+    @register(Dispatch.DP_COMPUTE_METRIC)
+    def load_groups(self, data: DataProto) -> None:
+        """Takes this rank's groups and computes the patches of each of their images once."""
+        images = [decode_image(image) for row in data.non_tensor_batch["images"] for image in row]
+        size = {"min_pixels": self.config.data.min_pixels, "max_pixels": self.config.data.max_pixels}
+        size = {key: value for key, value in size.items() if value is not None}
+        pixels, grids = image_patches(images, self.processor.image_processor, **size)
+        if not pixels and self.world_size > 1:  # other ranks may have images: the tower must run here too
+            vision = self.policy.model.config.vision_config
+            patch_dim = 3 * vision.temporal_patch_size * vision.patch_size**2
+            rows = STAND_IN_GRID[1] * STAND_IN_GRID[2]
+            pixels, grids = [torch.zeros(rows, patch_dim)], [torch.tensor(STAND_IN_GRID)]
+        self.groups = Groups.from_proto(data, pixels, grids)
+
+    def _log_probs(self, actor: Actor, key: str) -> DataProto:
+        assert self.groups is not None, "load_groups comes first"
+        settings = self.config.worker.actor
+        log_probs, entropies = actor.compute_log_probs(
+            self.groups,
+            self._max_tokens(settings.micro_batch_size_per_device_for_experience),
+            settings.shared_prompt,
+            self.config.worker.rollout.temperature,
+        )
+        return DataProto.from_dict(tensors={key: log_probs, f"{key}_entropy": entropies})
+
+    def _max_tokens(self, num_sequences: int) -> int:
+        """Token budget of a micro-batch: so many sequences of full length."""
+        return num_sequences * (self.config.data.max_prompt_length + self.config.data.max_response_length)
+
+    @register(Dispatch.DP_COMPUTE_PROTO)
+    def compute_log_probs(self, data: DataProto) -> DataProto:
+        """`old_log_probs` [G, n, R] of the loaded groups under the current policy; `data` only carries the split."""
+        return self._log_probs(self.actor, "old_log_probs")
+
+    @register(Dispatch.DP_COMPUTE_PROTO)
+    def compute_ref_log_probs(self, data: DataProto) -> DataProto:
+        """`ref_log_probs` [G, n, R] of the loaded groups under the reference; `data` only carries the split."""
+        assert self.reference is not None
+        return self._log_probs(self.reference, "ref_log_probs")
+
+    @register(Dispatch.DP_COMPUTE_METRIC)
+    def update_actor(self, data: DataProto) -> dict[str, tuple[float, float]]:
+        """Updates the policy on the loaded groups with `advantages` and, when there, `old_` and `ref_log_probs`."""
+        assert self.groups is not None, "load_groups comes first"
+        actor, algorithm = self.config.worker.actor, self.config.algorithm
+        settings = UpdateSettings(
+            num_groups_per_mini_batch=actor.global_batch_size // self.world_size,
+            max_tokens=self._max_tokens(actor.micro_batch_size_per_device_for_update),
+            shared_prompt=actor.shared_prompt,
+            ppo_epochs=actor.ppo_epochs,
+            clip_ratio_low=actor.clip_ratio_low,
+            clip_ratio_high=actor.clip_ratio_high,
+            clip_ratio_dual=actor.clip_ratio_dual,
+            max_grad_norm=actor.max_grad_norm,
+            kl_penalty=algorithm.kl_penalty,
+            kl_coef=algorithm.kl_coef,
+            temperature=self.config.worker.rollout.temperature,
+        )
+        batch = data.batch
+        lr = self._set_lr(data.meta_info["step"])
+        metrics = self.actor.update(
+            self.groups, batch["advantages"], batch.get("old_log_probs"), batch.get("ref_log_probs"), settings
+        )
+        metrics["actor/lr"] = (lr, 1.0)
+        if "ref_log_probs" in batch.keys():
+            metrics["actor/kl_coef"] = (algorithm.kl_coef, 1.0)
+        if self.device.type == "cuda":
+            metrics["perf/max_memory_allocated_gb"] = (torch.cuda.max_memory_allocated() / 1024**3, 1.0)
+            metrics["perf/max_memory_reserved_gb"] = (torch.cuda.max_memory_reserved() / 1024**3, 1.0)
+            torch.cuda.reset_peak_memory_stats()
+        return metrics
+
+    def _set_lr(self, step: int) -> float:
+        """Sets and returns the learning rate of training step `step`, counted from 1."""
+        optim = self.config.worker.actor.optim
+        num_warmup_steps = optim.lr_warmup_steps
+        if num_warmup_steps is None:
+            num_warmup_steps = int(optim.lr_warmup_ratio * self.num_steps)
+        factor = lr_factor(
+            step - 1, self.num_steps, num_warmup_steps, optim.lr_scheduler_type, optim.min_lr_ratio or 0
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = optim.lr * factor
+        return optim.lr * factor
+
+    @register(Dispatch.ONE_TO_ALL)
+    def send_weights(self, engines: list[Any]) -> None:
+        """Loads the current policy into the engines."""
+        send_weights(self.policy.model, engines, self.rank, DTYPES[self.config.worker.rollout.dtype])
+
+    @register(Dispatch.ONE_TO_ALL)
+    def save(self, folder: str) -> None:
+        """Writes this rank's shards under `folder`/actor, rank 0 also the Hugging Face files without weights."""
+        actor_folder = Path(folder) / "actor"
+        if self.rank == 0:
+            source = self.config.worker.actor.model.model_path
+            target = actor_folder / "huggingface"
+            self.policy.model.config.save_pretrained(target)
+            self.processor.save_pretrained(target)
+            if (Path(source) / "generation_config.json").is_file():
+                GenerationConfig.from_pretrained(source).save_pretrained(target)
+        checkpoint.save_shards(actor_folder, self.policy.model, self.optimizer)
+
+    @register(Dispatch.ONE_TO_ALL)
+    def restore(self, folder: str) -> None:
+        """Reads the model and optimizer that `save` wrote, on any number of ranks."""
+        checkpoint.load_shards(Path(folder) / "actor", self.policy.model, self.optimizer)

@@ -1,0 +1,142 @@
+"""The sampling policy: one vLLM engine in its own actor, beside the training worker that shares its device."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verl.protocol import DataProto
+from verl.qwen_vl import decode_image
+from verl.single_controller import Dispatch, register
+
+BANNED_LOGIT_BIAS = -100.0  # vision tokens in a response have no image behind them
+CPU_KV_CACHE_GB = 1
+
+
+class RolloutWorker:
+    """A vLLM engine of one group of devices.
+
+    Args:
+        rank, world_size: among the engines.
+        model_path: folder or hub name.
+        device: "cpu" or "cuda".
+        engine: keyword arguments of vllm.LLM.
+        max_response_length: R.
+        banned_token_ids: never sampled.
+        image_size: min_pixels and max_pixels of the image processor, the same as in training.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        model_path: str,
+        device: str,
+        engine: dict[str, Any],
+        max_response_length: int,
+        banned_token_ids: list[int],
+        image_size: dict[str, int],
+    ):
+        self.rank = rank
+        self.world_size = world_size
+        self.model_path = model_path
+        self.device = device
+        self.engine_kwargs = engine
+        self.max_response_length = max_response_length
+        self.banned = {token: BANNED_LOGIT_BIAS for token in banned_token_ids}
+        self.image_size = image_size
+
+    @register(Dispatch.ONE_TO_ALL)
+    def load(self) -> None:
+        """Starts the engine in this process, asleep where it can sleep."""
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        if self.device == "cpu":
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(CPU_KV_CACHE_GB)
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        from vllm import LLM
+
+        is_cuda = self.device == "cuda"
+        self.llm = LLM(
+            self.model_path, mm_processor_kwargs=self.image_size, enable_sleep_mode=is_cuda, **self.engine_kwargs
+        )
+        self.sleep()
+
+    @register(Dispatch.ONE_TO_ALL)
+    def sleep(self) -> None:
+        """Frees the engine's device memory for training; on a CPU there is nothing to free."""
+        if self.device == "cuda":
+            self.llm.sleep(level=2)
+
+    @register(Dispatch.ONE_TO_ALL)
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        """Takes the device memory of "weights" or "kv_cache" (both by default) back."""
+        if self.device == "cuda":
+            self.llm.wake_up(tags=tags)
+
+    @register(Dispatch.ONE_TO_ALL)
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Replaces the policy's weights and forgets all that was computed with the old ones."""
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
+        self.llm.llm_engine.reset_mm_cache()
+        self.llm.llm_engine.reset_encoder_cache()
+        self.llm.reset_prefix_cache()
+
+    @register(Dispatch.DP_COMPUTE_PROTO)
+    def generate(self, prompts: DataProto) -> DataProto:
+        """Samples n responses per prompt.
+
+        Args:
+            prompts: non-tensors `raw_prompt_ids` (image tokens not expanded) and `images` (encoded bytes); meta
+                `sampling` (vLLM's SamplingParams fields), `seed`, `log_probs` (whether to return them).
+
+        Returns:
+            `responses` [G, n, R], `response_mask` [G, n, R] by the engine's own lengths and, if asked for,
+            `rollout_log_probs` [G, n, R].
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = dict(prompts.meta_info["sampling"])
+        with_log_probs = prompts.meta_info.get("log_probs", False)
+        parameters = SamplingParams(
+            **sampling,
+            max_tokens=self.max_response_length,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            logit_bias=self.banned or None,
+            logprobs=0 if with_log_probs else None,
+        )
+        requests: list[Any] = [
+            {"prompt_token_ids": list(ids)}
+            | ({"multi_modal_data": {"image": [decode_image(data) for data in images]}} if len(images) else {})
+            for ids, images in zip(
+                prompts.non_tensor_batch["raw_prompt_ids"], prompts.non_tensor_batch["images"], strict=True
+            )
+        ]
+        # The engine samples from the process' generator; seeded per call, a step's samples do not depend on history.
+        torch.manual_seed(prompts.meta_info["seed"] + self.rank)
+        outputs = self.llm.generate(requests, parameters, use_tqdm=False)
+        return self._pad(outputs, sampling.get("n", 1), with_log_probs)
+
+    def _pad(self, outputs: list[Any], num_samples: int, with_log_probs: bool) -> DataProto:
+        shape = (len(outputs), num_samples, self.max_response_length)
+        responses = np.zeros(shape, dtype=np.int64)
+        mask = np.zeros(shape, dtype=bool)
+        log_probs = np.zeros(shape, dtype=np.float32)
+        for group, output in enumerate(outputs):
+            for completion in output.outputs:
+                ids = list(completion.token_ids)
+                where = (group, completion.index, slice(len(ids)))
+                responses[where] = ids
+                mask[where] = True
+                if with_log_probs:
+                    log_probs[where] = [
+                        entry[token].logprob for entry, token in zip(completion.logprobs, ids, strict=True)
+                    ]
+        tensors = {"responses": torch.from_numpy(responses), "response_mask": torch.from_numpy(mask)}
+        if with_log_probs:
+            tensors["rollout_log_probs"] = torch.from_numpy(log_probs)
+        return DataProto.from_dict(tensors=tensors)
