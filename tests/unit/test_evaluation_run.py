@@ -8,7 +8,6 @@ import time
 
 import datasets
 import pytest
-from tiny_qwen import save_tiny_model
 
 from evaluation import evals
 from evaluation.backends import Answer
@@ -16,6 +15,7 @@ from evaluation.benchmarks import BENCHMARKS
 from evaluation.samples import load_samples
 from spatialthinker.schema import parquet_path, read_parquet, write_parquet
 from spatialthinker.synthetic import generate, gold_response
+from tests.tiny_model_folder import save_tiny_model
 
 ITEMS = 10
 SIX_KEYS = ["prompt", "correct_answer", "reasoning", "pred_answer", "correct", "task"]

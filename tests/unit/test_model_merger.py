@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from tiny_qwen import build_config, build_tokenizer
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+
+from tests import tiny_qwen
+from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import model_merger
@@ -20,17 +22,17 @@ TIED, OUTPUT = "model.language_model.embed_tokens.weight", "lm_head.weight"
 
 
 def tiny_model(is_tied: bool = True) -> Qwen2_5_VLForConditionalGeneration:
-    torch.manual_seed(0)
-    return Qwen2_5_VLForConditionalGeneration(build_config(build_tokenizer(), is_tied)).eval()
+    model = tiny_qwen.tiny_model(tie_word_embeddings=is_tied).eval()
+    model.config.architectures = [type(model).__name__]
+    return model
 
 
 @torch.no_grad()
 def image_logits(model: Qwen2_5_VLForConditionalGeneration) -> torch.Tensor:
-    start, image, end = (getattr(model.config, f"{name}_token_id") for name in ("vision_start", "image", "vision_end"))
-    ids = torch.tensor([[1, 2, start, *[image] * 4, end, 5, 6]])
-    pixels = torch.randn(16, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(1))
+    ids = torch.tensor([[1, 2, VISION_START, *[IMAGE_TOKEN] * 4, VISION_END, 5, 6]])
+    pixels = torch.randn(16, PATCH_DIM, generator=torch.Generator().manual_seed(1))
     grid = torch.tensor([[1, 4, 4]])
-    mask, kinds = torch.ones_like(ids), (ids == image).int()
+    mask, kinds = torch.ones_like(ids), (ids == IMAGE_TOKEN).int()
     inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels.to(model.dtype), "image_grid_thw": grid}
     return model(**inputs, mm_token_type_ids=kinds).logits
 
