@@ -128,7 +128,7 @@ class HuggingFaceBackend:
         with torch.inference_mode():
             output = self.model.generate(**inputs, max_new_tokens=options.max_tokens, **sampling)
         responses = output[:, inputs["input_ids"].shape[1] :]  # [batch, response tokens]
-        stop_ids = self.model.generation_config.eos_token_id
+        stop_ids = self.model.generation_config.eos_token_id or self.processor.tokenizer.eos_token_id
         is_stop = torch.isin(responses, torch.as_tensor(stop_ids, device=responses.device))
         decoded = self.processor.batch_decode(responses, skip_special_tokens=True)
         answers = []

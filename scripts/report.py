@@ -2,7 +2,7 @@
 
     python scripts/report.py --run_dir runs/quickstart [--out runs/quickstart/report]
 
-Writes OUT/report.html, which needs no other file, and its pictures as PNGs beside it. Every figure comes from the
+Writes OUT/index.html, which needs no other file, and its pictures as PNGs beside it. Every figure comes from the
 run's own files: experiment_log.jsonl, generations.jsonl and validation_step_N.jsonl of the trainer, the validation
 images that experiment_config.json names, and the summaries in RUN/evaluation where there are some.
 """
@@ -192,7 +192,7 @@ def html_headline(run: RunFiles) -> str:
     """Return the title and the run in one sentence."""
     facts = run.comparison["metrics"]["overall"]
     low, high = facts["gain_interval"]
-    steps = max(line["step"] for line in run.log)
+    steps = max(line["step"] for line in run.log if "val/reward_score" in line)
     verdict = "good" if low > 0 else "bad" if high < 0 else "soft"
     gain = f'<span class="{verdict}">{facts["gain"]:+.3f}</span> (95 % interval {low:+.3f} to {high:+.3f})'
     return (
@@ -233,6 +233,8 @@ def html_evaluation(summary: dict[str, Any]) -> str:
         f"{settings['dataset']}, template {settings['template']}, {settings['provider']}: {summary['answered']} of "
         f"{summary['items']} items answered, {summary['parse_failure_rate']:.1%} of the answers could not be read."
     )
+    if conflicts := summary["kinds"].get("conflict", 0):
+        note += f" In {conflicts} answers letter and text disagree: here the letter counts, in the reward both do."
     return f'<p class="soft">{escape(note)}</p>' + html_table(("task", "n", "accuracy", "95 % interval"), rows)
 
 
@@ -303,7 +305,7 @@ def write_report(run_dir: Path, out_dir: Path) -> Path:
     run = read_run(run_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     page = build_page(run, out_dir)
-    path = out_dir / "report.html"
+    path = out_dir / "index.html"
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)

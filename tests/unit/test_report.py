@@ -85,7 +85,7 @@ def write_evaluation(run_dir: Path) -> None:
     settings = {"dataset": "stvqa", "template": "spatial_thinker_full", "provider": "vllm"}
     summary = {"settings": settings, "n": 12, "items": 12, "answered": 12, "accuracy": 0.725, "tasks": tasks}
     (run_dir / "evaluation").mkdir()
-    text = json.dumps(summary | interval | {"parse_failure_rate": 0.0})
+    text = json.dumps(summary | interval | {"parse_failure_rate": 0.0, "kinds": {"letter": 9, "conflict": 3}})
     (run_dir / "evaluation" / "stvqa.summary.json").write_text(text)
 
 
@@ -97,14 +97,14 @@ def run_dir(tmp_path_factory):
 def test_the_page_stands_alone_and_shows_the_run(run_dir, tmp_path):
     write_evaluation(run_dir)
     assert report.main(["--run_dir", str(run_dir), "--out", str(tmp_path / "out")]) == 0
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "index.html").read_text()
     assert not re.search(r'(src|href|srcset)="(?!data:)', page) and "http" not in re.sub(r"data:[^\"]*", "", page)
     comparison = report.summarize_validation(run_dir / "checkpoints")
     assert f"{comparison['reward_after']:.3f}" in page and f"{comparison['accuracy_before']:.3f}" in page
     assert page.count("<article") == report.NUM_ROLLOUTS
     assert page.count("boxes predicted and true") == 2 * report.NUM_ROLLOUTS  # before and after
     assert "a &lt;b&gt;shape&lt;/b&gt;" in page and "<b>shape" not in page
-    assert "Its scene graph cannot be read" in page and "relation" in page
+    assert "Its scene graph cannot be read" in page and "In 3 answers letter and text disagree" in page
     names = {path.stem for path in (tmp_path / "out").glob("*.png")}
     assert names == {"reward", "reward_parts", "response_length", "kl", "before_after", "rollouts"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "out").glob("*.png"))
