@@ -231,7 +231,7 @@ def run_stages(run: Run, overrides: list[str]) -> dict[str, Any]:
     command += ["--output_dir", str(evaluation), "--custom_filename", "stvqa"]
     run.stage("evaluate", command, evaluation / "stvqa.summary.json")
 
-    report = run.folder / "report" / "report.html"
+    report = run.folder / "report" / "index.html"
     run.stage("report", ["scripts/report.py", "--run_dir", str(run.folder), "--out", str(report.parent)], report)
     return {
         **summarize_validation(checkpoints),

@@ -87,7 +87,7 @@ elif program == "evaluation/evals.py":
     (option("--output_dir") / "stvqa.summary.json").touch()
 elif program == "scripts/report.py":
     option("--out").mkdir(exist_ok=True)
-    (option("--out") / "report.html").touch()
+    (option("--out") / "index.html").touch()
 else:
     sys.exit(f"unknown program {{program}}")
 """
