@@ -37,7 +37,7 @@ VAL_ROWS = 256
 DATA_SEED = 7
 TEMPLATE = "spatial_thinker_full"
 # As long as a training response may be, and as many at a time as two cores keep up with.
-EVALUATION_LIMITS = ["--max_tokens", "256", "--batch_size", "64"]
+EVALUATION_LIMITS = ["--max_tokens", "128", "--batch_size", "64"]
 
 
 class QuickstartError(Exception):

@@ -5,6 +5,7 @@
 # Results: runs/quickstart/summary.json and the report that it names.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+unset PYTHONDONTWRITEBYTECODE # importing vLLM without its cached bytecode takes 20 s, in every process
 
 started=$(date +%s)
 bash scripts/setup.sh

@@ -5,6 +5,7 @@
 # All stages run even when one fails. The last line counts tests and, as one each, the other stages.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+unset PYTHONDONTWRITEBYTECODE # importing vLLM without its cached bytecode takes 20 s, in every process
 
 only_unit=false
 if [[ ${1:-} == --unit ]]; then
