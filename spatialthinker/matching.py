@@ -242,7 +242,7 @@ class _Boxes:
         counts = [len(scene.objects) for scene in scenes]
         numbers = chain.from_iterable([item.bbox for scene in scenes for item in scene.objects])
         boxes = np.fromiter(numbers, dtype=np.float64, count=4 * sum(counts)).reshape(-1, 4)
-        units = np.tile(np.repeat(np.array(image_sizes, dtype=np.float64), counts, axis=0), 2)  # [N, 4]
+        units = np.tile(np.repeat(np.array(image_sizes, dtype=np.float64).reshape(-1, 2), counts, axis=0), 2)  # [N, 4]
         self.coordinates = np.ascontiguousarray((boxes / units).T)  # [4, N]
 
     def at(self, positions: Ints) -> Floats:

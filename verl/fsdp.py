@@ -51,14 +51,14 @@ def init_mesh(store: dist.Store, rank: int, world_size: int, device: torch.devic
     return mesh
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, param_dtype: torch.dtype, reduce_dtype: torch.dtype) -> nn.Module:
-    """The model with every block that it declares unsplittable as one FSDP unit, and the rest as the root unit."""
+def shard(model: nn.Module, mesh: DeviceMesh, param_dtype: torch.dtype, reduce_dtype: torch.dtype) -> None:
+    """Shards the model in place: each block that it declares unsplittable is one FSDP unit, the rest the root."""
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=True)
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in list(model.modules()):
         if type(module).__name__ in names:
             fully_shard(module, mesh=mesh, mp_policy=policy)
-    return fully_shard(model, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def lr_factor(

@@ -5,7 +5,7 @@ Letters as in batching.py: T packed tokens, S responses, N response tokens; D hi
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image, ImageOps
@@ -22,6 +22,7 @@ LOG_PROB_CHUNK_TOKENS = 2048  # logits of one chunk: 2048 x 151,936 x 4 bytes = 
 EXIF_ORIENTATION_TAG = 0x0112
 EXIF_SIDEWAYS = range(5, 9)  # orientations that swap width and height
 
+Pair = tuple[Tensor, Tensor]
 Grid = tuple[int, int, int]  # frames, patch rows, patch columns
 
 
@@ -168,7 +169,7 @@ def response_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, temperat
         part = slice(start, start + LOG_PROB_CHUNK_TOKENS)
         arguments = (hidden[part], weight, targets[part], temperature)
         if torch.is_grad_enabled() and len(targets) > LOG_PROB_CHUNK_TOKENS:
-            chosen, entropy = checkpoint(_chunk_log_probs, *arguments, use_reentrant=False)
+            chosen, entropy = cast(Pair, checkpoint(_chunk_log_probs, *arguments, use_reentrant=False))
         else:
             chosen, entropy = _chunk_log_probs(*arguments)
         log_probs.append(chosen)

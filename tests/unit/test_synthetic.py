@@ -146,7 +146,7 @@ def test_gold_response_earns_the_full_reward():
     rewards = pytest.importorskip("spatialthinker.rewards")
     inputs = [rewards.RewardInput(gold_response(row), row.answer_option_text, row.problem) for _, row in PAIRS[:90]]
     for scores in rewards.REWARDS["spatial_sgg"](inputs):
-        assert scores == pytest.approx(dict.fromkeys(scores, 1.0), abs=1e-6)
+        assert scores == pytest.approx(dict.fromkeys(scores, 1.0), abs=1e-5)  # eps of CIoU
 
 
 def test_streams_are_seeded_sliceable_and_disjoint():

@@ -1,5 +1,6 @@
 """`python3 -m verl.trainer.main config=FILE a.b=value ...`: the only place where the parts are wired together."""
 
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def start_ray(config: Config, device: str) -> None:
         needed = int(2 * CPUS_PER_ACTOR * config.num_ranks) + 1
         local = {"num_cpus": max(needed, os.cpu_count() or 1), "include_dashboard": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address=address, logging_level="warning", **local)
+    ray.init(address=address, logging_level=logging.WARNING, **local)
 
 
 def build_workers(config: Config, device: str, processor: Any, num_steps: int) -> tuple[Any, Any]:

@@ -19,10 +19,10 @@ from verl.batching import balanced_order
 from verl.config import Config, config_to_dict
 from verl.core_algos import compute_grpo_advantages
 from verl.dataset import BatchOrder, RLHFDataset, collate_prompts
-from verl.protocol import DataProto
+from verl.protocol import DataProto, pad_dataproto_to_divisor, unpad_dataproto
 from verl.reward import RewardManager
 from verl.single_controller import WorkerGroup
-from verl.trainer.metrics import compute_data_metrics, compute_timing_metrics, reduce_metrics
+from verl.trainer.metrics import compute_data_metrics, compute_memory_metrics, compute_timing_metrics, reduce_metrics
 from verl.trainer.tracking import Tracker
 
 GROUP_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids", "responses", "response_mask")
@@ -91,7 +91,7 @@ class GRPOTrainer:
                     with self._timer("save_checkpoint"):
                         self._save()
             metrics |= compute_timing_metrics(self.timing, metrics, self.config.num_ranks)
-            self.tracker.log(metrics, self.global_step)
+            self.tracker.log(metrics | compute_memory_metrics(), self.global_step)
             progress.update()
             progress.set_postfix(reward=f"{metrics['reward/overall']:.3f}", s=f"{self.timing['step']:.0f}")
         progress.close()
@@ -149,10 +149,10 @@ class GRPOTrainer:
         self.rollout.wake_up(["kv_cache"])
         request = prompts.select([], ["raw_prompt_ids", "images"])
         request.meta_info = {"sampling": sampling, "seed": self.config.worker.rollout.seed * 1_000_003 + seed}
-        request, num_padded = pad_to_multiple(request, len(self.rollout))
-        responses = self.rollout.generate(request)
+        request, num_padded = pad_dataproto_to_divisor(request, len(self.rollout))
+        responses = unpad_dataproto(self.rollout.generate(request), num_padded)
         self.rollout.sleep()
-        return prompts.select().union(responses[: len(responses) - num_padded])
+        return prompts.select().union(responses)
 
     def _balanced(self, groups: DataProto) -> DataProto:
         """The groups in an order that gives every rank an equal part of every mini-batch."""
@@ -161,7 +161,8 @@ class GRPOTrainer:
         return groups[order]
 
     def _is_due(self, frequency: int) -> bool:
-        return frequency > 0 and (self.global_step % frequency == 0 or self.global_step == self.num_steps)
+        """Whether something happens at this step: every `frequency` steps if positive, and always at the last."""
+        return self.global_step == self.num_steps or frequency > 0 and self.global_step % frequency == 0
 
     def _validate(self) -> dict[str, float]:
         """Means of the validation rewards; the samples go to a file and to the tracker."""
@@ -169,7 +170,8 @@ class GRPOTrainer:
         path = self.root / f"validation_step_{self.global_step}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(record) + "\n" for record in validation.records))
-        self.tracker.log_generations(validation.records, self.global_step, self.config.trainer.val_generations_to_log)
+        shown = validation.records[: self.config.trainer.val_generations_to_log]
+        self.tracker.log_generations(shown, self.global_step)
         return validation.metrics
 
     def _log_validation(self) -> None:
@@ -244,11 +246,3 @@ def count_steps(config: Config, num_rows: int) -> int:
     """Training steps of the run: max_steps, else the whole batches of all epochs."""
     trainer = config.trainer
     return trainer.max_steps or num_rows // config.data.rollout_batch_size * trainer.total_epochs
-
-
-def pad_to_multiple(data: DataProto, divisor: int) -> tuple[DataProto, int]:
-    """The batch with rows repeated until its length divides, and how many were added."""
-    missing = -len(data) % divisor
-    if not missing:
-        return data, 0
-    return DataProto.concat([data, data[[i % len(data) for i in range(missing)]]]), missing

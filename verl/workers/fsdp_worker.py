@@ -11,6 +11,7 @@ from transformers import AutoProcessor, GenerationConfig
 from verl import checkpoint
 from verl.config import Config
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, open_store, shard
+from verl.optim import OPTIMIZERS
 from verl.protocol import DataProto
 from verl.qwen_vl import ResponseLogProbs, decode_image, load_model
 from verl.single_controller import Dispatch, register
@@ -60,8 +61,8 @@ class FSDPWorker:
         self.policy = self._build_model(trainable=True)
         trainable = [p for p in self.policy.parameters() if p.requires_grad]
         optim = actor.optim
-        self.optimizer = torch.optim.AdamW(
-            trainable, lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay
+        self.optimizer = OPTIMIZERS[optim.strategy](
+            trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
         )
         self.actor = Actor(self.policy, self.device, self.optimizer)
         self.reference = None
@@ -78,8 +79,9 @@ class FSDPWorker:
             model.model.visual.requires_grad_(False)
         if trainable and settings.model.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        wrapped = ResponseLogProbs(model.to(self.device))
-        return shard(wrapped, self.mesh, DTYPES[settings.fsdp.mp_param_dtype], DTYPES[settings.fsdp.mp_reduce_dtype])
+        wrapped = ResponseLogProbs(model).to(self.device)
+        shard(wrapped, self.mesh, DTYPES[settings.fsdp.mp_param_dtype], DTYPES[settings.fsdp.mp_reduce_dtype])
+        return wrapped
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def load_groups(self, data: DataProto) -> None:
@@ -145,6 +147,8 @@ class FSDPWorker:
             self.groups, batch["advantages"], batch.get("old_log_probs"), batch.get("ref_log_probs"), settings
         )
         metrics["actor/lr"] = (lr, 1.0)
+        if "ref_log_probs" in batch.keys():
+            metrics["actor/kl_coef"] = (algorithm.kl_coef, 1.0)
         if self.device.type == "cuda":
             metrics["perf/max_memory_allocated_gb"] = (torch.cuda.max_memory_allocated() / 1024**3, 1.0)
             metrics["perf/max_memory_reserved_gb"] = (torch.cuda.max_memory_reserved() / 1024**3, 1.0)

@@ -58,8 +58,10 @@ class RolloutWorker:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         from vllm import LLM
 
-        sleep = {"enable_sleep_mode": True} if self.device == "cuda" else {}
-        self.llm = LLM(self.model_path, mm_processor_kwargs=self.image_size, **self.engine_kwargs, **sleep)
+        is_cuda = self.device == "cuda"
+        self.llm = LLM(
+            self.model_path, mm_processor_kwargs=self.image_size, enable_sleep_mode=is_cuda, **self.engine_kwargs
+        )
         self.sleep()
 
     @register(Dispatch.ONE_TO_ALL)
@@ -107,7 +109,7 @@ class RolloutWorker:
             logit_bias=self.banned or None,
             logprobs=0 if with_log_probs else None,
         )
-        requests = [
+        requests: list[Any] = [
             {"prompt_token_ids": list(ids)}
             | ({"multi_modal_data": {"image": [decode_image(data) for data in images]}} if len(images) else {})
             for ids, images in zip(

@@ -1,0 +1,241 @@
+"""The engines that answer: one row each in BACKENDS.
+
+A back end is made from ModelOptions (this loads the model) and then yields (sample, answer) pairs in any order, so
+that every answer reaches the journal as soon as it is there. Both engines get the same text: the chat template of the
+model's own processor. Images are decoded when an item is sent.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import batched
+from typing import Any, Protocol
+
+from evaluation.samples import IMAGE_MARK, Request, Sample, build_request
+
+WINDOW_BATCHES = 8
+"""Batches that are decoded and sorted by length together: more of them waste less padding and hold more images."""
+SENT_PER_STEP = 16
+"""Requests added between two engine steps, so that preparing images never starves the engine."""
+_PIXELS_PER_TOKEN = 28 * 28
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a back end needs to know of the model and of decoding."""
+
+    model_path: str
+    template: str
+    processor_name: str | None = None
+    batch_size: int = 1
+    max_tokens: int = 2048
+    temperature: float = 0.0
+    seed: int = 42
+    images_per_prompt: int = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one item; either a text or an error."""
+
+    prompt: str = ""
+    text: str = ""
+    finish_reason: str | None = None
+    """"stop" or "length"."""
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    error: str | None = None
+
+
+class Backend(Protocol):
+    """What BACKENDS hold."""
+
+    def __init__(self, options: ModelOptions) -> None: ...
+
+    def answer(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Answer]]:
+        """Yield each sample's answer as soon as it is complete."""
+        ...
+
+
+def load_processor(options: ModelOptions) -> Any:
+    """Return the model's processor. Errors: ValueError where there is none."""
+    from transformers import AutoProcessor
+
+    name = options.processor_name or options.model_path
+    try:
+        processor = AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: no processor can be loaded: {str(error).splitlines()[0]}") from error
+    if getattr(processor, "tokenizer", None) is None:
+        raise ValueError(f"{name}: has no image processor with a tokenizer; is it a vision-language model?")
+    return processor
+
+
+def render_chat(processor: Any, request: Request) -> str:
+    """Return the chat text of one user turn, every image mark replaced by the model's own placeholder."""
+    content: list[dict[str, str]] = []
+    for piece in re.split(f"({re.escape(IMAGE_MARK)})", request.prompt):
+        if piece == IMAGE_MARK:
+            content.append({"type": "image"})
+        elif piece:
+            content.append({"type": "text", "text": piece})
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+class HuggingFaceBackend:
+    """Plain transformers generation in left-padded batches, on the GPU or the CPU."""
+
+    def __init__(self, options: ModelOptions) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        self.options = options
+        self.processor = load_processor(options)
+        self.processor.tokenizer.padding_side = "left"
+        has_gpu = torch.cuda.is_available()
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
+            options.model_path, dtype="auto" if has_gpu else torch.float32, attn_implementation="sdpa"
+        )
+        self.model.to("cuda" if has_gpu else "cpu").eval()
+        torch.manual_seed(options.seed)
+
+    def answer(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Answer]]:
+        """Yield answers batch by batch; inside a window of batches the longest prompts go first."""
+        for window in batched(samples, self.options.batch_size * WINDOW_BATCHES):
+            requests = []
+            for sample in window:
+                try:
+                    requests.append((sample, build_request(sample, self.options.template)))
+                except ValueError as error:
+                    yield sample, Answer(error=str(error))
+            requests.sort(key=lambda pair: _estimate_tokens(pair[1]), reverse=True)
+            for batch in batched(requests, self.options.batch_size):
+                answers = self._generate([request for _, request in batch])
+                yield from zip((sample for sample, _ in batch), answers, strict=True)
+
+    def _generate(self, requests: Sequence[Request]) -> list[Answer]:
+        import torch
+
+        texts = [render_chat(self.processor, request) for request in requests]
+        images = [request.images for request in requests]
+        inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt").to(self.model.device)
+        options = self.options
+        sampling: dict[str, Any] = {"do_sample": True, "temperature": options.temperature}
+        if options.temperature == 0:
+            sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, max_new_tokens=options.max_tokens, **sampling)
+        responses = output[:, inputs["input_ids"].shape[1] :]  # [batch, response tokens]
+        stop_ids = self.model.generation_config.eos_token_id
+        is_stop = torch.isin(responses, torch.as_tensor(stop_ids, device=responses.device))
+        decoded = self.processor.batch_decode(responses, skip_special_tokens=True)
+        answers = []
+        for index, (request, text) in enumerate(zip(requests, decoded, strict=True)):
+            stops = is_stop[index].nonzero()
+            answers.append(
+                Answer(
+                    prompt=request.prompt,
+                    text=text,
+                    finish_reason="stop" if len(stops) else "length",
+                    prompt_tokens=int(inputs["attention_mask"][index].sum()),
+                    response_tokens=int(stops[0]) + 1 if len(stops) else responses.shape[1],
+                )
+            )
+        return answers
+
+
+def _estimate_tokens(request: Request) -> float:
+    return len(request.prompt) / 4 + sum(image.width * image.height for image in request.images) / _PIXELS_PER_TOKEN
+
+
+class VllmBackend:
+    """vLLM's continuous batching over the whole set; at most twice the engine's batch is in memory at a time."""
+
+    def __init__(self, options: ModelOptions) -> None:
+        import torch
+
+        self.options = options
+        self.processor = load_processor(options)
+        has_gpu = torch.cuda.is_available()
+        _set_engine_environment(has_gpu)
+        from vllm import LLM, SamplingParams
+
+        self.llm = LLM(
+            options.model_path,
+            dtype="auto" if has_gpu else "float32",
+            seed=options.seed,
+            max_model_len=-1,  # the model's own length, or what fits into the cache
+            limit_mm_per_prompt={"image": options.images_per_prompt, "video": 0},
+            mm_processor_cache_gb=0,  # every image is seen once
+            enforce_eager=not has_gpu,
+            disable_log_stats=True,
+        )
+        defaults = self.llm.model_config.get_diff_sampling_param()
+        if options.temperature == 0:  # as transformers does: only what still has a meaning for greedy decoding
+            defaults = {key: value for key, value in defaults.items() if key == "repetition_penalty"}
+        # vLLM's CPU sampler refuses seeds of single requests in larger batches; the engine's seed covers it there.
+        seed = options.seed if has_gpu and options.temperature > 0 else None
+        choices = {"temperature": options.temperature, "max_tokens": options.max_tokens, "seed": seed}
+        self.sampling = SamplingParams(**(defaults | choices))
+
+    def answer(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Answer]]:
+        """Yield answers in the order in which the engine finishes them."""
+        engine = self.llm.llm_engine
+        limit = 2 * engine.vllm_config.scheduler_config.max_num_seqs
+        waiting = iter(samples)
+        in_flight: dict[str, tuple[Sample, Request]] = {}
+        is_exhausted = False
+        while in_flight or not is_exhausted:
+            for _ in range(min(SENT_PER_STEP, limit - len(in_flight))):
+                sample = next(waiting, None)
+                if sample is None:
+                    is_exhausted = True
+                    break
+                try:
+                    request = build_request(sample, self.options.template)
+                    in_flight[self._send(request)] = sample, request
+                except ValueError as error:  # an unreadable image, a prompt beyond the model's length
+                    yield sample, Answer(error=str(error))
+            for output in engine.step() if in_flight else ():
+                if output.finished:
+                    sample, request = in_flight.pop(output.request_id)
+                    yield sample, _read_output(output, request)
+
+    def _send(self, request: Request) -> str:
+        images = {"image": request.images}
+        prompt: Any = {"prompt": render_chat(self.processor, request), "multi_modal_data": images}
+        (request_id,) = self.llm.enqueue(prompt, self.sampling, use_tqdm=False)
+        return request_id.partition("-")[0]  # outputs come back without the engine's own random suffix
+
+
+def _read_output(output: Any, request: Request) -> Answer:
+    completion = output.outputs[0]
+    return Answer(
+        prompt=request.prompt,
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        prompt_tokens=len(output.prompt_token_ids or ()),
+        response_tokens=len(completion.token_ids),
+    )
+
+
+def _set_engine_environment(has_gpu: bool) -> None:
+    """Set what vLLM reads when it is imported; what the user has set stays."""
+    from importlib.util import find_spec
+
+    settings = {"VLLM_LOGGING_LEVEL": "WARNING"}
+    if not has_gpu:
+        settings["VLLM_LOGGING_LEVEL"] = "ERROR"  # at WARNING the CPU engine writes two lines a request
+        # One process on all cores: a second one, its own thread binding and the large default cache are for servers.
+        settings["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        settings["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        settings["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    elif find_spec("flashinfer") is None:
+        settings["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+    for key, value in settings.items():
+        os.environ.setdefault(key, value)
+
+
+BACKENDS: dict[str, type[Backend]] = {"huggingface": HuggingFaceBackend, "vllm": VllmBackend}

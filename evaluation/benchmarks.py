@@ -1,0 +1,157 @@
+"""The benchmarks, one row each; a new benchmark is a new row.
+
+The columns follow the data sets' own pages on the Hugging Face hub (https://huggingface.co/datasets/REPO).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+ReferenceKind = Literal["choice", "value", "choice_or_value", "flag"]
+"""What the answer column holds: a choice (letter, text or index); an open text or number; either; 1 or 0 for yes."""
+
+FULL_TEMPLATE = "spatial_thinker_full"
+QUESTION_TEMPLATES = ("reasoning", "reasoning_end", "no_reasoning", "spatial_thinker", FULL_TEMPLATE)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where a benchmark lives and what its columns mean."""
+
+    repo: str
+    """Repository on the Hugging Face hub."""
+    split: str
+    config: str | None = None
+    revision: str | None = None
+    """Commit of the repository; None takes its newest."""
+    images: tuple[str, ...] = ("image",)
+    """Image columns in the order in which a model sees them; empty ones of a row are skipped."""
+    question: str | None = "prompt"
+    """Column of the question; None where the picture holds it."""
+    answer: str = "answer"
+    reference: ReferenceKind = "choice"
+    choices: str | None = None
+    fixed_choices: tuple[str, ...] = ()
+    lists_choices: bool = False
+    """Whether the choices must be added to the question, which does not hold them itself."""
+    asks_for_tags: bool = False
+    """Whether the question itself must ask for answer tags, as the released evaluation does."""
+    task: str | None = None
+    prompt: str | None = None
+    """Column with the complete training prompt, which template spatial_thinker_full then takes as it is."""
+    ground_truth: str | None = None
+    """Column with the reference scene and answer: with it the dense reward is measured, too."""
+    is_shuffled: bool = True
+    templates: tuple[str, ...] = QUESTION_TEMPLATES
+
+
+def _cv_bench(config: str) -> Benchmark:
+    return Benchmark("nyu-visionx/CV-Bench", "test", config, choices="choices", task="task")
+
+
+def _blink(config: str, num_images: int = 1) -> Benchmark:
+    images = tuple(f"image_{i + 1}" for i in range(num_images))
+    return Benchmark("BLINK-Benchmark/BLINK", "val", config, images=images, choices="choices")
+
+
+def _emma(config: str) -> Benchmark:
+    images = tuple(f"image_{i + 1}" for i in range(5))
+    row = partial(Benchmark, "luckychao/EMMA", "test", config, images=images, question="question")
+    return row(reference="choice_or_value", choices="options", lists_choices=True)
+
+
+def _mmmu_vision() -> Benchmark:
+    row = partial(Benchmark, "MMMU/MMMU_Pro", "test", "vision", question=None)
+    return row(choices="options", lists_choices=True, templates=(*QUESTION_TEMPLATES, "vision"))
+
+
+_PLAIN = partial(Benchmark, choices="choices")
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "cv-bench": _cv_bench("default"),
+    "cv-bench-2D": _cv_bench("2D"),
+    "cv-bench-3D": _cv_bench("3D"),
+    "blink-spatial": _blink("Spatial_Relation"),
+    "blink-depth": _blink("Relative_Depth"),
+    "blink-object": _blink("Object_Localization"),
+    "blink-counting": _blink("Counting"),
+    "blink-multi-view": _blink("Multi-view_Reasoning", 2),
+    "blink-jigsaw": _blink("Jigsaw", 3),
+    "realworld_qa": Benchmark("visheratin/realworldqa", "test", question="question", reference="value"),
+    "spatialbench": Benchmark(
+        "hunarbatra/SpatialBench",
+        "train",
+        question="text",
+        reference="value",
+        asks_for_tags=True,
+        task="category",
+    ),
+    "mmvp": Benchmark(
+        "hunarbatra/MMVP", "train", question="text", answer="label", reference="value", asks_for_tags=True
+    ),
+    "3dsrbench": _PLAIN("hunarbatra/3DSRBench", "test", task="task"),
+    "3dsrbench_full": _PLAIN("hunarbatra/3DSRBench-Full", "test", task="task", is_shuffled=False),
+    "lego": _PLAIN("hunarbatra/LEGO-Puzzles", "train", task="category"),
+    "spatialreasoner": _PLAIN("hunarbatra/SpatialReasonerEval", "train", task="task"),
+    "robospatial": Benchmark(
+        "hunarbatra/RoboSpatial-Home", "train", images=("image", "depth_image"), choices="options", task="category"
+    ),
+    "robospatial_rgb": Benchmark("hunarbatra/RoboSpatial-Home", "train", choices="options", task="category"),
+    "stvqa": Benchmark(
+        "hunarbatra/STVQA-7K",
+        "val",
+        images=("images",),
+        question="question_with_options",
+        answer="answer_only",
+        choices="options",
+        task="category",
+        prompt="problem",
+        ground_truth="answer_option_text",
+    ),
+    "hallusionbench": Benchmark(
+        "lmms-lab/HallusionBench",
+        "image",
+        question="question",
+        answer="gt_answer",
+        reference="flag",
+        fixed_choices=("Yes", "No"),
+        lists_choices=True,
+        templates=(*QUESTION_TEMPLATES, "yes_no"),
+    ),
+    "mathvista": _PLAIN(
+        "AI4Math/MathVista",
+        "testmini",
+        images=("decoded_image",),
+        question="query",
+        reference="choice_or_value",
+    ),
+    "mathvista_mcq": _PLAIN("hunarbatra/MathVista_MCQ", "testmini"),
+    "mathverse": Benchmark("AI4Math/MathVerse", "testmini", "testmini", question="query_cot", reference="value"),
+    "mathverse_vision_mcq": _PLAIN("hunarbatra/MathVerse_Vision_MCQ", "testmini"),
+    "mathvision": Benchmark(
+        "MathLLMs/MathVision",
+        "test",
+        images=("decoded_image",),
+        question="question",
+        reference="choice_or_value",
+        choices="options",
+        lists_choices=True,
+    ),
+    "sftseed": Benchmark("ydeng9/sft_seed", "train", images=("decoded_image",), question="problem", reference="value"),
+    "emma-math": _PLAIN("hunarbatra/EMMA_MATH", "test", images=("image_1",), task="category"),
+    "emma-chem": _emma("Chemistry"),
+    "emma-code": _emma("Coding"),
+    "emma-physics": _emma("Physics"),
+    "mmmu_pro": Benchmark(
+        "MMMU/MMMU_Pro",
+        "test",
+        "standard (4 options)",
+        images=("image_1",),
+        question="question",
+        choices="options",
+        lists_choices=True,
+        task="topic_difficulty",
+    ),
+    "mmmu_pro_vision_only": _mmmu_vision(),
+    "mmmu-pro-vision": _mmmu_vision(),
+}

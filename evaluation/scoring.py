@@ -1,0 +1,135 @@
+"""From a model's text and a reference to right or wrong, and how the answer was read. Pure functions.
+
+A letter is read as a letter, a text as a text; whatever names no choice, or more than one, is no answer. Nothing
+falls back to a default choice, because that would pay a silent model the share of that letter.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spatialthinker.response import LETTERS, Kind, extract_choice, normalize, parse_response, without_phrase
+
+_NUMBER_WORDS = {
+    word: number for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
+}
+_RELATIVE_TOLERANCE = 1e-6
+
+_MARKER = re.compile(r"(?:^|\n|\.\s)[*_#\s]*(?:final\s+)?answer[*_\s]*:", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The right answer: a choice's letter (and text), or an open text."""
+
+    letter: str | None
+    text: str | None
+
+    def __str__(self) -> str:
+        return self.letter or self.text or ""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """How a response was read and whether that is right."""
+
+    kind: Kind
+    letter: str | None
+    text: str | None
+    is_correct: bool
+
+
+def resolve_reference(value: Any, kind: str, choices: Sequence[str]) -> Reference:
+    """Return the reference that a cell of the answer column means; `kind` is a benchmark's ReferenceKind.
+
+    Errors: ValueError for an empty cell, or one that must name a choice and names none.
+    """
+    text = "" if value is None else str(value).strip()
+    if not text:
+        raise ValueError("the answer column is empty")
+    if kind == "flag":
+        if text not in ("0", "1"):
+            raise ValueError(f"answer {value!r} is neither 0 nor 1")
+        return Reference("A" if text == "1" else "B", "Yes" if text == "1" else "No")
+    if choices and kind != "value":
+        by_text = [i for i, choice in enumerate(choices) if normalize(choice) == normalize(text)]
+        bare = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", text)
+        # A choice's own text goes before the reading as a letter: among the choices d, c, b "b" is the third.
+        if len(by_text) == 1:
+            index = by_text[0]
+        elif bare and bare[1].upper() in LETTERS[: len(choices)]:
+            index = LETTERS.index(bare[1].upper())
+        elif isinstance(value, int) and 0 <= value < len(choices):
+            index = value
+        elif (choice := extract_choice(text, choices)).kind == "letter" and choice.letter:
+            index = LETTERS.index(choice.letter)
+        elif kind == "choice_or_value":
+            return Reference(None, text)
+        else:
+            raise ValueError(f"answer {value!r} names none of the choices {list(choices)}")
+        return Reference(LETTERS[index], choices[index])
+    if kind == "choice":
+        raise ValueError("no choices in the row")
+    bare = re.fullmatch(r"\(?([A-Z])\)?|\(([a-z])\)", text)
+    return Reference((bare[1] or bare[2]).upper(), None) if bare else Reference(None, text)
+
+
+def grade_response(
+    response: str, choices: Sequence[str], reference: Reference, finish_reason: str | None = None
+) -> Grade:
+    """Return the grade of a complete model text."""
+    answer = find_answer(response, finish_reason)
+    if answer is None:
+        return Grade("truncated" if finish_reason == "length" else "unparsed", None, None, False)
+    if reference.letter is None and reference.text is not None:
+        return _grade_value(answer, choices, reference.text)
+    choice = extract_choice(answer, choices)
+    is_correct = choice.letter is not None and choice.letter == reference.letter
+    return Grade(choice.kind, choice.letter, choice.text, is_correct)
+
+
+def find_answer(response: str, finish_reason: str | None = None) -> str | None:
+    """Return the part of a response that is its answer, or None where it holds none.
+
+    The answer tags come first. Without a pair of them: what follows an opening tag, a line "Answer:" or the thinking;
+    else the whole text, if it holds none of the tags. A response cut off at its length limit has an answer only
+    within a closed pair.
+    """
+    tagged = parse_response(response).answer
+    if tagged is not None:
+        return tagged or None
+    if finish_reason == "length":
+        return None
+    rest = response.rpartition("<answer>")[2] if "<answer>" in response else response
+    rest = rest.rpartition("</think>")[2].replace("</answer>", "")
+    markers = list(_MARKER.finditer(rest))
+    if markers:
+        rest = rest[markers[-1].end() :]
+    if any(tag in rest for tag in ("<think>", "<observe>", "<scene>")):
+        return None
+    return rest.strip() or None
+
+
+def _grade_value(answer: str, choices: Sequence[str], reference: str) -> Grade:
+    if choices:  # the reference is none of the choices, so a letter cannot be right, but its text may be
+        choice = extract_choice(answer, choices)
+        answer = choice.text or answer
+    wanted = parse_number(reference)
+    if wanted is not None:
+        number = parse_number(answer)
+        if number is None:
+            return Grade("unparsed", None, answer, False)
+        return Grade("number", None, answer, math.isclose(number, wanted, rel_tol=_RELATIVE_TOLERANCE))
+    return Grade("text", None, answer, normalize(without_phrase(answer)) == normalize(reference))
+
+
+def parse_number(text: str) -> float | None:
+    """Return the one number that a text states, in digits or as a word up to ten; None for none or several."""
+    plain = text.casefold()
+    found = [match for match in _NUMBER.findall(plain) if any(c.isdigit() for c in match)]
+    found += [str(_NUMBER_WORDS[word]) for word in re.findall(r"[a-z]+", plain) if word in _NUMBER_WORDS]
+    values = {float(value.replace(",", "")) for value in found}
+    return values.pop() if len(values) == 1 else None

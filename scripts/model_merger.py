@@ -1,0 +1,254 @@
+"""Turn the sharded actor of a training checkpoint into a Hugging Face folder that transformers and vLLM load.
+
+    python scripts/model_merger.py --local_dir runs/x/global_step_75/actor [--dtype bfloat16] [--hf_upload_path me/x]
+
+The actor folder is a torch.distributed.checkpoint whose "model" entry is the state dict, plus `huggingface/` with
+config, tokenizer and processor. Weights go into `huggingface/` as safetensors; no process group and no GPU is needed,
+and at most one output file of weights is in memory at a time. The checkpoint's index is a pickle: merge only
+checkpoints that you trust.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL_KEY = "model"  # where the trainer puts the state dict inside the checkpoint
+DTYPES = ("float32", "bfloat16", "float16")
+MAX_FILE_SIZE = "5GB"
+INDEX_NAME = "model.safetensors.index.json"
+
+
+def read_stored_tensors(actor_dir: Path) -> dict[str, Any]:
+    """Return {parameter name: TensorStorageMetadata} of the checkpoint's model, after checking that all bytes exist.
+
+    Errors: FileNotFoundError without an index; ValueError for a shard file that is absent or shorter than the index
+    says, and for a parameter of which not every element was stored.
+    """
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    if not (actor_dir / ".metadata").is_file():
+        raise FileNotFoundError(f"{actor_dir}: no .metadata file; --local_dir wants a folder global_step_N/actor")
+    metadata = FileSystemReader(actor_dir).read_metadata()
+    ends: dict[str, int] = {}
+    for info in (metadata.storage_data or {}).values():
+        ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
+    for name, end in sorted(ends.items()):
+        size = (actor_dir / name).stat().st_size if (actor_dir / name).is_file() else None
+        if size is None or size < end:
+            found = "is absent" if size is None else f"has {size} bytes"
+            raise ValueError(
+                f"{actor_dir / name} {found}, the checkpoint's index asks for {end}: incomplete checkpoint"
+            )
+
+    prefix = f"{MODEL_KEY}."
+    stored = {
+        key.removeprefix(prefix): entry
+        for key, entry in metadata.state_dict_metadata.items()
+        if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+    if not stored:
+        raise ValueError(f"{actor_dir}: the checkpoint holds no tensor under {MODEL_KEY!r}")
+    for name, entry in stored.items():
+        elements = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
+        if elements != math.prod(entry.size):
+            raise ValueError(
+                f"parameter {name} is short: {elements} of {math.prod(entry.size)} elements were stored; "
+                "the shard of a rank is missing"
+            )
+    return stored
+
+
+def build_meta_model(hf_dir: Path) -> Any:
+    """Return the model that config.json names, on the meta device: names, shapes and ties without memory."""
+    import torch
+    import transformers
+
+    if not (hf_dir / "config.json").is_file():
+        raise FileNotFoundError(f"{hf_dir}: no config.json; the trainer saves it there with the checkpoint")
+    config = transformers.AutoConfig.from_pretrained(hf_dir, local_files_only=True)
+    names = config.architectures or []
+    model_class = getattr(transformers, names[0], None) if names else None
+    if model_class is None:
+        raise ValueError(f"{hf_dir}/config.json: architectures {names} names no class of transformers")
+    with torch.device("meta"):
+        model = model_class(config)
+    model.tie_weights()
+    return model
+
+
+def check_parameters(model: Any, stored: dict[str, Any]) -> dict[str, str]:
+    """Return {tied name: the name that is written in its place}; raise unless model and checkpoint fit exactly.
+
+    A tied parameter may be stored under either name or both. Errors: ValueError that names every missing, unexpected
+    or wrongly shaped parameter.
+    """
+    wanted = model.state_dict()
+    ties = {alias: source for alias, source in model.all_tied_weights_keys.items() if alias in wanted}
+    faults = []
+    for name, tensor in wanted.items():
+        entry = stored.get(name)
+        if entry is not None and tuple(entry.size) != tuple(tensor.shape):
+            faults.append(f"wrong shape {name}: stored {tuple(entry.size)}, the model has {tuple(tensor.shape)}")
+        group = {name, ties.get(name, name)} | {alias for alias, source in ties.items() if source == name}
+        if not group & stored.keys():
+            faults.append(f"missing {name}")
+    faults += [f"unexpected {name}" for name in stored.keys() - wanted.keys()]
+    if faults:
+        shown = "\n  ".join(sorted(faults)[:20])
+        more = f"\n  ... {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise ValueError(f"checkpoint and {type(model).__name__} do not fit:\n  {shown}{more}")
+    return ties
+
+
+def load_tensors(actor_dir: Path, stored: dict[str, Any], names: list[str]) -> "dict[str, torch.Tensor]":
+    """Return full CPU tensors of the given parameters, put together from all ranks' shards."""
+    import torch
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    flat = {f"{MODEL_KEY}.{n}": torch.empty(stored[n].size, dtype=stored[n].properties.dtype) for n in names}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # just what no_dist asks for
+            checkpoint.load(flat, checkpoint_id=actor_dir, no_dist=True)
+    except CheckpointException as error:  # a BaseException: it would pass every handler of the callers
+        raise ValueError(f"{actor_dir}: the checkpoint cannot be read: {error}") from error
+    return {name: flat[f"{MODEL_KEY}.{name}"] for name in names}
+
+
+def check_ties(actor_dir: Path, stored: dict[str, Any], ties: dict[str, str]) -> None:
+    """Raise ValueError if two names of one tied parameter were stored with different values."""
+    import torch
+
+    for alias, source in ties.items():
+        if alias in stored and source in stored:
+            both = load_tensors(actor_dir, stored, [alias, source])
+            if not torch.equal(both[alias], both[source]):
+                raise ValueError(f"{alias} and {source} are tied in config.json but differ in the checkpoint")
+
+
+def write_weights(actor_dir: Path, out_dir: Path, model: Any, stored: dict[str, Any], dtype: str | None) -> set[str]:
+    """Write the parameters as safetensors files (and an index where there are several); return the dtypes written."""
+    import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    ties = check_parameters(model, stored)
+    check_ties(actor_dir, stored, ties)
+    # The name to read from: a tied parameter may be stored under its other name only.
+    source_of = {name: name for name in model.state_dict() if name not in ties}
+    for alias, source in ties.items():
+        if source not in stored:
+            source_of[source] = alias
+    target_dtype = getattr(torch, dtype) if dtype else None
+    plan = {}
+    for name, read_name in source_of.items():
+        stored_dtype = stored[read_name].properties.dtype
+        wanted = target_dtype if target_dtype is not None and stored_dtype.is_floating_point else stored_dtype
+        plan[name] = torch.empty(stored[read_name].size, dtype=wanted, device="meta")
+
+    split = split_torch_state_dict_into_shards(
+        plan, max_shard_size=MAX_FILE_SIZE, filename_pattern="model{suffix}.safetensors"
+    )
+    for file_name, names in split.filename_to_tensors.items():
+        tensors = load_tensors(actor_dir, stored, [source_of[name] for name in names])
+        payload = {name: tensors[source_of[name]].to(plan[name].dtype).contiguous() for name in names}
+        save_file(payload, out_dir / file_name, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (out_dir / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return {str(tensor.dtype).removeprefix("torch.") for tensor in plan.values() if tensor.is_floating_point()}
+
+
+def write_config(hf_dir: Path, out_dir: Path, dtypes: set[str]) -> None:
+    """Write config.json with the dtype of the weights beside it: loaders with dtype="auto" believe the config."""
+    config = json.loads((hf_dir / "config.json").read_text())
+    if len(dtypes) == 1:
+        (dtype,) = dtypes
+        for section in (config, *(value for value in config.values() if isinstance(value, dict))):
+            if section is config or "dtype" in section or "torch_dtype" in section:
+                section.pop("torch_dtype", None)
+                section["dtype"] = dtype
+    (out_dir / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def publish_files(temporary_dir: Path, hf_dir: Path) -> None:
+    """Move the finished files into place, each by one rename, and drop weight files of an earlier merge."""
+    new = {path.name for path in temporary_dir.iterdir()}
+    for path in hf_dir.glob("model*.safetensors*"):
+        if path.name not in new or path.name == INDEX_NAME:
+            path.unlink()
+    # Without its index a loader finds no weights at all, so that it never sees old and new files mixed; the index
+    # and the config come back last.
+    for path in sorted(temporary_dir.iterdir(), key=lambda p: (p.suffix == ".json", p.name)):
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(path, hf_dir / path.name)
+
+
+def merge_checkpoint(local_dir: str | Path, dtype: str | None = None) -> Path:
+    """Write the actor's weights into `local_dir/huggingface` and return that folder.
+
+    Errors: FileNotFoundError or ValueError naming what is missing, unexpected, short or contradictory; nothing in the
+    folder has changed then.
+    """
+    actor_dir = Path(local_dir)
+    hf_dir = actor_dir / "huggingface"
+    if not actor_dir.is_dir():
+        raise FileNotFoundError(f"{actor_dir}: no such folder")
+    stored = read_stored_tensors(actor_dir)
+    model = build_meta_model(hf_dir)
+    for left_over in hf_dir.glob(".merging-*"):  # of a merge that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    temporary_dir = Path(tempfile.mkdtemp(prefix=".merging-", dir=hf_dir))
+    try:
+        dtypes = write_weights(actor_dir, temporary_dir, model, stored, dtype)
+        write_config(hf_dir, temporary_dir, dtypes)
+        publish_files(temporary_dir, hf_dir)
+    finally:
+        shutil.rmtree(temporary_dir, ignore_errors=True)
+    return hf_dir
+
+
+def upload_folder(hf_dir: Path, repo_id: str, is_public: bool) -> str:
+    """Upload the merged folder to the Hugging Face hub, private unless asked otherwise; return its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    url = api.create_repo(repo_id, private=not is_public, exist_ok=True)
+    api.upload_folder(repo_id=repo_id, folder_path=hf_dir)
+    return str(url)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return 0, or 2 after one message about a checkpoint that cannot be merged."""
+    parser = argparse.ArgumentParser(description="Merge a training checkpoint's actor into a Hugging Face folder.")
+    parser.add_argument("--local_dir", required=True, help="folder global_step_N/actor of a checkpoint")
+    parser.add_argument("--dtype", choices=DTYPES, help="convert the weights (default: as stored)")
+    parser.add_argument("--hf_upload_path", metavar="OWNER/NAME", help="also upload to this hub repository")
+    parser.add_argument("--public", action="store_true", help="make a newly created hub repository public")
+    args = parser.parse_args(argv)
+    try:
+        hf_dir = merge_checkpoint(args.local_dir, args.dtype)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"model_merger: {error}", file=sys.stderr)
+        return 2
+    print(f"merged model: {hf_dir}")
+    if args.hf_upload_path:
+        print(f"uploaded: {upload_folder(hf_dir, args.hf_upload_path, args.public)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

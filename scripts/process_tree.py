@@ -1,0 +1,113 @@
+"""Memory of a tree of processes, and the end of processes that a killed run left behind."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+BYTES_PER_GB = 1024**3
+OWNER_VARIABLE = "SPATIALTHINKER_RUN"
+
+
+def owned_environment(owner: str) -> dict[str, str]:
+    """Returns the variables that mark a process and all its descendants as `owner`'s.
+
+    SPT_NOENV keeps setproctitle (Ray's workers, vLLM) from overwriting the memory that /proc/PID/environ shows.
+    """
+    return {OWNER_VARIABLE: owner, "SPT_NOENV": "1"}
+
+
+def find_owned(owner: str) -> list[psutil.Process]:
+    """Returns the living processes that carry `owner`'s mark, and their descendants, this process left out."""
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(OWNER_VARIABLE) == owner:
+                for member in (process, *process.children(recursive=True)):
+                    found[member.pid] = member
+        except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+            continue
+    this_process = psutil.Process()
+    for process in (this_process, *this_process.parents()):
+        found.pop(process.pid, None)
+    return list(found.values())
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def kill_owned(owner: str) -> int:
+    """Kills what `find_owned` finds and returns how many processes that were.
+
+    Looks again until nothing is left, since a daemon may start a worker between the look and its own end.
+    """
+    killed: set[int] = set()
+    for _ in range(5):
+        processes = find_owned(owner)
+        if not processes:
+            break
+        for process in processes:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+            killed.add(process.pid)
+        # Only a look: psutil.wait_procs would take a child's exit status away from its subprocess.Popen.
+        deadline = time.monotonic() + 5
+        while any(map(is_alive, processes)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    return len(killed)
+
+
+def read_pss_bytes(process: psutil.Process) -> int:
+    """Returns a process's proportional set size: a page that k processes share counts 1/k. Falls back to RSS."""
+    try:
+        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
+
+
+def read_tree_bytes(root: psutil.Process) -> int:
+    """Returns the sum of PSS over `root` and all its descendants, so shared memory is counted once."""
+    try:
+        return sum(read_pss_bytes(process) for process in (root, *root.children(recursive=True)))
+    except psutil.NoSuchProcess:
+        return 0
+
+
+class MemorySampler(threading.Thread):
+    """Keeps the highest memory of this process and its descendants, sampled every `interval_s` seconds.
+
+    `on_sample` is called with the peak after each sample, for a caller who wants it on disk.
+    """
+
+    def __init__(self, interval_s: float = 1.0, on_sample: Callable[[int], None] = lambda peak_bytes: None) -> None:
+        super().__init__(daemon=True)
+        self.peak_bytes = 0
+        self._interval_s = interval_s
+        self._on_sample = on_sample
+        self._finished = threading.Event()
+
+    def run(self) -> None:
+        root = psutil.Process()
+        while not self._finished.is_set():
+            started = time.monotonic()
+            self.peak_bytes = max(self.peak_bytes, read_tree_bytes(root))
+            self._on_sample(self.peak_bytes)
+            self._finished.wait(max(self._interval_s - (time.monotonic() - started), 0.1))
+
+    def stop(self) -> None:
+        self._finished.set()
+        self.join()

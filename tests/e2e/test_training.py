@@ -1,0 +1,82 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.training import ROOT, descendants, finish, kill, learned, make_data, metrics, start, wait_for
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(data, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "unbroken"
+    finish(start(data, run, "trainer.max_steps=3"), run)
+    return run
+
+
+def test_a_killed_run_goes_on_and_repeats_the_unbroken_one(data, unbroken, tmp_path):
+    """kill -9 in the middle of a step; the same command reaches the same metrics, sampled rollouts included."""
+    run = tmp_path / "killed"
+    process = start(data, run, "trainer.max_steps=3")
+    wait_for(lambda: (run / "global_step_1" / "manifest.json").exists(), process, "first checkpoint")
+    kill(process)
+    (run / "global_step_7.tmp").mkdir()  # what a kill during a save leaves behind
+    output = finish(start(data, run, "trainer.max_steps=3"), run)
+    assert "Resumed step" in output
+    expected, actual = metrics(unbroken), metrics(run)
+    assert sorted(actual) == sorted(expected) == [1, 2, 3]
+    for step in (1, 2, 3):
+        assert learned(actual[step]) == learned(expected[step])
+    assert not list(run.glob("*.tmp"))
+
+
+def test_the_merged_model_is_the_trained_actor(unbroken, tmp_path):
+    actor = unbroken / "global_step_3" / "actor"
+    subprocess.run([sys.executable, "scripts/model_merger.py", "--local_dir", str(actor)], cwd=ROOT, check=True)
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from transformers import AutoModelForImageTextToText
+
+    merged = AutoModelForImageTextToText.from_pretrained(actor / "huggingface", dtype=torch.float32)
+    start_model = AutoModelForImageTextToText.from_pretrained(ROOT / "configs" / "toy_model", dtype=torch.float32)
+    state = {"model": {name: torch.empty_like(value) for name, value in merged.state_dict().items()}}
+    dcp.load(state, checkpoint_id=actor)
+    for name, value in merged.state_dict().items():
+        assert torch.equal(value, state["model"][name]), name
+    assert any(not torch.equal(a, b) for a, b in zip(merged.parameters(), start_model.parameters(), strict=True))
+
+
+def test_without_a_learning_rate_nothing_rises(data, tmp_path):
+    """Validation before and after is the same to the last digit when lr is 0: a rise comes from the updates."""
+    run = tmp_path / "still"
+    chosen = ["trainer.max_steps=2", "trainer.val_before_train=true", "worker.actor.optim.lr=0"]
+    finish(start(data, run, *chosen), run)
+    rows = metrics(run)
+    before = {key: value for key, value in rows[0].items() if key.startswith("val/")}
+    after = {key: value for key, value in rows[2].items() if key.startswith("val/")}
+    assert before == after and "val/reward_score" in before
+    samples = [json.loads(line) for line in (run / "validation_step_2.jsonl").read_text().splitlines()]
+    assert len(samples) == 16
+
+
+def test_a_dead_engine_ends_the_run_with_its_name(data, tmp_path):
+    run = tmp_path / "dead"
+    process = start(data, run, "trainer.max_steps=50")
+    wait_for(lambda: (run / "global_step_1" / "manifest.json").exists(), process, "first checkpoint")
+    engines = [child for child in descendants(process) if "RolloutWorker" in " ".join(child.cmdline())]
+    assert engines
+    for engine in engines:
+        engine.kill()
+    output = finish(process, run, timeout_s=90, code=2)
+    assert "Error: " in output and "rollout" in output.rpartition("Error: ")[2] + output
+    assert "died" in output
+    assert not list(run.glob("*.tmp"))

@@ -1,0 +1,102 @@
+"""Starts real training runs on the toy model, small enough for a test: real Ray, FSDP2 ranks on gloo, vLLM."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "data.rollout_batch_size=8",
+    "data.val_batch_size=-1",
+    "data.max_response_length=160",
+    "worker.rollout.n=4",
+    "worker.actor.global_batch_size=4",
+    "worker.reward.num_processes=1",
+    "trainer.logger=[file]",
+    "trainer.val_before_train=false",
+    "trainer.val_freq=-1",
+    "trainer.save_freq=1",
+    "trainer.save_limit=-1",
+]
+
+
+def make_data(folder: Path, num_train: int = 64, num_val: int = 16) -> None:
+    command = [sys.executable, "-m", "spatialthinker.synthetic", "--out", str(folder), "--seed", "3"]
+    subprocess.run([*command, "--train", str(num_train), "--val", str(num_val)], cwd=ROOT, check=True)
+
+
+def start(data: Path, run: Path, *overrides: str) -> subprocess.Popen:
+    """A training run in a process group of its own; its output goes to `run`.log."""
+    arguments = [
+        "config=configs/toy_cpu.yaml",
+        f"data.train_files={data}@train",
+        f"data.val_files={data}@val",
+        f"trainer.save_checkpoint_path={run}",
+        *SMALL,
+        *overrides,
+    ]
+    log = run.with_suffix(".log").open("a")
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "verl.trainer.main", *arguments],
+        cwd=ROOT,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment | {"PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen, run: Path, timeout_s: float = 300, code: int = 0) -> str:
+    """The output of a run that must end with `code`."""
+    try:
+        process.wait(timeout_s)
+    finally:
+        kill(process)
+    output = run.with_suffix(".log").read_text()
+    assert process.returncode == code, output[-6000:]
+    return output
+
+
+def wait_for(condition, process: subprocess.Popen, what: str, timeout_s: float = 240) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, f"the run ended before {what}"
+        assert time.monotonic() < deadline, f"no {what} after {timeout_s} s"
+        time.sleep(0.2)
+
+
+def descendants(process: subprocess.Popen) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill(process: subprocess.Popen) -> None:
+    """kill -9 of the run and everything that it started."""
+    for child in descendants(process):
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            pass
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def metrics(run: Path) -> dict[int, dict[str, float]]:
+    lines = (run / "experiment_log.jsonl").read_text().splitlines()
+    return {line["step"]: line for line in map(json.loads, lines)}
+
+
+def learned(row: dict[str, float]) -> dict[str, float]:
+    """What must repeat exactly: all but times, speeds and memory."""
+    clocks = ("timing_", "perf/")
+    return {key: value for key, value in row.items() if not key.startswith(clocks)}

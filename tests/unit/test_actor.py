@@ -1,0 +1,161 @@
+"""The gradient of a step: independent of micro-batches, sharing and ranks; on-policy ratio 1; flat groups 0."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START, tiny_model
+from verl.batching import balanced_order
+from verl.fsdp import full_weights, init_mesh, join_store, open_store, shard
+from verl.qwen_vl import ATTENTION_NAME, ResponseLogProbs, expand_image_tokens, mrope_positions
+from verl.workers.actor import Actor, Groups, UpdateSettings
+
+NUM_GROUPS, NUM_SAMPLES, WIDTH, GRID = 4, 3, 9, (1, 4, 4)
+
+
+def make_groups() -> tuple[Groups, torch.Tensor, torch.Tensor]:
+    """Four groups (one without image), uneven lengths, with advantages and reference log-probs."""
+    generator = torch.Generator().manual_seed(3)
+    prompts, positions, responses, images = [], [], [], []
+    for group in range(NUM_GROUPS):
+        text = torch.randint(0, 80, (3 + group,), generator=generator).tolist()
+        grids = [] if group == 2 else [GRID]
+        ids = text + [VISION_START, IMAGE_TOKEN, VISION_END] * len(grids) + text[:2]
+        ids = expand_image_tokens(ids, grids, IMAGE_TOKEN, 2)
+        prompts.append(torch.tensor(ids))
+        positions.append(mrope_positions(ids, grids, IMAGE_TOKEN, 2))
+        lengths = torch.randint(1, WIDTH + 1, (NUM_SAMPLES,), generator=generator).tolist()
+        responses.append([torch.randint(0, 80, (length,), generator=generator) for length in lengths])
+        images.append([group] if grids else [])
+    pixels = [torch.randn(16, PATCH_DIM, generator=generator) for _ in range(NUM_GROUPS)]
+    groups = Groups(prompts, positions, responses, images, pixels, [torch.tensor(GRID)] * 4, NUM_SAMPLES, WIDTH)
+    advantages = torch.randn(NUM_GROUPS, NUM_SAMPLES, generator=generator)
+    reference = -3 - torch.rand(NUM_GROUPS, NUM_SAMPLES, WIDTH, generator=generator)
+    return groups, advantages, reference
+
+
+def share_of(groups: Groups, order: list[int]) -> Groups:
+    return Groups(
+        *[[getattr(groups, key)[g] for g in order] for key in ("prompts", "positions", "responses", "images")],
+        groups.pixels,
+        groups.grids,
+        groups.num_samples,
+        groups.width,
+    )
+
+
+def settings(mini_batch: int, max_tokens: int, shared_prompt: bool) -> UpdateSettings:
+    return UpdateSettings(
+        num_groups_per_mini_batch=mini_batch,
+        max_tokens=max_tokens,
+        shared_prompt=shared_prompt,
+        ppo_epochs=1,
+        clip_ratio_low=0.2,
+        clip_ratio_high=0.3,
+        clip_ratio_dual=3.0,
+        max_grad_norm=1e9,
+        kl_penalty="low_var_kl",
+        kl_coef=0.1,
+        temperature=0.9,
+    )
+
+
+def scorer(checkpointing: bool = False) -> ResponseLogProbs:
+    model = tiny_model()
+    model.set_attn_implementation({"text_config": ATTENTION_NAME, "vision_config": "sdpa"})
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return ResponseLogProbs(model)
+
+
+def one_update(model, groups, advantages, reference, chosen: UpdateSettings, old=None):
+    """Gradient of one mini-batch as the change that plain SGD with lr 1 makes, and the metrics."""
+    before = torch.cat([w.flatten() for _, w in full_weights(model)])
+    actor = Actor(model, torch.device("cpu"), torch.optim.SGD(model.parameters(), lr=1.0))
+    metrics = actor.update(groups, advantages, old, reference, chosen)
+    return before - torch.cat([w.flatten() for _, w in full_weights(model)]), metrics
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return one_update(scorer(), *make_groups(), settings(NUM_GROUPS, 10_000, True))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 25, 70])
+@pytest.mark.parametrize("shared_prompt", [True, False])
+def test_micro_batches_do_not_change_the_gradient(whole, max_tokens, shared_prompt):
+    gradient, metrics = one_update(scorer(), *make_groups(), settings(NUM_GROUPS, max_tokens, shared_prompt))
+    assert whole[0].norm() > 0.1
+    assert (gradient - whole[0]).norm() / whole[0].norm() < 1e-5
+    for name in ("actor/pg_loss", "actor/kl_loss", "actor/entropy_loss"):
+        assert metrics[name] == pytest.approx(whole[1][name], rel=1e-4)
+
+
+def test_activation_checkpointing_does_not_change_the_gradient(whole):
+    gradient, _ = one_update(scorer(checkpointing=True), *make_groups(), settings(NUM_GROUPS, 70, True))
+    assert (gradient - whole[0]).norm() / whole[0].norm() < 1e-5
+
+
+def run_rank(rank: int, port: int, store_file: str, mini_batch: int, out: str) -> None:
+    torch.set_num_threads(1)
+    store = join_store("127.0.0.1", port) if rank else None
+    if rank == 0:
+        store, port = open_store("127.0.0.1")
+        Path(store_file).write_text(str(port))
+    mesh = init_mesh(store, rank, 2, torch.device("cpu"))
+    groups, advantages, reference = make_groups()
+    tokens = [len(p) + sum(map(len, r)) for p, r in zip(groups.prompts, groups.responses, strict=True)]
+    order = balanced_order(tokens, mini_batch, 2)[rank * 2 : rank * 2 + 2]
+    model = scorer()
+    shard(model, mesh, torch.float32, torch.float32)
+    chosen = settings(mini_batch // 2, 25 if rank else 10_000, True)
+    gradient, metrics = one_update(model, share_of(groups, order), advantages[order], reference[order], chosen)
+    if rank == 0:
+        torch.save((gradient, metrics), out)
+    torch.distributed.destroy_process_group()
+
+
+def two_ranks(folder: Path, mini_batch: int):
+    store_file, out = folder / "port", folder / "out.pt"
+    context = mp.get_context("spawn")
+    first = context.Process(target=run_rank, args=(0, 0, str(store_file), mini_batch, str(out)))
+    first.start()
+    while not store_file.exists() or not store_file.read_text():
+        assert first.is_alive()
+        first.join(0.1)
+    second = context.Process(target=run_rank, args=(1, int(store_file.read_text()), "", mini_batch, str(out)))
+    second.start()
+    for process in (first, second):
+        process.join(60)
+        assert process.exitcode == 0
+    return torch.load(out, weights_only=True)
+
+
+@pytest.mark.parametrize("mini_batch", [4, 2])
+def test_two_ranks_give_the_gradient_of_one(tmp_path, mini_batch):
+    expected, _ = one_update(scorer(), *make_groups(), settings(mini_batch, 10_000, True))
+    gradient, _ = two_ranks(tmp_path, mini_batch)
+    assert (gradient - expected).norm() / expected.norm() < 1e-5
+
+
+def test_on_policy_ratio_is_one_and_a_flat_group_has_no_gradient():
+    groups, advantages, _ = make_groups()
+    model = scorer()
+    actor = Actor(model, torch.device("cpu"))
+    old, entropy = actor.compute_log_probs(groups, 10_000, True, 0.9)
+    assert (entropy[old != 0] > 0).all()
+    _, metrics = one_update(model, groups, advantages, None, settings(NUM_GROUPS, 25, False), old=old)
+    total, weight = metrics["actor/ppo_kl"]
+    assert abs(total / weight) < 1e-4
+    gradient, _ = one_update(scorer(), groups, torch.zeros_like(advantages), None, settings(NUM_GROUPS, 70, True))
+    assert gradient.abs().max() == 0
+
+
+def test_a_non_finite_gradient_is_skipped_and_counted():
+    groups, advantages, reference = make_groups()
+    advantages[0, 0] = float("inf")
+    gradient, metrics = one_update(scorer(), groups, advantages, reference, settings(NUM_GROUPS, 10_000, True))
+    assert gradient.abs().max() == 0
+    assert metrics["actor/skipped_steps"] == (1.0, 1.0)

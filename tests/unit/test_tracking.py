@@ -1,0 +1,118 @@
+"""Loggers: what they write, and what is left after a run was killed and started again."""
+
+import json
+import typing
+
+import numpy as np
+import pytest
+import torch
+
+from verl.config import ConfigError, TrainerConfig
+from verl.trainer import tracking
+from verl.trainer.tracking import LOGGERS, Tracker
+
+SAMPLES = [
+    {"problem": f"question {i}", "response": "<answer>\nA</answer>", "score": {"overall": np.float32(0.5)}}
+    for i in range(6)
+]
+
+
+def make(folder, *loggers: str) -> Tracker:
+    return Tracker(loggers, "project", "experiment", folder, {"data": {"seed": 1}})
+
+
+def lines(folder, name: str = "experiment_log") -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def scalars(folder) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("reward/overall")]
+
+
+def test_the_names_are_those_of_the_configuration():
+    element, _ = typing.get_args(typing.get_type_hints(TrainerConfig)["logger"])
+    assert typing.get_args(element) == tuple(LOGGERS)
+
+
+def test_unknown_and_uninstalled_loggers_are_named_with_their_cure(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="'wandbb': must be one of console, file, tensorboard"):
+        make(tmp_path, "console", "wandbb")
+    monkeypatch.setitem(tracking.PACKAGES, "tensorboard", "no_such_package")
+    with pytest.raises(ConfigError, match="pip install no_such_package"):
+        make(tmp_path, "tensorboard")
+
+
+def test_numbers_of_any_kind_become_json(tmp_path):
+    tracker = make(tmp_path, "file")
+    tracker.log({"a": 1, "b": np.float32(0.5), "c": torch.tensor(2), "d": float("nan"), "e": np.int64(3)}, 1)
+    tracker.log({"a/b": torch.tensor([0.25]), "a": 2}, 2)
+    assert lines(tmp_path) == [
+        {"step": 1, "a": 1, "b": 0.5, "c": 2, "d": None, "e": 3},
+        {"step": 2, "a/b": 0.25, "a": 2},
+    ]
+    assert json.loads((tmp_path / "experiment_config.json").read_text()) == {"data": {"seed": 1}}
+
+
+def test_a_resumed_run_drops_the_steps_it_repeats_and_a_half_written_line(tmp_path):
+    first = make(tmp_path, "file")
+    for step in range(4):
+        first.log({"loss": step}, step)
+        first.log_generations(SAMPLES, step, 1)
+    with (tmp_path / "experiment_log.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    second = make(tmp_path, "file")
+    second.resume(2)
+    second.log({"loss": 30}, 3)
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(0, 0), (1, 1), (2, 2), (3, 30)]
+    assert [line["step"] for line in lines(tmp_path, "generations")] == [0, 1, 2]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_run_that_starts_over_replaces_what_an_aborted_one_left(tmp_path):
+    make(tmp_path, "file").log({"loss": 1}, 0)
+    make(tmp_path, "file").log({"loss": 2}, 1)
+    make(tmp_path, "file").log({"loss": 3}, 0)
+    assert lines(tmp_path) == [{"step": 0, "loss": 3}]
+
+
+def test_generations_are_those_of_the_same_rows_each_time(tmp_path):
+    tracker = make(tmp_path, "file")
+    tracker.log_generations(SAMPLES, 0, 3)
+    tracker.log_generations(SAMPLES[::-1], 5, 3)
+    tracker.log_generations(SAMPLES, 6, 0)
+    rows = lines(tmp_path, "generations")
+    assert [row["problem"] for row in rows[:3]] == [row["problem"] for row in rows[3:]] and len(rows) == 6
+    assert len({row["problem"] for row in rows}) == 3 and rows[0]["score"] == {"overall": 0.5}
+
+
+def test_the_console_groups_metrics_and_shortens_samples(tmp_path, capsys):
+    tracker = make(tmp_path, "console")
+    tracker.log({"actor/lr": 1e-6, "actor/kl_loss": 0.12345678, "actor": 1, "reward/overall": np.float32(0.5)}, 7)
+    tracker.log_generations([{"problem": "q", "response": "a\n" * 2000}], 7)
+    tracker.close()
+    output = capsys.readouterr().out
+    assert "step 7\n  actor: lr 1e-06, kl_loss 0.1235, actor 1\n  reward: overall 0.5\n" in output
+    assert f"project / experiment: checkpoints and logs in {tmp_path}" in output
+    assert "validation sample 1 of 1" in output and output.endswith("...\n") and len(output) < 2000
+
+
+def test_tensorboard_hides_the_steps_a_resumed_run_repeats(tmp_path):
+    first = make(tmp_path, "tensorboard")
+    for step in (1, 2, 3):
+        first.log({"reward/overall": step, "note": "text"}, step)
+    first.log_generations(SAMPLES, 3, 1)
+    first.close()
+    second = make(tmp_path, "tensorboard")
+    second.resume(1)
+    second.log({"reward/overall": 20}, 2)
+    second.close()
+    assert scalars(tmp_path) == [(1, 1.0), (2, 20.0)]
+
+
+def test_an_unused_tracker_closes(tmp_path):
+    make(tmp_path, "console", "file", "tensorboard").close()
+    assert not (tmp_path / "tensorboard").exists()

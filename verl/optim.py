@@ -1,0 +1,78 @@
+"""AdamW for parameters in bfloat16: a Kahan term keeps the updates that rounding would lose."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+class KahanAdamW(Optimizer):
+    """AdamW whose moments and compensation have the parameters' own dtype.
+
+    p <- p (1 - lr wd); m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2;
+    c <- c - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps); p' <- round(p + c); c <- c + (p - p').
+    At lr 1e-6 almost every update is smaller than bfloat16's spacing at p; c carries it until it counts.
+    AdamW: https://arxiv.org/abs/1711.05101, algorithm 2; compensation: Kahan 1965, as used in
+    https://arxiv.org/abs/2010.06192, section 4.
+
+    Args:
+        params: parameters or groups of them.
+        lr, betas, eps, weight_decay: as in torch.optim.AdamW.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Applies the gradients; parameters without one are left alone."""
+        assert closure is None, "a closure is not used here"
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                state = self.state[p]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    for key in ("exp_avg", "exp_avg_sq", "compensation"):
+                        state[key] = torch.zeros_like(p)
+                state["step"] += 1
+            self._update(group, params)
+
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        states = [self.state[p] for p in params]
+        values, gradients = [_local(p) for p in params], [_local(p.grad) for p in params if p.grad is not None]
+        mean, square, carried = ([_local(s[key]) for s in states] for key in ("exp_avg", "exp_avg_sq", "compensation"))
+        beta1, beta2 = group["betas"]
+        step = int(states[0]["step"])
+        torch._foreach_mul_(values, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_lerp_(mean, gradients, 1 - beta1)
+        torch._foreach_mul_(square, beta2)
+        torch._foreach_addcmul_(square, gradients, gradients, 1 - beta2)
+        denominator = torch._foreach_sqrt(square)
+        torch._foreach_div_(denominator, (1 - beta2**step) ** 0.5)
+        torch._foreach_add_(denominator, group["eps"])
+        torch._foreach_addcdiv_(carried, mean, denominator, -group["lr"] / (1 - beta1**step))
+        before = [value.clone() for value in values]
+        torch._foreach_add_(values, carried)
+        torch._foreach_sub_(before, values)
+        torch._foreach_add_(carried, before)
+
+
+OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adamw_bf16": KahanAdamW}

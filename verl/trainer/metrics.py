@@ -1,0 +1,105 @@
+"""What a step logs, under EasyR1's names.
+
+Letters: G groups (prompts of a step), n samples, P padded prompt tokens, R padded response tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import psutil
+import torch
+from torch import Tensor
+
+from verl.protocol import DataProto
+
+TIMED_PER_RESPONSE_TOKEN = ("gen", "reward")
+TIMED_PER_TOKEN = ("old", "ref", "adv", "update_actor")
+
+
+def compute_data_metrics(groups: DataProto, max_prompt_length: int, max_response_length: int) -> dict[str, float]:
+    """Scores, advantages and lengths of a step, and the numbers of its tokens.
+
+    critic/score and critic/rewards (the same: the divergence is a term of the loss), and the lengths count every
+    response once; critic/advantages and critic/returns (the same for group-relative advantages) every response token.
+    clip_ratio is the share of the longest possible length. perf/total_num_tokens counts the prompt once per response,
+    as EasyR1 does, whatever was computed.
+
+    Args:
+        groups: tensors scores, advantages [G, n], response_mask [G, n, R], prompt_mask [G, P].
+        max_prompt_length, max_response_length: P and R, in tokens.
+    """
+    batch = groups.batch
+    response_lengths = batch["response_mask"].sum(-1)  # [G, n]
+    prompt_lengths = batch["prompt_mask"].sum(-1)  # [G]
+    per_token = batch["advantages"].flatten().repeat_interleave(response_lengths.flatten())
+    num_response_tokens = int(response_lengths.sum())
+    num_samples = response_lengths.shape[1]
+    return {
+        **_mean_max_min("critic/score", batch["scores"]),
+        **_mean_max_min("critic/rewards", batch["scores"]),
+        **_mean_max_min("critic/advantages", per_token),
+        **_mean_max_min("critic/returns", per_token),
+        **_length_metrics("response_length", response_lengths, max_response_length),
+        **_length_metrics("prompt_length", prompt_lengths, max_prompt_length),
+        "perf/num_response_tokens": num_response_tokens,
+        "perf/total_num_tokens": num_response_tokens + num_samples * int(prompt_lengths.sum()),
+    }
+
+
+def compute_timing_metrics(
+    timing_s: Mapping[str, float], data_metrics: Mapping[str, float], num_ranks: int
+) -> dict[str, float]:
+    """Seconds of each stage, milliseconds per token of some, and the tokens that a rank gets done per second.
+
+    Args:
+        timing_s: seconds by stage; `step` is the whole.
+        data_metrics: with perf/num_response_tokens and perf/total_num_tokens.
+        num_ranks: over all machines.
+    """
+    metrics = {f"timing_s/{stage}": seconds for stage, seconds in timing_s.items()}
+    for stages, count in (
+        (TIMED_PER_RESPONSE_TOKEN, data_metrics["perf/num_response_tokens"]),
+        (TIMED_PER_TOKEN, data_metrics["perf/total_num_tokens"]),
+    ):
+        for stage in stages:
+            if stage in timing_s:
+                metrics[f"timing_per_token_ms/{stage}"] = 1000 * timing_s[stage] / max(count, 1)
+    metrics["perf/time_per_step"] = timing_s["step"]
+    metrics["perf/throughput"] = data_metrics["perf/total_num_tokens"] / (timing_s["step"] * num_ranks)
+    return metrics
+
+
+def compute_memory_metrics() -> dict[str, float]:
+    """Memory in GiB that is in use on this machine, and that this process holds."""
+    return {
+        "perf/cpu_memory_used_gb": psutil.virtual_memory().used / 2**30,
+        "perf/driver_memory_gb": psutil.Process().memory_info().rss / 2**30,
+    }
+
+
+def reduce_metrics(rank_metrics: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, float]:
+    """The means over all ranks of metrics that each rank gives as (sum, weight): the weights are tokens, steps or 1.
+
+    Names in perf/max_ are maxima over ranks. A metric whose weights are all 0 was not measured and is left out.
+    """
+    reduced = {}
+    for name in dict.fromkeys(name for metrics in rank_metrics for name in metrics):
+        pairs = [metrics[name] for metrics in rank_metrics if name in metrics and metrics[name][1] > 0]
+        if not pairs:
+            continue
+        if name.startswith("perf/max_"):
+            reduced[name] = max(total / weight for total, weight in pairs)
+        else:
+            reduced[name] = sum(total for total, _ in pairs) / sum(weight for _, weight in pairs)
+    return reduced
+
+
+def _length_metrics(name: str, lengths: Tensor, limit: int) -> dict[str, float]:
+    return {
+        **_mean_max_min(name, lengths),
+        f"{name}/clip_ratio": float((lengths >= limit).float().mean()),
+    }
+
+
+def _mean_max_min(name: str, values: Tensor) -> dict[str, float]:
+    values = values.float() if values.numel() else torch.zeros(1)
+    return {f"{name}/{kind}": float(getattr(values, kind)()) for kind in ("mean", "max", "min")}

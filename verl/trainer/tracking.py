@@ -1,0 +1,236 @@
+"""Where metrics and samples of a run go: the terminal, JSON lines, TensorBoard."""
+
+import json
+import math
+import os
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from verl.config import ConfigError
+
+SAMPLE_SEED = 42
+MAX_SHOWN_CHARACTERS = 800
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a logger is told of the run: its names, its folder and its configuration."""
+
+    project: str
+    experiment: str
+    folder: Path
+    config: dict[str, Any]
+
+
+class ConsoleLogger:
+    """Prints each step as one line per group of metrics, above a progress bar if there is one."""
+
+    def __init__(self, run: Run):
+        tqdm.write(f"{run.project} / {run.experiment}: checkpoints and logs in {run.folder}")
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name, value in metrics.items():
+            group, _, rest = name.partition("/")
+            groups[group].append(f"{rest or group} {value:.4g}" if _is_number(value) else f"{rest or group} {value}")
+        lines = [f"  {group}: {', '.join(entries)}" for group, entries in groups.items()]
+        tqdm.write("\n".join([f"step {step}", *lines]))
+
+    def log_generations(self, samples: Sequence[Mapping[str, Any]], step: int) -> None:
+        for number, sample in enumerate(samples, 1):
+            lines = [f"  {key}: {_shortened(value)}" for key, value in sample.items()]
+            tqdm.write("\n".join([f"step {step}, validation sample {number} of {len(samples)}", *lines]))
+
+    def resume(self, step: int) -> None:
+        tqdm.write(f"going on after step {step}")
+
+    def close(self) -> None:
+        pass
+
+
+class FileLogger:
+    """Appends one JSON object per step to experiment_log.jsonl, and one per sample to generations.jsonl.
+
+    A run that starts again at an earlier step first drops the lines that it is going to write anew. A number that is
+    not finite becomes null.
+    """
+
+    def __init__(self, run: Run):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        self.files = {kind: run.folder / f"{kind}.jsonl" for kind in ("experiment_log", "generations")}
+        self.is_aligned = False
+        (run.folder / "experiment_config.json").write_text(json.dumps(run.config, indent=2) + "\n")
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        self._append("experiment_log", [{"step": step, **metrics}])
+
+    def log_generations(self, samples: Sequence[Mapping[str, Any]], step: int) -> None:
+        self._append("generations", [{"step": step, **sample} for sample in samples])
+
+    def resume(self, step: int) -> None:
+        for file in self.files.values():
+            _drop_lines_after(file, step)
+        self.is_aligned = True
+
+    def close(self) -> None:
+        pass
+
+    def _append(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if rows and not self.is_aligned:
+            self.resume(rows[0]["step"] - 1)
+        with self.files[kind].open("a") as file:
+            file.writelines(json.dumps(_finite(row)) + "\n" for row in rows)
+
+
+class TensorBoardLogger:
+    """Writes scalars and samples for TensorBoard to the folder `tensorboard`."""
+
+    def __init__(self, run: Run):
+        self.folder = run.folder / "tensorboard"
+        self.writer: Any = None
+        self.purge_step: int | None = None
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        writer = self._open(step)
+        for name, value in metrics.items():
+            if _is_number(value):
+                writer.add_scalar(name, value, step)
+        writer.flush()
+
+    def log_generations(self, samples: Sequence[Mapping[str, Any]], step: int) -> None:
+        for number, sample in enumerate(samples, 1):
+            text = "\n\n".join(f"**{key}**\n\n{_indented(value)}" for key, value in sample.items())
+            self._open(step).add_text(f"val/generation_{number}", text, step)
+
+    def resume(self, step: int) -> None:
+        self.purge_step = step + 1
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def _open(self, step: int) -> Any:
+        """The writer; what an earlier run wrote for this and later steps is hidden."""
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge_step = step if self.purge_step is None else self.purge_step
+            self.writer = SummaryWriter(str(self.folder), purge_step=purge_step)
+        return self.writer
+
+
+LOGGERS: dict[str, Any] = {"console": ConsoleLogger, "file": FileLogger, "tensorboard": TensorBoardLogger}
+PACKAGES = {"tensorboard": "tensorboard"}
+"""What has to be installed for a logger."""
+
+
+class Tracker:
+    """Hands metrics and samples of a run to its loggers.
+
+    Args:
+        loggers: keys of LOGGERS.
+        project, experiment: names of the run.
+        folder: for files.
+        config: of the run, as plain dictionaries and lists.
+
+    Raises:
+        ConfigError: for a logger that does not exist or is not installed.
+    """
+
+    def __init__(
+        self, loggers: Sequence[str], project: str, experiment: str, folder: Path | str, config: dict[str, Any]
+    ):
+        faults = []
+        for name in loggers:
+            if name not in LOGGERS:
+                faults.append(f"trainer.logger holds {name!r}: must be one of {', '.join(LOGGERS)}")
+            elif name in PACKAGES and find_spec(PACKAGES[name]) is None:
+                faults.append(f"trainer.logger holds {name!r}, which is not installed: pip install {PACKAGES[name]}")
+        if faults:
+            raise ConfigError(faults)
+        run = Run(project, experiment, Path(folder), config)
+        self.loggers = [LOGGERS[name](run) for name in dict.fromkeys(loggers)]
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Logs numbers (Python's, numpy's or one-element tensors) of a step by name."""
+        plain = {name: _plain(value) for name, value in metrics.items()}
+        for logger in self.loggers:
+            logger.log(plain, step)
+
+    def log_generations(self, samples: Sequence[Mapping[str, Any]], step: int, num_samples: int | None = None) -> None:
+        """Logs some validation samples: with the same validation rows, those of the same rows each time.
+
+        Args:
+            samples: each with its `problem`, and whatever else is to be seen.
+            num_samples: how many; None takes all.
+        """
+        chosen = sorted(samples, key=lambda sample: str(sample.get("problem", "")))
+        random.Random(SAMPLE_SEED).shuffle(chosen)
+        chosen = [{name: _plain(value) for name, value in sample.items()} for sample in chosen[:num_samples]]
+        for logger in self.loggers:
+            logger.log_generations(chosen, step)
+
+    def resume(self, step: int) -> None:
+        """Tells the loggers that the run goes on after this step: what they hold of later steps is void."""
+        for logger in self.loggers:
+            logger.resume(step)
+
+    def close(self) -> None:
+        """Finishes the loggers' files."""
+        for logger in self.loggers:
+            logger.close()
+
+
+def _drop_lines_after(file: Path, step: int) -> None:
+    """Keeps the whole lines of steps up to this one; a line that a killed run left half written goes too."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines(keepends=True):
+        try:
+            is_kept = json.loads(line)["step"] <= step and line.endswith("\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            is_kept = False
+        if is_kept:
+            kept.append(line)
+    rewritten = file.with_suffix(".tmp")
+    rewritten.write_text("".join(kept))
+    os.replace(rewritten, file)
+
+
+def _plain(value: Any) -> Any:
+    """The value with numpy's and torch's numbers as Python's, through dictionaries and lists."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _indented(value: Any) -> str:
+    """The text as a Markdown block, which shows tags as they are."""
+    return "\n".join(f"    {line}" for line in str(value).splitlines())
+
+
+def _shortened(value: Any) -> str:
+    text = str(value).replace("\n", "\n    ")
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]} ..."
