@@ -47,7 +47,7 @@ MAX_CACHED_LABELS = 16_384
 
 MAX_GROUP_PAIRS = 32_768
 MAX_PART_NAMES = 8_192
-MAX_TABLE = 4_194_304
+MAX_TABLE = 16_777_216
 """Most pairs, distinct names and similarities held at once (one scene may exceed them): bounds the memory."""
 
 MIN_INNER_LOOP = 32
@@ -64,7 +64,6 @@ class LabelVectors:
 
     def __init__(self, nlp: Any) -> None:
         self._nlp = nlp
-        self._word_vectors = nlp.vocab.vectors
         self._special_words = nlp.tokenizer.rules
         self._rows: dict[str, int] = {}
         self._vectors = np.zeros((256, nlp.vocab.vectors_length), dtype=np.float64)
@@ -73,35 +72,43 @@ class LabelVectors:
     def __call__(self, labels: Sequence[str]) -> Floats:
         """Returns one row per label, of length 1 or 0. [len(labels), D]"""
         with self._lock:
-            missing = {label for label in labels if label not in self._rows}
+            missing = list(dict.fromkeys(label for label in labels if label not in self._rows))
             if len(self._rows) + len(missing) > MAX_CACHED_LABELS:
                 self._rows.clear()
-                missing = set(labels)
+                missing = list(dict.fromkeys(labels))
             if missing:
                 self._add(missing)
             return self._vectors[[self._rows[label] for label in labels]]
 
-    def _add(self, labels: set[str]) -> None:
+    def _add(self, labels: list[str]) -> None:
         used = len(self._rows)
         if used + len(labels) > len(self._vectors):
             grown = np.zeros((2 * (used + len(labels)), self._vectors.shape[1]), dtype=np.float64)
             grown[:used] = self._vectors[:used]
             self._vectors = grown
+        self._vectors[used : used + len(labels)] = self._embed(labels)
+        self._rows.update(zip(labels, range(used, used + len(labels)), strict=True))
+
+    def _embed(self, labels: list[str]) -> Floats:
         with self._nlp.memory_zone():
-            for row, label in enumerate(labels, start=used):
-                self._vectors[row] = self._embed(label)
-                self._rows[label] = row
+            tokens = [self._tokens(label) for label in labels]
+        strings, table = self._nlp.vocab.strings, self._nlp.vocab.vectors
+        keys = np.array([strings[token] for label_tokens in tokens for token in label_tokens], dtype=np.uint64)
+        rows = table.find(keys=keys) if len(keys) else np.zeros(0, dtype=np.int64)
+        owner = np.repeat(np.arange(len(labels)), [len(label_tokens) for label_tokens in tokens])[rows >= 0]
+        sums = np.zeros((len(labels), self._vectors.shape[1]), dtype=np.float64)
+        if len(owner):
+            first = np.flatnonzero(np.diff(owner, prepend=-1))
+            sums[owner[first]] = np.add.reduceat(table.data[rows[rows >= 0]].astype(np.float64), first, axis=0)
+        norms = np.sqrt((sums * sums).sum(axis=1, keepdims=True))
+        return np.rint(sums / np.where(norms > 0.0, norms, 1.0) * _GRID) / _GRID
 
-    def _embed(self, label: str) -> Floats | float:
+    def _tokens(self, label: str) -> list[str]:
         if len(label) > MAX_LABEL_CHARS:
-            return 0.0
-        tokens = [token for word in label.split() for token in self._tokens(word)]
-        rows = [row for token in tokens if (row := self._word_vectors.find(key=token)) >= 0]
-        vector = self._word_vectors.data[rows].sum(axis=0, dtype=np.float64)
-        norm = float(np.sqrt(vector @ vector))
-        return np.rint(vector / norm * _GRID) / _GRID if norm > 0.0 else 0.0
+            return []
+        return [token for word in label.split() for token in self._tokens_of_word(word)]
 
-    def _tokens(self, word: str) -> list[str]:
+    def _tokens_of_word(self, word: str) -> list[str]:
         if word.isascii() and word.isalpha() and word not in self._special_words:
             return [word]  # what the tokenizer would answer, forty times faster
         return [token.text for token in self._nlp.tokenizer(word.encode("utf-8", "ignore").decode())]
@@ -140,7 +147,12 @@ def label_similarity(a: Sequence[str], b: Sequence[str]) -> Floats:
     """Returns the similarity in [-1, 1] of every label in `a` to every label in `b`. [len(a), len(b)]"""
     vectors = label_vectors()
     similarity = vectors(a) @ vectors(b).T
-    similarity[np.array(a, dtype=object)[:, None] == np.array(b, dtype=object)[None, :]] = 1.0
+    columns: dict[str, list[int]] = {}
+    for column, label in enumerate(b):
+        columns.setdefault(label, []).append(column)
+    for row, label in enumerate(a):
+        if label in columns:
+            similarity[row, columns[label]] = 1.0
     return similarity
 
 
@@ -215,24 +227,29 @@ class _Similarity:
     """Label similarity of all pairs in a group, from one matrix product over the distinct labels of all groups."""
 
     def __init__(self, true_names: list[str], predicted_names: list[str]) -> None:
-        label_by_name = {name: label_of(name) for name in {*true_names, *predicted_names}}
-        rows = {label: row for row, label in enumerate(dict.fromkeys(label_by_name.values()))}
-        row_by_name = {name: rows[label] for name, label in label_by_name.items()}
-        self._true = np.array([row_by_name[name] for name in true_names], dtype=np.int64)
-        self._predicted = np.array([row_by_name[name] for name in predicted_names], dtype=np.int64)
-        self._vectors = label_vectors()(list(rows))  # [L, D]
-        self._table: Floats | None = None
-        if len(rows) ** 2 <= MAX_TABLE:
-            self._table = self._vectors @ self._vectors.T
-            np.fill_diagonal(self._table, 1.0)
+        true_labels, self._true = _distinct_labels(true_names)
+        labels, self._predicted = _distinct_labels(predicted_names)
+        self._labels = true_labels, labels
+        self._table = label_similarity(true_labels, labels) if len(true_labels) * len(labels) <= MAX_TABLE else None
 
     def __call__(self, group: _Group) -> Floats:
         rows, columns = self._true.take(group.true), self._predicted.take(group.predicted)
         if self._table is not None:
-            return self._table.take(rows * len(self._table) + columns)
-        true, predicted = self._vectors[rows[:, 0]], self._vectors[columns[0]]  # [G, K, D], [P, K, D]
-        similarity = (true.transpose(1, 0, 2) @ predicted.transpose(1, 2, 0)).transpose(1, 2, 0)
-        return np.where(rows == columns, 1.0, similarity)
+            return self._table.take(rows * self._table.shape[1] + columns)
+        true_labels, labels = self._labels
+        similarity = np.empty((len(rows), columns.shape[1], len(group.scenes)))
+        for scene in range(len(group.scenes)):
+            true, predicted = rows[:, 0, scene].tolist(), columns[0, :, scene].tolist()
+            similarity[:, :, scene] = label_similarity([true_labels[i] for i in true], [labels[i] for i in predicted])
+        return similarity
+
+
+def _distinct_labels(names: list[str]) -> tuple[list[str], Ints]:
+    """Returns the distinct labels of ids or words, and for each name the index of its label."""
+    label_by_name = {name: label_of(name) for name in set(names)}
+    index = {label: row for row, label in enumerate(dict.fromkeys(label_by_name.values()))}
+    row_by_name = {name: index[label] for name, label in label_by_name.items()}
+    return list(index), np.array([row_by_name[name] for name in names], dtype=np.int64)
 
 
 class _Boxes:
