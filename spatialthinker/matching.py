@@ -122,14 +122,14 @@ def label_vectors() -> LabelVectors:
     """
     if find_spec("spacy") is None:
         raise ModuleNotFoundError(f"labels are compared with spaCy, which is not installed: {INSTALL_HINT}")
-    import spacy
-
     if find_spec(MODEL) is not None:
         source = MODEL
     elif find_spec(VECTOR_PACKAGE) is not None:
         source = import_module(VECTOR_PACKAGE).model_path()
     else:
         raise ModuleNotFoundError(f"no word vectors of {MODEL} are installed: {INSTALL_HINT}")
+    import spacy
+
     pipeline = ["tok2vec", "tagger", "parser", "senter", "attribute_ruler", "lemmatizer", "ner"]
     return LabelVectors(spacy.load(source, exclude=pipeline))
 
@@ -293,8 +293,12 @@ def match_objects(
     `overlap` names the entry of geometry.OVERLAPS that is reported, `matching_overlap` the one in the cost (the
     same by default). Boxes (pixels) are compared as fractions of the image. With `strict_boxes` a predicted box
     whose corners are not in order overlaps nothing.
-    """
 
+    Raises ValueError for an unknown overlap.
+    """
+    for name in (overlap, matching_overlap):
+        if name not in (None, *OVERLAPS):
+            raise ValueError(f"got overlap {name!r}; known: {', '.join(OVERLAPS)}")
     true_ids, ids = [truth.ids for truth in truths], [scene.ids for scene in scenes]
     matches = []
     for part in _parts(true_ids, ids):

@@ -65,8 +65,8 @@ def _is_equal_plain(left: str, right: str) -> bool:
 
 
 def _unwrapped(text: str) -> str:
-    """Returns "a" for "(a)"; the text itself unless one pair of brackets holds the whole of it."""
-    if len(text) > 2 and _BRACKETS.get(text[0]) == text[-1] and not set(text[1:-1]) & set("()[]{}"):
+    """Returns "a" for "(a)"; the text itself unless one pair of brackets holds the whole of it and no list."""
+    if len(text) > 2 and _BRACKETS.get(text[0]) == text[-1] and not set(text[1:-1]) & set("()[]{},"):
         return text[1:-1].strip()
     return text
 
