@@ -209,6 +209,7 @@ def test_format_failures(text, reason):
         ("(1/2, 3)", "(0.5, 3)", True), ("(1, 2)", "[1, 2]", False), ("(1, 2)", "(2, 1)", False), ("", "", False),
         ("()", "", False), ("$$", "", False), ("the second image", "the image", False), ("3 cats", "3", False),
         ("9" * 2000, "9" * 2000, True), ("9" * 2000, "9" * 1999, False), ("x + 1", "x+1", True),
+        ("2x", "x + x", False), ("__import__('os').getcwd()", "1", False), ("9**9**9**9", "9", False),
     ],
 )  # fmt: skip
 def test_equal_answers(answer, truth, is_equal):
