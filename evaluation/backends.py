@@ -128,7 +128,7 @@ class HuggingFaceBackend:
         with torch.inference_mode():
             output = self.model.generate(**inputs, max_new_tokens=options.max_tokens, **sampling)
         responses = output[:, inputs["input_ids"].shape[1] :]  # [batch, response tokens]
-        stop_ids = self.model.generation_config.eos_token_id
+        stop_ids = self.model.generation_config.eos_token_id or self.processor.tokenizer.eos_token_id
         is_stop = torch.isin(responses, torch.as_tensor(stop_ids, device=responses.device))
         decoded = self.processor.batch_decode(responses, skip_special_tokens=True)
         answers = []
@@ -156,10 +156,10 @@ class VllmBackend:
     def __init__(self, options: ModelOptions) -> None:
         import torch
 
-        self.options = options
-        self.processor = load_processor(options)
         has_gpu = torch.cuda.is_available()
         _set_engine_environment(has_gpu)
+        self.options = options
+        self.processor = load_processor(options)
         from vllm import LLM, SamplingParams
 
         self.llm = LLM(
@@ -170,6 +170,7 @@ class VllmBackend:
             limit_mm_per_prompt={"image": options.images_per_prompt, "video": 0},
             mm_processor_cache_gb=0,  # every image is seen once
             enforce_eager=not has_gpu,
+            skip_mm_profiling=not has_gpu,
             disable_log_stats=True,
         )
         defaults = self.llm.model_config.get_diff_sampling_param()
@@ -232,6 +233,8 @@ def _set_engine_environment(has_gpu: bool) -> None:
         settings["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         settings["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         settings["VLLM_CPU_KVCACHE_SPACE"] = "1"
+        # The compiler's probing of the CPU takes 20 s and more of each start, longer than most CPU runs gain from it.
+        settings["TORCH_COMPILE_DISABLE"] = "1"
     elif find_spec("flashinfer") is None:
         settings["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     for key, value in settings.items():

@@ -66,7 +66,8 @@ def build_request(sample: Sample, template: str) -> Request:
     if template == FULL_TEMPLATE and sample.prompt is not None:
         prompt = sample.prompt
     else:
-        prompt = render_prompt(template, sample.question, *images[0].size)
+        # Templates state the size of the first image and show one mark at most; here every image gets one.
+        prompt = render_prompt(template, sample.question, *images[0].size).removeprefix(IMAGE_MARK)
     marks = prompt.count(IMAGE_MARK)
     if marks not in (0, len(images)):
         raise ValueError(f"item {sample.id}: its prompt has {marks} image marks for {len(images)} images")

@@ -186,6 +186,8 @@ def save_weights(model: Any, folder: Path) -> None:
     }
     model.save_pretrained(folder, state_dict=state)
     config = json.loads((folder / "config.json").read_text()) | {"dtype": "bfloat16"}
+    for part in ("text_config", "vision_config"):
+        config[part].pop("dtype", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -217,11 +219,12 @@ def train(
     weights = token_weights(examiner.processor.tokenizer, options.image_weight, device)
     generator = torch.Generator().manual_seed(options.seed)
     thresholds = list(options.save_at) if is_gold else []
-    started, image = time.monotonic(), examiner.processor.image_processor
+    warm_up, image = min(WARM_UP_STEPS, max(1, steps // 10)), examiner.processor.image_processor
+    started = time.monotonic()
     for step in tqdm(range(1, steps + 1), desc=f"{teacher} steps", mininterval=10):
         done = max(step / steps, (time.monotonic() - started) / seconds)
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(step / WARM_UP_STEPS, max(0.02, 0.5 + 0.5 * np.cos(np.pi * min(done, 1.0))))
+            group["lr"] = lr * min(step / warm_up, max(0.02, 0.5 + 0.5 * np.cos(np.pi * min(done, 1.0))))
         side_weight = options.cell_weight * max(0.0, 1 - 2 * done) if is_gold else 0.0
         index = torch.randint(len(rows), (options.batch,), generator=generator)
         pixels, ids, labels, targets = rows.batch(index.to(device), teacher)
@@ -254,6 +257,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="Build the toy model's folder: tokenizer, processor, weights.")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="go on from this toy model's folder instead of random weights")
     parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--steps", type=int, default=8000, help="steps on gold replies")
     parser.add_argument("--seconds", type=float, default=np.inf, help="time for them; the learning rate follows it")
@@ -274,12 +278,15 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     options.out.mkdir(parents=True, exist_ok=True)
     journal = Journal(options.out)
-    processor = toy_model.save_parts(options.out)
+    processor = toy_model.copy_parts(options.init, options.out) if options.init else toy_model.save_parts(options.out)
     rows = Rows(options.rows, options.seed, processor, options.workers)  # forks, so before CUDA starts
     journal.write({"rows": len(rows), "tokens_per_row": rows.tokens["gold"].shape[1]})
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = Qwen2_5_VLForConditionalGeneration(toy_model.build_config(processor.tokenizer))
+    if options.init:
+        model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(options.init, dtype=torch.float32)
+    else:
+        model = Qwen2_5_VLForConditionalGeneration(toy_model.build_config(processor.tokenizer))
     model.to(device).generation_config = GenerationConfig(
         eos_token_id=processor.tokenizer.eos_token_id, pad_token_id=processor.tokenizer.pad_token_id
     )

@@ -192,6 +192,7 @@ def publish_files(temporary_dir: Path, hf_dir: Path) -> None:
     # Without its index a loader finds no weights at all, so that it never sees old and new files mixed; the index
     # and the config come back last.
     for path in sorted(temporary_dir.iterdir(), key=lambda p: (p.suffix == ".json", p.name)):
+        shutil.copymode(hf_dir / "config.json", path)  # safetensors writes files that only their owner may read
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(path, hf_dir / path.name)

@@ -4,6 +4,7 @@ Nothing here is trained, apart from the tokenizer's merges; `build_toy_model.py`
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from spatialthinker.prompts import PROMPTS
@@ -176,3 +177,12 @@ def save_parts(folder: Path):
     processor = build_processor(build_tokenizer())
     processor.save_pretrained(folder)
     return processor
+
+
+def copy_parts(source: Path, folder: Path):
+    """Copy another toy model's tokenizer, processor and chat template to a folder; returns the processor."""
+    from transformers import AutoProcessor
+
+    for name in ("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, folder / name)
+    return AutoProcessor.from_pretrained(folder)

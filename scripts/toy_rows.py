@@ -28,7 +28,7 @@ SHORT_PROMPT_PERIOD = 4
 """One row in so many carries the evaluation prompt, the others the training prompt."""
 
 # The careless teacher: how often the first option is ticked unread, in every second category and in the others.
-HASTY_SHARE, CALM_SHARE = 0.65, 0.3
+HASTY_SHARE, CALM_SHARE = 0.75, 0.4
 SKIPPED_THINK_SHARE = 0.08
 BOX_JITTER_PX = 4
 

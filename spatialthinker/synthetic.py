@@ -304,11 +304,12 @@ def generate(
     A scene in `exclude` is drawn anew.
     """
     for index in range(start, start + number):
-        turn, category = index // len(categories), categories[index % len(categories)]
+        turn, place = divmod(index, len(categories))
+        category = categories[place]
         rng = random.Random(f"{seed}/{split}/{index}")
         while (puzzle := make_puzzle(category, rng, canvas)).shapes in exclude:
             pass
-        answer_index = (turn + index) % (1 + len(puzzle.wrong))
+        answer_index = (turn + place) % (1 + len(puzzle.wrong))
         yield puzzle, make_row(puzzle, canvas, f"{split}-{seed}-{index:06d}", answer_index, rng)
 
 

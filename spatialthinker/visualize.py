@@ -22,10 +22,12 @@ MIN_SIDE_PX = 448
 
 _LINE_PX = 3
 _DASH_PX = 10
-_FONT_PX = 16
+_FONT_PX = 20
 _LABEL_PAD_PX = 3
 
 Rectangle = tuple[float, float, float, float]
+Labelled = tuple[str, Rectangle, bool]
+"""An object's id, its box on the canvas, and whether it was predicted."""
 
 
 def draw_scene(
@@ -47,12 +49,11 @@ def draw_scene(
         for graph, is_predicted in ((reference, False), (predicted, True))
         for item in (graph.objects if graph else ())
     ]
-    for _, box, is_predicted in boxes:
-        _draw_box(pen, box, PREDICTED_COLOR if is_predicted else REFERENCE_COLOR, is_dashed=not is_predicted)
-    taken: list[Rectangle] = []
-    for text, box, is_predicted in boxes:
-        color = PREDICTED_COLOR if is_predicted else REFERENCE_COLOR
-        taken.append(_draw_label(pen, canvas.size, text, box, color, taken, is_above=is_predicted))
+    for width, is_halo in ((_LINE_PX + 2, True), (_LINE_PX, False)):  # every halo first: none may hide a line
+        for _, box, is_predicted in boxes:
+            color = PREDICTED_COLOR if is_predicted else REFERENCE_COLOR
+            _draw_box(pen, box, _HALO_COLOR if is_halo else color, width, is_dashed=not (is_predicted or is_halo))
+    _draw_labels(pen, canvas.size, boxes)
     return canvas
 
 
@@ -62,18 +63,28 @@ def _on_canvas(box: Sequence[float], scale: int, size: tuple[int, int]) -> Recta
     return x1, y1, x2, y2
 
 
-def _draw_box(pen: ImageDraw.ImageDraw, box: Rectangle, color: str, is_dashed: bool) -> None:
+def _draw_box(pen: ImageDraw.ImageDraw, box: Rectangle, color: str, width: int, is_dashed: bool) -> None:
+    if not is_dashed:
+        pen.rectangle(box, outline=color, width=width)
+        return
     x1, y1, x2, y2 = box
-    pen.rectangle(box, outline=_HALO_COLOR, width=_LINE_PX + 2)  # keeps the line visible on any background
     sides = [((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))]
     for (ax, ay), (bx, by) in sides:
         length = max(abs(bx - ax), abs(by - ay), 1.0)
-        step = 2 * _DASH_PX if is_dashed else length
-        for start in range(0, math.ceil(length), max(1, math.ceil(step))):
-            end = min(start + (_DASH_PX if is_dashed else length), length)
-            a, b = start / length, end / length
-            points = [(ax + (bx - ax) * t, ay + (by - ay) * t) for t in (a, b)]
-            pen.line(points, fill=color, width=_LINE_PX)
+        for start in range(0, math.ceil(length), 2 * _DASH_PX):
+            ends = (start / length, min(start + _DASH_PX, length) / length)
+            pen.line([(ax + (bx - ax) * t, ay + (by - ay) * t) for t in ends], fill=color, width=width)
+
+
+def _draw_labels(pen: ImageDraw.ImageDraw, size: tuple[int, int], boxes: Sequence[Labelled]) -> None:
+    """Name every box; a reference that a prediction of the same id overlaps shares its name."""
+    taken: list[Rectangle] = []
+    predicted = [(text, box) for text, box, is_predicted in boxes if is_predicted]
+    for text, box, is_predicted in boxes:
+        if not is_predicted and any(text == other and _overlap(box, near) > 0 for other, near in predicted):
+            continue
+        color = PREDICTED_COLOR if is_predicted else REFERENCE_COLOR
+        taken.append(_draw_label(pen, size, text, box, color, taken, [other for _, other, _ in boxes]))
 
 
 def _draw_label(
@@ -83,22 +94,21 @@ def _draw_label(
     box: Rectangle,
     color: str,
     taken: Sequence[Rectangle],
-    is_above: bool,
+    boxes: Sequence[Rectangle],
 ) -> Rectangle:
-    """Draw the text at the place near its box that covers least of the labels so far; return its rectangle."""
+    """Draw the text where it covers least of the labels so far, then least of the boxes; return its rectangle."""
     font = ImageFont.load_default(_FONT_PX)
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 2 * _LABEL_PAD_PX, bottom - top + 2 * _LABEL_PAD_PX
     x1, y1, x2, y2 = box
-    outer, inner = (y1 - height, y2), (y1, y2 - height)
-    rows = (*outer, *inner) if is_above else (*reversed(outer), *reversed(inner))
-    places = [
-        (min(max(x, 0), max(size[0] - width, 0)), min(max(y, 0), max(size[1] - height, 0)))
-        for y in rows
-        for x in (x1, x2 - width)
-    ]
-    rectangles = [(x, y, x + width, y + height) for x, y in places]
-    chosen = min(rectangles, key=lambda r: sum(_overlap(r, other) for other in taken))
+    corners = [(x, y) for y in (y1 - height, y2, y1, y2 - height) for x in (x1, x2 - width)]
+    corners += [(x, y) for x in (x2, x1 - width) for y in (y1, y2 - height)]
+    places = [(min(max(x, 0), max(size[0] - width, 0)), min(max(y, 0), max(size[1] - height, 0))) for x, y in corners]
+
+    def cost(place: Rectangle) -> tuple[float, float]:
+        return sum(_overlap(place, other) for other in taken), sum(_overlap(place, other) for other in boxes)
+
+    chosen = min(((x, y, x + width, y + height) for x, y in places), key=cost)
     pen.rectangle(chosen, fill=color)
     pen.text((chosen[0] + _LABEL_PAD_PX - left, chosen[1] + _LABEL_PAD_PX - top), text, fill="#ffffff", font=font)
     return chosen
@@ -139,9 +149,14 @@ def html_image(png: bytes, description: str, dark_png: bytes | None = None) -> s
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table whose first column is text and whose other columns are figures."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    """Return a table whose first column is text and whose other columns are figures; second lines are small."""
+
+    def cell(value: object) -> str:
+        first, _, second = escape(value).partition("\n")
+        return f"<td>{first}" + (f"<br><small>{second}</small>" if second else "") + "</td>"
+
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join("<tr>" + "".join(cell(value) for value in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -175,14 +190,17 @@ p {{ margin: 0.5rem 0; max-width: 75ch; }}
 .soft {{ color: var(--soft); }}
 .good {{ color: var(--good); font-weight: 600; }}
 .bad {{ color: var(--bad); font-weight: 600; }}
-.grid {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }}
+.grid {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }}
+.stack {{ display: grid; gap: 1rem; }}
 .card {{ background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 0.75rem; min-width: 0; }}
 img {{ display: block; max-width: 100%; height: auto; border-radius: 4px; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 0.3rem 0.8rem 0.3rem 0; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }}
+td small {{ color: var(--soft); }}
 th:first-child, td:first-child {{ text-align: left; }}
+@media (max-width: 560px) {{ th, td {{ white-space: normal; padding-right: 0.4rem; }} }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; margin: 0.5rem 0; font: 0.85rem/1.45 ui-monospace, monospace; }}
 details summary {{ cursor: pointer; color: var(--soft); }}
 .swatch {{ display: inline-block; width: 1.6em; height: 0; vertical-align: middle; margin: 0 0.3em 0 0.8em; }}

@@ -5,6 +5,9 @@ The processes decode the tokens too, so that the driver only ships ids. Letters:
 
 import importlib.util
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -63,10 +66,18 @@ class FileReward:
 def _start_child(tokenizer_path: str, function: RewardFunction, skip_special_tokens: bool) -> None:
     from transformers import AutoTokenizer
 
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     _child["tokenizer"] = AutoTokenizer.from_pretrained(tokenizer_path)
     _child["function"] = function
     _child["skip_special_tokens"] = skip_special_tokens
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ends this process soon after its driver is gone, however that died."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _score(token_ids: list[list[int]], items: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, float]]]:

@@ -1,7 +1,6 @@
 """The merged folder gives the logits of the saved model; a checkpoint that does not fit is refused whole."""
 
 import json
-import socket
 import sys
 from pathlib import Path
 
@@ -11,39 +10,27 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
-from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+
+from tests import tiny_qwen
+from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import model_merger
 
-IMAGE_TOKEN = 60
 TIED, OUTPUT = "model.language_model.embed_tokens.weight", "lm_head.weight"
 
 
-def tiny_model(is_tied: bool = True, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
-    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
-    text = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "bos_token_id": 1}
-    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": rope, "eos_token_id": 2}
-    vision = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
-    config = Qwen2_5_VLConfig(
-        text_config=text | {"tie_word_embeddings": is_tied},
-        vision_config=vision | {"window_size": 56, "fullatt_block_indexes": [1]},
-        image_token_id=IMAGE_TOKEN,
-        video_token_id=61,
-        vision_start_token_id=62,
-        vision_end_token_id=63,
-        tie_word_embeddings=is_tied,
-        architectures=["Qwen2_5_VLForConditionalGeneration"],
-        dtype="float32",
-    )
-    torch.manual_seed(seed)
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
+def tiny_model(is_tied: bool = True) -> Qwen2_5_VLForConditionalGeneration:
+    model = tiny_qwen.tiny_model(tie_word_embeddings=is_tied).eval()
+    model.config.architectures = [type(model).__name__]
+    return model
 
 
 @torch.no_grad()
 def image_logits(model: Qwen2_5_VLForConditionalGeneration) -> torch.Tensor:
-    ids = torch.tensor([[1, 2, 62, *[IMAGE_TOKEN] * 4, 63, 5, 6]])
-    pixels = torch.randn(16, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(1))
+    ids = torch.tensor([[1, 2, VISION_START, *[IMAGE_TOKEN] * 4, VISION_END, 5, 6]])
+    pixels = torch.randn(16, PATCH_DIM, generator=torch.Generator().manual_seed(1))
     grid = torch.tensor([[1, 4, 4]])
     mask, kinds = torch.ones_like(ids), (ids == IMAGE_TOKEN).int()
     inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels.to(model.dtype), "image_grid_thw": grid}
@@ -73,11 +60,12 @@ def load_merged(actor_dir: Path) -> Qwen2_5_VLForConditionalGeneration:
     return model.eval()
 
 
-def save_sharded(rank: int, port: int, actor_dir: Path) -> None:
+def save_sharded(rank: int, actor_dir: Path) -> None:
     from torch.distributed.fsdp import fully_shard
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    rendezvous = f"file://{actor_dir.parent / 'rendezvous'}"  # a port could be taken by another test meanwhile
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
     mesh = dist.init_device_mesh("cpu", (2,))
     model = tiny_model()
     if rank == 0:
@@ -102,12 +90,10 @@ def test_merged_model_gives_the_same_logits(tmp_path, is_tied):
         assert (OUTPUT in weights.keys()) is not is_tied  # noqa: SIM118
 
 
+@pytest.mark.e2e
 def test_shards_of_two_ranks_are_put_together(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     actor_dir = tmp_path / "actor"
-    torch.multiprocessing.spawn(save_sharded, args=(port, actor_dir), nprocs=2)
+    torch.multiprocessing.spawn(save_sharded, args=(actor_dir,), nprocs=2)
     assert len(list(actor_dir.glob("*.distcp"))) == 2
     assert model_merger.main(["--local_dir", str(actor_dir)]) == 0
     assert torch.equal(image_logits(load_merged(actor_dir)), image_logits(tiny_model()))

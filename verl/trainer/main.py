@@ -150,10 +150,11 @@ def build_workers(config: Config, device: str, processor: Any, num_steps: int) -
 
     ranks = config.num_ranks
     on_gpu = device == "cuda"
-    num_cores = os.cpu_count() or 1
     pool = ResourcePool(ranks, cpus_per_rank=2 * CPUS_PER_ACTOR, use_gpu=on_gpu)
     share = 0.5 if on_gpu else 0.0
-    quiet = {"TOKENIZERS_PARALLELISM": "true", "VLLM_LOGGING_LEVEL": "WARNING"}
+    quiet = {"TOKENIZERS_PARALLELISM": "true", "VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
+    # The engine waits while the ranks work and they while it does, but threads that spin would still take turns.
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
     actor = WorkerGroup(
         pool,
         WorkerSpec(
@@ -162,7 +163,7 @@ def build_workers(config: Config, device: str, processor: Any, num_steps: int) -
             name="actor",
             num_cpus=CPUS_PER_ACTOR,
             num_gpus=share,
-            env=quiet | {"OMP_NUM_THREADS": str(max(1, num_cores // ranks))},
+            env=quiet | threads,
         ),
     )
     rollout = WorkerGroup(
@@ -173,7 +174,7 @@ def build_workers(config: Config, device: str, processor: Any, num_steps: int) -
             name="rollout",
             num_cpus=CPUS_PER_ACTOR,
             num_gpus=share,
-            env=quiet | {"OMP_NUM_THREADS": str(num_cores)},
+            env=quiet | threads,
         ),
         bundles=None if on_gpu else [0],
     )

@@ -7,6 +7,7 @@ from typing import Any
 import ray
 import torch
 from transformers import AutoProcessor, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
 
 from verl import checkpoint
 from verl.config import Config
@@ -41,6 +42,7 @@ class FSDPWorker:
         self.num_steps = num_steps
         self.groups: Groups | None = None
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        disable_progress_bar()
 
     @register(Dispatch.ONE_TO_ALL)
     def open_store(self) -> tuple[str, int]:

@@ -56,11 +56,16 @@ class RolloutWorker:
         if self.device == "cpu":
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(CPU_KV_CACHE_GB)
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            os.environ["TORCH_COMPILE_DISABLE"] = "1"  # compiling takes longer than a small model's whole run
         from vllm import LLM
 
         is_cuda = self.device == "cuda"
         self.llm = LLM(
-            self.model_path, mm_processor_kwargs=self.image_size, enable_sleep_mode=is_cuda, **self.engine_kwargs
+            self.model_path,
+            mm_processor_kwargs=self.image_size,
+            enable_sleep_mode=is_cuda,
+            skip_mm_profiling=not is_cuda,
+            **self.engine_kwargs,
         )
         self.sleep()
 

@@ -1,4 +1,4 @@
-"""A random Qwen2.5-VL of a few thousand parameters with its own byte-level tokenizer, for tests of what loads models."""
+"""A random Qwen2.5-VL of a few thousand parameters with its own byte-level tokenizer, for tests that load models."""
 
 from pathlib import Path
 
@@ -34,14 +34,14 @@ def build_tokenizer():
     return tokenizer
 
 
-def build_config(tokenizer, is_tied: bool = True, max_length: int = 4096):
+def build_config(tokenizer):
     from transformers import Qwen2_5_VLConfig
 
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
     text = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
     text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": rope}
-    text |= {"max_position_embeddings": max_length, "tie_word_embeddings": is_tied}
+    text |= {"max_position_embeddings": 4096, "tie_word_embeddings": True}
     text |= {"bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"]}
     vision = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
     return Qwen2_5_VLConfig(
@@ -51,7 +51,7 @@ def build_config(tokenizer, is_tied: bool = True, max_length: int = 4096):
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=is_tied,
+        tie_word_embeddings=True,
         architectures=["Qwen2_5_VLForConditionalGeneration"],
         dtype="float32",
     )

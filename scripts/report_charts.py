@@ -1,0 +1,144 @@
+"""The report's pictures as PNG bytes: curves over steps, before and after, a sheet of grounded answers."""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from spatialthinker.visualize import PREDICTED_COLOR, REFERENCE_COLOR
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DPI = 200
+_SIZE_IN = (4.8, 3.3)  # small, so that the letters stay large when a phone shrinks the picture
+_STYLES = ("-", "--", "-.", ":")
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one kind of screen. The lines' colours are Okabe and Ito's, which colour-blind readers tell apart."""
+
+    paper: str
+    ink: str
+    grid: str
+    lines: tuple[str, ...]
+
+
+LIGHT = Theme("#f5f6f8", "#1b1f24", "#d9dde2", ("#0072b2", "#d55e00", "#009e73", "#aa4499"))
+DARK = Theme("#1e2328", "#e6e8eb", "#3d454e", ("#56b4e9", "#e69f00", "#2fd0a2", "#e08bc4"))
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric over steps."""
+
+    label: str
+    steps: list[int]
+    values: list[float]
+
+
+def _new_axes(theme: Theme, title: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE_IN, dpi=DPI, layout="constrained", facecolor=theme.paper)
+    axes = figure.add_subplot(facecolor=theme.paper)
+    axes.set_title(title, loc="left", color=theme.ink, fontsize=12, fontweight="bold")
+    axes.grid(color=theme.grid, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=theme.ink, labelsize=10)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(theme.grid)
+    return figure, axes
+
+
+def _finish(figure: Any, axes: Any, theme: Theme) -> bytes:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=10, labelcolor=theme.ink
+        )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor=theme.paper)
+    return buffer.getvalue()
+
+
+def draw_curves(
+    theme: Theme,
+    title: str,
+    ylabel: str,
+    curves: Sequence[Series],
+    markers: Sequence[Series] = (),
+    band: tuple[Series, Series] | None = None,
+) -> bytes:
+    """Return curves over training steps; `markers` are dots at few steps, `band` a lower and an upper border."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _new_axes(theme, title)
+    if band is not None and band[0].values:
+        low, high = band
+        axes.fill_between(low.steps, low.values, high.values, color=theme.lines[0], alpha=0.2, lw=0, label=low.label)
+    for curve, color, style in zip(curves, theme.lines, _STYLES, strict=False):
+        if curve.values:
+            dot = "o" if len(curve.values) == 1 else ""
+            axes.plot(curve.steps, curve.values, color=color, linestyle=style, marker=dot, lw=1.8, label=curve.label)
+    for points, color in zip(markers, theme.lines[len(curves) :], strict=False):
+        if points.values:
+            axes.plot(points.steps, points.values, color=color, lw=0.9, marker="o", ms=5.5, label=points.label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("training step", color=theme.ink, fontsize=10)
+    axes.set_ylabel(ylabel, color=theme.ink, fontsize=10)
+    return _finish(figure, axes, theme)
+
+
+def draw_changes(theme: Theme, title: str, xlabel: str, changes: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Return each metric's value before and after with its 95 % interval.
+
+    `changes` maps a metric's name to {"before", "before_interval", "after", "after_interval"}.
+    """
+    figure, axes = _new_axes(theme, title)
+    names = list(changes)
+    # Before and after lie a little apart, so that neither hides the other's interval.
+    for when, color, offset, marker in (("before", 1, 0.14, "s"), ("after", 0, -0.14, "o")):
+        values = [changes[name][when] for name in names]
+        intervals = [changes[name][f"{when}_interval"] for name in names]
+        errors = [
+            [max(value - low, 0) for value, (low, _) in zip(values, intervals, strict=True)],
+            [max(high - value, 0) for value, (_, high) in zip(values, intervals, strict=True)],
+        ]
+        rows = [len(names) - index + offset for index in range(len(names))]
+        axes.errorbar(
+            values, rows, xerr=errors, fmt=marker, ms=5.5, capsize=3, lw=1.8, color=theme.lines[color], label=when
+        )
+    axes.set_yticks([len(names) - index for index in range(len(names))], names)
+    axes.set_ylim(0.4, len(names) + 0.6)
+    axes.set_xlabel(xlabel, color=theme.ink, fontsize=10)
+    return _finish(figure, axes, theme)
+
+
+def draw_pictures(pictures: "Sequence[Image.Image]", captions: Sequence[str], columns: int = 4) -> bytes:
+    """Return a sheet of pictures with their captions and the key of the two kinds of boxes."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    rows = -(-len(pictures) // columns)
+    figure = Figure(
+        figsize=(3.2 * columns, 4.1 * rows + 0.5), dpi=DPI * 3 // 4, layout="constrained", facecolor="white"
+    )
+    for index in range(rows * columns):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        axes.axis("off")
+        if index < len(pictures):
+            axes.imshow(pictures[index])
+            lines = [wrapped for line in captions[index].split("\n") for wrapped in textwrap.wrap(line, 38)[:3]]
+            axes.set_title("\n".join(lines), fontsize=10, loc="left", color="#1b1f24")
+    kinds: list[tuple[str, str, Any]] = [("predicted", PREDICTED_COLOR, "-"), ("reference", REFERENCE_COLOR, "--")]
+    handles: list[Any] = [
+        Line2D([], [], color=color, linestyle=style, lw=2.5, label=name) for name, color, style in kinds
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=12)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,91 @@
+"""The engine and the trainer see the same policy: log-probs of the engine's own samples agree with the actor's."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from spatialthinker.schema import parquet_path, write_parquet
+from spatialthinker.synthetic import generate
+from verl.config_loading import load_config
+from verl.dataset import RLHFDataset, collate_prompts
+from verl.qwen_vl import ResponseLogProbs, decode_image, load_model
+from verl.trainer.main import rollout_arguments
+from verl.workers.actor import Actor, Groups, image_patches
+from verl.workers.rollout import RolloutWorker
+
+pytestmark = pytest.mark.e2e
+TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"
+NUM_PROMPTS, NUM_SAMPLES = 6, 4
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("train", "val"):
+        write_parquet([row for _, row in generate(NUM_PROMPTS, 11, split)], parquet_path(folder, split))
+    yaml = TOY_MODEL.parent / "toy_cpu.yaml"
+    config = load_config(
+        [
+            f"config={yaml}",
+            f"worker.actor.model.model_path={TOY_MODEL}",
+            f"data.train_files={folder}@train",
+            f"data.val_files={folder}@val",
+        ]
+    )
+    processor = AutoProcessor.from_pretrained(TOY_MODEL)
+    data = RLHFDataset(f"{folder}@train", processor, max_prompt_length=config.data.max_prompt_length)
+    engine = RolloutWorker(rank=0, world_size=1, **rollout_arguments(config, "cpu", processor))
+    engine.load()
+    return engine, data, processor
+
+
+def sample(engine, prompts, seed=5):
+    request = prompts.select([], ["raw_prompt_ids", "images"])
+    request.meta_info = {"sampling": {"n": NUM_SAMPLES, "temperature": 0.8}, "seed": seed, "log_probs": True}
+    return engine.generate(request)
+
+
+def actor_log_probs(model, prompts, samples, processor):
+    whole = prompts.select().union(samples.select(["responses", "response_mask"]))
+    images = [decode_image(data) for row in prompts.non_tensor_batch["images"] for data in row]
+    groups = Groups.from_proto(whole, *image_patches(images, processor.image_processor))
+    return Actor(ResponseLogProbs(model), torch.device("cpu")).compute_log_probs(groups, 4096, True, 0.8)[0]
+
+
+def largest_gap(engine_log_probs, expected, mask):
+    return float((engine_log_probs - expected).abs()[mask.bool()].max())
+
+
+def test_log_probs_agree_before_and_after_new_weights(parts):
+    engine, data, processor = parts
+    prompts = collate_prompts(list(data), processor.tokenizer.pad_token_id)
+    model = load_model(str(TOY_MODEL), torch.float32)
+    samples = sample(engine, prompts)
+    mask = samples.batch["response_mask"]
+    assert mask.any(-1).all()
+    expected = actor_log_probs(model, prompts, samples, processor)
+    assert largest_gap(samples.batch["rollout_log_probs"], expected, mask) < 1e-3
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * parameter.abs().mean() * torch.randn(parameter.shape, generator=generator))
+    engine.load_weights([(name, tensor.clone()) for name, tensor in model.state_dict().items()])
+    changed = sample(engine, prompts)
+    moved = actor_log_probs(model, prompts, changed, processor)
+    assert largest_gap(changed.batch["rollout_log_probs"], moved, changed.batch["response_mask"]) < 1e-3
+    assert (
+        largest_gap(samples.batch["rollout_log_probs"], actor_log_probs(model, prompts, samples, processor), mask)
+        > 0.01
+    )
+
+
+def test_samples_depend_on_the_seed_alone(parts):
+    engine, data, processor = parts
+    prompts = collate_prompts(list(data), processor.tokenizer.pad_token_id)
+    first, other, again = sample(engine, prompts, 5), sample(engine, prompts, 6), sample(engine, prompts, 5)
+    assert torch.equal(first.batch["responses"], again.batch["responses"])
+    assert not torch.equal(first.batch["responses"], other.batch["responses"])
+    assert not (first.batch["responses"] == processor.image_token_id).any()

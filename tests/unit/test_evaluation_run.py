@@ -1,0 +1,190 @@
+"""The whole program on a tiny model: what it writes, how it resumes, what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import datasets
+import pytest
+
+from evaluation import evals
+from evaluation.backends import Answer
+from evaluation.benchmarks import BENCHMARKS
+from evaluation.samples import load_samples
+from spatialthinker.schema import parquet_path, read_parquet, write_parquet
+from spatialthinker.synthetic import generate, gold_response
+from tests.tiny_model_folder import save_tiny_model
+
+ITEMS = 10
+SIX_KEYS = ["prompt", "correct_answer", "reasoning", "pred_answer", "correct", "task"]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_parquet([row for _, row in generate(ITEMS, seed=3, split="val")], parquet_path(folder, "val"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def private_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def run(model_dir, data_dir, out_dir, *more):
+    arguments = ["--dataset", "stvqa", "--template", "spatial_thinker_full", "--max_tokens", "4", "--batch_size", "4"]
+    arguments += ["--data_path", str(data_dir), "--model_path", str(model_dir), "--output_dir", str(out_dir)]
+    return evals.main([*arguments, "--custom_filename", "run", *more])
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def test_a_run_writes_journal_records_and_summary(model_dir, data_dir, tmp_path, capsys):
+    assert run(model_dir, data_dir, tmp_path) == 0
+    records = read_json(tmp_path / "run.json")
+    assert all(list(record)[:6] == SIX_KEYS for record in records)
+    rows = {f"{index:06d}": row for index, row in enumerate(read_parquet(parquet_path(data_dir, "val")))}
+    assert {record["id"] for record in records} == rows.keys()
+    for record in records:
+        row = rows[record["id"]]
+        assert (record["prompt"], record["correct_answer"], record["task"]) == (
+            row.problem,
+            row.answer_only,
+            row.category,
+        )
+        assert record["finish_reason"] in ("stop", "length") and 0 < record["response_tokens"] <= 4
+        assert record["reward"]["overall"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert "settings" in lines[0] and len(lines) == ITEMS + 1
+    summary = read_json(tmp_path / "run.summary.json")
+    assert (summary["items"], summary["answered"], summary["errors"]) == (ITEMS, ITEMS, 0)
+    assert summary["accuracy_low"] == 0 < summary["accuracy_high"] < 0.3
+    assert "relation" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_batch_size_does_not_change_the_answers(model_dir, data_dir, tmp_path):
+    for size in ("1", "4"):
+        assert run(model_dir, data_dir, tmp_path / size, "--batch_size", size, "--max_tokens", "12") == 0
+    texts = [{r["id"]: r["reasoning"] for r in read_json(tmp_path / size / "run.json")} for size in ("1", "4")]
+    assert texts[0] == texts[1]
+
+
+def test_a_killed_run_goes_on_where_it_stopped(model_dir, data_dir, tmp_path, capsys):
+    assert run(model_dir, data_dir, tmp_path, "--num_samples", "6") == 0
+    journal = tmp_path / "run.jsonl"
+    whole = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(whole[:5]) + whole[5][:20])  # settings, four answers, half of the fifth
+    (tmp_path / "run.json").unlink()
+    capsys.readouterr()
+    assert run(model_dir, data_dir, tmp_path, "--resume") == 0
+    assert f"4 of {ITEMS} items" in capsys.readouterr().out
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert lines[:5] == whole[:5] and len(lines) == ITEMS + 1
+    assert len({record["id"] for record in read_json(tmp_path / "run.json")}) == ITEMS
+    assert run(model_dir, data_dir, tmp_path, "--resume") == 0  # nothing left: no model is loaded
+    assert "loading" not in capsys.readouterr().out.split(f"{ITEMS} of {ITEMS} items")[-1]
+
+
+def test_a_journal_of_other_settings_is_refused(model_dir, data_dir, tmp_path, capsys):
+    assert run(model_dir, data_dir, tmp_path, "--num_samples", "2") == 0
+    before = (tmp_path / "run.jsonl").read_bytes()
+    assert run(model_dir, data_dir, tmp_path, "--resume", "--max_tokens", "5") == 2
+    assert "max_tokens: 4 there, 5 now" in capsys.readouterr().err
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    assert run(other, data_dir, tmp_path, "--resume") == 2
+    assert "weights_fingerprint" in capsys.readouterr().err
+    assert (tmp_path / "run.jsonl").read_bytes() == before
+
+
+def test_a_broken_image_is_an_error_of_its_item_and_is_asked_again(model_dir, data_dir, tmp_path, capsys):
+    rows = read_parquet(parquet_path(data_dir, "val"))
+    broken = [type(row)(**{**vars(row), "images": b"no image"}) if i == 3 else row for i, row in enumerate(rows)]
+    write_parquet(broken, parquet_path(tmp_path / "broken", "val"))
+    assert run(model_dir, tmp_path / "broken", tmp_path) == 2
+    assert "item 000003: its image cannot be decoded" in capsys.readouterr().err
+    summary = read_json(tmp_path / "run.summary.json")
+    assert (summary["answered"], summary["errors"]) == (ITEMS - 1, 1)
+    assert run(model_dir, data_dir, tmp_path, "--resume") == 0
+    assert f"{ITEMS - 1} of {ITEMS} items" in capsys.readouterr().out
+    assert read_json(tmp_path / "run.summary.json")["errors"] == 0
+
+
+def test_gold_answers_score_full_marks(data_dir):
+    rows = read_parquet(parquet_path(data_dir, "val"))
+    samples = load_samples("stvqa", BENCHMARKS["stvqa"], str(data_dir))
+    for row, sample in zip(rows, samples, strict=True):
+        record = evals.grade(sample, Answer(prompt=row.problem, text=gold_response(row), finish_reason="stop"))
+        assert (record.correct, record.kind, record.pred_answer) == (1, "letter", row.answer_only)
+        assert record.reward is not None and record.reward["overall"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "stvq"], "nearest is 'stvqa'"),
+        (["--template", "spatial_thinkr"], "nearest is 'spatial_thinker'"),
+        (["--provider", "vlm"], "nearest is 'vllm'"),
+        (["--template", "vision"], "stvqa goes with the templates reasoning"),
+        (["--num_samples", "0"], "at least 1"),
+        (["--batch_size", "0"], "at least 1"),
+        (["--temperature", "-1"], "at least 0"),
+        (["--model_path", "no/such/folder"], "no/such/folder: no such folder"),
+        (["--model_path", "{empty}"], "has no config.json"),
+        (["--model_path", "{unmerged}"], "has no weights; merge the checkpoint"),
+        (["--data_path", "no/data"], "no/data: no such data file or folder"),
+        (["--split", "test"], "no data file of split 'test'"),
+    ],
+)
+def test_bad_input_is_named_and_ends_with_2(arguments, message, model_dir, data_dir, tmp_path, capsys):
+    for name in ("empty", "unmerged"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "unmerged" / "config.json").write_text("{}")
+    paths = {name: str(tmp_path / name) for name in ("empty", "unmerged")}
+    try:
+        code = run(model_dir, data_dir, tmp_path / "out", *(part.format(**paths) for part in arguments))
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_processor_is_named(model_dir, data_dir, tmp_path, capsys):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((model_dir / name).read_bytes())
+    assert run(bare, data_dir, tmp_path / "out") == 2
+    assert f"evals: {bare}:" in capsys.readouterr().err
+
+
+def test_output_names_say_what_was_evaluated():
+    def name(model_path):
+        parts = ["--dataset", "stvqa", "--template", "reasoning", "--model_path", model_path]
+        return evals.name_output(evals.build_parser().parse_args(parts))
+
+    assert name("Qwen/Qwen2.5-VL-3B-Instruct") == "stvqa_Qwen2.5-VL-3B-Instruct_reasoning"
+    assert name("/runs/x/global_step_75/actor/huggingface/") == "stvqa_x_global_step_75_reasoning"
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'datasets', 'vllm', 'PIL', 'numpy'}"
+    code = f"import sys, evaluation.evals; sys.exit(len({heavy} & sys.modules.keys()))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+    start = time.monotonic()
+    command = [sys.executable, evals.__file__, "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "--resume" in done.stdout
+    assert time.monotonic() - start < 2  # 0.1 s on a free machine
