@@ -83,8 +83,6 @@ def test_easyr1():
     assert easyr1_score(items) == SCORES
     with_problems = [item | {"problem": problem} for item, problem in zip(items, PROBLEMS, strict=True)]
     without = easyr1_score(with_problems, accuracy_weight=0.0)
-        [item | {"problem": problem} for item, problem in zip(items, PROBLEMS, strict=True)], accuracy_weight=0.0
-    )
     assert [row["overall"] for row in without] == pytest.approx([row["overall"] - 0.5 for row in SCORES])
 
 
