@@ -6,7 +6,7 @@ Text and exact fractions only; nothing of a model's output is ever evaluated.
 import re
 from fractions import Fraction
 
-MAX_ANSWER_CHARS = 1024
+MAX_ANSWER_CHARS = 256
 """Longer texts are compared as they are: no short answer hides in them."""
 
 MAX_NUMBER_CHARS = 64

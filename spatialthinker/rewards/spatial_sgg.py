@@ -79,9 +79,10 @@ def _formatted_scene(response: str, sections: Response) -> SceneGraph | str:
     """Returns the scene of a response in the right format, else the reason of its failure."""
     if None in sections:
         return f"missing_{SECTIONS[sections.index(None)]}"
-    for tag in SECTIONS:
-        if response.count(f"<{tag}>") != 1:
-            return f"repeated_{tag}"
+    if response.count("<") > 2 * len(SECTIONS):
+        for tag in SECTIONS:
+            if response.count(f"<{tag}>") != 1:
+                return f"repeated_{tag}"
     try:
         return load_scene(sections.scene_text)
     except SceneFormatError as error:

@@ -22,6 +22,15 @@ def test_sections():
     assert parse_response("<answer></answer>").answer == ""
 
 
+@pytest.mark.parametrize("more", ["", "Sure! ", "a < b ", "<scene>", "</think>"])
+def test_both_readings_of_a_response_agree(more):
+    for at in range(0, len(FULL) + 1):
+        text = FULL[:at] + more + FULL[at:]
+        parts = [section(text, tag) for tag in ("observe", "scene", "think", "answer")]
+        parts[3] = None if parts[3] is None else parts[3].strip()
+        assert list(parse_response(text)) == parts
+
+
 def test_a_section_is_its_first_pair_of_tags():
     assert section("<a>1<a>2</a>3</a><a>4</a>", "a") == "1<a>2"
     assert section("</a><a>1</a>", "a") == "1"
