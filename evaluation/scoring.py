@@ -8,31 +8,15 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from spatialthinker.response import parse_response
+from spatialthinker.response import LETTERS, Kind, extract_choice, normalize, parse_response, without_phrase
 
-Kind = Literal["letter", "text", "number", "conflict", "unparsed", "truncated"]
-"""letter: named by its letter, with or without its text; text: by its text alone; number: an open answer read as a
-number; conflict: letter and text, or several letters, disagree; unparsed: nothing that could be read; truncated: the
-response ended at its length limit before an answer."""
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NUMBER_WORDS = {
     word: number for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
 _RELATIVE_TOLERANCE = 1e-6
 
-_DECORATION = re.compile(r"\\(?:boxed|text|textbf|mathrm)(?=\s*\{)|[*_`${}\"“”]|\s+$")
-_LEADING_PHRASE = re.compile(
-    r"^(?:so|thus|therefore|hence)?,?\s*(?:the\s+)?(?:(?:final|correct|right|best)\s+)*(?:answer|option|choice)"
-    r"(?:\s+is)?(?:\s+(?:option|choice))?\s*[:=]?\s*(?=\S)",
-    re.IGNORECASE,
-)
-_LEADING_LETTER = re.compile(
-    r"^(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=[).:,]|\s*$|\s+[-–—]))\s*[).:,\-–—]*\s*(.*)$", re.DOTALL
-)
-_LETTER_IN_BRACKETS = re.compile(r"\(([A-Za-z])\)")
 _MARKER = re.compile(r"(?:^|\n|\.\s)[*_#\s]*(?:final\s+)?answer[*_\s]*:", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
@@ -129,91 +113,6 @@ def find_answer(response: str, finish_reason: str | None = None) -> str | None:
     return rest.strip() or None
 
 
-def normalize(text: str) -> str:
-    """Return a text fit for comparison: no decoration, no final dot, single blanks, no case."""
-    text = _DECORATION.sub("", text)
-    return " ".join(text.split()).lstrip(" ,;:!?'").rstrip(" .,;:!?'").casefold()
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A choice that an answer names; letter None where it names none or several."""
-
-    kind: Kind
-    letter: str | None
-    text: str | None
-
-
-def extract_choice(answer: str, options: Sequence[str]) -> Choice:
-    """Return the choice that an answer names by letter, by text or by both.
-
-    Without options any single letter is accepted. Letter and text of different options are a conflict in which the
-    letter counts; several letters are a conflict that names nothing.
-    """
-    plain = _DECORATION.sub("", answer).strip()
-    plain = _LEADING_PHRASE.sub("", plain, count=1)
-    known = LETTERS[: len(options)] if options else LETTERS
-    by_text = _match_text(plain, options)
-    if by_text is not None:  # first of all the exact text of an option: it may look like a letter itself
-        return Choice("text", LETTERS[by_text], options[by_text])
-    letter, rest = _split_letter(plain, known)
-    if letter is None:
-        return _extract_from_sentence(plain, options, known)
-    others = {found.upper() for found in _LETTER_IN_BRACKETS.findall(rest)} & set(known) - {letter}
-    if others:
-        return Choice("conflict", None, None)
-    index = _match_text(rest, options)
-    text = options[known.index(letter)] if options else (rest.strip() or None)
-    if index is not None and LETTERS[index] != letter:
-        return Choice("conflict", letter, text)
-    return Choice("letter", letter, text)
-
-
-def _split_letter(plain: str, known: str) -> tuple[str | None, str]:
-    match = _LEADING_LETTER.match(plain)
-    if match is None:
-        return None, plain
-    letter = (match[1] or match[2] or match[3]).upper()
-    return (letter, match[4]) if letter in known else (None, plain)
-
-
-def _match_text(text: str, options: Sequence[str]) -> int | None:
-    """Return the index of the option with this text; None for no option and for several that differ in nothing."""
-    wanted = normalize(text)
-    found = [i for i, option in enumerate(options) if normalize(option) == wanted]
-    return found[0] if len(found) == 1 and wanted else None
-
-
-def _extract_from_sentence(plain: str, options: Sequence[str], known: str) -> Choice:
-    letters = {found.upper() for found in _LETTER_IN_BRACKETS.findall(plain)} & set(known)
-    stated = re.findall(r"\b(?:answer|option|choice)\s+(?:is\s+)?(?:option\s+)?\(?([A-Z])\b\)?", plain)
-    letters |= set(stated) & set(known)
-    if len(letters) > 1:
-        return Choice("conflict", None, None)
-    mentioned = _mentioned_options(plain, options)
-    if letters:
-        letter = letters.pop()
-        text = options[known.index(letter)] if options else None
-        is_conflict = len(mentioned) == 1 and LETTERS[mentioned[0]] != letter
-        return Choice("conflict" if is_conflict else "letter", letter, text)
-    if len(mentioned) == 1:
-        return Choice("text", LETTERS[mentioned[0]], options[mentioned[0]])
-    return Choice("conflict" if mentioned else "unparsed", None, None)
-
-
-def _mentioned_options(plain: str, options: Sequence[str]) -> list[int]:
-    """Return the options whose whole text stands in the sentence, without those inside a longer one's."""
-    sentence = normalize(plain)
-    texts = [normalize(option) for option in options]
-    found: list[int] = []
-    for text in sorted({text for text in texts if text}, key=lambda text: (-len(text), text)):
-        pattern = rf"(?<!\w){re.escape(text)}(?!\w)"
-        if re.search(pattern, sentence):
-            found += [index for index, other in enumerate(texts) if other == text]
-            sentence = re.sub(pattern, " \0 ", sentence)
-    return found
-
-
 def _grade_value(answer: str, choices: Sequence[str], reference: str) -> Grade:
     if choices:  # the reference is none of the choices, so a letter cannot be right, but its text may be
         choice = extract_choice(answer, choices)
@@ -224,8 +123,7 @@ def _grade_value(answer: str, choices: Sequence[str], reference: str) -> Grade:
         if number is None:
             return Grade("unparsed", None, answer, False)
         return Grade("number", None, answer, math.isclose(number, wanted, rel_tol=_RELATIVE_TOLERANCE))
-    plain = _LEADING_PHRASE.sub("", _DECORATION.sub("", answer).strip(), count=1)
-    return Grade("text", None, answer, normalize(plain) == normalize(reference))
+    return Grade("text", None, answer, normalize(without_phrase(answer)) == normalize(reference))
 
 
 def parse_number(text: str) -> float | None:

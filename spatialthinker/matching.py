@@ -5,11 +5,13 @@
 Labels are compared by the word vectors of spaCy's `en_core_web_md`, as in the released reward: the vector of a
 label is the mean over its tokens, the similarity its cosine, 0 when a label has no known word, 1 for equal labels.
 
-Shapes: S scenes, N objects of all scenes together, M pairs of all scenes together, D = 300 vector components.
+Scenes are matched in groups of one shape, scene index last, so that numpy's inner loops run over scenes.
+Shapes: K scenes of a group, G true and P predicted objects in each of them, m = min(G, P); S scenes and N objects
+in all; L distinct labels; D = 300 vector components.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -30,7 +32,7 @@ LABEL_COST = 2.0
 OVERLAP_COST = 1.0
 """Weights of label and box in the matching cost (the paper's section on the spatial reward)."""
 
-TRIPLE_WEIGHTS = {"subject": 0.3, "predicate": 0.4, "object": 0.3}
+TRIPLE_WEIGHTS = (0.3, 0.4, 0.3)
 """Weights of subject, predicate and object in the similarity of two relations (released code)."""
 
 MODEL = "en_core_web_md"
@@ -43,9 +45,12 @@ MAX_LABEL_CHARS = 128
 MAX_CACHED_LABELS = 16_384
 """Labels whose vectors are kept (300 doubles each, 40 MB in all); beyond that the cache starts afresh."""
 
-CHUNK_PAIRS = 32_768
-CHUNK_OBJECTS = 8_192
-"""Most pairs and objects that are held at once (one scene may exceed them); bounds memory at any batch size."""
+MAX_GROUP_PAIRS = 32_768
+MAX_PART_NAMES = 8_192
+MAX_TABLE = 16_777_216
+"""Most pairs, distinct names and similarities held at once (one scene may exceed them): bounds the memory."""
+
+MIN_INNER_LOOP = 32
 
 _GRID = 2.0**25
 
@@ -59,7 +64,6 @@ class LabelVectors:
 
     def __init__(self, nlp: Any) -> None:
         self._nlp = nlp
-        self._word_vectors = nlp.vocab.vectors
         self._special_words = nlp.tokenizer.rules
         self._rows: dict[str, int] = {}
         self._vectors = np.zeros((256, nlp.vocab.vectors_length), dtype=np.float64)
@@ -68,35 +72,43 @@ class LabelVectors:
     def __call__(self, labels: Sequence[str]) -> Floats:
         """Returns one row per label, of length 1 or 0. [len(labels), D]"""
         with self._lock:
-            missing = {label for label in labels if label not in self._rows}
+            missing = list(dict.fromkeys(label for label in labels if label not in self._rows))
             if len(self._rows) + len(missing) > MAX_CACHED_LABELS:
                 self._rows.clear()
-                missing = set(labels)
+                missing = list(dict.fromkeys(labels))
             if missing:
                 self._add(missing)
             return self._vectors[[self._rows[label] for label in labels]]
 
-    def _add(self, labels: set[str]) -> None:
+    def _add(self, labels: list[str]) -> None:
         used = len(self._rows)
         if used + len(labels) > len(self._vectors):
             grown = np.zeros((2 * (used + len(labels)), self._vectors.shape[1]), dtype=np.float64)
             grown[:used] = self._vectors[:used]
             self._vectors = grown
+        self._vectors[used : used + len(labels)] = self._embed(labels)
+        self._rows.update(zip(labels, range(used, used + len(labels)), strict=True))
+
+    def _embed(self, labels: list[str]) -> Floats:
         with self._nlp.memory_zone():
-            for row, label in enumerate(labels, start=used):
-                self._vectors[row] = self._embed(label)
-                self._rows[label] = row
+            tokens = [self._tokens(label) for label in labels]
+        strings, table = self._nlp.vocab.strings, self._nlp.vocab.vectors
+        keys = np.array([strings[token] for label_tokens in tokens for token in label_tokens], dtype=np.uint64)
+        rows = table.find(keys=keys) if len(keys) else np.zeros(0, dtype=np.int64)
+        owner = np.repeat(np.arange(len(labels)), [len(label_tokens) for label_tokens in tokens])[rows >= 0]
+        sums = np.zeros((len(labels), self._vectors.shape[1]), dtype=np.float64)
+        if len(owner):
+            first = np.flatnonzero(np.diff(owner, prepend=-1))
+            sums[owner[first]] = np.add.reduceat(table.data[rows[rows >= 0]].astype(np.float64), first, axis=0)
+        norms = np.sqrt((sums * sums).sum(axis=1, keepdims=True))
+        return np.rint(sums / np.where(norms > 0.0, norms, 1.0) * _GRID) / _GRID
 
-    def _embed(self, label: str) -> Floats | float:
+    def _tokens(self, label: str) -> list[str]:
         if len(label) > MAX_LABEL_CHARS:
-            return 0.0
-        tokens = [token for word in label.split() for token in self._tokens(word)]
-        rows = [row for token in tokens if (row := self._word_vectors.find(key=token)) >= 0]
-        vector = self._word_vectors.data[rows].sum(axis=0, dtype=np.float64)
-        norm = float(np.sqrt(vector @ vector))
-        return np.rint(vector / norm * _GRID) / _GRID if norm > 0.0 else 0.0
+            return []
+        return [token for word in label.split() for token in self._tokens_of_word(word)]
 
-    def _tokens(self, word: str) -> list[str]:
+    def _tokens_of_word(self, word: str) -> list[str]:
         if word.isascii() and word.isalpha() and word not in self._special_words:
             return [word]  # what the tokenizer would answer, forty times faster
         return [token.text for token in self._nlp.tokenizer(word.encode("utf-8", "ignore").decode())]
@@ -110,14 +122,14 @@ def label_vectors() -> LabelVectors:
     """
     if find_spec("spacy") is None:
         raise ModuleNotFoundError(f"labels are compared with spaCy, which is not installed: {INSTALL_HINT}")
-    import spacy
-
     if find_spec(MODEL) is not None:
         source = MODEL
     elif find_spec(VECTOR_PACKAGE) is not None:
         source = import_module(VECTOR_PACKAGE).model_path()
     else:
         raise ModuleNotFoundError(f"no word vectors of {MODEL} are installed: {INSTALL_HINT}")
+    import spacy
+
     pipeline = ["tok2vec", "tagger", "parser", "senter", "attribute_ruler", "lemmatizer", "ner"]
     return LabelVectors(spacy.load(source, exclude=pipeline))
 
@@ -135,8 +147,55 @@ def label_similarity(a: Sequence[str], b: Sequence[str]) -> Floats:
     """Returns the similarity in [-1, 1] of every label in `a` to every label in `b`. [len(a), len(b)]"""
     vectors = label_vectors()
     similarity = vectors(a) @ vectors(b).T
-    similarity[np.array(a, dtype=object)[:, None] == np.array(b, dtype=object)[None, :]] = 1.0
+    columns: dict[str, list[int]] = {}
+    for column, label in enumerate(b):
+        columns.setdefault(label, []).append(column)
+    for row, label in enumerate(a):
+        if label in columns:
+            similarity[row, columns[label]] = 1.0
     return similarity
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Matched pairs of many scenes: pair k joins object `true[k]` and object `predicted[k]` of scene `scene[k]`.
+
+    The pairs of one scene stand together, ordered by `true`; the scenes come in any order.
+    """
+
+    scene: Ints
+    true: Ints
+    predicted: Ints
+    overlap: Floats
+    similarity: Floats
+
+
+class _Group(NamedTuple):
+    """Scenes of one shape, and where their objects stand among those of all scenes."""
+
+    scenes: Ints  # [K]
+    true: Ints  # [G, 1, K]
+    predicted: Ints  # [1, P, K]
+
+
+def _groups(true_counts: list[int], predicted_counts: list[int], first_scene: int) -> Iterator[_Group]:
+    """Yields the scenes that have objects on both sides, by shape; the first one has the index `first_scene`."""
+    true_first = np.cumsum([0, *true_counts])
+    predicted_first = np.cumsum([0, *predicted_counts])
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for scene, shape in enumerate(zip(true_counts, predicted_counts, strict=True)):
+        by_shape.setdefault(shape, []).append(scene)
+    for (num_true, num_predicted), members in by_shape.items():
+        if not num_true or not num_predicted:
+            continue
+        step = MAX_GROUP_PAIRS // (num_true * num_predicted)
+        if step < MIN_INNER_LOOP:
+            step = 1  # large scenes one by one: then numpy's inner loops run over predicted objects
+        for start in range(0, len(members), step):
+            scenes = np.array(members[start : start + step])
+            true = np.arange(num_true)[:, None, None] + true_first[scenes]
+            predicted = np.arange(num_predicted)[None, :, None] + predicted_first[scenes]
+            yield _Group(scenes + first_scene, true, predicted)
 
 
 @cache
@@ -146,89 +205,76 @@ def _assignment_solver() -> Callable[[Floats], tuple[NDArray[np.intp], NDArray[n
     return linear_sum_assignment
 
 
-@dataclass(frozen=True, slots=True)
-class Matches:
-    """Matched pairs of many scenes: pair k joins object `true[k]` and object `predicted[k]` of scene `scene[k]`."""
-
-    scene: Ints
-    true: Ints
-    predicted: Ints
-    overlap: Floats
-    similarity: Floats
-
-
-class _Pairs(NamedTuple):
-    """All pairs (true, predicted) within each scene, scene after scene, row by row."""
-
-    counts: Ints  # [S, 2] true and predicted objects
-    starts: Ints  # [S]
-    scene: Ints  # [M]
-    true: Ints  # [M] index within the scene
-    predicted: Ints  # [M]
-    true_flat: Ints  # [M] index over all scenes
-    predicted_flat: Ints  # [M]
-
-
-def _all_pairs(sizes: list[tuple[int, int]]) -> _Pairs:
-    counts = np.array(sizes, dtype=np.int64).reshape(-1, 2)
-    areas = counts[:, 0] * counts[:, 1]
-    starts = np.cumsum(areas) - areas
-    first = np.cumsum(counts, axis=0) - counts
-    scene = np.repeat(np.arange(len(counts)), areas)
-    true, predicted = np.divmod(np.arange(len(scene)) - np.repeat(starts, areas), np.repeat(counts[:, 1], areas))
-    true_flat = true + np.repeat(first[:, 0], areas)
-    predicted_flat = predicted + np.repeat(first[:, 1], areas)
-    return _Pairs(counts, starts, scene, true, predicted, true_flat, predicted_flat)
-
-
-def _cheapest(pairs: _Pairs, cost: Floats) -> Ints:
-    """Returns the positions in `pairs` of each scene's cheapest one-to-one assignment (Hungarian method)."""
+def _match_group(group: _Group, cost: Floats, overlap: Floats, similarity: Floats) -> Matches:
+    """Returns the cheapest one-to-one assignment of each scene (Hungarian method); all measures are [G, P, K]."""
     solve = _assignment_solver()
-    rows, columns = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    for start, (num_true, num_predicted) in zip(pairs.starts.tolist(), pairs.counts.tolist(), strict=True):
-        if num_true and num_predicted:
-            block = cost[start : start + num_true * num_predicted].reshape(num_true, num_predicted)
-            scene_rows, scene_columns = solve(block)
-            rows.append(scene_rows)
-            columns.append(scene_columns)
-    scene = np.repeat(np.arange(len(pairs.counts)), pairs.counts.min(axis=1))
-    return pairs.starts[scene] + np.concatenate(rows) * pairs.counts[scene, 1] + np.concatenate(columns)
+    picked = [solve(scene_cost) for scene_cost in np.ascontiguousarray(cost.transpose(2, 0, 1))]
+    rows = np.concatenate([rows for rows, _ in picked])  # [K * m]
+    columns = np.concatenate([columns for _, columns in picked])
+    place = np.repeat(np.arange(len(group.scenes)), len(picked[0][0]))
+    pairs = rows, columns, place
+    return Matches(group.scenes[place], rows, columns, overlap[pairs], similarity[pairs])
 
 
-def _pair_similarity(true: list[str], predicted: list[str], pairs: _Pairs) -> Floats:
-    """Returns the label similarity of every pair from one matrix product over the distinct labels. [M]"""
-    true_labels, true_rows = _distinct(true)
-    predicted_labels, predicted_rows = _distinct(predicted)
-    table = label_similarity(true_labels, predicted_labels)
-    return table.take(true_rows.take(pairs.true_flat) * table.shape[1] + predicted_rows.take(pairs.predicted_flat))
+def _joined(parts: list[Matches]) -> Matches:
+    none = np.zeros(0, dtype=np.int64)
+    columns = [(none, none, none, none.astype(np.float64), none.astype(np.float64))]
+    columns += [(part.scene, part.true, part.predicted, part.overlap, part.similarity) for part in parts]
+    return Matches(*map(np.concatenate, zip(*columns, strict=True)))
 
 
-def _distinct(names: list[str]) -> tuple[list[str], Ints]:
-    """Returns the distinct labels of these ids or words, and for each name the index of its label."""
+class _Similarity:
+    """Label similarity of all pairs in a group, from one matrix product over the distinct labels of all groups."""
+
+    def __init__(self, true_names: list[str], predicted_names: list[str]) -> None:
+        true_labels, self._true = _distinct_labels(true_names)
+        labels, self._predicted = _distinct_labels(predicted_names)
+        self._labels = true_labels, labels
+        self._table = label_similarity(true_labels, labels) if len(true_labels) * len(labels) <= MAX_TABLE else None
+
+    def __call__(self, group: _Group) -> Floats:
+        rows, columns = self._true.take(group.true), self._predicted.take(group.predicted)
+        if self._table is not None:
+            return self._table.take(rows * self._table.shape[1] + columns)
+        true_labels, labels = self._labels
+        similarity = np.empty((len(rows), columns.shape[1], len(group.scenes)))
+        for scene in range(len(group.scenes)):
+            true, predicted = rows[:, 0, scene].tolist(), columns[0, :, scene].tolist()
+            similarity[:, :, scene] = label_similarity([true_labels[i] for i in true], [labels[i] for i in predicted])
+        return similarity
+
+
+def _distinct_labels(names: list[str]) -> tuple[list[str], Ints]:
+    """Returns the distinct labels of ids or words, and for each name the index of its label."""
     label_by_name = {name: label_of(name) for name in set(names)}
     index = {label: row for row, label in enumerate(dict.fromkeys(label_by_name.values()))}
     row_by_name = {name: index[label] for name, label in label_by_name.items()}
     return list(index), np.array([row_by_name[name] for name in names], dtype=np.int64)
 
 
-def _chunks(sizes: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yields ranges of scenes within CHUNK_PAIRS and CHUNK_OBJECTS."""
-    start = pairs = objects = 0
-    for index, (true, predicted) in enumerate(sizes):
-        if index > start and (pairs + true * predicted > CHUNK_PAIRS or objects + true + predicted > CHUNK_OBJECTS):
-            yield start, index
-            start, pairs, objects = index, 0, 0
-        pairs += true * predicted
-        objects += true + predicted
-    yield start, len(sizes)
+class _Boxes:
+    """Boxes of all scenes as fractions of their images, one row a coordinate, and their overlaps in a group."""
+
+    def __init__(self, scenes: Sequence[SceneGraph], image_sizes: Sequence[tuple[int, int]]) -> None:
+        counts = [len(scene.objects) for scene in scenes]
+        numbers = chain.from_iterable([item.bbox for scene in scenes for item in scene.objects])
+        boxes = np.fromiter(numbers, dtype=np.float64, count=4 * sum(counts)).reshape(-1, 4)
+        units = np.tile(np.repeat(np.array(image_sizes, dtype=np.float64).reshape(-1, 2), counts, axis=0), 2)  # [N, 4]
+        self.coordinates = np.ascontiguousarray((boxes / units).T)  # [4, N]
+
+    def at(self, positions: Ints) -> Floats:
+        """Returns the boxes at these positions. [..., 4]"""
+        return np.moveaxis(self.coordinates.take(positions, axis=1), 0, -1)
 
 
-def _in_chunks(sizes: list[tuple[int, int]], match: Callable[[slice, _Pairs], Matches]) -> Matches:
-    parts = []
-    for start, end in _chunks(sizes):
-        part = match(slice(start, end), _all_pairs(sizes[start:end]))
-        parts.append((part.scene + start, part.true, part.predicted, part.overlap, part.similarity))
-    return Matches(*map(np.concatenate, zip(*parts, strict=True)))
+def _overlaps(name: str, true: Floats, predicted: Floats, strict_boxes: bool) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        overlaps = OVERLAPS[name](true, predicted)
+    if strict_boxes:
+        improper = (predicted[..., 0] >= predicted[..., 2]) | (predicted[..., 1] >= predicted[..., 3])  # [1, P, K]
+        if improper.any():
+            overlaps = np.where(improper, 0.0, overlaps)
+    return np.where(np.isfinite(overlaps), overlaps, 0.0)
 
 
 def match_objects(
@@ -247,28 +293,26 @@ def match_objects(
     `overlap` names the entry of geometry.OVERLAPS that is reported, `matching_overlap` the one in the cost (the
     same by default). Boxes (pixels) are compared as fractions of the image. With `strict_boxes` a predicted box
     whose corners are not in order overlaps nothing.
+
+    Raises ValueError for an unknown overlap.
     """
-    sizes = [(len(truth.objects), len(scene.objects)) for truth, scene in zip(truths, scenes, strict=True)]
-
-    def match(part: slice, pairs: _Pairs) -> Matches:
-        true_boxes = _relative_boxes(truths[part], image_sizes[part])
-        boxes = _relative_boxes(scenes[part], image_sizes[part])
-        improper = (boxes[0] >= boxes[2]) | (boxes[1] >= boxes[3])  # [N]
-
-        def overlaps(name: str) -> Floats:
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                values = OVERLAPS[name](true_boxes.take(pairs.true_flat, 1).T, boxes.take(pairs.predicted_flat, 1).T)
-            if strict_boxes and improper.any():
-                values[improper.take(pairs.predicted_flat)] = 0.0
-            return np.where(np.isfinite(values), values, 0.0)
-
-        reported = overlaps(overlap)
-        in_cost = reported if matching_overlap in (None, overlap) else overlaps(matching_overlap)
-        similarity = _pair_similarity(_ids(truths[part]), _ids(scenes[part]), pairs)
-        best = _cheapest(pairs, label_cost * (1.0 - similarity) + overlap_cost * (1.0 - in_cost))
-        return Matches(pairs.scene[best], pairs.true[best], pairs.predicted[best], reported[best], similarity[best])
-
-    return _in_chunks(sizes, match)
+    for name in (overlap, matching_overlap):
+        if name not in (None, *OVERLAPS):
+            raise ValueError(f"got overlap {name!r}; known: {', '.join(OVERLAPS)}")
+    true_ids, ids = [truth.ids for truth in truths], [scene.ids for scene in scenes]
+    matches = []
+    for part in _parts(true_ids, ids):
+        similarity_of = _Similarity(_flat(true_ids[part]), _flat(ids[part]))
+        true_boxes, boxes = _Boxes(truths[part], image_sizes[part]), _Boxes(scenes[part], image_sizes[part])
+        for group in _groups(_lengths(true_ids[part]), _lengths(ids[part]), part.start):
+            similarity = similarity_of(group)
+            pair = true_boxes.at(group.true), boxes.at(group.predicted)
+            reported = in_cost = _overlaps(overlap, *pair, strict_boxes)
+            if matching_overlap not in (None, overlap):
+                in_cost = _overlaps(matching_overlap, *pair, strict_boxes)
+            cost = label_cost * (1.0 - similarity) + overlap_cost * (1.0 - in_cost)
+            matches.append(_match_group(group, cost, reported, similarity))
+    return _joined(matches)
 
 
 def match_relations(truths: Sequence[SceneGraph], scenes: Sequence[SceneGraph]) -> Matches:
@@ -277,29 +321,39 @@ def match_relations(truths: Sequence[SceneGraph], scenes: Sequence[SceneGraph]) 
     The similarity of two relations is 0.3 subject + 0.4 predicate + 0.3 object similarity, by labels; it is
     reported as `similarity` and, cut at 0, as `overlap`.
     """
-    sizes = [(len(truth.relations), len(scene.relations)) for truth, scene in zip(truths, scenes, strict=True)]
-
-    def match(part: slice, pairs: _Pairs) -> Matches:
-        similarity = np.zeros(len(pairs.scene))
-        for place, weight in TRIPLE_WEIGHTS.items():
-            true = [getattr(relation, place) for truth in truths[part] for relation in truth.relations]
-            predicted = [getattr(relation, place) for scene in scenes[part] for relation in scene.relations]
-            similarity += weight * _pair_similarity(true, predicted, pairs)
-        best = _cheapest(pairs, -similarity)
-        found = similarity[best]
-        return Matches(pairs.scene[best], pairs.true[best], pairs.predicted[best], np.maximum(found, 0.0), found)
-
-    return _in_chunks(sizes, match)
+    true_words, words = _words(truths), _words(scenes)
+    matches = []
+    for part in _parts(true_words, words):
+        true_flat, flat = _flat(true_words[part]), _flat(words[part])
+        similarities = [_Similarity(true_flat[place::3], flat[place::3]) for place in range(3)]
+        counts = _lengths([truth.relations for truth in truths[part]]), _lengths([s.relations for s in scenes[part]])
+        for group in _groups(*counts, part.start):
+            terms = [weight * similar(group) for weight, similar in zip(TRIPLE_WEIGHTS, similarities, strict=True)]
+            similarity = terms[0] + terms[1] + terms[2]
+            matches.append(_match_group(group, -similarity, np.maximum(similarity, 0.0), similarity))
+    return _joined(matches)
 
 
-def _relative_boxes(scenes: Sequence[SceneGraph], image_sizes: Sequence[tuple[int, int]]) -> Floats:
-    """Returns the boxes of all scenes as fractions of their images, one row a coordinate. [4, N]"""
-    counts = [len(scene.objects) for scene in scenes]
-    numbers = chain.from_iterable([item.bbox for scene in scenes for item in scene.objects])
-    boxes = np.fromiter(numbers, dtype=np.float64, count=4 * sum(counts)).reshape(-1, 4)
-    units = np.array(image_sizes, dtype=np.float64).reshape(-1, 2)  # [S, 2]
-    return np.ascontiguousarray((boxes / np.tile(np.repeat(units, counts, axis=0), 2)).T)
+def _words(scenes: Sequence[SceneGraph]) -> list[list[str]]:
+    """Returns subject, predicate, object, subject, ... of each scene."""
+    return [[word for r in scene.relations for word in (r.subject, r.predicate, r.object)] for scene in scenes]
 
 
-def _ids(scenes: Sequence[SceneGraph]) -> list[str]:
-    return [item.id for scene in scenes for item in scene.objects]
+def _parts(true_names: list[list[str]], names: list[list[str]]) -> Iterator[slice]:
+    """Yields ranges of scenes that hold about MAX_PART_NAMES distinct names each."""
+    start, seen = 0, set[str]()
+    for scene, (true, predicted) in enumerate(zip(true_names, names, strict=True)):
+        seen.update(true, predicted)
+        if len(seen) > MAX_PART_NAMES:
+            yield slice(start, scene + 1)
+            start, seen = scene + 1, set()
+    if start < len(names):
+        yield slice(start, len(names))
+
+
+def _lengths(lists: Sequence[Sized]) -> list[int]:
+    return list(map(len, lists))
+
+
+def _flat(lists: list[list[str]]) -> list[str]:
+    return list(chain.from_iterable(lists))

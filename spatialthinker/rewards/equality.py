@@ -6,7 +6,7 @@ Text and exact fractions only; nothing of a model's output is ever evaluated.
 import re
 from fractions import Fraction
 
-MAX_ANSWER_CHARS = 1024
+MAX_ANSWER_CHARS = 256
 """Longer texts are compared as they are: no short answer hides in them."""
 
 MAX_NUMBER_CHARS = 64
@@ -65,8 +65,8 @@ def _is_equal_plain(left: str, right: str) -> bool:
 
 
 def _unwrapped(text: str) -> str:
-    """Returns "a" for "(a)"; the text itself unless one pair of brackets holds the whole of it."""
-    if len(text) > 2 and _BRACKETS.get(text[0]) == text[-1] and not set(text[1:-1]) & set("()[]{}"):
+    """Returns "a" for "(a)"; the text itself unless one pair of brackets holds the whole of it and no list."""
+    if len(text) > 2 and _BRACKETS.get(text[0]) == text[-1] and not set(text[1:-1]) & set("()[]{},"):
         return text[1:-1].strip()
     return text
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spatialthinker.matching import LABEL_COST, OVERLAP_COST, match_objects, match_relations
+from spatialthinker.matching import LABEL_COST, OVERLAP_COST, Matches, match_objects, match_relations
 from spatialthinker.prompts import parse_image_size
 from spatialthinker.response import SECTIONS, Response, parse_response, section
 from spatialthinker.rewards.accuracy import is_same_text
@@ -79,9 +79,10 @@ def _formatted_scene(response: str, sections: Response) -> SceneGraph | str:
     """Returns the scene of a response in the right format, else the reason of its failure."""
     if None in sections:
         return f"missing_{SECTIONS[sections.index(None)]}"
-    for tag in SECTIONS:
-        if response.count(f"<{tag}>") != 1:
-            return f"repeated_{tag}"
+    if response.count("<") > 2 * len(SECTIONS):
+        for tag in SECTIONS:
+            if response.count(f"<{tag}>") != 1:
+                return f"repeated_{tag}"
     try:
         return load_scene(sections.scene_text)
     except SceneFormatError as error:
@@ -127,28 +128,29 @@ def spatial_sgg(
     truths = [_truth(item.ground_truth) for item in inputs]
     parsed = [_parse(item.response, truth, format_gate) for item, truth in zip(inputs, truths, strict=True)]
     rated = [i for i, (scene, is_right) in enumerate(parsed) if scene is not None and (is_right or not accuracy_gate)]
-    scores = _spatial_scores(
+    spatial = _spatial_scores(
         [truths[i].scene for i in rated],
         [scene for i in rated if (scene := parsed[i].scene) is not None],
         [_image_size(inputs[i].problem) for i in rated],
         relation_weight,
-        label_cost=label_cost,
-        overlap_cost=overlap_cost,
-        overlap=overlap,
-        matching_overlap=matching_overlap,
-        strict_boxes=strict_boxes,
+        {"label_cost": label_cost, "overlap_cost": overlap_cost, "strict_boxes": strict_boxes}
+        | {"overlap": overlap, "matching_overlap": matching_overlap},
     )
-    spatial = dict(zip(rated, scores, strict=True))
+    spatial_by_input = dict(zip(rated, spatial, strict=True))
     results = []
     for i, (truth, (scene, is_right)) in enumerate(zip(truths, parsed, strict=True)):
-        formatted = 0.0 if scene is None else 1.0
+        formatted, accuracy = (0.0 if scene is None else 1.0), (1.0 if is_right else 0.0)
         count = _count_score(scene, truth.scene, object_count_weight, relation_count_weight)
-        accuracy = 1.0 if is_right else 0.0
-        score = spatial.get(i, 0.0)
+        score = spatial_by_input.get(i, 0.0)
         overall = format_weight * formatted + count_weight * count + accuracy_weight * accuracy
-        overall += spatial_weight * score
         results.append(
-            {"overall": overall, "format": formatted, "count": count, "accuracy": accuracy, "spatial_score": score}
+            {
+                "overall": overall + spatial_weight * score,
+                "format": formatted,
+                "count": count,
+                "accuracy": accuracy,
+                "spatial_score": score,
+            }
         )
     return results
 
@@ -181,24 +183,26 @@ def _spatial_scores(
     scenes: list[SceneGraph],
     image_sizes: list[tuple[int, int]],
     relation_weight: float,
-    **matching_options: Any,
+    matching_options: dict[str, Any],
 ) -> list[float]:
     """Returns each scene's spatial term in [0, 1]."""
-    matches = match_objects(truths, scenes, image_sizes, **matching_options)
-    sums = np.bincount(matches.scene, weights=matches.overlap, minlength=len(truths)).tolist()
+    objects = _sums(match_objects(truths, scenes, image_sizes, **matching_options), len(scenes))
     scores = [
+        # a shifted CIoU can be negative, and boxes that are not strict can give anything
         min(max(total / len(truth.objects), 0.0), 1.0)
         if truth.objects
         else float(bool(truth.relations) or not scene.objects)
-        for total, truth, scene in zip(sums, truths, scenes, strict=True)
+        for total, truth, scene in zip(objects, truths, scenes, strict=True)
     ]
     if not relation_weight:
         return scores
-    relations = match_relations(truths, scenes)
-    sums = np.bincount(relations.scene, weights=relations.overlap, minlength=len(truths)).tolist()
+    relations = _sums(match_relations(truths, scenes), len(scenes))
     return [
-        (1.0 - relation_weight) * score + relation_weight * min(total / len(truth.relations), 1.0)
-        if truth.relations
-        else score
-        for score, total, truth in zip(scores, sums, truths, strict=True)
+        score + relation_weight * (total / len(truth.relations) - score) if truth.relations else score
+        for score, total, truth in zip(scores, relations, truths, strict=True)
     ]
+
+
+def _sums(matches: Matches, num_scenes: int) -> list[float]:
+    """Returns the sum of the overlaps in each scene, added in the order of the true objects."""
+    return np.bincount(matches.scene, weights=matches.overlap, minlength=num_scenes).tolist()

@@ -1,0 +1,141 @@
+"""Scores recorded rollouts and measures the rewards' speed.
+
+    python -m spatialthinker.rewards score rollouts.jsonl --reward spatial_sgg --out scores.jsonl
+    python -m spatialthinker.rewards score rollouts.jsonl --explain
+    python -m spatialthinker.rewards summary rollouts.jsonl
+    python -m spatialthinker.rewards bench
+
+A line of the file is a JSON object with `response`, `ground_truth` and, for spatial_sgg, `problem`.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spatialthinker.rewards import REWARDS, RewardInput, bench, check_ground_truth, format_failure
+from spatialthinker.rewards.explain import explain
+
+USER_ERROR = 2
+BATCH = 1024
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns the exit code, 2 for a fault in the file."""
+    options = _parser().parse_args(argv)
+    try:
+        options.run(options)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        sys.stderr.write(f"{error}\n")
+        return USER_ERROR
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m spatialthinker.rewards", description="Score recorded rollouts.")
+    commands = parser.add_subparsers(required=True, metavar="{score,summary,bench}")
+    score = commands.add_parser("score", help="write the scores of recorded rollouts as JSONL")
+    summary = commands.add_parser("summary", help="print means, percentiles and the share of each format failure")
+    speed = commands.add_parser("bench", help="print responses per second on one core")
+    for command in (score, summary):
+        command.add_argument("file", type=Path, help="rollouts, one JSON object a line")
+        command.add_argument("--truth", default="ground_truth", help="key of the ground truth (%(default)s)")
+        command.add_argument("--kwargs", type=json.loads, default={}, help="the reward's keyword arguments as JSON")
+    for command in (score, summary, speed):
+        command.add_argument("--reward", choices=REWARDS, default="spatial_sgg")
+    score.add_argument("--explain", action="store_true", help="print format failure and matched objects as text")
+    score.add_argument("--out", type=Path, help="file for the scores (standard output)")
+    speed.add_argument("--size", type=int, default=4096, help="responses a batch (%(default)s)")
+    speed.add_argument("--seconds", type=float, default=1.0, help="time spent on each row (%(default)s)")
+    score.set_defaults(run=_score)
+    summary.set_defaults(run=_summarize)
+    speed.set_defaults(run=_bench)
+    return parser
+
+
+def _read(path: Path, truth_key: str, reward: str) -> list[RewardInput]:
+    """Returns the rollouts of a file; ValueError names the line that is at fault."""
+    inputs = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                item = RewardInput(row["response"], row[truth_key], row.get("problem", ""))
+                if not isinstance(item.response, str) or not isinstance(item.ground_truth, str):
+                    raise ValueError(f"response and {truth_key} must be strings")
+                if reward == "spatial_sgg":
+                    check_ground_truth(item.ground_truth, item.problem)
+            except KeyError as error:
+                raise ValueError(f"{path}:{number}: no key {error}") from None
+            except (TypeError, AttributeError):
+                raise ValueError(f"{path}:{number}: not a JSON object") from None
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: {error}") from None
+            inputs.append(item)
+    if not inputs:
+        raise ValueError(f"{path}: no rollouts")
+    return inputs
+
+
+def _scores(inputs: list[RewardInput], options: argparse.Namespace) -> Iterator[dict[str, float]]:
+    from tqdm import tqdm
+
+    with tqdm(total=len(inputs), unit="response", disable=None) as progress:
+        for start in range(0, len(inputs), BATCH):
+            batch = inputs[start : start + BATCH]
+            yield from REWARDS[options.reward](batch, **options.kwargs)
+            progress.update(len(batch))
+
+
+def _score(options: argparse.Namespace) -> None:
+    inputs = _read(options.file, options.truth, options.reward)
+    if options.explain and options.reward != "spatial_sgg":
+        raise ValueError("--explain tells about scenes; use it with --reward spatial_sgg")
+    out = options.out.open("w", encoding="utf-8") if options.out else sys.stdout
+    try:
+        for number, (item, scores) in enumerate(zip(inputs, _scores(inputs, options), strict=True), start=1):
+            if not options.explain or options.out:
+                out.write(json.dumps(scores) + "\n")
+            if options.explain:
+                terms = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+                sys.stdout.write("\n".join([f"response {number}: {terms}", *explain(item), ""]) + "\n")
+    finally:
+        if options.out:
+            out.close()
+
+
+def _summarize(options: argparse.Namespace) -> None:
+    inputs = _read(options.file, options.truth, options.reward)
+    results = list(_scores(inputs, options))
+    lines = [f"{len(inputs)} responses, {options.reward}", _row("", ["mean", *(f"p{p}" for p in PERCENTILES)])]
+    for name in results[0]:
+        values = np.array([scores[name] for scores in results])
+        figures = [values.mean(), *np.percentile(values, PERCENTILES)]
+        lines.append(_row(name, [f"{figure:.4f}" for figure in figures]))
+    if options.reward == "spatial_sgg":
+        reasons = Counter(filter(None, (format_failure(item.response) for item in inputs)))
+        lines.append(f"format failures: {sum(reasons.values()) / len(inputs):.2%}")
+        lines += [f"  {reason:<24}{count / len(inputs):>8.2%}" for reason, count in reasons.most_common()]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _row(name: str, cells: Sequence[Any]) -> str:
+    return f"{name:<16}" + "".join(f"{cell:>9}" for cell in cells)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    for line in bench.report(options.reward, options.size, options.seconds):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Nothing that a model writes makes a reward raise, leave [0, 1], depend on its neighbours, or take long."""
+
+import json
+import math
+import random
+import time
+
+import pytest
+from hostile_responses import hostile_input, hostile_response
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spatialthinker.rewards import REWARDS, RewardInput, format_failure
+from spatialthinker.rewards.bench import random_input
+
+BATCH = 25
+DEFAULT_CASES, NIGHTLY_CASES = 5_000, 200_000
+ABLATION = dict(format_gate=False, accuracy_gate=False, relation_weight=0.3, strict_boxes=False, overlap="giou")
+
+
+def check(inputs, rng):
+    for name, reward in REWARDS.items():
+        for kwargs in ({}, ABLATION) if name == "spatial_sgg" else ({},):
+            results = reward(inputs, **kwargs)
+            for item, result in zip(inputs, results, strict=True):
+                assert all(math.isfinite(value) and 0.0 <= value <= 1.0 for value in result.values()), (item, result)
+            order = rng.sample(range(len(inputs)), len(inputs))
+            assert [results[i] for i in order] == reward([inputs[i] for i in order], **kwargs)
+            some = rng.randrange(len(inputs))
+            assert reward([inputs[some]], **kwargs) == [results[some]]
+    for item in inputs:
+        assert (format_failure(item.response) is None) == (REWARDS["spatial_sgg"]([item])[0]["format"] == 1.0)
+
+
+def check_batch(seed):
+    rng = random.Random(seed)
+    check([hostile_input(rng) for _ in range(BATCH)], rng)
+
+
+@settings(max_examples=DEFAULT_CASES // BATCH, deadline=None)
+@given(st.integers(0, 2**64 - 1))
+def test_hostile_responses(seed):
+    check_batch(seed)
+
+
+@pytest.mark.nightly
+@settings(max_examples=NIGHTLY_CASES // BATCH, deadline=None)
+@given(st.integers(0, 2**64 - 1))
+def test_many_hostile_responses(seed):
+    check_batch(seed)
+
+
+def test_hostile_responses_reach_every_outcome():
+    rng = random.Random(1)
+    reasons = [format_failure(hostile_response(rng)) for _ in range(3000)]
+    assert 0.05 < reasons.count(None) / len(reasons) < 0.6
+    assert len(set(reasons)) >= 15, sorted(map(str, set(reasons)))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=12,
+)
+objects = (
+    st.fixed_dictionaries({"id": st.from_regex(r"[a-z_]{1,6}\.\d{1,2}", fullmatch=True) | json_values}) | json_values
+)
+boxes = st.lists(st.floats(-1e7, 1e7) | st.integers() | json_values, min_size=3, max_size=5)
+scenes = st.fixed_dictionaries(
+    {
+        "objects": st.lists(
+            st.builds(lambda a, b: a | {"bbox": b} if isinstance(a, dict) else a, objects, boxes), max_size=4
+        )
+    },
+    optional={"relationships": st.lists(json_values, max_size=3) | json_values, "other": json_values},
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scenes.map(json.dumps) | st.text(), st.text(max_size=40), st.booleans(), st.randoms(use_true_random=False))
+def test_any_scene_and_answer(scene, answer, is_right, rng):
+    row = random_input(random.Random(7))
+    answer = "(B) left of it" if is_right else answer
+    text = f"<observe></observe><scene>{scene}</scene><think></think><answer>{answer}</answer>"
+    check([RewardInput(text, row.ground_truth, row.problem), row], rng)
+
+
+def fill(unit, size=65_536):
+    return (unit * (size // len(unit) + 1))[:size]
+
+
+def around(scene, answer="(B) left of it"):
+    return f"<observe></observe><scene>{scene}</scene><think></think><answer>{answer}</answer>"
+
+
+def many(number, name):
+    return json.dumps({"objects": [{"id": f"{name(i)}.{i}", "bbox": [i % 9, 1, 20, 9]} for i in range(number)]})
+
+
+LONG = {
+    **{
+        f"only {unit!r}": fill(unit)
+        for unit in (" ", "\n", "<", "< / > ", "9", "\0", "\ud800", "語", "[", '{"a":', "\\")
+    },
+    **{
+        f"tags {unit!r}": fill(unit)
+        for unit in ("<answer>", "</think>", "<answer>\n", "<answer></answer>", "<scene>{}")
+    },
+    "seams": "<observe>" + fill("</observe> ") + "</answer>",
+    "answers": "<think>" + fill("</think> <answer>") + "</answer>",
+    "boxes": "<think></think>" + fill("\\boxed{"),
+    "braces": "<think></think>\\boxed{" + fill("{}"),
+    "fractions": "<think></think><answer>" + fill("\\frac{1}{2}", 1000) + "</answer>",
+    "wrappers": "<think></think><answer>" + fill("\\text{", 900) + fill("}", 100) + "</answer>",
+    "digits": "<think></think><answer>" + fill("9", 60_000) + "</answer>",
+    "blank answer": "<think></think><answer>1" + fill(" ", 1000) + "m</answer>",
+    "deep scene": around(fill("[", 32_000)),
+    "deeper scene": around(fill('{"a":', 32_000)),
+    "long id": around(json.dumps({"objects": [{"id": "a" * 32_000 + ".1", "bbox": [1, 2, 3, 4]}]})),
+    "huge integer": around('{"objects": [{"id": "a.1", "bbox": [1, 2, 3, ' + "9" * 30_000 + "]}]}"),
+    "one label": around(many(600, lambda i: "cat")),
+    "many labels": around(many(600, lambda i: "".join(chr(97 + i // 26**k % 26) for k in range(3)))),
+    "special words": around(many(500, lambda i: "cant_im_" + chr(97 + i % 26) + chr(97 + i // 26))),
+    "10,000 boxes": around(many(10_000, lambda i: "cat")),
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_long_responses_are_scored_fast(kind):
+    row = random_input(random.Random(11), (8, 8))
+    inputs = [RewardInput(LONG[kind], row.ground_truth, row.problem)]
+    REWARDS["spatial_sgg"]([row])
+    for reward in REWARDS.values():
+        seconds = []
+        for _ in range(3):
+            start = time.process_time()
+            reward(inputs)
+            seconds.append(time.process_time() - start)
+        assert min(seconds) < 0.05
