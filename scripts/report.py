@@ -168,8 +168,8 @@ def reference_scene(rollout: Rollout) -> SceneGraph | None:
 def draw_charts(run: RunFiles, theme: Any) -> Iterator[tuple[str, str, bytes]]:
     """Yield (file name, description, PNG) of each curve that the log has values for."""
     log = run.log
-    held_out = series(log, "val/reward_score", "held-out, greedy")
-    reward = series(log, "reward/overall", "training, sampled")
+    held_out = series(log, "val/reward_score", "held-out scenes")
+    reward = series(log, "reward/overall", "training rollouts")
     yield "reward", "Overall reward", draw_curves(theme, "Overall reward", "reward", [reward], markers=[held_out])
     parts = [series(log, f"reward/{part}", METRIC_NAMES[part]) for part in REWARD_PARTS]
     yield "reward_parts", "Parts of the reward", draw_curves(theme, "Parts of the reward", "score", parts)

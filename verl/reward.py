@@ -113,7 +113,7 @@ class PendingRewards:
         self.texts: list[str] = []
 
     def result(self) -> dict[str, Tensor]:
-        """Every key of the reward as [G, n]; waits for the scoring processes.
+        """Every key of the reward as [G, n], 0 where a response lacks it; waits for the scoring processes.
 
         Raises:
             RewardError: the function raised, or a process died.
@@ -130,8 +130,8 @@ class PendingRewards:
             raise
         except Exception as error:  # noqa: BLE001  whatever a user's function raises ends the run with its message
             raise RewardError(f"the reward function raised {type(error).__name__}: {error}") from error
-        keys = scores[0].keys()
-        return {key: torch.tensor([float(score[key]) for score in scores]).reshape(self.shape) for key in keys}
+        keys = dict.fromkeys(key for score in scores for key in score)
+        return {key: torch.tensor([float(score.get(key, 0)) for score in scores]).reshape(self.shape) for key in keys}
 
 
 class RewardManager:

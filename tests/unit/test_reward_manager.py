@@ -51,7 +51,9 @@ def test_gold_scores_full_and_nonsense_nothing_in_the_right_places(pool):
     pending = pool(ScoreFunction("spatial_sgg", {}), num_processes=2).submit(batch)
     scores = pending.result()
     assert scores["overall"].round(decimals=3).tolist() == [[1, 0], [0, 1], [0, 0]]
-    assert set(scores) == {"overall", "format", "count", "accuracy", "spatial_score"}
+    failures = {key for key in scores if key.startswith("format_failure/")}
+    assert set(scores) - failures == {"overall", "format", "count", "accuracy", "spatial_score"}
+    assert torch.equal(sum(scores[key] for key in failures), 1 - scores["format"])
     assert pending.texts[0] == gold_response(rows[0]) and pending.texts[1] == "no"
 
 

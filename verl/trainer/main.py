@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spatialthinker.rewards import REWARDS, RewardInput
+from spatialthinker.rewards import REWARDS, RewardInput, format_failure
 from spatialthinker.rewards.spatial_sgg import check_ground_truth
 from verl.config import Config, ConfigError, config_to_dict
 from verl.config_loading import load_config
@@ -19,7 +19,7 @@ CPUS_PER_ACTOR = 1.0
 
 @dataclass(frozen=True)
 class ScoreFunction:
-    """A reward of spatialthinker by name, picklable, over the trainer's items."""
+    """A reward of spatialthinker by name, picklable, over the trainer's items; names why a format failed."""
 
     name: str
     kwargs: dict[str, Any]
@@ -29,7 +29,12 @@ class ScoreFunction:
             RewardInput(item["response"], item["ground_truth"], item["problem"], item["response_length"])
             for item in items
         ]
-        return REWARDS[self.name](inputs, **self.kwargs)
+        scores = REWARDS[self.name](inputs, **self.kwargs)
+        if self.name == "spatial_sgg":
+            for item, score in zip(items, scores, strict=True):
+                if reason := format_failure(item["response"]):
+                    score[f"format_failure/{reason}"] = 1.0
+        return scores
 
 
 def check_spatial_row(problem: str, ground_truth: str) -> None:
