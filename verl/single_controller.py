@@ -153,10 +153,11 @@ class WorkerGroup:
             where = f"{self.spec.name} rank {rank} of {len(self)} in {method}"
             try:
                 ray.get(done[0])
+            except RayActorError as error:  # also of a task in which a call to another actor failed so
+                whose = "an actor that it called" if isinstance(error, RayTaskError) else "its process"
+                raise WorkerError(f"{where}: {whose} died: {error}") from error
             except RayTaskError as error:
-                raise WorkerError(f"{where}: {error.cause}\n{error.traceback_str}") from error
-            except RayActorError as error:
-                raise WorkerError(f"{where}: the process died ({' '.join(str(error).split())[:300]})") from error
+                raise WorkerError(f"{where}: {error}") from error
         return ray.get(refs)
 
     def kill(self) -> None:

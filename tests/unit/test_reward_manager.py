@@ -5,6 +5,7 @@ import torch
 from transformers import AutoTokenizer
 
 from spatialthinker.synthetic import generate, gold_response
+from verl import reward
 from verl.dataset import _objects
 from verl.protocol import DataProto
 from verl.reward import FileReward, RewardError, RewardManager
@@ -36,8 +37,8 @@ def sampled(rows, responses: list[list[str]]) -> DataProto:
 def pool():
     managers = []
 
-    def start(function, num_processes=1):
-        managers.append(RewardManager(function, str(TOY_MODEL), num_processes))
+    def start(function):
+        managers.append(RewardManager(function, str(TOY_MODEL), num_processes=1))
         return managers[-1]
 
     yield start
@@ -48,7 +49,7 @@ def pool():
 def test_gold_scores_full_and_nonsense_nothing_in_the_right_places(pool):
     rows = [row for _, row in generate(3, seed=2)]
     batch = sampled(rows, [[gold_response(rows[0]), "no"], ["", gold_response(rows[1])], ["no", "nothing at all"]])
-    pending = pool(ScoreFunction("spatial_sgg", {}), num_processes=2).submit(batch)
+    pending = pool(ScoreFunction("spatial_sgg", {})).submit(batch)
     scores = pending.result()
     assert scores["overall"].round(decimals=3).tolist() == [[1, 0], [0, 1], [0, 0]]
     failures = {key for key in scores if key.startswith("format_failure/")}
@@ -79,9 +80,12 @@ def test_a_reward_file_is_called_in_easyr1s_form(pool, tmp_path):
     assert good.result()["overall"].tolist() == [[0.5 * length]]
 
 
-def test_a_reward_without_overall_and_a_missing_function_are_named(pool, tmp_path):
-    (tmp_path / "my_reward.py").write_text(FILE)
-    with pytest.raises(RewardError, match="no 'overall'"):
-        pool(FileReward(str(tmp_path / "my_reward.py"), "shy", {})).probe("a", "b")
+def test_a_reward_without_overall_and_a_missing_function_are_named(monkeypatch, tmp_path):
+    path = tmp_path / "my_reward.py"
+    path.write_text(FILE)
+    monkeypatch.setattr(reward, "_child", {"function": FileReward(str(path), "shy", {})})
+    with pytest.raises(RewardError, match="row 7: the reward function returned no 'overall'"):
+        reward._score_text({"response": "a", "uid": "7"})
+    monkeypatch.setattr(reward, "_child", {"function": FileReward(str(path), "nothing", {})})
     with pytest.raises(RewardError, match="has no 'nothing'"):
-        pool(FileReward(str(tmp_path / "my_reward.py"), "nothing", {})).probe("a", "b")
+        reward._score_text({"response": "a", "uid": "7"})
