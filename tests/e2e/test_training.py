@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -53,6 +54,16 @@ def test_the_merged_model_is_the_trained_actor(unbroken, tmp_path):
     for name, value in merged.state_dict().items():
         assert torch.equal(value, state["model"][name]), name
     assert any(not torch.equal(a, b) for a, b in zip(merged.parameters(), start_model.parameters(), strict=True))
+
+
+def test_validation_sees_the_last_update(data, unbroken, tmp_path):
+    """What the run measured after its last step is what its checkpoint measures in a run of its own."""
+    run = tmp_path / "again"
+    shutil.copytree(unbroken, run)
+    measured = {key: value for key, value in metrics(unbroken)[3].items() if key.startswith("val/")}
+    finish(start(data, run, "trainer.max_steps=3", "trainer.val_only=true"), run)
+    assert {key: value for key, value in metrics(run)[3].items() if key.startswith("val/")} == measured
+    assert "val/reward_score" in measured
 
 
 def test_without_a_learning_rate_nothing_rises(data, tmp_path):

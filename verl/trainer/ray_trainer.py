@@ -67,7 +67,6 @@ class GRPOTrainer:
         self.num_steps = count_steps(config, len(train_set))
         self.root = Path(config.trainer.save_checkpoint_path)
         self.global_step = 0
-        self.synced_step: int | None = None
         self.timing: dict[str, float] = {}
 
     def fit(self) -> None:
@@ -98,9 +97,8 @@ class GRPOTrainer:
 
     def _step(self, prompts: DataProto) -> dict[str, Any]:
         """One training step on G prompts; its metrics."""
-        with self._timer("gen"):
-            groups = self._generate(prompts, self._train_sampling(), seed=self.global_step)
-            groups = self._balanced(groups)
+        with self._timer("gen"), self._engines_awake():
+            groups = self._balanced(self._generate(prompts, self._train_sampling(), seed=self.global_step))
         pending = self.reward.submit(groups)
         with self._timer("load"):
             self.actor.load_groups(groups.select(list(GROUP_KEYS), ["images"]))
@@ -140,19 +138,22 @@ class GRPOTrainer:
         return {"n": rollout.n, "temperature": rollout.temperature, "top_p": rollout.top_p, "top_k": rollout.top_k}
 
     def _generate(self, prompts: DataProto, sampling: dict[str, Any], seed: int) -> DataProto:
-        """The prompts with n responses each, sampled by the newest policy."""
-        self.rollout.wake_up(["weights"])
-        if self.synced_step != self.global_step:
-            with self._timer("weight_sync"):
-                self.actor.send_weights(self.rollout.actors)
-        self.synced_step = self.global_step
-        self.rollout.wake_up(["kv_cache"])
+        """The prompts with n responses each; the engines are awake."""
         request = prompts.select([], ["raw_prompt_ids", "images"])
         request.meta_info = {"sampling": sampling, "seed": self.config.worker.rollout.seed * 1_000_003 + seed}
         request, num_padded = pad_dataproto_to_divisor(request, len(self.rollout))
         responses = unpad_dataproto(self.rollout.generate(request), num_padded)
-        self.rollout.sleep()
         return prompts.select().union(responses)
+
+    @contextmanager
+    def _engines_awake(self) -> Iterator[None]:
+        """Engines that hold the newest weights; asleep they keep none, so that they are sent every time."""
+        self.rollout.wake_up(["weights"])
+        with self._timer("weight_sync"):
+            self.actor.send_weights(self.rollout.actors)
+        self.rollout.wake_up(["kv_cache"])
+        yield
+        self.rollout.sleep()
 
     def _balanced(self, groups: DataProto) -> DataProto:
         """The groups in an order that gives every rank an equal part of every mini-batch."""
@@ -187,16 +188,19 @@ class GRPOTrainer:
         size = len(self.val_set) if size < 0 else size
         totals: dict[str, list[float]] = {}
         records = []
-        for start in range(0, len(self.val_set), size):
-            rows = range(start, min(start + size, len(self.val_set)))
-            prompts = collate_prompts([self.val_set[row] for row in rows], self.pad_token_id)
-            groups = self._generate(prompts, sampling, seed=0)
-            pending = self.reward.submit(groups)
+        answered = []
+        with self._engines_awake():
+            for start in range(0, len(self.val_set), size):
+                rows = range(start, min(start + size, len(self.val_set)))
+                prompts = collate_prompts([self.val_set[row] for row in rows], self.pad_token_id)
+                groups = self._generate(prompts, sampling, seed=0)
+                answered.append((groups, self.reward.submit(groups)))
+        for groups, pending in answered:
             scores = pending.result()
             for key, values in scores.items():
                 totals.setdefault(key, []).extend(values.flatten().tolist())
             records += self._records(groups, pending.texts, scores)
-        metrics = {f"val/{key}_reward": sum(values) / len(values) for key, values in totals.items()}
+        metrics = {f"val/{key}_reward": sum(values) / len(records) for key, values in totals.items()}
         metrics["val/reward_score"] = metrics["val/overall_reward"]
         return Validation(metrics, records)
 

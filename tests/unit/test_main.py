@@ -1,0 +1,83 @@
+"""What a user gets wrong ends the program with code 2 and one message, before Ray or an engine starts."""
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from spatialthinker.synthetic import generate
+from verl.trainer import main as program
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(tmp_path, capsys, monkeypatch):
+    def no_ray(*_):
+        raise AssertionError("Ray was started although the fault could be known before")
+
+    monkeypatch.setattr(program, "start_ray", no_ray)
+    rows = [vars(row) | {"images": {"bytes": row.images, "path": None}} for _, row in generate(8, seed=1)]
+
+    def start(*overrides: str, change: dict | None = None) -> str:
+        for split in ("train", "val"):
+            changed = [*rows[:3], rows[3] | (change or {}), *rows[4:]]
+            Dataset.from_list(changed).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+        arguments = [
+            f"config={ROOT / 'configs' / 'toy_cpu.yaml'}",
+            f"worker.actor.model.model_path={ROOT / 'configs' / 'toy_model'}",
+            f"data.train_files={tmp_path}@train",
+            f"data.val_files={tmp_path}@val",
+            f"trainer.save_checkpoint_path={tmp_path / 'run'}",
+            "data.rollout_batch_size=4",
+            "worker.actor.global_batch_size=4",
+        ]
+        assert program.main([*arguments, *overrides]) == program.USER_ERROR
+        assert not (tmp_path / "run" / "global_step_1").exists()
+        return capsys.readouterr().err
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("worker.rollout.n=1", ["got a group of 1", "worker.rollout.n"]),
+        ("worker.actor.model.model_path=/nothing/here", ["/nothing/here", "model_path"]),
+        ("data.rollout_batch_size=6", ["data.rollout_batch_size", "6", "4"]),
+        ("worker.actor.global_batch_size=3", ["worker.actor.global_batch_size", "3"]),
+        ("data.max_respons_length=5", ["max_respons_length", "max_response_length"]),
+    ],
+)
+def test_a_bad_key_is_named(run, override, words):
+    message = run(override)
+    assert all(word in message for word in words)
+
+
+def test_all_faults_of_a_configuration_come_together(run):
+    message = run("worker.rollout.n=1", "worker.actor.optim.lr=-1", "trainer.logger=[console,nothing]")
+    assert message.startswith("3 faults")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": None}, "0 images"),
+        ({"problem": "<image> Where is it?"}, "Image size"),
+        ({"answer_option_text": "<scene>{</scene><answer>(A) on</answer>"}, "scene"),
+    ],
+)
+def test_a_bad_row_is_named(run, change, words):
+    message = run(change=change)
+    assert message.count("Error: ") == 1
+    assert "row 3" in message and words in message
+
+
+def test_a_prompt_that_is_too_long_is_named_when_it_may_not_be_left_out(run):
+    assert "data.max_prompt_length=20" in run("data.max_prompt_length=20", "data.filter_overlong_prompts=false")
+
+
+def test_a_reward_that_raises_is_found_before_training(run, tmp_path):
+    (tmp_path / "reward.py").write_text("def main(items): raise ZeroDivisionError('no score today')\n")
+    message = run(f"worker.reward.reward_function={tmp_path / 'reward.py'}:main")
+    assert "Error: the reward function raised ZeroDivisionError: no score today" in message
