@@ -81,3 +81,11 @@ def test_a_reward_that_raises_is_found_before_training(run, tmp_path):
     (tmp_path / "reward.py").write_text("def main(items): raise ZeroDivisionError('no score today')\n")
     message = run(f"worker.reward.reward_function={tmp_path / 'reward.py'}:main")
     assert "Error: the reward function raised ZeroDivisionError: no score today" in message
+
+
+def test_a_model_folder_without_a_processor_is_named(run, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    message = run(f"worker.actor.model.model_path={folder}")
+    assert "worker.actor.model.model_path" in message and str(folder) in message

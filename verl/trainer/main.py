@@ -76,7 +76,11 @@ def train(config: Config) -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = config.worker.actor.model
-    processor = AutoProcessor.from_pretrained(model.model_path, trust_remote_code=model.trust_remote_code)
+    try:
+        processor = AutoProcessor.from_pretrained(model.model_path, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        fault = f"worker.actor.model.model_path = {model.model_path!r}: no processor can be loaded from it: {error}"
+        raise ConfigError([fault]) from error
     reward = build_reward(config)
     try:
         train_set, val_set = build_datasets(config, processor)

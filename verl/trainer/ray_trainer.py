@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from verl import checkpoint
 from verl.batching import balanced_order
-from verl.config import Config, config_to_dict
+from verl.config import Config, ConfigError, config_to_dict
 from verl.core_algos import compute_grpo_advantages
 from verl.dataset import BatchOrder, RLHFDataset, collate_prompts
 from verl.protocol import DataProto, pad_dataproto_to_divisor, unpad_dataproto
@@ -229,7 +229,10 @@ class GRPOTrainer:
         trainer = self.config.trainer
         folder = Path(trainer.load_checkpoint_path) if trainer.load_checkpoint_path else None
         if folder is not None:
-            checkpoint.check(folder)
+            try:
+                checkpoint.check(folder)
+            except ValueError as error:
+                raise ConfigError([f"trainer.load_checkpoint_path: {error}"]) from error
         elif trainer.find_last_checkpoint:
             folder = checkpoint.find_latest(self.root)
         if folder is None:
