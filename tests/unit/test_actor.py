@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from tests.ranks import leave
 from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START, tiny_model
 from verl.batching import balanced_order
 from verl.fsdp import full_weights, init_mesh, join_store, open_store, shard
@@ -120,7 +121,7 @@ def run_rank(rank: int, port: int, store_file: str, out: str) -> None:
         gradients[mini_batch], _ = one_update(model, *share, chosen)
     if rank == 0:
         torch.save(gradients, out)
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def two_ranks(folder: Path) -> dict[int, torch.Tensor]:

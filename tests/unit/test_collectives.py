@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.ranks import leave
 from verl.collectives import all_gather_data_proto, allgather_dict_tensors
 from verl.protocol import DataProto
 
@@ -18,7 +19,7 @@ def _gather_on(rank: int, store: str, results: str) -> None:
     wide = allgather_dict_tensors({"x": torch.tensor([[rank], [rank + 2]]).T}, 2, dist.group.WORLD, dim=1)
     data.meta_info["wide"] = wide["x"]
     data.save_to_disk(f"{results}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_every_rank_gets_the_rows_of_all_ranks_in_order(tmp_path):

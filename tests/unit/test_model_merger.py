@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests import tiny_qwen
+from tests.ranks import leave
 from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
@@ -74,7 +75,7 @@ def save_sharded(rank: int, actor_dir: Path) -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     checkpoint.save({"model": get_model_state_dict(model)}, checkpoint_id=actor_dir)
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
