@@ -85,7 +85,7 @@ def _score_triton(logits: Tensor, targets: Tensor, temperature: float) -> tuple[
     from verl.log_probs_triton import BLOCK, score_kernel
 
     out = torch.empty(3, len(logits), dtype=torch.float32, device=logits.device)
-    score_kernel[(len(logits),)](logits, targets, out, logits.shape[1], len(logits), 1 / temperature, BLOCK=BLOCK)
+    score_kernel[(len(logits),)](logits, targets, out, logits.shape[1], len(logits), 1 / temperature, BLOCK)  # type: ignore[arg-type]
     return out[0], out[1], out[2]
 
 
@@ -94,4 +94,4 @@ def _differentiate_triton(logits: Tensor, targets: Tensor, normalizers: Tensor, 
 
     grid = (len(logits),)
     arguments = (logits, targets, normalizers.contiguous(), grad.float().contiguous())
-    differentiate_kernel[grid](*arguments, logits.shape[1], 1 / temperature, BLOCK=BLOCK)
+    differentiate_kernel[grid](*arguments, logits.shape[1], 1 / temperature, BLOCK)  # type: ignore[arg-type]

@@ -112,7 +112,7 @@ class ResponseLogProbs(nn.Module):
         if batch.image_ids:
             numbers = list(dict.fromkeys(batch.image_ids))
             once = len(features) < len(batch.image_ids)
-            shown = [features[numbers.index(image)] for image in batch.image_ids] if once else list(features)
+            shown = [features[numbers.index(n) if once else i] for i, n in enumerate(batch.image_ids)]
             places = (batch.input_ids == self.model.config.image_token_id).view(1, -1, 1)
             embeds = embeds.masked_scatter(places, torch.cat(shown).to(embeds.dtype))
         for feature in () if batch.image_ids else features:
