@@ -1,4 +1,4 @@
-"""What is particular to the Qwen2.5-VL family: image grids, rotary positions, shared prompts, response log-probs.
+"""What Qwen models and their images ask of the trainer: grids, rotary positions, shared prompts, log-probs.
 
 Letters as in batching.py: T packed tokens, S responses, N response tokens; D hidden size, V vocabulary.
 """
@@ -12,10 +12,11 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from verl.batching import GroupLayout, PackedBatch
+from verl.model_families import VISION_CLASSES, decode, model_class
 
 ATTENTION_NAME = "shared_prompt"
 LOG_PROB_CHUNK_TOKENS = 2048  # logits of one chunk: 2048 x 151,936 x 4 bytes = 1.2 GB
@@ -178,7 +179,7 @@ def response_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, temperat
 
 
 class ResponseLogProbs(nn.Module):
-    """A vision-language model whose forward pass is what the trainer asks of it: log-probs of packed responses."""
+    """A model whose forward pass is what the trainer asks of it: log-probs of packed responses."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -196,30 +197,14 @@ class ResponseLogProbs(nn.Module):
             image_grid_thw: [images, 3] their grids.
             temperature: of the sampling that is scored.
         """
-        inner = self.model.model
-        embeds = inner.get_input_embeddings()(batch.input_ids).unsqueeze(0)  # [1, T, D]
-        features = () if pixel_values is None else inner.get_image_features(pixel_values, image_grid_thw).pooler_output
-        if batch.image_ids:
-            order = {image: i for i, image in enumerate(dict.fromkeys(batch.image_ids))}
-            shown = torch.cat([features[order[image]] for image in batch.image_ids]).to(embeds.dtype)
-            places = (batch.input_ids == self.model.config.image_token_id).view(1, -1, 1)
-            embeds = embeds.masked_scatter(places, shown)
-        for feature in () if batch.image_ids else features:
-            embeds = embeds + 0.0 * feature.sum()
-        states = inner.language_model(
-            inputs_embeds=embeds,
-            position_ids=batch.position_ids.unsqueeze(1),
-            use_cache=False,
-            layout=batch.layout,
-        ).last_hidden_state[0]
+        states = decode(self.model, batch, pixel_values, image_grid_thw)
         return response_log_probs(states[batch.predict_index], self.model.lm_head.weight, batch.targets, temperature)
 
 
 def load_model(path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
     """The pretrained model with shared-prompt attention in its text part and plain attention in its tower."""
-    return AutoModelForImageTextToText.from_pretrained(
-        path,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        attn_implementation={"text_config": ATTENTION_NAME, "vision_config": "sdpa"},
-    )
+    cls = model_class(path, trust_remote_code)
+    attention: Any = ATTENTION_NAME
+    if cls.__name__ in VISION_CLASSES:
+        attention = {"text_config": ATTENTION_NAME, "vision_config": "sdpa"}
+    return cls.from_pretrained(path, dtype=dtype, attn_implementation=attention)

@@ -1,23 +1,35 @@
+"""Every family's packed forward pass is transformers' own forward over repeated prompts, in value and gradient."""
+
 import pytest
 import torch
 
-from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START, tiny_model
+from tests.tiny_qwen import (
+    FAMILIES,
+    IMAGE_TOKEN,
+    VISION_END,
+    VISION_FAMILIES,
+    VISION_START,
+    patch_dim,
+    share_prompts,
+    tiny_model,
+)
 from verl.batching import pack, plan_micro_batches
-from verl.qwen_vl import ATTENTION_NAME, ResponseLogProbs, expand_image_tokens, mrope_positions
+from verl.qwen_vl import ResponseLogProbs, expand_image_tokens, mrope_positions
 
 MERGE = 2
 GRIDS = [[(1, 4, 6)], [(1, 4, 4), (1, 6, 4)], []]  # one image, two images, text alone
 
 
-@pytest.fixture(scope="module")
-def rows():
+def make_rows(family):
+    """Three groups; in a vision family with one image, with two and with none, otherwise all without."""
+    group_grids = GRIDS if family in VISION_FAMILIES else [[], [], []]
     generator = torch.Generator().manual_seed(7)
 
     def text(length):
         return torch.randint(0, 80, (length,), generator=generator).tolist()
 
     prompts, positions = [], []
-    for grids in GRIDS:
+    for grids in group_grids:
         ids = text(3)
         for _ in grids:
             ids += [VISION_START, IMAGE_TOKEN, VISION_END] + text(2)
@@ -25,9 +37,10 @@ def rows():
         prompts.append(torch.tensor(ids))
         positions.append(mrope_positions(ids, grids, IMAGE_TOKEN, MERGE))
     responses = [[torch.tensor(text(length)) for length in lengths] for lengths in [(5, 1, 8), (7, 3, 2), (4, 6, 1)]]
-    grids = [grid for group in GRIDS for grid in group]
-    pixels = [torch.randn(t * h * w, PATCH_DIM, generator=generator) for t, h, w in grids]
-    return prompts, positions, responses, [[0], [1, 2], []], grids, pixels
+    grids = [grid for group in group_grids for grid in group]
+    pixels = [torch.randn(t * h * w, patch_dim(family), generator=generator) for t, h, w in grids]
+    images = [[0], [1, 2], []] if grids else [[], [], []]
+    return prompts, positions, responses, images, grids, pixels
 
 
 def plain_log_probs(model, rows, temperature):
@@ -59,9 +72,10 @@ def packed_log_probs(model, rows, temperature, max_tokens, shared_prompt):
     out = []
     for pieces in plan:
         batch = pack(pieces, prompts, positions, responses, images)
-        wanted = list(dict.fromkeys(batch.image_ids)) or [0]
-        pixel_values = torch.cat([pixels[i] for i in wanted])
-        out.append(scorer(batch, pixel_values, torch.tensor([grids[i] for i in wanted]), temperature)[0])
+        shown = list(dict.fromkeys(batch.image_ids)) or ([0] if pixels else [])
+        pixel_values = torch.cat([pixels[i] for i in shown]) if shown else None
+        shown_grids = torch.tensor([grids[i] for i in shown]) if shown else None
+        out.append(scorer(batch, pixel_values, shown_grids, temperature)[0])
     return torch.cat(out), plan
 
 
@@ -71,17 +85,31 @@ def gradients(model):
     return torch.cat([g.flatten() for g in grads])
 
 
+@pytest.fixture(scope="module")
+def expected():
+    """Per family: rows, token weights, plain log-probs and the gradient of their weighted sum."""
+    cache = {}
+
+    def of(family):
+        if family not in cache:
+            rows, model = make_rows(family), tiny_model(family=family).eval()
+            model.set_attn_implementation("sdpa")
+            count = sum(len(response) for group in rows[2] for response in group)
+            weights = torch.randn(count, generator=torch.Generator().manual_seed(1))
+            log_probs = plain_log_probs(model, rows, temperature=0.7)
+            (log_probs * weights).sum().backward()
+            cache[family] = rows, weights, log_probs.detach(), gradients(model)
+        return cache[family]
+
+    return of
+
+
 @pytest.mark.parametrize("shared_prompt", [True, False])
 @pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
-def test_packed_groups_equal_plain_transformers_in_value_and_gradient(rows, max_tokens, shared_prompt):
-    model = tiny_model().eval()
-    weights = torch.randn(sum(len(r) for rs in rows[2] for r in rs), generator=torch.Generator().manual_seed(1))
-    model.set_attn_implementation("sdpa")
-    expected = plain_log_probs(model, rows, temperature=0.7)
-    (expected * weights).sum().backward()
-    expected_gradient = gradients(model)
-
-    model.set_attn_implementation({"text_config": ATTENTION_NAME, "vision_config": "sdpa"})
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_groups_equal_plain_transformers_in_value_and_gradient(expected, family, max_tokens, shared_prompt):
+    rows, weights, log_probs, gradient = expected(family)
+    model = share_prompts(tiny_model(family=family)).eval()
     actual, plan = packed_log_probs(model, rows, 0.7, max_tokens, shared_prompt)
     (actual * weights).sum().backward()
     actual_gradient = gradients(model)
@@ -90,13 +118,14 @@ def test_packed_groups_equal_plain_transformers_in_value_and_gradient(rows, max_
         assert len(plan) == 1 and len(plan[0]) == 3
     if max_tokens == 1:
         assert len(plan) == 9
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
-    assert (actual_gradient - expected_gradient).norm() / expected_gradient.norm() < 1e-5
+    torch.testing.assert_close(actual, log_probs, rtol=1e-5, atol=1e-5)
+    assert (actual_gradient - gradient).norm() / gradient.norm() < 1e-5
 
 
-def test_positions_equal_transformers_own(rows):
-    prompts, positions, _, _, _, _ = rows
-    model = tiny_model()
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_positions_equal_transformers_own(family):
+    prompts, positions, *_ = make_rows(family)
+    model = tiny_model(family=family)
     for prompt, position, grids in zip(prompts, positions, GRIDS, strict=True):
         if not grids:
             assert torch.equal(position, torch.arange(len(prompt)).expand(3, -1))
@@ -107,17 +136,28 @@ def test_positions_equal_transformers_own(rows):
         assert torch.equal(position, expected[:, 0])
 
 
-def test_the_image_moves_the_log_probs(rows):
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_the_image_moves_the_log_probs(family):
     """A silently dropped image leaves loss curves looking normal; here it must show."""
-    model = tiny_model().eval()
-    model.set_attn_implementation({"text_config": ATTENTION_NAME, "vision_config": "sdpa"})
-    before, _ = packed_log_probs(model, rows, 1.0, 10_000, True)
-    other = (*rows[:5], [pixels.flip(0) for pixels in rows[5]])
-    after, _ = packed_log_probs(model, other, 1.0, 10_000, True)
+    rows = make_rows(family)
+    model = share_prompts(tiny_model(family=family)).eval()
+    with torch.no_grad():
+        before, _ = packed_log_probs(model, rows, 1.0, 10_000, True)
+        other = (*rows[:5], [pixels.flip(0) for pixels in rows[5]])
+        after, _ = packed_log_probs(model, other, 1.0, 10_000, True)
     moved = (before - after).abs()
     image_tokens, text_tokens = slice(0, 26), slice(26, None)
     assert moved[image_tokens].max() > 1e-3
     assert moved[text_tokens].max() < 1e-6
+
+
+def test_features_of_middle_tower_layers_reach_the_decoder():
+    model = share_prompts(tiny_model(family="qwen3_vl")).eval()
+    rows = make_rows("qwen3_vl")
+    log_probs, _ = packed_log_probs(model, rows, 1.0, 10_000, True)
+    log_probs.sum().backward()
+    for merger in model.model.visual.deepstack_merger_list:
+        assert merger.linear_fc2.weight.grad.norm() > 0
 
 
 def test_prompt_without_a_place_for_its_image_is_refused():
