@@ -44,7 +44,7 @@ def _arguments(family: str, tie_word_embeddings: bool) -> dict[str, Any]:
         return TEXT | tied | {"rope_parameters": ROPE}
     if family == "qwen3":
         return TEXT | tied | {"rope_parameters": ROPE, "head_dim": 48}
-    sections = {"mrope_section": [4, 6, 6]}
+    sections: dict[str, Any] = {"mrope_section": [4, 6, 6]}
     text, tower = TEXT | tied, TOWER | {"patch_size": 14}
     if family == "qwen2_vl":
         tower = {key: value for key, value in tower.items() if key != "hidden_size"}

@@ -63,6 +63,34 @@ def plain_log_probs(model, rows, temperature):
     return torch.cat(out)
 
 
+def padded_log_probs(model, rows, temperature):
+    """The same by one forward over a padded batch: prompts padded on the left, responses on the right."""
+    prompts, _, responses, images, grids, pixels = rows
+    pairs = [(prompt, response) for prompt, group in zip(prompts, responses, strict=True) for response in group]
+    width, tail = max(map(len, prompts)), max(len(response) for _, response in pairs)
+    ids, mask = torch.zeros(len(pairs), width + tail, dtype=torch.long), torch.zeros(len(pairs), width + tail).long()
+    for row, (prompt, response) in enumerate(pairs):
+        where = slice(width - len(prompt), width + len(response))
+        ids[row, where], mask[row, where] = torch.cat([prompt, response]), 1
+    extra = {}
+    if pixels:
+        shown = [i for group, rows_ in zip(images, responses, strict=True) for _ in rows_ for i in group]
+        extra = {
+            "pixel_values": torch.cat([pixels[i] for i in shown]),
+            "image_grid_thw": torch.tensor([grids[i] for i in shown]),
+            "mm_token_type_ids": (ids == IMAGE_TOKEN).int(),
+        }
+    else:
+        extra = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    log_probs = (model(input_ids=ids, attention_mask=mask, **extra).logits / temperature).log_softmax(-1)
+    return torch.cat(
+        [
+            log_probs[row, width - 1 : width - 1 + len(response)].gather(1, response.unsqueeze(1)).squeeze(1)
+            for row, (_, response) in enumerate(pairs)
+        ]
+    )
+
+
 def packed_log_probs(model, rows, temperature, max_tokens, shared_prompt):
     prompts, positions, responses, images, grids, pixels = rows
     scorer = ResponseLogProbs(model)
@@ -120,6 +148,18 @@ def test_packed_groups_equal_plain_transformers_in_value_and_gradient(expected, 
         assert len(plan) == 9
     torch.testing.assert_close(actual, log_probs, rtol=1e-5, atol=1e-5)
     assert (actual_gradient - gradient).norm() / gradient.norm() < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_batches_of_transformers_give_the_same(expected, family):
+    rows, weights, log_probs, gradient = expected(family)
+    model = tiny_model(family=family).eval()
+    model.set_attn_implementation("sdpa")
+    padded = padded_log_probs(model, rows, 0.7)
+    (padded * weights).sum().backward()
+    padded_gradient = gradients(model)
+    torch.testing.assert_close(padded, log_probs, rtol=1e-5, atol=1e-5)
+    assert (padded_gradient - gradient).norm() / gradient.norm() < 1e-5
 
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
