@@ -35,15 +35,16 @@ FAMILIES = (*VISION_FAMILIES, "qwen2", "qwen3")
 
 
 def tiny_config(tie_word_embeddings: bool = False) -> Qwen2_5_VLConfig:
-    return Qwen2_5_VLConfig(**_arguments("qwen2_5_vl", tie_word_embeddings))
+    return Qwen2_5_VLConfig(**config_arguments("qwen2_5_vl", tie_word_embeddings))
 
 
-def _arguments(family: str, tie_word_embeddings: bool) -> dict[str, Any]:
+def config_arguments(family: str, tie_word_embeddings: bool) -> dict[str, Any]:
+    """Arguments of the family's configuration class."""
     tied = {"tie_word_embeddings": tie_word_embeddings}
     if family == "qwen2":
         return TEXT | tied | {"rope_parameters": ROPE}
     if family == "qwen3":
-        return TEXT | tied | {"rope_parameters": ROPE, "head_dim": 48}
+        return TEXT | tied | {"rope_parameters": ROPE, "head_dim": 64}  # heads x their size is not the hidden size
     sections: dict[str, Any] = {"mrope_section": [4, 6, 6]}
     text, tower = TEXT | tied, TOWER | {"patch_size": 14}
     if family == "qwen2_vl":
@@ -71,7 +72,7 @@ CLASSES = {
 def tiny_model(seed: int = 0, tie_word_embeddings: bool = False, family: str = "qwen2_5_vl") -> PreTrainedModel:
     torch.manual_seed(seed)
     config_name, class_name = CLASSES[family]
-    config = getattr(transformers, config_name)(**_arguments(family, tie_word_embeddings))
+    config = getattr(transformers, config_name)(**config_arguments(family, tie_word_embeddings))
     model = getattr(transformers, class_name)(config)
     for parameter in model.parameters():  # large enough for attention and logits to be far from uniform
         parameter.data.mul_(4.0 if parameter.dim() > 1 else 1.0)
