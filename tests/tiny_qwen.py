@@ -6,8 +6,6 @@ import torch
 import transformers
 from transformers import PreTrainedModel, Qwen2_5_VLConfig
 
-from verl.qwen_vl import ATTENTION_NAME
-
 IMAGE_TOKEN, VISION_START, VISION_END = 90, 91, 92
 TOKENS = {
     "image_token_id": IMAGE_TOKEN,
@@ -76,15 +74,6 @@ def tiny_model(seed: int = 0, tie_word_embeddings: bool = False, family: str = "
     model = getattr(transformers, class_name)(config)
     for parameter in model.parameters():  # large enough for attention and logits to be far from uniform
         parameter.data.mul_(4.0 if parameter.dim() > 1 else 1.0)
-    return model
-
-
-def share_prompts(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with the attention of packed rows."""
-    is_vision = hasattr(model.config, "vision_config")
-    model.set_attn_implementation(
-        {"text_config": ATTENTION_NAME, "vision_config": "sdpa"} if is_vision else ATTENTION_NAME
-    )
     return model
 
 

@@ -96,11 +96,12 @@ def _place_images(
         for feature in (*features, *deep_layers):
             embeds = embeds + 0.0 * feature.sum()
         return embeds, {}
-    order = {image: i for i, image in enumerate(dict.fromkeys(batch.image_ids))}
+    numbers = list(dict.fromkeys(batch.image_ids))
+    once = len(features) < len(batch.image_ids)
     sizes = [len(feature) for feature in features]
 
     def shown(per_image: Any) -> Tensor:
-        return torch.cat([per_image[order[image]] for image in batch.image_ids])
+        return torch.cat([per_image[numbers.index(n) if once else i] for i, n in enumerate(batch.image_ids)])
 
     places = (batch.input_ids == model.config.image_token_id).view(1, -1)
     embeds = embeds.masked_scatter(places.unsqueeze(-1), shown(features).to(embeds.dtype))

@@ -14,12 +14,11 @@ from tests.tiny_qwen import (
     VISION_FAMILIES,
     VISION_START,
     patch_dim,
-    share_prompts,
     tiny_model,
 )
 from verl.batching import balanced_order
 from verl.fsdp import full_weights, init_mesh, join_store, open_store, shard
-from verl.qwen_vl import ResponseLogProbs, expand_image_tokens, mrope_positions
+from verl.qwen_vl import ResponseLogProbs, attend_packed, expand_image_tokens, mrope_positions
 from verl.workers.actor import Actor, Groups, UpdateSettings
 
 NUM_GROUPS, NUM_SAMPLES, WIDTH, GRID = 4, 3, 9, (1, 4, 4)
@@ -77,7 +76,8 @@ def settings(mini_batch: int, max_tokens: int, shared_prompt: bool) -> UpdateSet
 
 
 def scorer(checkpointing: bool = False, family: str = "qwen2_5_vl") -> ResponseLogProbs:
-    model = share_prompts(tiny_model(family=family))
+    model = tiny_model(family=family)
+    attend_packed(model)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return ResponseLogProbs(model)

@@ -10,11 +10,17 @@ from tests.tiny_qwen import (
     VISION_FAMILIES,
     VISION_START,
     patch_dim,
-    share_prompts,
     tiny_model,
 )
 from verl.batching import pack, plan_micro_batches
-from verl.qwen_vl import ResponseLogProbs, expand_image_tokens, mrope_positions
+from verl.qwen_vl import (
+    ResponseLogProbs,
+    attend_packed,
+    expand_image_tokens,
+    keep_activations,
+    layer_bytes,
+    mrope_positions,
+)
 
 MERGE = 2
 GRIDS = [[(1, 4, 6)], [(1, 4, 4), (1, 6, 4)], []]  # one image, two images, text alone
@@ -41,6 +47,12 @@ def make_rows(family):
     pixels = [torch.randn(t * h * w, patch_dim(family), generator=generator) for t, h, w in grids]
     images = [[0], [1, 2], []] if grids else [[], [], []]
     return prompts, positions, responses, images, grids, pixels
+
+
+def packed_model(family):
+    model = tiny_model(family=family).eval()
+    attend_packed(model)
+    return model
 
 
 def plain_log_probs(model, rows, temperature):
@@ -137,7 +149,7 @@ def expected():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_groups_equal_plain_transformers_in_value_and_gradient(expected, family, max_tokens, shared_prompt):
     rows, weights, log_probs, gradient = expected(family)
-    model = share_prompts(tiny_model(family=family)).eval()
+    model = packed_model(family)
     actual, plan = packed_log_probs(model, rows, 0.7, max_tokens, shared_prompt)
     (actual * weights).sum().backward()
     actual_gradient = gradients(model)
@@ -180,7 +192,7 @@ def test_positions_equal_transformers_own(family):
 def test_the_image_moves_the_log_probs(family):
     """A silently dropped image leaves loss curves looking normal; here it must show."""
     rows = make_rows(family)
-    model = share_prompts(tiny_model(family=family)).eval()
+    model = packed_model(family)
     with torch.no_grad():
         before, _ = packed_log_probs(model, rows, 1.0, 10_000, True)
         other = (*rows[:5], [pixels.flip(0) for pixels in rows[5]])
@@ -192,12 +204,21 @@ def test_the_image_moves_the_log_probs(family):
 
 
 def test_features_of_middle_tower_layers_reach_the_decoder():
-    model = share_prompts(tiny_model(family="qwen3_vl")).eval()
+    model = packed_model("qwen3_vl")
     rows = make_rows("qwen3_vl")
     log_probs, _ = packed_log_probs(model, rows, 1.0, 10_000, True)
     log_probs.sum().backward()
     for merger in model.model.visual.deepstack_merger_list:
         assert merger.linear_fc2.weight.grad.norm() > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_are_kept_as_far_as_the_budget_goes(family):
+    model = packed_model(family)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    sizes = [size for _, size in layer_bytes(model, num_tokens=10, num_patches=16)]
+    assert keep_activations(model, 10, 16, budget_bytes=sum(sizes)) == len(sizes)
+    assert keep_activations(model, 10, 16, budget_bytes=sizes[0]) == 1
 
 
 def test_prompt_without_a_place_for_its_image_is_refused():
