@@ -104,6 +104,7 @@ def save_dataset(paths: Mapping[str, Path], out_dir: Path) -> Path:
     """Write the splits as a saved `datasets` folder and return it."""
     import datasets
 
-    data = {split: datasets.Dataset.from_parquet(str(path)) for split, path in paths.items()}
-    datasets.DatasetDict(data).save_to_disk(str(out_dir))
+    data = datasets.load_dataset("parquet", data_files={split: str(path) for split, path in paths.items()})
+    assert isinstance(data, datasets.DatasetDict)
+    data.save_to_disk(str(out_dir))
     return out_dir

@@ -176,7 +176,7 @@ def _read_objects(
         used.add(object_id)
         first_box.setdefault(source_id, box)
         id_of.setdefault(source_id, object_id)
-        objects.append(SceneObject(object_id, tuple(box)))
+        objects.append(SceneObject(object_id, (box.x1, box.y1, box.x2, box.y2)))
     return objects, id_of
 
 
@@ -185,9 +185,10 @@ def _read_object(item: Any, width: int, height: int) -> tuple[str, Box | None, s
     if not isinstance(item, dict) or not isinstance(item.get("id"), str) or not _clean_label(item["id"]):
         return "", None, f"left out an object without a name: {str(item)[:80]}"
     source_id, corners = item["id"], item.get("bbox")
-    is_box = isinstance(corners, list | tuple) and len(corners) == 4
-    if not is_box or not all(isinstance(x, int | float) and math.isfinite(x) for x in corners):
+    if not isinstance(corners, list | tuple) or len(corners) != 4:
         return source_id, None, f"left out {source_id!r}: its bbox is not four numbers: {str(corners)[:60]}"
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in corners):
+        return source_id, None, f"left out {source_id!r}: its bbox is not four finite numbers: {str(corners)[:60]}"
     x1, y1, x2, y2 = (float(x) for x in corners)
     box = Box(max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
     if box.width < MIN_SIDE_PX or box.height < MIN_SIDE_PX:
@@ -212,8 +213,9 @@ def _clean_id(source_id: str) -> str | None:
 def _read_relations(items: list[Any], id_of: dict[str, str | None], notes: list[str]) -> list[Relation]:
     relations: dict[tuple[str, str, str], Relation] = {}
     for item in items:
-        parts = [item.get(key) for key in ("subject", "predicate", "object")] if isinstance(item, dict) else [None]
-        if not all(isinstance(part, str) and part.strip() for part in parts):
+        keys = ("subject", "predicate", "object")
+        parts = [part for key in keys if isinstance(part := item.get(key), str)] if isinstance(item, dict) else []
+        if len(parts) != len(keys) or not all(part.strip() for part in parts):
             notes.append(f"left out a relation that is not three texts: {str(item)[:80]}")
             continue
         subject, predicate, target = id_of.get(parts[0]), " ".join(parts[1].lower().split()), id_of.get(parts[2])
