@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from spatialthinker.scene_graph import Relation
 
@@ -27,20 +26,6 @@ class Draft:
     @property
     def answer(self) -> str:
         return self.options[self.answer_index]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The draft as JSON values."""
-        fields = {**self.__dict__, "options": list(self.options), "evidence": list(self.evidence)}
-        return fields | {"relations": [[r.subject, r.predicate, r.object] for r in self.relations]}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Draft":
-        """The draft that `as_dict` wrote."""
-        relations = tuple(Relation(*triple) for triple in values["relations"])
-        return cls(
-            **values
-            | {"options": tuple(values["options"]), "evidence": tuple(values["evidence"]), "relations": relations}
-        )
 
 
 def strip_letters(options: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """The truth about a run: an append-only file of JSON lines; CSV, parquet and reports are made from it.
 
-The first line holds the settings, every further line one outcome of one image. The newest line of an image counts.
+The first line holds the settings, every further line one outcome of one image (or record); its newest line counts.
 A line is appended by one write and is complete or, after a kill, cut off at the end of the file, where the next run
 removes it. Two processes never write the same journal.
 """
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class JournalFault(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """What a journal knows of an image without reading its line again."""
+    """What a journal knows of a key without reading its line again."""
 
     status: str
     asked: tuple[str, str] | None
@@ -43,7 +44,7 @@ class Entry:
 
 
 class Journal:
-    """One run's journal; opening it for writing locks it."""
+    """One run's journal by the lines' `key`, which names an image or a record; opening it for writing locks it."""
 
     def __init__(self, path: Path, settings: Line, is_overwritten: bool = False) -> None:
         """Open or go on with a journal. Raises JournalFault where it belongs to other settings or is in use."""
@@ -86,20 +87,25 @@ class Journal:
             self._note(line)
 
     def _note(self, line: Line) -> None:
-        got = (line["draft"]["category"], line["draft"]["level"]) if line["status"] == ACCEPTED else None
+        record = line.get("record")
+        got = (record["category"], record["level"]) if record and line["status"] == ACCEPTED else None
         asked = tuple(line["asked"]) if line.get("asked") else None
-        self.entries[line["image_id"]] = Entry(line["status"], asked, got)
+        self.entries[line["key"]] = Entry(line["status"], asked, got)
         self.cost_usd += line.get("cost_usd", 0.0)
 
-    def is_settled(self, image_id: str) -> bool:
-        """Whether the image has an outcome that stays."""
-        entry = self.entries.get(image_id)
+    def is_settled(self, key: str) -> bool:
+        """Whether the image or record has an outcome that stays."""
+        entry = self.entries.get(key)
         return entry is not None and entry.status != FAILED
 
     def add(self, line: Line) -> None:
         """Append one outcome; it survives a kill of this process from here on."""
         self._write(line)
         self._note(line)
+
+    def outcomes(self) -> Counter[str]:
+        """Number of images by status."""
+        return Counter(entry.status for entry in self.entries.values())
 
     def close(self) -> None:
         """Hand the lines to the disk and let others open the journal."""
@@ -158,13 +164,13 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 
 def newest_lines(path: Path) -> Iterator[Line]:
-    """The newest line of each image in the order of the source; one line is held at a time."""
+    """The newest line of each key in the order of the source; one line is held at a time."""
     place_of: dict[str, tuple[int, int]] = {}
     offset = 0
     with path.open("rb") as file:
         for line, raw in zip(read_lines(path), file, strict=False):
-            if "image_id" in line:
-                place_of[line["image_id"]] = (line.get("index", 0), offset)
+            if "key" in line:
+                place_of[line["key"]] = (line.get("index", 0), offset)
             offset += len(raw)
         for _, offset in sorted(place_of.values()):
             file.seek(offset)

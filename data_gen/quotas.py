@@ -98,12 +98,12 @@ def allocate(available: Mapping[str, int], target: int, relation_percent: float)
     taken = {name: min(wanted[name], available.get(name, 0)) for name in CATEGORIES}
     missing = min(target, sum(available.get(name, 0) for name in CATEGORIES)) - sum(taken.values())
     spare = {name: available.get(name, 0) - taken[name] for name in CATEGORIES}
-    for name, number in _in_proportion(missing, spare).items():
+    for name, number in split_in_proportion(missing, spare).items():
         taken[name] += number
     return Allocation(taken, wanted)
 
 
-def _in_proportion(number: int, sizes: Mapping[str, int]) -> dict[str, int]:
+def split_in_proportion(number: int, sizes: Mapping[str, int]) -> dict[str, int]:
     """`number` split over `sizes` in proportion, by largest remainders; never more than a size."""
     total = sum(sizes.values())
     if number <= 0 or total <= 0:

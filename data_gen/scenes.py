@@ -90,12 +90,13 @@ def read_scene(row: dict[str, Any], index: int = 0, root: Path = Path(".")) -> S
     relations that name the id are left out, since they may mean either.
     """
     image_id = read_image_id(row, index)
+    items, triples = _read_list(row, "objects"), _read_list(row, "relationships")
     image, width, height = read_image(row, root)
     notes: list[str] = []
-    objects, id_of = _read_objects(_read_list(row, "objects"), width, height, notes)
+    objects, id_of = _read_objects(items, width, height, notes)
     if not objects:
         raise SceneFault("no object has a name and a box inside the image" + (f": {notes[0]}" if notes else ""))
-    relations = _read_relations(_read_list(row, "relationships"), id_of, notes)
+    relations = _read_relations(triples, id_of, notes)
     return Scene(image_id, image, width, height, tuple(objects), tuple(relations), tuple(notes))
 
 

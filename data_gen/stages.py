@@ -1,9 +1,8 @@
 """The stage that turns scenes into questions: one line in the journal for each image, then the CSV."""
 
 import random
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from data_gen.checks import find_faults
@@ -18,23 +17,6 @@ from data_gen.templates import TEMPLATES
 TEMPLATE_VERSION = "rules-1"
 
 
-@dataclass
-class Progress:
-    """What a run has done so far."""
-
-    outcomes: Counter[str]
-    by_category: Counter[tuple[str, str]]
-
-    @classmethod
-    def start(cls) -> "Progress":
-        return cls(Counter(), Counter())
-
-    def add(self, line: Line) -> None:
-        self.outcomes[line["status"]] += 1
-        if line.get("asked"):
-            self.by_category[line["asked"][0], line["status"]] += 1
-
-
 def propose(scene: Scene, steering: Steering, seed: int) -> Draft | None:
     """The template question that the data set lacks most among those the scene offers."""
     levels = steering.next_levels()
@@ -43,18 +25,23 @@ def propose(scene: Scene, steering: Steering, seed: int) -> Draft | None:
         drafts = TEMPLATES[category](scene, rng)
         if drafts:
             rng.shuffle(drafts)
-            return min(drafts, key=lambda draft: levels.index(draft.level))
+            return shuffle_options(min(drafts, key=lambda draft: levels.index(draft.level)), rng)
     return None
+
+
+def shuffle_options(draft: Draft, rng: random.Random) -> Draft:
+    """The draft with its options in a random order."""
+    options = rng.sample(draft.options, len(draft.options))
+    return replace(draft, options=tuple(options), answer_index=options.index(draft.answer))
 
 
 def accepted_line(draft: Draft, scene: Scene, index: int, provenance: Mapping[str, str]) -> Line:
     """The journal's line of a draft that became a record."""
     return {
-        "image_id": scene.image_id,
+        "key": scene.image_id,
         "index": index,
         "status": ACCEPTED,
         "asked": [draft.category, draft.level],
-        "draft": draft.as_dict(),
         "record": make_record(draft, scene, provenance).as_dict(),
         "notes": list(scene.notes),
     }
@@ -62,12 +49,12 @@ def accepted_line(draft: Draft, scene: Scene, index: int, provenance: Mapping[st
 
 def quarantined_line(image_id: str, index: int, reason: str, **more: Any) -> Line:
     """The journal's line of an image without a row."""
-    return {"image_id": image_id, "index": index, "status": QUARANTINED, "reason": reason, **more}
+    return {"key": image_id, "index": index, "status": QUARANTINED, "reason": reason, **more}
 
 
-def run_templates(source: Source, journal: Journal, cap: int | None, relation_percent: float, seed: int) -> Progress:
+def run_templates(source: Source, journal: Journal, cap: int | None, relation_percent: float, seed: int) -> None:
     """Ask every scene one template question; each scene's outcome is in the journal before the next is read."""
-    steering, progress = Steering(relation_percent), Progress.start()
+    steering = Steering(relation_percent)
     provenance = {"source": source.locator, "provider": "template", "model": "rules", "seed": str(seed)}
     provenance["prompt_version"] = TEMPLATE_VERSION
     for index, row in enumerate(source.rows()):
@@ -91,6 +78,4 @@ def run_templates(source: Source, journal: Journal, cap: int | None, relation_pe
                 line = accepted_line(draft, scene, index, provenance)
         if not journal.is_settled(image_id):
             journal.add(line)
-            progress.add(line)
         steering.add(journal.entries[image_id].asked)
-    return progress
