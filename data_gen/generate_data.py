@@ -64,7 +64,8 @@ class Commands:
             dry_run: count tokens and print the price; no call.
             overwrite: start over and lose an existing output.
         """
-        from data_gen.generation import GenerationOptions, generate
+        from data_gen.generation import generate
+        from data_gen.generation_options import GenerationOptions
 
         generate(
             GenerationOptions(

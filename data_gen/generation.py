@@ -1,53 +1,12 @@
 """The stage preprocess_data: settings checked, journal opened, provider run, CSV written."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from data_gen.generation_options import GenerationOptions
 from data_gen.journal import Journal, JournalFault
 from data_gen.records import journal_of, read_records, write_csv
 from data_gen.sources import Source, open_source
-from data_gen.stages import TEMPLATE_VERSION, run_templates
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """Arguments of preprocess_data; see there."""
-
-    source: str
-    out: Path
-    must_exist: bool
-    data_cap: int | None
-    provider: str
-    model: str
-    temperature: float
-    base_url: str | None
-    concurrency: int
-    is_batch: bool
-    max_cost_usd: float | None
-    relation_percent: float
-    has_image: bool
-    seed: int
-    is_dry_run: bool
-    is_overwritten: bool
-
-    def settings(self) -> dict[str, Any]:
-        """What must agree for two runs to share a journal; not the number of images, the speed or the limits."""
-        common = {"source": self.source, "provider": self.provider, "seed": self.seed}
-        common["relation_percent"] = self.relation_percent
-        if self.provider == "template":
-            return common | {"model": "rules", "prompt_version": TEMPLATE_VERSION}
-        from data_gen.prompts import PROMPT_VERSION
-
-        model = {"model": self.model, "temperature": self.temperature, "with_image": self.has_image}
-        return common | model | {"prompt_version": PROMPT_VERSION}
-
-    def provenance(self) -> Mapping[str, str]:
-        """The provenance columns of the rows."""
-        settings = self.settings()
-        return {name: str(settings[name]) for name in ("source", "provider", "model", "prompt_version", "seed")}
+from data_gen.stages import run_templates
 
 
 def generate(options: GenerationOptions) -> None:
@@ -68,8 +27,13 @@ def generate(options: GenerationOptions) -> None:
 
 def run_provider(options: GenerationOptions, source: Source, journal: Journal) -> None:
     """Ask what the journal does not know yet."""
-    assert options.provider == "template"
-    run_templates(source, journal, options.data_cap, options.relation_percent, options.seed)
+    if options.provider == "template":
+        run_templates(source, journal, options.data_cap, options.relation_percent, options.seed)
+        return
+    from data_gen.llm import APIS
+    from data_gen.running import run_model
+
+    run_model(options, source, journal, APIS[options.provider](options.model, options.base_url, options.concurrency))
 
 
 def check_output(options: GenerationOptions) -> None:
