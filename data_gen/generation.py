@@ -30,8 +30,8 @@ def run_provider(options: GenerationOptions, source: Source, journal: Journal) -
     if options.provider == "template":
         run_templates(source, journal, options.data_cap, options.relation_percent, options.seed)
         return
-    from data_gen.llm import APIS
     from data_gen.running import run_model
+    from spatialthinker.model_api import APIS
 
     run_model(options, source, journal, APIS[options.provider](options.model, options.base_url, options.concurrency))
 

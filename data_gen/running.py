@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from data_gen.asking import ask_scene, choose_wish, make_request
 from data_gen.generation_options import GenerationOptions
 from data_gen.journal import ACCEPTED, FAILED, Journal, JournalFault, Line
-from data_gen.llm import Api, ApiStop
 from data_gen.quotas import LOOKBACK, Steering
 from data_gen.scenes import Scene, SceneFault, read_image_id, read_scene
 from data_gen.sources import Source
 from data_gen.stages import quarantined_line
+from spatialthinker.model_api import Api, ApiStop
 
 MAX_FAILURES_IN_A_ROW = 20
 """So many scenes without an answer, each after all its retries, end the run: the provider is down."""
@@ -173,7 +173,9 @@ def run_model(options: GenerationOptions, source: Source, journal: Journal, api:
     if options.concurrency > LOOKBACK:
         raise JournalFault(f"--concurrency {options.concurrency}: at most {LOOKBACK} requests at once")
     if options.max_cost_usd is not None and api.price is None:
-        raise JournalFault(f"--max_cost_usd needs a price, and none is known of {api.model!r}; see data_gen/prices.py")
+        raise JournalFault(
+            f"--max_cost_usd needs a price, and none is known of {api.model!r}; see spatialthinker/prices.py"
+        )
 
     async def go() -> None:
         try:

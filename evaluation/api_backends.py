@@ -88,16 +88,24 @@ class ApiBackend:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             return done
 
-        while done := runner.run(step()):
-            tasks -= done
-            for task in done:
-                sample, answer = task.result()
-                yield sample, answer
-                kind = (answer.error or "").split(":")[0]
-                repeats = repeats + 1 if kind and kind == last_error else int(bool(kind))
-                last_error = kind
-                if repeats >= MAX_SAME_ERRORS:
-                    raise ApiStop(f"{repeats} errors of one kind in a row, the last: {answer.error}")
+        async def stop() -> None:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        try:
+            while done := runner.run(step()):
+                tasks -= done
+                for task in done:
+                    sample, answer = task.result()
+                    yield sample, answer
+                    kind = (answer.error or "").split(":")[0]
+                    repeats = repeats + 1 if kind and kind == last_error else int(bool(kind))
+                    last_error = kind
+                    if repeats >= MAX_SAME_ERRORS:
+                        raise ApiStop(f"{repeats} errors of one kind in a row, the last: {answer.error}")
+        finally:
+            runner.run(stop())
 
     async def _ask(self, sample: Sample) -> tuple[Sample, Answer]:
         try:

@@ -35,6 +35,8 @@ _EXIF_ORIENTATION_TAG = 0x0112
 _TOOL = "answer"
 _FIXED_TEMPERATURE = ("o1", "o3", "o4", "gpt-5")
 """Models that refuse a temperature."""
+_CLAUDE_WITH_TEMPERATURE = ("claude-3", "claude-haiku-4", "claude-opus-4", "claude-sonnet-4")
+"""Models that accept one; newer ones decide themselves."""
 _NO_KEY = "none"
 """What a local server is given where no key is set."""
 
@@ -228,9 +230,10 @@ class AnthropicApi(Api):
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": request.max_tokens,
-            "temperature": request.temperature,
             "messages": [{"role": "user", "content": content}],
         }
+        if self.model.startswith(_CLAUDE_WITH_TEMPERATURE):
+            body["temperature"] = request.temperature
         if request.system is not None:
             body["system"] = [{"type": "text", "text": request.system, "cache_control": {"type": "ephemeral"}}]
         if request.schema is not None:
@@ -239,7 +242,10 @@ class AnthropicApi(Api):
         return body
 
     async def _send(self, body: dict[str, Any]) -> Any:
-        return await self.client.messages.create(**body)
+        # The client no longer has an argument for it, the service still reads it for these models.
+        extra = {key: body[key] for key in body.keys() & {"temperature"}}
+        arguments = {key: value for key, value in body.items() if key not in extra}
+        return await self.client.messages.create(**arguments, extra_body=extra)
 
     def read(self, message: Any, is_batch: bool = False) -> Reply:
         texts = [json.dumps(block.input) for block in message.content if block.type == "tool_use"]
