@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Image, LargeList, List, load_dataset, load_from_disk
+from datasets import Dataset, Image, LargeList, List, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from PIL import Image as Pillow
 
@@ -38,8 +38,10 @@ def load_rows(locator: str) -> Dataset:
         raise
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         raise DataError(f"data set {locator!r} cannot be loaded: {error}") from error
-    features = {name: _undecoded(feature) for name, feature in rows.features.items()}
-    return rows if features == dict(rows.features) else rows.cast(Features(features))
+    for name, feature in rows.features.items():
+        if _undecoded(feature) != feature:
+            rows = rows.cast_column(name, _undecoded(feature))
+    return rows
 
 
 def _load(path: str, split: str) -> Dataset:
