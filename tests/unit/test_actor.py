@@ -8,9 +8,10 @@ import torch.multiprocessing as mp
 
 from tests.ranks import leave
 from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START, tiny_model
+from verl.attention import TEXT_ATTENTION, VISION_ATTENTION
 from verl.batching import balanced_order
 from verl.fsdp import full_weights, init_mesh, join_store, open_store, shard
-from verl.qwen_vl import ATTENTION_NAME, ResponseLogProbs, expand_image_tokens, mrope_positions
+from verl.qwen_vl import ResponseLogProbs, expand_image_tokens, mrope_positions
 from verl.workers.actor import Actor, Groups, UpdateSettings
 
 NUM_GROUPS, NUM_SAMPLES, WIDTH, GRID = 4, 3, 9, (1, 4, 4)
@@ -65,7 +66,7 @@ def settings(mini_batch: int, max_tokens: int, shared_prompt: bool) -> UpdateSet
 
 def scorer(checkpointing: bool = False) -> ResponseLogProbs:
     model = tiny_model()
-    model.set_attn_implementation({"text_config": ATTENTION_NAME, "vision_config": "sdpa"})
+    model.set_attn_implementation({"text_config": TEXT_ATTENTION, "vision_config": VISION_ATTENTION})
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return ResponseLogProbs(model)

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START, tiny_model
+from verl.attention import TEXT_ATTENTION, VISION_ATTENTION
 from verl.batching import pack, plan_micro_batches
-from verl.qwen_vl import ATTENTION_NAME, ResponseLogProbs, expand_image_tokens, mrope_positions
+from verl.qwen_vl import ResponseLogProbs, expand_image_tokens, mrope_positions
 
 MERGE = 2
 GRIDS = [[(1, 4, 6)], [(1, 4, 4), (1, 6, 4)], []]  # one image, two images, text alone
@@ -81,7 +82,7 @@ def test_packed_groups_equal_plain_transformers_in_value_and_gradient(rows, max_
     (expected * weights).sum().backward()
     expected_gradient = gradients(model)
 
-    model.set_attn_implementation({"text_config": ATTENTION_NAME, "vision_config": "sdpa"})
+    model.set_attn_implementation({"text_config": TEXT_ATTENTION, "vision_config": VISION_ATTENTION})
     actual, plan = packed_log_probs(model, rows, 0.7, max_tokens, shared_prompt)
     (actual * weights).sum().backward()
     actual_gradient = gradients(model)
@@ -110,7 +111,7 @@ def test_positions_equal_transformers_own(rows):
 def test_the_image_moves_the_log_probs(rows):
     """A silently dropped image leaves loss curves looking normal; here it must show."""
     model = tiny_model().eval()
-    model.set_attn_implementation({"text_config": ATTENTION_NAME, "vision_config": "sdpa"})
+    model.set_attn_implementation({"text_config": TEXT_ATTENTION, "vision_config": VISION_ATTENTION})
     before, _ = packed_log_probs(model, rows, 1.0, 10_000, True)
     other = (*rows[:5], [pixels.flip(0) for pixels in rows[5]])
     after, _ = packed_log_probs(model, other, 1.0, 10_000, True)

@@ -189,9 +189,12 @@ def build_workers(config: Config, device: str, processor: Any, num_steps: int) -
         bundles=None if on_gpu else [0],
     )
     host, port = actor.run_on(0, "open_store")
-    loading = [actor.start("load", host, port), rollout.start("load")]
+    # On a GPU the engine measures how much memory is free: nobody else may take some meanwhile.
+    loading = [actor.start("load", host, port), rollout.start("prepare" if on_gpu else "load")]
     for wait in loading:
         wait()
+    if on_gpu:
+        rollout.load()
     return actor, rollout
 
 
@@ -214,6 +217,7 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
     }
     if device == "cuda":
         engine["gpu_memory_utilization"] = rollout.gpu_memory_utilization
+        engine["max_cudagraph_capture_size"] = rollout.max_num_seqs  # a step of all its sequences is one graph
     if rollout.limit_images:
         engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
     pixels = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels}
