@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from verl.config_checks import is_path
 from verl.data_source import DataError, image_sources, load_rows
+from verl.processor import pixel_limits
 from verl.protocol import DataProto
 from verl.qwen_vl import Grid, expand_image_tokens, image_grid, mrope_positions, upright_size
 
@@ -108,10 +109,7 @@ class RLHFDataset(torch.utils.data.Dataset):
         self.processor = processor
         self.prompt_key, self.answer_key, self.image_key = prompt_key, answer_key, image_key
         self.image_dir, self.text_only, self.mixed_data, self.max_images = image_dir, text_only, mixed_data, max_images
-        self.image_processor = getattr(processor, "image_processor", None)
-        size = self.image_processor.size if self.image_processor else {}
-        self.min_pixels = min_pixels or size.get("shortest_edge", 0)
-        self.max_pixels = max_pixels or size.get("longest_edge", 0)
+        self.pixel_limits = pixel_limits(processor, min_pixels, max_pixels)
         self.wrap = _read_format_prompt(format_prompt)
         self.row_check = row_check
         self.rows = load_rows(locator)
@@ -164,12 +162,8 @@ class RLHFDataset(torch.utils.data.Dataset):
             if self.max_images and len(sources) > self.max_images:
                 raise ValueError(f"{len(sources)} images are more than worker.rollout.limit_images={self.max_images}")
             raw_ids = self._tokenize(problem)
-            if sources and self.image_processor is None:
-                raise ValueError("it has images, and the model reads none; set data.text_only=true")
-            grids = [
-                image_grid(upright_size(source), self.image_processor, self.min_pixels, self.max_pixels)
-                for source in sources
-            ]
+            image_processor = self.processor.image_processor
+            grids = [image_grid(upright_size(source), image_processor, **self.pixel_limits) for source in sources]
             length = len(self._expand(raw_ids, grids))
         except (ValueError, TypeError, KeyError, OSError, UnidentifiedImageError) as error:
             raise DataError(f"row {self._row_id(row, index)}: {error}") from error
@@ -188,24 +182,23 @@ class RLHFDataset(torch.utils.data.Dataset):
         return problem, image_sources(row.get(self.image_key), self.image_dir)
 
     def _expand(self, raw_ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
-        if self.image_processor is None:
-            return list(raw_ids)
-        return expand_image_tokens(raw_ids, grids, self.processor.image_token_id, self.image_processor.merge_size)
+        return expand_image_tokens(raw_ids, grids, self.processor.image_token_id, self._merge_size)
+
+    @property
+    def _merge_size(self) -> int:
+        return getattr(self.processor.image_processor, "merge_size", 1)
 
     def _tokenize(self, problem: str) -> list[int]:
         """The chat prompt's token ids with one image token per `<image>`."""
-        content: Any = []
+        content = []
         for part in re.split(f"({IMAGE_PLACE})", problem):
             if part == IMAGE_PLACE:
                 content.append({"type": "image"})
             elif part:
                 content.append({"type": "text", "text": part})
-        if self.image_processor is None:  # templates of text models take the text itself
-            content = problem
         messages = [{"role": "user", "content": content}]
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -217,8 +210,7 @@ class RLHFDataset(torch.utils.data.Dataset):
         images = [source if isinstance(source, bytes) else source.read_bytes() for source in sources]
         raw_ids = entry.raw_ids.tolist()
         ids = self._expand(raw_ids, entry.grids)
-        merge_size = self.image_processor.merge_size if self.image_processor else 1
-        positions = mrope_positions(ids, entry.grids, getattr(self.processor, "image_token_id", -1), merge_size)
+        positions = mrope_positions(ids, entry.grids, self.processor.image_token_id, self._merge_size)
         row_id = self._row_id(row, entry.row)
         return Prompt(raw_ids, torch.tensor(ids), positions, images, problem, row[self.answer_key], row_id)
 

@@ -68,14 +68,14 @@ def train(config: Config) -> None:
     import ray
     import torch
 
-    from verl.processor import load_processor
+    from verl.processor import load_run_processor
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
     from verl.trainer.tracking import Tracker
 
     device = config.trainer.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    processor = load_processor(config)
+    processor = load_run_processor(config)
     reward = build_reward(config)
     try:
         train_set, val_set = build_datasets(config, processor)
