@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from spatialthinker.rewards import REWARDS, RewardInput, format_failure
+from spatialthinker.rewards.gold import gold_response
 from spatialthinker.rewards.spatial_sgg import check_ground_truth
-from verl.config import Config, ConfigError, config_to_dict
+from verl.config import Config, ConfigError, RewardConfig, config_to_dict
 from verl.config_loading import load_config
 
 USER_ERROR = 2
@@ -66,20 +67,26 @@ def main(argv: list[str] | None = None) -> int:
 def train(config: Config) -> None:
     """Builds data, rewards and worker groups, in the order in which their faults are cheapest to find, and trains."""
     import ray
-    import torch
 
     from verl.processor import load_run_processor
+    from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
     from verl.trainer.tracking import Tracker
 
-    device = config.trainer.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(config)
     processor = load_run_processor(config)
     reward = build_reward(config)
     try:
         train_set, val_set = build_datasets(config, processor)
-        reward.probe(val_set[0].ground_truth, val_set[0].problem)
+        num_steps = count_steps(config, len(train_set))
+        phases = plan_memory(config, train_set)
+        score_gold = GoldScore(reward, config.worker.reward)
+        if config.trainer.dry_run:
+            print_dry_run(config, processor, train_set, num_steps, phases, score_gold)
+            return
+        print(describe_prompt(train_set[0], processor, score_gold(train_set[0])))  # noqa: T201
+        if warning := host_memory_warning(phases, device == "cpu", config.trainer.n_gpus_per_node):
+            print(f"Warning: {warning}")  # noqa: T201
         tracker = Tracker(
             config.trainer.logger,
             config.trainer.project_name,
@@ -88,7 +95,7 @@ def train(config: Config) -> None:
             config_to_dict(config),
         )
         start_ray(config, device)
-        actor, rollout = build_workers(config, device, processor, count_steps(config, len(train_set)))
+        actor, rollout = build_workers(config, device, processor, num_steps)
         pad_token_id = processor.tokenizer.pad_token_id
         trainer = GRPOTrainer(config, actor, rollout, reward, train_set, val_set, pad_token_id, tracker)
         trainer.fit()
@@ -98,6 +105,30 @@ def train(config: Config) -> None:
     finally:
         reward.close()
         ray.shutdown()
+
+
+def choose_device(config: Config) -> str:
+    """The device that ranks compute on; ConfigError when this machine, being the only one, lacks the GPUs."""
+    import torch
+
+    wanted, found = config.trainer.device, torch.cuda.device_count()
+    device = ("cuda" if found else "cpu") if wanted == "auto" else wanted
+    if device == "cuda" and found < config.trainer.n_gpus_per_node and "RAY_ADDRESS" not in os.environ:
+        number = config.trainer.n_gpus_per_node
+        raise ConfigError([f"trainer.n_gpus_per_node = {number}: this machine has {found} GPUs; lower it"])
+    return device
+
+
+@dataclass(frozen=True)
+class GoldScore:
+    """What the configured reward gives to a response that states a prompt's ground truth."""
+
+    manager: Any
+    reward: RewardConfig
+
+    def __call__(self, prompt: Any) -> dict[str, float]:
+        name = "" if self.reward.reward_function else self.reward.score_function
+        return self.manager.probe(gold_response(name, prompt.ground_truth), prompt.problem, prompt.ground_truth)
 
 
 def build_reward(config: Config) -> Any:
@@ -117,7 +148,7 @@ def build_reward(config: Config) -> Any:
 
 def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
     """The training and the validation prompts, every row checked."""
-    from verl.dataset import RLHFDataset
+    from verl.dataset import BatchOrder, RLHFDataset
 
     data, reward = config.data, config.worker.reward
     needs_scene = reward.reward_function is None and reward.score_function == "spatial_sgg"
@@ -136,6 +167,7 @@ def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
         "row_check": check_spatial_row if needs_scene else None,
     }
     train_set = RLHFDataset(data.train_files, text_only=data.text_only, mixed_data=data.mixed_data, **options)
+    BatchOrder(len(train_set), data.rollout_batch_size, data.shuffle, data.seed)  # too few rows are named here
     return train_set, RLHFDataset(data.val_files, **options)
 
 
