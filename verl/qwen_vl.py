@@ -1,4 +1,4 @@
-"""What is particular to the Qwen2.5-VL family: image grids, rotary positions, the packed forward pass, its memory.
+"""What Qwen models and their images ask of the trainer: grids, rotary positions, the packed forward pass, its memory.
 
 Letters as in batching.py: T packed tokens, S responses, N response tokens; D hidden size, V vocabulary.
 """
@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from verl.attention import TEXT_ATTENTION, VISION_ATTENTION
 from verl.batching import PackedBatch
 from verl.log_probs import response_log_probs
+from verl.model_families import decode, model_class, vision_tower
 
 EXIF_ORIENTATION_TAG = 0x0112
 EXIF_SIDEWAYS = range(5, 9)  # orientations that swap width and height
@@ -88,7 +89,7 @@ def mrope_positions(ids: Sequence[int], grids: Sequence[Grid], image_token_id: i
 
 
 class ResponseLogProbs(nn.Module):
-    """A vision-language model whose forward pass is what the trainer asks of it: log-probs of packed responses."""
+    """A model whose forward pass is what the trainer asks of it: log-probs of packed responses."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -107,34 +108,26 @@ class ResponseLogProbs(nn.Module):
             image_grid_thw: [images, 3] their grids.
             temperature: of the sampling that is scored.
         """
-        inner = self.model.model
-        embeds = inner.get_input_embeddings()(batch.input_ids).unsqueeze(0)  # [1, T, D]
-        features = () if pixel_values is None else inner.get_image_features(pixel_values, image_grid_thw).pooler_output
-        if batch.image_ids:
-            numbers = list(dict.fromkeys(batch.image_ids))
-            once = len(features) < len(batch.image_ids)
-            shown = [features[numbers.index(n) if once else i] for i, n in enumerate(batch.image_ids)]
-            places = (batch.input_ids == self.model.config.image_token_id).view(1, -1, 1)
-            embeds = embeds.masked_scatter(places, torch.cat(shown).to(embeds.dtype))
-        for feature in () if batch.image_ids else features:
-            embeds = embeds + 0.0 * feature.sum()
-        states = inner.language_model(
-            inputs_embeds=embeds,
-            position_ids=batch.position_ids.unsqueeze(1),
-            use_cache=False,
-            layout=batch.layout,
-        ).last_hidden_state[0]
+        states = decode(self.model, batch, pixel_values, image_grid_thw)
         return response_log_probs(states[batch.predict_index], self.model.lm_head.weight, batch.targets, temperature)
 
 
 def load_model(path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
     """The pretrained model with the attention of packed rows in its text part and in its tower."""
-    model = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=dtype, trust_remote_code=trust_remote_code, attn_implementation="sdpa"
-    )
-    # Only now: at loading, "flash" in a name makes transformers look for the package of that name.
-    model.set_attn_implementation({"text_config": TEXT_ATTENTION, "vision_config": VISION_ATTENTION})
+    model = model_class(path, trust_remote_code).from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+    attend_packed(model)
     return model
+
+
+def attend_packed(model: PreTrainedModel) -> None:
+    """Sets the attention of packed rows, in place: once the model is loaded.
+
+    At loading, "flash" in a name makes transformers look for the package of that name.
+    """
+    is_text = vision_tower(model) is None
+    model.set_attn_implementation(
+        TEXT_ATTENTION if is_text else {"text_config": TEXT_ATTENTION, "vision_config": VISION_ATTENTION}
+    )
 
 
 def fuse_layers(model: PreTrainedModel) -> bool:
@@ -165,7 +158,9 @@ def layer_bytes(model: PreTrainedModel, num_tokens: int, num_patches: int) -> li
         (getattr(inner, "language_model", inner), model.config.get_text_config(), num_tokens),
     ):
         if stack is not None and config is not None:
-            bytes_each = count * size * (8 * config.hidden_size + 3 * config.intermediate_size)
+            hidden = getattr(config, "embed_dim", config.hidden_size)  # Qwen2-VL's tower names its width so
+            inner_size = getattr(config, "intermediate_size", None) or hidden * config.mlp_ratio
+            bytes_each = count * size * (8 * hidden + 3 * inner_size)
             layers += [(m, bytes_each) for m in stack.modules() if isinstance(m, GradientCheckpointingLayer)]
     return layers
 

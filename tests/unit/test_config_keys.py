@@ -190,7 +190,6 @@ MISSING = (
     "worker.actor.model.override_config",
     "worker.actor.loss_type",
     "worker.actor.tau_",
-    "worker.rollout.ignore_eos",
     "algorithm.gamma",
     "algorithm.lam",
     "algorithm.kl_type",

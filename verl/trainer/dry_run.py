@@ -6,12 +6,13 @@ from typing import Any
 
 import psutil
 import torch
-import transformers
+from transformers import AutoConfig
 
 from verl.batching import plan_micro_batches
-from verl.config import Config, ConfigError, config_to_dict
+from verl.config import Config, config_to_dict
 from verl.dataset import Prompt, RLHFDataset
 from verl.memory import DataShape, ModelShape, Phase, estimate_memory, measure_data, measure_model
+from verl.model_families import model_class
 
 NUM_SHOWN = 3
 NUM_SAMPLED_IMAGES = 64
@@ -110,24 +111,11 @@ def plan_memory(config: Config, train_set: RLHFDataset) -> list[Phase]:
 
 
 def read_model_shape(config: Config) -> ModelShape:
-    """The shape of the configured model, none of whose weights are loaded.
-
-    Raises:
-        ConfigError: its config.json cannot be read or names a class that transformers lacks.
-    """
+    """The shape of the configured model, none of whose weights are loaded."""
     model = config.worker.actor.model
-    key = f"worker.actor.model.model_path = {model.model_path!r}"
-    try:
-        settings = transformers.AutoConfig.from_pretrained(model.model_path, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ConfigError([f"{key}: its config.json cannot be read: {error}"]) from error
-    name = (settings.architectures or ["no class"])[0]
-    if not hasattr(transformers, name):
-        raise ConfigError(
-            [f"{key}: its config.json names {name}, which transformers {transformers.__version__} lacks"]
-        )
+    settings = AutoConfig.from_pretrained(model.model_path, trust_remote_code=model.trust_remote_code)
     with torch.device("meta"):
-        return measure_model(getattr(transformers, name)(settings))
+        return measure_model(model_class(model.model_path, model.trust_remote_code)(settings))
 
 
 def read_data_shape(train_set: RLHFDataset) -> DataShape:

@@ -68,12 +68,14 @@ def train(config: Config) -> None:
     """Builds data, rewards and worker groups, in the order in which their faults are cheapest to find, and trains."""
     import ray
 
+    from verl.model_families import model_class
     from verl.processor import load_run_processor
     from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
     from verl.trainer.tracking import Tracker
 
     device = choose_device(config)
+    model_class(config.worker.actor.model.model_path, config.worker.actor.model.trust_remote_code)
     processor = load_run_processor(config)
     reward = build_reward(config)
     try:
@@ -232,6 +234,8 @@ def build_workers(config: Config, device: str, processor: Any, num_steps: int) -
 
 def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, Any]:
     """Constructor arguments of the engines."""
+    from verl.processor import pixel_limits, vision_token_ids
+
     rollout, data, model = config.worker.rollout, config.data, config.worker.actor.model
     engine: dict[str, Any] = {
         "dtype": ENGINE_DTYPES[rollout.dtype],
@@ -252,7 +256,6 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         engine["max_cudagraph_capture_size"] = rollout.max_num_seqs  # a step of all its sequences is one graph
     if rollout.limit_images:
         engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
-    pixels = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels}
     if model.tokenizer_path:
         engine["tokenizer"] = model.tokenizer_path
     return {
@@ -260,8 +263,8 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         "device": device,
         "engine": engine,
         "max_response_length": data.max_response_length,
-        "banned_token_ids": [processor.image_token_id, processor.video_token_id],
-        "image_size": {key: value for key, value in pixels.items() if value is not None},
+        "banned_token_ids": vision_token_ids(processor),
+        "image_size": pixel_limits(processor, data.min_pixels, data.max_pixels),
     }
 
 

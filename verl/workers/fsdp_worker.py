@@ -12,15 +12,14 @@ from transformers.utils.logging import disable_progress_bar
 from verl import checkpoint
 from verl.config import Config
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, open_store, shard
+from verl.model_families import stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS
-from verl.processor import load_run_processor
+from verl.processor import load_run_processor, pixel_limits
 from verl.protocol import DataProto
 from verl.qwen_vl import ResponseLogProbs, decode_image, fuse_layers, load_model
 from verl.single_controller import Dispatch, register
 from verl.workers.actor import Actor, Groups, UpdateSettings, image_patches
 from verl.workers.weight_sync import send_weights
-
-STAND_IN_GRID = (1, 4, 4)  # smallest image that any window layout accepts
 
 
 class FSDPWorker:
@@ -80,8 +79,8 @@ class FSDPWorker:
             fuse_layers(model)
         if not trainable:
             model.requires_grad_(False)
-        elif settings.model.freeze_vision_tower:
-            model.model.visual.requires_grad_(False)
+        elif settings.model.freeze_vision_tower and (tower := vision_tower(model)) is not None:
+            tower.requires_grad_(False)
         if trainable and settings.model.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         wrapped = ResponseLogProbs(model).to(self.device)
@@ -99,14 +98,13 @@ class FSDPWorker:
         for actor in filter(None, (self.actor, self.reference)):
             actor.images_once = data.meta_info.get("images_once", settings.images_once)
         images = [decode_image(image) for row in data.non_tensor_batch["images"] for image in row]
-        size = {"min_pixels": self.config.data.min_pixels, "max_pixels": self.config.data.max_pixels}
-        size = {key: value for key, value in size.items() if value is not None}
+        data_config = self.config.data
+        size = pixel_limits(self.processor, data_config.min_pixels, data_config.max_pixels)
         pixels, grids = image_patches(images, self.processor.image_processor, **size)
-        if not pixels and self.world_size > 1:  # other ranks may have images: the tower must run here too
-            vision = self.policy.model.config.vision_config
-            patch_dim = 3 * vision.temporal_patch_size * vision.patch_size**2
-            rows = STAND_IN_GRID[1] * STAND_IN_GRID[2]
-            pixels, grids = [torch.zeros(rows, patch_dim)], [torch.tensor(STAND_IN_GRID)]
+        sees = vision_tower(self.policy.model) is not None
+        if sees and not pixels and self.world_size > 1:  # other ranks may have images: the tower must run here too
+            patches, grid = stand_in_image(self.policy.model)
+            pixels, grids = [patches], [grid]
         self.groups = Groups.from_proto(data, pixels, grids)
 
     def _log_probs(self, actor: Actor, key: str) -> DataProto:
