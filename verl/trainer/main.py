@@ -69,16 +69,15 @@ def train(config: Config) -> None:
     import torch
 
     from verl.model_families import model_class
-    from verl.processor import load_processor
+    from verl.processor import load_run_processor
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
     from verl.trainer.tracking import Tracker
 
     device = config.trainer.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = config.worker.actor.model
-    model_class(model.model_path, model.trust_remote_code)
-    processor = load_processor(model.model_path, model.trust_remote_code)
+    model_class(config.worker.actor.model.model_path, config.worker.actor.model.trust_remote_code)
+    processor = load_run_processor(config)
     reward = build_reward(config)
     try:
         train_set, val_set = build_datasets(config, processor)
@@ -96,6 +95,8 @@ def train(config: Config) -> None:
         trainer = GRPOTrainer(config, actor, rollout, reward, train_set, val_set, pad_token_id, tracker)
         trainer.fit()
         tracker.close()
+        if config.trainer.ray_timeline:
+            ray.timeline(config.trainer.ray_timeline)
     finally:
         reward.close()
         ray.shutdown()
@@ -111,8 +112,9 @@ def build_reward(config: Config) -> Any:
         function: Any = FileReward(path or name, name if path else "main", settings.reward_function_kwargs)
     else:
         function = ScoreFunction(settings.score_function, settings.reward_function_kwargs)
-    model_path = config.worker.actor.model.model_path
-    return RewardManager(function, model_path, settings.num_processes, settings.skip_special_tokens)
+    model = config.worker.actor.model
+    tokenizer_path = model.tokenizer_path or model.model_path
+    return RewardManager(function, tokenizer_path, settings.num_processes, settings.skip_special_tokens)
 
 
 def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
@@ -126,14 +128,17 @@ def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
         "prompt_key": data.prompt_key,
         "answer_key": data.answer_key,
         "image_key": data.image_key,
+        "image_dir": data.image_dir,
         "max_prompt_length": data.max_prompt_length,
         "format_prompt": data.format_prompt,
         "min_pixels": data.min_pixels,
         "max_pixels": data.max_pixels,
         "filter_overlong_prompts": data.filter_overlong_prompts,
+        "max_images": config.worker.rollout.limit_images,
         "row_check": check_spatial_row if needs_scene else None,
     }
-    return RLHFDataset(data.train_files, **options), RLHFDataset(data.val_files, **options)
+    train_set = RLHFDataset(data.train_files, text_only=data.text_only, mixed_data=data.mixed_data, **options)
+    return train_set, RLHFDataset(data.val_files, **options)
 
 
 def start_ray(config: Config, device: str) -> None:
@@ -219,6 +224,8 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         engine["max_cudagraph_capture_size"] = rollout.max_num_seqs  # a step of all its sequences is one graph
     if rollout.limit_images:
         engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
+    if model.tokenizer_path:
+        engine["tokenizer"] = model.tokenizer_path
     return {
         "model_path": model.model_path,
         "device": device,
