@@ -11,8 +11,10 @@ from spatialthinker.rewards import REWARDS, RewardInput, format_failure
 from spatialthinker.rewards.spatial_sgg import check_ground_truth
 from verl.config import Config, ConfigError, config_to_dict
 from verl.config_loading import load_config
+from verl.watchdog import Watchdog
 
 USER_ERROR = 2
+INTERRUPTED = 130
 ENGINE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPUS_PER_ACTOR = 1.0
 
@@ -54,12 +56,17 @@ def main(argv: list[str] | None = None) -> int:
     from verl.dataset import DataError
     from verl.reward import RewardError
     from verl.single_controller import WorkerError
+    from verl.trainer.interrupt import Interrupted
+    from verl.trainer.saving import CheckpointError
 
     try:
         train(config)
-    except (ConfigError, DataError, RewardError, WorkerError) as error:
+    except (ConfigError, DataError, RewardError, WorkerError, CheckpointError) as error:
         print(f"\nError: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
+    except KeyboardInterrupt as interrupt:
+        print(f"\nInterrupted; the same command goes on from {config.trainer.save_checkpoint_path}", file=sys.stderr)  # noqa: T201
+        return interrupt.exit_code if isinstance(interrupt, Interrupted) else INTERRUPTED
     return 0
 
 
@@ -70,6 +77,7 @@ def train(config: Config) -> None:
     from transformers import AutoProcessor
 
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
+    from verl.trainer.saving import find_start
     from verl.trainer.tracking import Tracker
 
     device = config.trainer.device
@@ -81,6 +89,9 @@ def train(config: Config) -> None:
     except (OSError, ValueError) as error:
         fault = f"worker.actor.model.model_path = {model.model_path!r}: no processor can be loaded from it: {error}"
         raise ConfigError([fault]) from error
+    start = find_start(config.trainer)
+    stall_s = config.trainer.watchdog_timeout_s
+    watchdog = Watchdog(stall_s, Path(config.trainer.save_checkpoint_path) / "stacks") if stall_s else None
     reward = build_reward(config)
     try:
         train_set, val_set = build_datasets(config, processor)
@@ -93,14 +104,16 @@ def train(config: Config) -> None:
             config_to_dict(config),
         )
         start_ray(config, device)
-        actor, rollout = build_workers(config, device, processor, count_steps(config, len(train_set)))
+        actor, rollout = build_workers(config, device, processor, count_steps(config, len(train_set)), watchdog)
         pad_token_id = processor.tokenizer.pad_token_id
-        trainer = GRPOTrainer(config, actor, rollout, reward, train_set, val_set, pad_token_id, tracker)
+        trainer = GRPOTrainer(config, actor, rollout, reward, train_set, val_set, pad_token_id, tracker, start)
         trainer.fit()
         tracker.close()
     finally:
         reward.close()
         ray.shutdown()
+        if watchdog is not None:
+            watchdog.remove_empty()
 
 
 def build_reward(config: Config) -> Any:
@@ -143,6 +156,8 @@ def start_ray(config: Config, device: str) -> None:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        check_this_machine(config, device)
     local: dict[str, Any] = {}
     if address is None:
         needed = int(2 * CPUS_PER_ACTOR * config.num_ranks) + 1
@@ -151,7 +166,34 @@ def start_ray(config: Config, device: str) -> None:
     ray.init(address=address, logging_level=logging.WARNING, **local)
 
 
-def build_workers(config: Config, device: str, processor: Any, num_steps: int) -> tuple[Any, Any]:
+def check_this_machine(config: Config, device: str) -> None:
+    """Passes if one machine is enough for the run.
+
+    Raises:
+        ConfigError: it asks for more machines or GPUs.
+    """
+    import torch
+
+    trainer = config.trainer
+    faults = []
+    if trainer.nnodes > 1:
+        faults.append(
+            f"trainer.nnodes = {trainer.nnodes}: several machines need a running Ray cluster; start Ray on each and "
+            "set RAY_ADDRESS, or set trainer.nnodes=1"
+        )
+    num_gpus = torch.cuda.device_count()
+    if device == "cuda" and trainer.n_gpus_per_node > num_gpus:
+        faults.append(
+            f"trainer.n_gpus_per_node = {trainer.n_gpus_per_node}: this machine has {num_gpus} GPUs; lower it, or set "
+            "trainer.device=cpu"
+        )
+    if faults:
+        raise ConfigError(faults)
+
+
+def build_workers(
+    config: Config, device: str, processor: Any, num_steps: int, watchdog: Watchdog | None
+) -> tuple[Any, Any]:
     """Training ranks and engines, loaded side by side: on GPUs one engine per rank, on a CPU one for all."""
     from verl.single_controller import ResourcePool, WorkerGroup, WorkerSpec
     from verl.workers.fsdp_worker import FSDPWorker
@@ -174,6 +216,7 @@ def build_workers(config: Config, device: str, processor: Any, num_steps: int) -
             num_gpus=share,
             env=quiet | threads,
         ),
+        watchdog=watchdog,
     )
     rollout = WorkerGroup(
         pool,
@@ -185,7 +228,8 @@ def build_workers(config: Config, device: str, processor: Any, num_steps: int) -
             num_gpus=share,
             env=quiet | threads,
         ),
-        bundles=None if on_gpu else [0],
+        num_actors=None if on_gpu else 1,
+        watchdog=watchdog,
     )
     host, port = actor.run_on(0, "open_store")
     loading = [actor.start("load", host, port), rollout.start("load")]

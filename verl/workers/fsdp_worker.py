@@ -56,6 +56,7 @@ class FSDPWorker:
         """Joins the other ranks and builds the sharded models."""
         store = self.store if self.rank == 0 else join_store(host, port)
         self.mesh = init_mesh(store, self.rank, self.world_size, self.device)
+        self.shard_writer = checkpoint.ShardWriter()
         actor = self.config.worker.actor
         self.processor = AutoProcessor.from_pretrained(
             actor.model.model_path, trust_remote_code=actor.model.trust_remote_code
@@ -176,19 +177,35 @@ class FSDPWorker:
         send_weights(self.policy.model, engines, self.rank, DTYPES[self.config.worker.rollout.dtype])
 
     @register(Dispatch.ONE_TO_ALL)
-    def save(self, folder: str) -> None:
-        """Writes this rank's shards under `folder`/actor, rank 0 also the Hugging Face files without weights."""
+    def save(self, folder: str, model_only: bool = False) -> None:
+        """Begins to write this rank's shards under `folder`/actor; returns when the state has been copied."""
         actor_folder = Path(folder) / "actor"
-        if self.rank == 0:
-            source = self.config.worker.actor.model.model_path
-            target = actor_folder / "huggingface"
-            self.policy.model.config.save_pretrained(target)
-            self.processor.save_pretrained(target)
-            if (Path(source) / "generation_config.json").is_file():
-                GenerationConfig.from_pretrained(source).save_pretrained(target)
-        checkpoint.save_shards(actor_folder, self.policy.model, self.optimizer)
+        self.save_error = ""
+        try:
+            checkpoint.save_rng(actor_folder, self.rank)
+            if self.rank == 0:
+                self._save_huggingface_files(actor_folder / "huggingface")
+        except (OSError, RuntimeError) as error:  # told by save_fault: the other ranks wait for this one below
+            self.save_error = f"rank {self.rank}: {error}"
+        self.shard_writer.start(actor_folder, self.policy.model, None if model_only else self.optimizer)
+
+    def _save_huggingface_files(self, folder: Path) -> None:
+        """Everything of the Hugging Face folder but the weights."""
+        self.policy.model.config.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        source = self.config.worker.actor.model.model_path
+        if (Path(source) / "generation_config.json").is_file():
+            GenerationConfig.from_pretrained(source).save_pretrained(folder)
 
     @register(Dispatch.ONE_TO_ALL)
-    def restore(self, folder: str) -> None:
-        """Reads the model and optimizer that `save` wrote, on any number of ranks."""
-        checkpoint.load_shards(Path(folder) / "actor", self.policy.model, self.optimizer)
+    def save_fault(self) -> str | None:
+        """None while `save` is still writing, "" when all is on disk, else what went wrong."""
+        fault = self.shard_writer.fault()
+        return fault if fault is None else self.save_error or fault
+
+    @register(Dispatch.ONE_TO_ALL)
+    def restore(self, folder: str, model_only: bool = False) -> None:
+        """Reads what `save` wrote, on any number of ranks; the optimizer stays new if only the model was saved."""
+        actor_folder = Path(folder) / "actor"
+        checkpoint.load_shards(actor_folder, self.policy.model, None if model_only else self.optimizer)
+        checkpoint.load_rng(actor_folder, self.rank)
