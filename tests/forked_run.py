@@ -6,7 +6,10 @@ What Ray and vLLM would do is replaced: calls go through pipes, and responses ar
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from verl.protocol import DataProto
 from verl.reward import RewardError
 from verl.single_controller import Dispatch, WorkerGroup, WorkerSpec, register
 from verl.trainer.ray_trainer import GRPOTrainer, count_steps
-from verl.trainer.saving import find_start
+from verl.trainer.saving import CheckpointError, find_start
 from verl.trainer.tracking import Tracker
 from verl.workers.fsdp_worker import FSDPWorker
 
@@ -131,7 +134,11 @@ class RecordedReward:
 def make_inputs(folder: Path) -> None:
     """A tiny model and eight rows: two steps an epoch."""
     save_tiny_model(folder / "model")
-    rows = [vars(row) | {"images": {"bytes": row.images, "path": None}} for _, row in generate(8, seed=1)]
+    pictures = [{"bytes": row.images, "path": None} for _, row in generate(8, seed=1)]
+    rows = [
+        {"problem": f"<image> {number}?", "answer_option_text": "A", "images": picture}
+        for number, picture in enumerate(pictures)
+    ]
     Dataset.from_list(rows).to_parquet(folder / "train-0.parquet")
 
 
@@ -144,7 +151,7 @@ def make_config(folder: Path, run: Path, *overrides: str) -> Config:
             f"data.val_files={folder}@train",
             f"trainer.save_checkpoint_path={run}",
             "data.rollout_batch_size=4",
-            "data.max_prompt_length=512",
+            "data.max_prompt_length=64",
             f"data.max_response_length={RESPONSE_TOKENS}",
             "worker.rollout.n=2",
             "worker.actor.global_batch_size=2",
@@ -160,7 +167,7 @@ def make_config(folder: Path, run: Path, *overrides: str) -> Config:
     )
 
 
-def train(config: Config, before_call: Callable[[str], None] = lambda method: None, fails_at: int = 0) -> GRPOTrainer:
+def train(config: Config, before_call: Callable[[str], None], fails_at: int = 0) -> None:
     """Trains to the end in this process and children of it."""
     torch.set_num_threads(1)
     processor = AutoProcessor.from_pretrained(config.worker.actor.model.model_path)
@@ -170,51 +177,65 @@ def train(config: Config, before_call: Callable[[str], None] = lambda method: No
     actor = ForkedGroup(config, count_steps(config, len(prompts)), before_call)
     rollout, reward = RecordedRollout(before_call), RecordedReward(fails_at)
     parts: Any = (actor, rollout, reward, prompts, prompts, 0, tracker, start)
-    trainer = GRPOTrainer(config, *parts)
-    trainer.fit()
-    return trainer
+    GRPOTrainer(config, *parts).fit()
 
 
-def fork(config: Config, kill_at: tuple[str, int] | None = None, fails_at: int = 0) -> Any:
-    """The process of a training; with kill_at, all of it dies by SIGKILL at that call of that method."""
+def fork(config: Config, on_call: Callable[[str, int], None] | None = None, fails_at: int = 0) -> Any:
+    """The process of a training, leader of its group; `on_call` is told each method and how often it was called."""
     calls: list[str] = []
 
     def before_call(method: str) -> None:
         calls.append(method)
-        if kill_at is not None and method == kill_at[0] and calls.count(method) == kill_at[1]:
-            os.killpg(0, signal.SIGKILL)
+        if on_call is not None:
+            on_call(method, calls.count(method))
 
     def body() -> None:
         os.setsid()
-        log = os.open(Path(config.trainer.save_checkpoint_path).with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        log = Path(config.trainer.save_checkpoint_path).with_suffix(".log").open("a")
+        sys.stdout = sys.stderr = log
         code = 1
         try:
             train(config, before_call, fails_at)
             code = 0
-        except (RewardError, ConfigError) as error:
+        except (RewardError, ConfigError, CheckpointError) as error:
             print(error, flush=True)
             code = 2
         except KeyboardInterrupt as error:
             code = getattr(error, "exit_code", 130)
+        except Exception:  # noqa: BLE001
+            traceback.print_exc()
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            os._exit(code)  # the ranks are daemons of this process' group
+            sys.stdout.flush()
+            os._exit(code)  # without waiting for the ranks
 
     process = FORK.Process(target=body)
     process.start()
     return process
 
 
-def run(config: Config, kill_at: tuple[str, int] | None = None, fails_at: int = 0, timeout_s: float = 60) -> int:
+def kill_at(method: str, count: int) -> Callable[[str, int], None]:
+    """Lets the driver and all ranks die by SIGKILL at that call."""
+
+    def on_call(called: str, times: int) -> None:
+        if (called, times) == (method, count):
+            os.killpg(0, signal.SIGKILL)
+
+    return on_call
+
+
+def run(config: Config, on_call: Callable[[str, int], None] | None = None, fails_at: int = 0) -> int:
     """The exit code of a training in a process of its own."""
-    process = fork(config, kill_at, fails_at)
-    process.join(timeout_s)
-    if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)
+    return finish(fork(config, on_call, fails_at))
+
+
+def finish(process: Any, timeout_s: float = 60) -> int:
+    """The exit code of a forked training, once it ended; what is left of its ranks is ended."""
+    deadline = time.monotonic() + timeout_s
+    while process.exitcode is None and time.monotonic() < deadline:  # join() would wait for the ranks, too
+        time.sleep(0.02)
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+    assert process.exitcode is not None, f"no end after {timeout_s} s"
     return process.exitcode

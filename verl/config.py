@@ -198,8 +198,12 @@ class TrainerConfig:
     """Name under which loggers file several runs."""
     experiment_name: str = "spatialthinker_3b_grpo"
     """Name of this run."""
-    logger: tuple[Literal["console", "file", "tensorboard"], ...] = ("console", "file", "tensorboard")
-    """Where metrics go."""
+    logger: tuple[Literal["console", "file", "tensorboard", "wandb", "mlflow", "swanlab"], ...] = (
+        "console",
+        "file",
+        "tensorboard",
+    )
+    """Where metrics and validation samples go."""
     nnodes: int = 1
     """Machines."""
     n_gpus_per_node: int = 4

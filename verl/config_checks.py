@@ -76,7 +76,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         lambda betas: all(0 <= beta < 1 for beta in betas),
         ("worker.actor.optim.betas",),
     ),
-    "a list with at least one of console, file, tensorboard": (lambda names: len(names) > 0, ("trainer.logger",)),
+    "a list with at least one logger": (
+        lambda names: len(names) > 0,
+        ("trainer.logger",),
+    ),
 }
 
 

@@ -57,11 +57,12 @@ def main(argv: list[str] | None = None) -> int:
     from verl.reward import RewardError
     from verl.single_controller import WorkerError
     from verl.trainer.interrupt import Interrupted
+    from verl.trainer.ray_trainer import MemoryLimitError
     from verl.trainer.saving import CheckpointError
 
     try:
         train(config)
-    except (ConfigError, DataError, RewardError, WorkerError, CheckpointError) as error:
+    except (ConfigError, DataError, RewardError, WorkerError, CheckpointError, MemoryLimitError) as error:
         print(f"\nError: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
     except KeyboardInterrupt as interrupt:

@@ -3,7 +3,6 @@
 Letters: G groups (prompts of a step), n samples, R response tokens.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +35,10 @@ class Validation:
 
     metrics: dict[str, float]
     records: list[dict[str, Any]]
+
+
+class MemoryLimitError(RuntimeError):
+    """A machine's memory is nearly full."""
 
 
 class GRPOTrainer:
@@ -114,6 +117,7 @@ class GRPOTrainer:
             if self._is_due(trainer.save_freq):
                 self._save(metrics.get("val/reward_score"))
             self.saver.settle(is_waiting=False)
+            self._check_memory(metrics)
             progress.update()
             progress.set_postfix(reward=f"{reward:.3f}", s=f"{seconds:.0f}")
         progress.close()
@@ -122,9 +126,21 @@ class GRPOTrainer:
         """Logs what the last update left to be logged; times that follow count for the next step."""
         metrics, self.unlogged = self.unlogged, {}
         metrics |= compute_timing_metrics(self.timing, metrics, self.config.num_ranks)
+        metrics |= compute_memory_metrics()
         metrics["checkpoint/failed_saves"] = self.saver.num_failed
-        self.tracker.log(metrics | compute_memory_metrics(), self.trained_step)
+        self.tracker.log(metrics, self.trained_step)
         self.timing = {}
+
+    def _check_memory(self, metrics: dict[str, Any]) -> None:
+        """Ends the run while it still can save, before the system kills one of its processes."""
+        share, limit = metrics["perf/max_host_memory_share"], self.config.trainer.max_host_memory_share
+        if share > limit:
+            raise MemoryLimitError(
+                f"step {self.global_step}: {share:.0%} of a machine's memory is in use, over "
+                f"trainer.max_host_memory_share={limit:g} (a rank holds up to "
+                f"{metrics['perf/max_rank_memory_gb']:.1f} GiB, the driver {metrics['perf/driver_memory_gb']:.1f}); "
+                "lower data.rollout_batch_size or data.max_pixels, or free memory; the same command goes on"
+            )
 
     def _step(self, prompts: DataProto) -> dict[str, Any]:
         """One training step on G prompts; its metrics."""
@@ -206,10 +222,10 @@ class GRPOTrainer:
     def _validate(self) -> dict[str, float]:
         """Means of the validation rewards; the samples go to a file and to the tracker."""
         validation = self.evaluate()
-        path = self.root / f"validation_step_{self.global_step}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(record) + "\n" for record in validation.records))
+        self.tracker.log_records(f"validation_step_{self.global_step}", validation.records)
+        images = {prompt.row_id: prompt.images for prompt in self.val_set}
         shown = validation.records[: self.config.trainer.val_generations_to_log]
+        shown = [record | {"images": images[record["uid"]]} for record in shown]
         self.tracker.log_generations(shown, self.global_step)
         return validation.metrics
 

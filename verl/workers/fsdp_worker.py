@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import torch
 from transformers import AutoProcessor, GenerationConfig
@@ -152,6 +153,9 @@ class FSDPWorker:
         metrics["actor/lr"] = (lr, 1.0)
         if "ref_log_probs" in batch.keys():
             metrics["actor/kl_coef"] = (algorithm.kl_coef, 1.0)
+        memory = psutil.virtual_memory()
+        metrics["perf/max_rank_memory_gb"] = (psutil.Process().memory_info().rss / 2**30, 1.0)
+        metrics["perf/max_host_memory_share"] = (1 - memory.available / memory.total, 1.0)
         if self.device.type == "cuda":
             metrics["perf/max_memory_allocated_gb"] = (torch.cuda.max_memory_allocated() / 1024**3, 1.0)
             metrics["perf/max_memory_reserved_gb"] = (torch.cuda.max_memory_reserved() / 1024**3, 1.0)
