@@ -4,9 +4,13 @@ Each goes on with the same run when training is resumed: its id lies in the run'
 """
 
 import io
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+
+RUN_ID_CHARACTERS = 21  # what SwanLab asks for
 
 
 def _stored_id(folder: Path, service: str) -> str | None:
@@ -17,6 +21,13 @@ def _stored_id(folder: Path, service: str) -> str | None:
 def _store_id(folder: Path, service: str, run_id: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{service}_run_id").write_text(f"{run_id}\n")
+
+
+def _own_id(folder: Path, service: str) -> str:
+    """The id of the run in this folder, made when there is none."""
+    run_id = _stored_id(folder, service) or uuid.uuid4().hex[:RUN_ID_CHARACTERS]
+    _store_id(folder, service, run_id)
+    return run_id
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -39,8 +50,7 @@ class WandbLogger:
     def __init__(self, run: Any):
         import wandb
 
-        run_id = _stored_id(run.folder, "wandb") or wandb.util.generate_id()
-        _store_id(run.folder, "wandb", run_id)
+        run_id = _own_id(run.folder, "wandb")
         names = {"project": run.project, "name": run.experiment, "dir": str(run.folder)}
         self.wandb = wandb
         self.run = wandb.init(**names, config=run.config, id=run_id, resume="allow")
@@ -81,14 +91,14 @@ class MlflowLogger:
         self.mlflow.log_metrics(_numbers(metrics), step=step)
 
     def log_generations(self, samples: Sequence[Mapping[str, Any]], step: int) -> None:
-        rows = [
-            {"step": step, **{name: str(sample.get(name, "")) for name in _text_columns(samples)}}
-            | {"image": self.mlflow.Image(pictures[0]) if (pictures := _pictures(sample)) else None}
-            for sample in samples
-        ]
-        if rows:
-            columns = {name: [row[name] for row in rows] for name in rows[0]}
-            self.mlflow.log_table(columns, artifact_file="generations.json")
+        if not samples:
+            return
+        columns: dict[str, list[Any]] = {"step": [step] * len(samples)}
+        columns |= {name: [str(sample.get(name, "")) for sample in samples] for name in _text_columns(samples)}
+        pictures = [_pictures(sample) for sample in samples]
+        if all(pictures):  # a column holds images alone
+            columns["image"] = [self.mlflow.Image(images[0]) for images in pictures]
+        self.mlflow.log_table(columns, artifact_file="generations.json")
 
     def resume(self, step: int) -> None:
         """Values of later steps are kept beside the new ones: MLflow deletes none."""
@@ -104,13 +114,9 @@ class SwanlabLogger:
         import swanlab
 
         self.swanlab = swanlab
-        known = _stored_id(run.folder, "swanlab")
-        going_on = {"id": known, "resume": "allow"} if known else {}
+        run_id = _own_id(run.folder, "swanlab")
         names = {"project": run.project, "experiment_name": run.experiment, "logdir": str(run.folder / "swanlab")}
-        active = swanlab.init(**names, config=run.config, **going_on)
-        run_id = getattr(getattr(active, "public", None), "run_id", None)
-        if run_id:
-            _store_id(run.folder, "swanlab", str(run_id))
+        swanlab.init(**names, config=run.config, id=run_id, resume="allow")
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         self.swanlab.log(_numbers(metrics), step=step)
