@@ -4,8 +4,9 @@
     python3 scripts/bench_memory.py [--prompts 64 128] [--samples 1 4 16] [--response_tokens 512] [--image_kb 192]
 
 The driver's way of a step, over real Ray and two ranks on this machine: collate prompts with one noise image each,
-send them to be answered, unite, balance, send groups with their images to the ranks. Per line: the images and tokens that the driver holds, its resident
-memory over that before the batch, and the object store over that before, while the ranks hold what they were sent.
+send them to be answered, unite, balance, send groups with their images to the ranks. Per line: the images and tokens
+that the driver holds, its resident memory over that before the batch, and the object store over that before, while
+the ranks hold what they were sent.
 """
 
 import argparse
