@@ -49,7 +49,7 @@ def export_parquet(splits: Mapping[str, Sequence[Record]], source: Source, out_d
     with ExitStack() as stack:
         writers = {s: stack.enter_context(pq.ParquetWriter(path, schema)) for s, path in partial.items()}
         waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in paths}
-        for image_id, image in _images(source, places.keys()):
+        for image_id, image in find_images(source, places.keys()):
             for split, record in places.pop(image_id):
                 waiting[split].append(_as_arrow(record, image))
                 if len(waiting[split]) == ROW_GROUP_ROWS:
@@ -77,7 +77,7 @@ def _as_arrow(record: Record, image: bytes) -> dict[str, Any]:
     return {**dict.fromkeys(PROVENANCE, ""), **row, **record.provenance, "images": {"bytes": image, "path": None}}
 
 
-def _images(source: Source, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+def find_images(source: Source, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:
     """The encoded image of each wanted id, in the order of the source, each once."""
     missing = set(wanted)
     for index, row in enumerate(source.rows()):

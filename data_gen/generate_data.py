@@ -138,6 +138,63 @@ class Commands:
             )
         )
 
+    def validate_with_gpt4o(
+        self,
+        input_file: str = TRAIN_CSV,
+        output_file: str = "data/spatialthinker_vqa_validated.csv",
+        sample_limit: int | None = None,
+        save_every: int = 100,
+        source: str | None = None,
+        provider: str = "openai",
+        model_name: str = "gpt-4o",
+        base_url: str | None = None,
+        concurrency: int = 32,
+        votes: int | None = None,
+        blind_control: str = "off",
+        seed: int = 0,
+        max_cost_usd: float | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Keep the rows whose answer a vision model gives too; given again, go on where it stopped.
+
+        Args:
+            input_file: CSV (its journal counts) or parquet.
+            output_file: CSV or parquet to write.
+            sample_limit: judge only so many rows from the start.
+            save_every: accepted and without effect: every answer is saved at once.
+            source: where the images are (default: the source that input_file names, or its own images).
+            provider: openai or anthropic.
+            model_name: model of the provider.
+            base_url: another address of the provider's API.
+            concurrency: requests under way at once, at most.
+            votes: ask so many times with reshuffled options and keep what more than half agree with; by default up
+                to four times until the first agreement.
+            blind_control: off, flag or drop: ask also without the image, to find questions that need no looking.
+            seed: of the order of options.
+            max_cost_usd: ask nothing more once this is spent.
+            overwrite: start over and lose an existing output.
+        """
+        from data_gen.llm import APIS
+        from data_gen.validation import BLIND_MODES, ValidationOptions, validate
+
+        read_count("save_every", save_every)
+        options = ValidationOptions(
+            input_file=Path(input_file),
+            output_file=Path(output_file),
+            source=source,
+            sample_limit=read_count("sample_limit", sample_limit),
+            provider=read_choice("provider", provider, tuple(APIS)),
+            model=str(model_name),
+            base_url=base_url,
+            concurrency=read_count("concurrency", concurrency) or 1,
+            votes=read_count("votes", votes),
+            blind=read_choice("blind_control", blind_control, BLIND_MODES),
+            seed=read_count("seed", seed, 0) or 0,
+            max_cost_usd=None if max_cost_usd is None else read_share("max_cost_usd", max_cost_usd, 0, 1e9),
+            is_overwritten=read_bool("overwrite", overwrite),
+        )
+        validate(options, APIS[options.provider](options.model, options.base_url, options.concurrency))
+
     def fix_count_questions(self, file: str = TRAIN_CSV) -> None:
         """Leave out count questions that disagree with their scene graphs; nothing is edited.
 

@@ -14,6 +14,11 @@ def generate(options: GenerationOptions) -> None:
     source = open_source(options.source, options.seed).check()
     if options.data_cap is not None and source.num_rows is not None and options.data_cap > source.num_rows:
         print(f"--data_cap {options.data_cap}: the source has {source.num_rows} rows; all are used")  # noqa: T201
+    if options.is_dry_run:
+        from data_gen.estimate import print_price
+
+        print_price(options, source)
+        return
     check_output(options)
     start = time.monotonic()
     with Journal(journal_of(options.out), options.settings(), options.is_overwritten) as journal:
