@@ -38,7 +38,15 @@ def run_provider(options: GenerationOptions, source: Source, journal: Journal) -
     from data_gen.llm import APIS
     from data_gen.running import run_model
 
-    run_model(options, source, journal, APIS[options.provider](options.model, options.base_url, options.concurrency))
+    api = APIS[options.provider](options.model, options.base_url, options.concurrency)
+    if options.max_cost_usd is not None and api.price is None:
+        raise JournalFault(f"--max_cost_usd needs a price, and none is known of {api.model!r}; see data_gen/prices.py")
+    if options.is_batch:
+        from data_gen.batching import run_batches
+
+        run_batches(options, source, journal, api)
+    else:
+        run_model(options, source, journal, api)
 
 
 def check_output(options: GenerationOptions) -> None:

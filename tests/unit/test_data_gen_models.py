@@ -36,6 +36,7 @@ class Mock:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.calls = folder / "calls.txt"
+        self.calls.touch()
         command = [sys.executable, "tests/mock_api.py", "--calls", str(self.calls), *arguments]
         environment = os.environ | {"PYTHONPATH": os.getcwd()}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -84,16 +85,14 @@ def test_every_scene_gets_a_checked_question(mock, tmp_path, provider):
     assert preprocess(mock, out, 40, provider=provider) == 0
     records = list(read_records(out))
     assert len(records) == 40
-    assert Counter(r.category for r in records)["relation"] == 20
+    assert Counter(x["asked"][0] for x in newest_lines(out.with_suffix(".jsonl")))["relation"] == 20
     line = next(newest_lines(out.with_suffix(".jsonl")))
     assert line["usage"]["cache_read"] == 1400 and line["usage"]["output"] == 120 and line["cost_usd"] > 0
     assert line["record"]["provenance"]["model"] == MODELS[provider] and line["replies"]
 
 
 @pytest.mark.parametrize("provider", MODELS)
-def test_with_faults_every_scene_ends_accepted_or_quarantined_with_a_reason(
-    faulty_mock, tmp_path, provider, monkeypatch
-):
+def test_with_faults_every_scene_ends_with_a_row_or_a_reason(faulty_mock, tmp_path, provider, monkeypatch):
     monkeypatch.setattr("data_gen.llm._FIRST_WAIT_S", 0.02)
     out = tmp_path / "t.csv"
     assert preprocess(faulty_mock, out, 80, provider=provider) == 0
@@ -172,32 +171,48 @@ def test_a_budget_ends_the_run_and_a_higher_one_goes_on(mock, tmp_path, capsys):
     assert len(list(read_records(out))) == 60
 
 
+@pytest.mark.parametrize("provider", MODELS)
+def test_batches_are_submitted_and_collected_across_runs(faulty_mock, tmp_path, provider, capsys):
+    out, before = tmp_path / "t.csv", faulty_mock.counts().total()
+    for _ in range(20):
+        assert preprocess(faulty_mock, out, 40, "--batch_api=True", provider=provider) == 0
+        if "0 batches with 0 images" in capsys.readouterr().out:
+            break
+    lines = list(newest_lines(out.with_suffix(".jsonl")))
+    assert len(lines) == 40 and sum(line["status"] == "accepted" for line in lines) > 30
+    assert all(line["status"] == "accepted" or line["reason"] for line in lines)
+    assert faulty_mock.counts().total() - before < 40 * 2
+    price = PRICES[MODELS[provider]]
+    for line in lines:
+        assert line["cost_usd"] == pytest.approx(cost_usd(Usage(**line["usage"]), price, is_batch=True), abs=1e-6)
+
+
 def test_a_wrong_key_or_an_unknown_price_ends_with_one_message(mock, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "bad-key")
     assert preprocess(mock, tmp_path / "a.csv", 5) == 2
     message = capsys.readouterr().err
     assert "generate_data: claude-sonnet-4-5: Error code: 401" in message and "Traceback" not in message
     assert preprocess(mock, tmp_path / "b.csv", 5, "--model_name=my-model", "--max_cost_usd=1") == 2
-    assert "no price is known of 'my-model'" in capsys.readouterr().err
+    assert "none is known of 'my-model'" in capsys.readouterr().err
 
 
 def test_validation_keeps_agreement_and_flags_what_needs_no_picture(mock, tmp_path, capsys):
-    source = ("--provider=template", "--source=synthetic:60", f"--out={tmp_path / 't.csv'}")
+    source = ("--provider=template", "--source=synthetic:24", f"--out={tmp_path / 't.csv'}")
     assert main(["preprocess_data", *source]) == 0
     command = ["validate_with_gpt4o", f"--input_file={tmp_path / 't.csv'}", *mock.arguments("openai")]
     before = mock.counts().total()
     for name, more in (("a.csv", []), ("v.csv", ["--votes=3"]), ("b.parquet", ["--blind_control=drop"])):
         assert main([*command, f"--output_file={tmp_path / name}", *more]) == 0
     once = mock.counts().total()
-    assert 60 * (1 + 3 + 1) < once - before
+    assert 24 * (1 + 3 + 1) < once - before
     by_tries = [line for line in newest_lines(tmp_path / "a.jsonl")]
-    assert len(by_tries) == 60 and all(len(x["agreements"]) <= 4 for x in by_tries)
+    assert len(by_tries) == 24 and all(len(x["agreements"]) <= 4 for x in by_tries)
     kept = {line["key"] for line in by_tries if line["status"] == "accepted"}
     assert {x["key"] for x in by_tries if any(x["agreements"])} == kept
     assert all(2 * sum(x["agreements"]) > 3 for x in newest_lines(tmp_path / "v.jsonl") if x["status"] == "accepted")
     blind = [line for line in newest_lines(tmp_path / "b.jsonl") if line.get("is_blind")]
     assert blind and all(line["status"] == "quarantined" for line in blind)
-    assert len(list(read_records(tmp_path / "b.parquet"))) == 60 - len(blind) - sum(
+    assert len(list(read_records(tmp_path / "b.parquet"))) == 24 - len(blind) - sum(
         not any(line["agreements"]) for line in newest_lines(tmp_path / "b.jsonl")
     )
     assert main([*command, f"--output_file={tmp_path / 'a.csv'}"]) == 0
