@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from data_gen.records import PROVENANCE, Record, write_csv
+from data_gen.records import PROVENANCE, Record, read_settings, write_csv
 from data_gen.scenes import SceneFault, image_bytes, read_image_id
-from data_gen.sources import Source
+from data_gen.sources import Source, open_source
 from spatialthinker.schema import parquet_path, parquet_schema
 
 ROW_GROUP_ROWS = 200
@@ -75,6 +75,18 @@ def _write(writer: Any, schema: Any, rows: list[dict[str, Any]]) -> None:
 def _as_arrow(record: Record, image: bytes) -> dict[str, Any]:
     row = record.to_row(image).__dict__
     return {**dict.fromkeys(PROVENANCE, ""), **row, **record.provenance, "images": {"bytes": image, "path": None}}
+
+
+def image_source(path: Path, locator: str | None) -> Source:
+    """The source of a file's images: the one named, the one of its journal, or the parquet file itself.
+
+    Raises ValueError where none of them says it.
+    """
+    settings = read_settings(path)
+    locator = locator or settings.get("source") or (str(path) if path.suffix == ".parquet" else None)
+    if locator is None:
+        raise ValueError(f"--input_file {path} does not say where its images are; name it with --source")
+    return open_source(locator, settings.get("seed", 0)).check(needs_graph=False)
 
 
 def find_images(source: Source, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:

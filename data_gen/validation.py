@@ -7,19 +7,18 @@ counts against a row.
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_gen.commands import claim_output
-from data_gen.export import export_parquet, find_images
-from data_gen.journal import ACCEPTED, FAILED, QUARANTINED, Journal, Line
+from data_gen.export import export_parquet, find_images, image_source
+from data_gen.journal import ACCEPTED, FAILED, QUARANTINED, Journal, Line, newest_lines
 from data_gen.llm import Api, OutageFault, Reply, Request, RequestFault, merge_usage
-from data_gen.records import Record, journal_of, read_records, read_settings, write_csv
+from data_gen.records import Record, journal_of, read_records, write_csv
 from data_gen.revision import record_key, record_line
 from data_gen.selection import digest, reorder
-from data_gen.sources import Source, open_source
+from data_gen.sources import Source
 from spatialthinker.response import extract_choice
 from spatialthinker.schema import LETTERS, parquet_path, question_with_options
 
@@ -134,15 +133,10 @@ def read_choice_index(text: str, options: tuple[str, ...]) -> int | None:
 
 def open_validation(options: ValidationOptions) -> tuple[Source, list[Record]]:
     """The images' source and the records, all inputs checked."""
-    locator = options.source or read_settings(options.input_file).get("source")
-    if locator is None and options.input_file.suffix == ".parquet":
-        locator = str(options.input_file)
-    if locator is None:
-        raise ValueError(f"--input_file {options.input_file} does not say where its images are; name --source")
     records = list(read_records(options.input_file))[: options.sample_limit]
     if not records:
         raise ValueError(f"--input_file {options.input_file} holds no rows")
-    return open_source(locator, options.seed).check(needs_graph=False), records
+    return image_source(options.input_file, options.source), records
 
 
 def validate(options: ValidationOptions, api: Api) -> Counter[str]:
@@ -159,17 +153,11 @@ def validate(options: ValidationOptions, api: Api) -> Counter[str]:
         finally:
             kept = list(read_records(journal_path))
             _write_output(options.output_file, kept, source)
-        blind = sum(1 for line in _lines(journal_path) if line.get("is_blind"))
+        blind = sum(1 for line in newest_lines(journal_path) if line.get("is_blind"))
         print(f"{options.output_file}: {len(kept)} of {len(records)} rows kept, {journal.cost_usd:.4f} dollars")  # noqa: T201
         if options.blind != "off":
             print(f"answered without the picture: {blind} rows (line['is_blind'] in {journal_path})")  # noqa: T201
         return journal.outcomes()
-
-
-def _lines(path: Path) -> Iterator[Line]:
-    from data_gen.journal import newest_lines
-
-    return newest_lines(path)
 
 
 def _write_output(path: Path, kept: list[Record], source: Source) -> None:
