@@ -2,11 +2,10 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data_gen.checks import find_faults
 from data_gen.journal import FAILED, Line
-from data_gen.llm import Api, OutageFault, Reply, Request, RequestFault, merge_usage
 from data_gen.predicates import SPATIAL
 from data_gen.prompts import (
     MAX_OUTPUT_TOKENS,
@@ -21,6 +20,7 @@ from data_gen.quotas import Steering
 from data_gen.scenes import Scene
 from data_gen.stages import accepted_line, quarantined_line
 from data_gen.templates import TEMPLATES, named_objects
+from spatialthinker.model_api import Api, ApiRequest, OutageFault, Reply, RequestFault, merge_usage
 
 MAX_ASKS = 2
 """The first request and one repair round."""
@@ -65,16 +65,16 @@ def choose_wish(scene: Scene, steering: Steering, has_image: bool) -> Wish | Non
     return Wish(fitting[0], steering.next_levels()[0], tuple(fitting[1 : 1 + NUM_FURTHER]))
 
 
-def make_request(scene: Scene, wish: Wish, has_image: bool, temperature: float) -> Request:
+def make_request(scene: Scene, wish: Wish, has_image: bool, temperature: float) -> ApiRequest:
     """The first request for a scene."""
     text = request_text(scene, wish.asked, wish.further, has_image)
-    image = scene.image if has_image else None
-    return Request(SYSTEM_PROMPT, text, image, REPLY_SCHEMA, MAX_OUTPUT_TOKENS, temperature)
+    images = (scene.image,) if has_image else ()
+    return ApiRequest(text, images, SYSTEM_PROMPT, REPLY_SCHEMA, MAX_OUTPUT_TOKENS, temperature)
 
 
-def repaired(request: Request, reply: Reply, faults: Sequence[str]) -> Request:
+def repaired(request: ApiRequest, reply: Reply, faults: Sequence[str]) -> ApiRequest:
     """The request of the repair round."""
-    return Request(**{**request.__dict__, "text": repair_text(request.text, reply.text[:2000], faults)})
+    return replace(request, text=repair_text(request.text, reply.text[:2000], faults))
 
 
 def judge(reply: Reply, scene: Scene, index: int, wish: Wish, provenance: Mapping[str, str]) -> Line | list[str]:
@@ -91,7 +91,7 @@ def judge(reply: Reply, scene: Scene, index: int, wish: Wish, provenance: Mappin
 
 
 async def ask_scene(
-    api: Api, scene: Scene, index: int, wish: Wish, request: Request, provenance: Mapping[str, str]
+    api: Api, scene: Scene, index: int, wish: Wish, request: ApiRequest, provenance: Mapping[str, str]
 ) -> Line:
     """Ask at most twice; the line says what came of it and holds every reply that was paid for."""
     replies: list[Reply] = []

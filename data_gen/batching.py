@@ -16,12 +16,12 @@ from data_gen.asking import MAX_ASKS, Wish, choose_wish, judge, make_request, re
 from data_gen.estimate import OUTPUT_TOKENS, STATIC_TOKENS
 from data_gen.generation_options import GenerationOptions
 from data_gen.journal import Journal, Line, newest_lines
-from data_gen.llm import Api, Reply, Request, merge_usage
-from data_gen.prices import Usage, cost_usd
 from data_gen.quotas import Steering
 from data_gen.scenes import Scene, SceneFault, read_image_id, read_scene
 from data_gen.sources import Source
 from data_gen.stages import quarantined_line
+from spatialthinker.model_api import Api, ApiRequest, Reply, merge_usage
+from spatialthinker.prices import Usage, cost_usd
 
 MAX_BATCH_REQUESTS = 1000
 """With images of 100 kB a batch has about 130 MB; the providers take 200 and more."""
@@ -54,7 +54,7 @@ class Item:
         replies = [Reply(**{**reply, "usage": Usage(**reply["usage"])}) for reply in values["replies"]]
         return cls(**{**values, "wish": Wish(category, level, tuple(further)), "replies": replies})
 
-    def request(self, scene: Scene, options: GenerationOptions) -> Request:
+    def request(self, scene: Scene, options: GenerationOptions) -> ApiRequest:
         """The first request, or that of the repair round."""
         request = make_request(scene, self.wish, options.has_image, options.temperature)
         return repaired(request, self.replies[-1], self.faults) if self.replies else request

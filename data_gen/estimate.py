@@ -12,20 +12,12 @@ from dataclasses import replace
 from data_gen.asking import choose_wish, make_request
 from data_gen.generation_options import GenerationOptions
 from data_gen.journal import JournalFault
-from data_gen.prices import (
-    RELEASED_IMAGES,
-    RELEASED_USAGE,
-    CallShape,
-    Price,
-    Usage,
-    cost_usd,
-    find_price,
-    plan_usage,
-)
+from data_gen.prices import RELEASED_IMAGES, RELEASED_USAGE, CallShape, plan_usage
 from data_gen.prompts import REPLY_SCHEMA, SYSTEM_PROMPT
 from data_gen.quotas import Steering
 from data_gen.scenes import Scene, SceneFault, read_scene
 from data_gen.sources import Source
+from spatialthinker.prices import Price, Usage, cost_usd, find_price
 
 SAMPLE_SCENES = 500
 PROSE_CHARS, GRAPH_CHARS = 4.0, 3.0
@@ -90,7 +82,7 @@ def describe(shape: CallShape, num_images: int, model: str) -> str:
     """The table of prices that --dry_run prints."""
     price = find_price(model)
     if price is None:
-        raise JournalFault(f"no price is known of {model!r}; see data_gen/prices.py")
+        raise JournalFault(f"no price is known of {model!r}; see spatialthinker/prices.py")
     released = released_cost_usd(num_images, price)
     lines = [
         f"{num_images} images, {model}: {shape.static} static, {shape.changing} changing, {shape.image} image and "

@@ -175,8 +175,8 @@ class Commands:
             max_cost_usd: ask nothing more once this is spent.
             overwrite: start over and lose an existing output.
         """
-        from data_gen.llm import APIS
         from data_gen.validation import BLIND_MODES, ValidationOptions, validate
+        from spatialthinker.model_api import APIS
 
         read_count("save_every", save_every)
         options = ValidationOptions(

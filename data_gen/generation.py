@@ -35,12 +35,14 @@ def run_provider(options: GenerationOptions, source: Source, journal: Journal) -
     if options.provider == "template":
         run_templates(source, journal, options.data_cap, options.relation_percent, options.seed)
         return
-    from data_gen.llm import APIS
     from data_gen.running import run_model
+    from spatialthinker.model_api import APIS
 
     api = APIS[options.provider](options.model, options.base_url, options.concurrency)
     if options.max_cost_usd is not None and api.price is None:
-        raise JournalFault(f"--max_cost_usd needs a price, and none is known of {api.model!r}; see data_gen/prices.py")
+        raise JournalFault(
+            f"--max_cost_usd needs a price, and none is known of {api.model!r}; see spatialthinker/prices.py"
+        )
     if options.is_batch:
         from data_gen.batching import run_batches
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from data_gen.asking import ask_scene, choose_wish, make_request
 from data_gen.generation_options import GenerationOptions
 from data_gen.journal import ACCEPTED, FAILED, Journal, JournalFault, Line
-from data_gen.llm import Api, ApiStop
 from data_gen.quotas import LOOKBACK, Steering
 from data_gen.scenes import Scene, SceneFault, read_image_id, read_scene
 from data_gen.sources import Source
 from data_gen.stages import quarantined_line
+from spatialthinker.model_api import Api, ApiStop
 
 MAX_FAILURES_IN_A_ROW = 20
 """So many scenes without an answer, each after all its retries, end the run: the provider is down."""

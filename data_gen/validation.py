@@ -14,11 +14,11 @@ from typing import Any
 from data_gen.commands import claim_output
 from data_gen.export import export_parquet, find_images, image_source
 from data_gen.journal import ACCEPTED, FAILED, QUARANTINED, Journal, Line, newest_lines
-from data_gen.llm import Api, OutageFault, Reply, Request, RequestFault, merge_usage
 from data_gen.records import Record, journal_of, read_records, write_csv
 from data_gen.revision import record_key, record_line
 from data_gen.selection import digest, reorder
 from data_gen.sources import Source
+from spatialthinker.model_api import Api, ApiRequest, OutageFault, Reply, RequestFault, merge_usage
 from spatialthinker.response import extract_choice
 from spatialthinker.schema import LETTERS, parquet_path, question_with_options
 
@@ -104,7 +104,8 @@ class Judge:
     async def _agrees(self, record: Record, image: bytes | None, vote: int, replies: list[Reply]) -> bool:
         turned = turn_options(record, vote, self.options.seed)
         text = question_with_options(turned.question, turned.options)
-        request = Request(SYSTEM_PROMPT, text, image, SCHEMA, max_tokens=100)
+        images = () if image is None else (image,)
+        request = ApiRequest(text, images, SYSTEM_PROMPT, SCHEMA, max_tokens=100)
         reply = await self.api.ask(request)
         replies.append(reply)
         return read_choice_index(reply.text, turned.options) == turned.answer_index

@@ -63,7 +63,7 @@ def read_request(text: str) -> tuple[Scene, str]:
 
 
 def answer(text: str) -> dict[str, Any]:
-    """A reply that passes the checks."""
+    """A reply that passes the checks; to a question with options, one of their letters."""
     if "Needed: category" not in text:
         letters = re.findall(r"^\(([A-D])\)", text, re.MULTILINE)
         return {"answer": random.Random(text).choice(letters)}
@@ -109,7 +109,7 @@ def text_of(body: dict[str, Any]) -> str:
 def anthropic_message(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
     text, stop = reply_text(text_of(body), fault)
     block: dict[str, Any] = {"type": "text", "text": text}
-    if stop == "tool_use":
+    if stop == "tool_use" and "tools" in body:
         block = {"type": "tool_use", "id": "t", "name": body["tools"][0]["name"], "input": json.loads(text)}
     used = {"input_tokens": len(text_of(body)) // 4, "output_tokens": OUTPUT_TOKENS}
     used |= {"cache_read_input_tokens": STATIC_TOKENS, "cache_creation_input_tokens": 0}

@@ -16,8 +16,8 @@ from data_gen.quotas import allocate, val_rows
 from data_gen.records import RAW_COLUMNS, Record, answer_index, journal_of, read_rating, read_records
 from data_gen.revision import best_rated
 from data_gen.selection import select
-from spatialthinker.response import section
 from spatialthinker.rewards import REWARDS, RewardInput, check_ground_truth
+from spatialthinker.rewards.gold import gold_response
 from spatialthinker.schema import CATEGORIES, COLUMNS, VqaRow, read_parquet
 
 NUM_ROWS = 360
@@ -27,15 +27,13 @@ def run(*arguments: str) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def gold_reply(row: VqaRow) -> str:
-    scene = section(row.answer_option_text, "scene")
-    return f"<observe>o</observe><scene>{scene}</scene><think>t</think><answer>{row.answer_option_text_only}</answer>"
-
-
 def gold_scores(rows: list[VqaRow]) -> list[float]:
     for row in rows:
         check_ground_truth(row.answer_option_text, row.problem)
-    inputs = [RewardInput(gold_reply(row), row.answer_option_text, row.problem) for row in rows]
+    inputs = [
+        RewardInput(gold_response("spatial_sgg", row.answer_option_text), row.answer_option_text, row.problem)
+        for row in rows
+    ]
     return [score["overall"] for score in REWARDS["spatial_sgg"](inputs)]
 
 

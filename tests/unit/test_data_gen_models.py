@@ -20,12 +20,13 @@ from data_gen.draft import Draft
 from data_gen.estimate import GRAPH_CHARS, VG150_SHAPE, image_tokens, released_cost_usd, ways
 from data_gen.generate_data import main
 from data_gen.journal import Journal, JournalFault, newest_lines, read_lines
-from data_gen.prices import PRICES, CallShape, Price, Usage, cost_usd, find_price, plan_usage
+from data_gen.prices import CallShape, plan_usage
 from data_gen.prompts import SYSTEM_PROMPT, ReplyFault, parse_reply
 from data_gen.quotas import LOOKBACK, Steering
 from data_gen.records import read_records
 from data_gen.scenes import Scene
 from data_gen.validation import read_choice_index
+from spatialthinker.prices import PRICES, Price, Usage, cost_usd, find_price
 from spatialthinker.scene_graph import Relation, SceneObject
 
 MODELS = {"anthropic": "claude-sonnet-4-5", "openai": "gpt-4o"}
@@ -93,7 +94,7 @@ def test_every_scene_gets_a_checked_question(mock, tmp_path, provider):
 
 @pytest.mark.parametrize("provider", MODELS)
 def test_with_faults_every_scene_ends_with_a_row_or_a_reason(faulty_mock, tmp_path, provider, monkeypatch):
-    monkeypatch.setattr("data_gen.llm._FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr("spatialthinker.model_api._FIRST_WAIT_S", 0.02)
     out = tmp_path / "t.csv"
     assert preprocess(faulty_mock, out, 80, provider=provider) == 0
     lines = list(newest_lines(out.with_suffix(".jsonl")))
@@ -222,8 +223,8 @@ def test_validation_keeps_agreement_and_flags_what_needs_no_picture(mock, tmp_pa
 
 
 def test_errors_of_the_validator_never_count_as_disagreement(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("data_gen.llm.MAX_TRIES", 2)
-    monkeypatch.setattr("data_gen.llm._FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("spatialthinker.model_api.MAX_TRIES", 2)
+    monkeypatch.setattr("spatialthinker.model_api._FIRST_WAIT_S", 0.01)
     source = ("--provider=template", "--source=synthetic:5", f"--out={tmp_path / 't.csv'}")
     assert main(["preprocess_data", *source]) == 0
     dead = ["--provider=openai", "--base_url=http://127.0.0.1:9/v1"]

@@ -1,7 +1,7 @@
 """Calls of vision models through the official clients of Anthropic and OpenAI: retried, throttled, priced.
 
     api = APIS[provider](model, base_url, most_at_once)
-    reply = await api.ask(Request(...))
+    reply = await api.ask(ApiRequest(...))
 
 An answer is waited for as long as retrying can help. What is wrong with one request raises RequestFault, what is
 wrong with the account ApiStop; an outage that outlasts all retries raises OutageFault, and the request may be asked
@@ -12,6 +12,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import random
 import time
 from abc import ABC, abstractmethod
@@ -20,16 +21,24 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-from data_gen.prices import Price, Usage, cost_usd, find_price
+from spatialthinker.prices import Price, Usage, cost_usd, find_price
 
 MAX_TRIES = 14
 MAX_WAIT_S = 60.0
 TIMEOUT_S = 120.0
 _FIRST_WAIT_S = 0.5
-_PLAIN_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp"}
+_PLAIN_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+_PLAIN_MODES = ("RGB", "L")
+_EXIF_ORIENTATION_TAG = 0x0112
 _TOOL = "answer"
+_FIXED_TEMPERATURE = ("o1", "o3", "o4", "gpt-5")
+"""Models that refuse a temperature."""
+_CLAUDE_WITH_TEMPERATURE = ("claude-3", "claude-haiku-4", "claude-opus-4", "claude-sonnet-4")
+"""Models that accept one; newer ones decide themselves."""
+_NO_KEY = "none"
+"""What a local server is given where no key is set."""
 
 
 class RequestFault(ValueError):
@@ -45,14 +54,17 @@ class OutageFault(Exception):
 
 
 @dataclass(frozen=True)
-class Request:
-    """One call: the system text is the same in every call of a run and is kept by the provider's cache."""
+class ApiRequest:
+    """One call."""
 
-    system: str
     text: str
-    image: bytes | None
-    schema: Mapping[str, Any]
-    max_tokens: int
+    images: tuple[bytes, ...] = ()
+    """Encoded; they come before the text."""
+    system: str | None = None
+    """The same in every call of a run, so that the provider's cache keeps it."""
+    schema: Mapping[str, Any] | None = None
+    """JSON schema that the reply must follow; without one it is free text."""
+    max_tokens: int = 2048
     temperature: float = 0.0
 
 
@@ -107,6 +119,10 @@ class Throttle:
 class Api(ABC):
     """One provider; the two children differ in how they word a request and read a reply."""
 
+    KEYS: tuple[str, ...]
+    MAX_IMAGE_BYTES: int
+    MAX_IMAGE_PX: int
+
     def __init__(self, model: str, base_url: str | None = None, most_at_once: int = 32) -> None:
         self.model = model
         self.price: Price | None = find_price(model)
@@ -114,11 +130,14 @@ class Api(ABC):
         self.num_retries = 0
         self.client = self._connect(base_url)
 
+    def _encode(self, image: bytes) -> tuple[str, str]:
+        return encode_image(image, self.MAX_IMAGE_BYTES, self.MAX_IMAGE_PX)
+
     @abstractmethod
     def _connect(self, base_url: str | None) -> Any: ...
 
     @abstractmethod
-    def body(self, request: Request) -> dict[str, Any]:
+    def body(self, request: ApiRequest) -> dict[str, Any]:
         """The request as the provider's JSON."""
 
     @abstractmethod
@@ -136,7 +155,7 @@ class Api(ABC):
     async def collect_batch(self, batch_id: str) -> dict[str, Reply | str] | None:
         """The replies of a batch by name, a text where one failed; None while it runs."""
 
-    async def ask(self, request: Request) -> Reply:
+    async def ask(self, request: ApiRequest) -> Reply:
         """The reply to one request."""
         body = self.body(request)
         fault = ""
@@ -187,39 +206,46 @@ def _retry_after(error: Exception) -> float | None:
 class AnthropicApi(Api):
     """Messages API; the reply is the input of a forced tool."""
 
+    KEYS = ("ANTHROPIC_API_KEY", "CLAUDE_API_KEY")
+    MAX_IMAGE_BYTES = 5_000_000 * 3 // 4  # the limit is on the base64 text
+    MAX_IMAGE_PX = 8000
+
     def _connect(self, base_url: str | None) -> Any:
         import anthropic
 
-        try:
-            return anthropic.AsyncAnthropic(base_url=base_url, max_retries=0, timeout=TIMEOUT_S)
-        except anthropic.AnthropicError as error:
-            raise ApiStop(f"ANTHROPIC_API_KEY: {error}") from None
+        key = find_key(self.KEYS, base_url)
+        return anthropic.AsyncAnthropic(api_key=key, base_url=base_url, max_retries=0, timeout=TIMEOUT_S)
 
     def _retryable(self) -> tuple[type[Exception], ...]:
         import anthropic
 
         return (anthropic.AnthropicError, json.JSONDecodeError)
 
-    def body(self, request: Request) -> dict[str, Any]:
-        content: list[dict[str, Any]] = [{"type": "text", "text": request.text}]
-        if request.image is not None:
-            kind, data = _encode_image(request.image)
-            source = {"type": "base64", "media_type": kind, "data": data}
-            content.insert(0, {"type": "image", "source": source})
-        return {
+    def body(self, request: ApiRequest) -> dict[str, Any]:
+        content: list[dict[str, Any]] = []
+        for image in request.images:
+            kind, data = self._encode(image)
+            content.append({"type": "image", "source": {"type": "base64", "media_type": kind, "data": data}})
+        content.append({"type": "text", "text": request.text})
+        body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": request.max_tokens,
-            "temperature": request.temperature,
-            "system": [{"type": "text", "text": request.system, "cache_control": {"type": "ephemeral"}}],
-            "tools": [{"name": _TOOL, "description": "Return the result.", "input_schema": dict(request.schema)}],
-            "tool_choice": {"type": "tool", "name": _TOOL},
             "messages": [{"role": "user", "content": content}],
         }
+        if self.model.startswith(_CLAUDE_WITH_TEMPERATURE):
+            body["temperature"] = request.temperature
+        if request.system is not None:
+            body["system"] = [{"type": "text", "text": request.system, "cache_control": {"type": "ephemeral"}}]
+        if request.schema is not None:
+            tool = {"name": _TOOL, "description": "Return the result.", "input_schema": dict(request.schema)}
+            body |= {"tools": [tool], "tool_choice": {"type": "tool", "name": _TOOL}}
+        return body
 
     async def _send(self, body: dict[str, Any]) -> Any:
-        known = {name: value for name, value in body.items() if name != "temperature"}
-        extra = {"temperature": body["temperature"]}  # the client's signature has no such argument any more
-        return await self.client.messages.create(**known, extra_body=extra)
+        # The client no longer has an argument for it, the service still reads it for these models.
+        extra = {key: body[key] for key in body.keys() & {"temperature"}}
+        arguments = {key: value for key, value in body.items() if key not in extra}
+        return await self.client.messages.create(**arguments, extra_body=extra)
 
     def read(self, message: Any, is_batch: bool = False) -> Reply:
         texts = [json.dumps(block.input) for block in message.content if block.type == "tool_use"]
@@ -250,33 +276,40 @@ class AnthropicApi(Api):
 class OpenAiApi(Api):
     """Chat completions with a JSON schema; prefixes are cached by themselves."""
 
+    KEYS = ("OPENAI_API_KEY", "OPENAI_APIKEY", "OPENAI_KEY")
+    MAX_IMAGE_BYTES = 20_000_000
+    MAX_IMAGE_PX = 16_000
+
     def _connect(self, base_url: str | None) -> Any:
         import openai
 
-        try:
-            return openai.AsyncOpenAI(base_url=base_url, max_retries=0, timeout=TIMEOUT_S)
-        except openai.OpenAIError as error:
-            raise ApiStop(f"OPENAI_API_KEY: {error}") from None
+        key = find_key(self.KEYS, base_url)
+        return openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=TIMEOUT_S)
 
     def _retryable(self) -> tuple[type[Exception], ...]:
         import openai
 
         return (openai.OpenAIError, json.JSONDecodeError)
 
-    def body(self, request: Request) -> dict[str, Any]:
-        content: list[dict[str, Any]] = [{"type": "text", "text": request.text}]
-        if request.image is not None:
-            kind, data = _encode_image(request.image)
+    def body(self, request: ApiRequest) -> dict[str, Any]:
+        content: list[dict[str, Any]] = []
+        for image in request.images:
+            kind, data = self._encode(image)
             address = {"url": f"data:{kind};base64,{data}", "detail": "high"}
-            content.insert(0, {"type": "image_url", "image_url": address})
-        schema = {"name": _TOOL, "strict": True, "schema": dict(request.schema)}
-        return {
+            content.append({"type": "image_url", "image_url": address})
+        content.append({"type": "text", "text": request.text})
+        system = [] if request.system is None else [{"role": "system", "content": request.system}]
+        body: dict[str, Any] = {
             "model": self.model,
             "max_completion_tokens": request.max_tokens,
-            "temperature": request.temperature,
-            "response_format": {"type": "json_schema", "json_schema": schema},
-            "messages": [{"role": "system", "content": request.system}, {"role": "user", "content": content}],
+            "messages": [*system, {"role": "user", "content": content}],
         }
+        if not self.model.startswith(_FIXED_TEMPERATURE):
+            body["temperature"] = request.temperature
+        if request.schema is not None:
+            schema = {"name": _TOOL, "strict": True, "schema": dict(request.schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return body
 
     async def _send(self, body: dict[str, Any]) -> Any:
         return await self.client.chat.completions.create(**body)
@@ -320,15 +353,43 @@ class OpenAiApi(Api):
 APIS: dict[str, type[Api]] = {"anthropic": AnthropicApi, "openai": OpenAiApi}
 
 
-def _encode_image(data: bytes) -> tuple[str, str]:
-    """Media type and base64 of an image; the original bytes where both providers read the format."""
-    with Image.open(io.BytesIO(data)) as image:
-        kind = _PLAIN_FORMATS.get(image.format or "")
-        if kind is None or image.mode == "CMYK":
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "PNG")
-            kind, data = "image/png", buffer.getvalue()
-    return kind, base64.b64encode(data).decode()
+def find_key(names: Sequence[str], base_url: str | None) -> str:
+    """The first of these environment variables that is set; a server of one's own needs none.
+
+    Errors: ApiStop that names the variables.
+    """
+    for name in names:
+        if key := os.environ.get(name):
+            return key
+    if base_url is not None:
+        return _NO_KEY
+    raise ApiStop(f"no API key: set {names[0]} (or {', '.join(names[1:])}) in the environment")
+
+
+def encode_image(data: bytes, max_bytes: int, max_px: int) -> tuple[str, str]:
+    """Media type and base64 of an image: upright, RGB, its own bytes where they are that already.
+
+    An image over a limit is made smaller, sides in proportion, and never larger.
+    Errors: RequestFault for what cannot be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kind = _PLAIN_FORMATS.get(image.format or "")
+            is_upright = image.getexif().get(_EXIF_ORIENTATION_TAG, 1) == 1
+            fits = len(data) <= max_bytes and max(image.size) <= max_px
+            if kind is not None and image.mode in _PLAIN_MODES and is_upright and fits:
+                image.load()
+                return kind, base64.b64encode(data).decode()
+            picture = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RequestFault(f"the image cannot be decoded: {error}") from None
+    picture.thumbnail((max_px, max_px))
+    for kind, options in (("image/png", {"format": "PNG"}), ("image/jpeg", {"format": "JPEG", "quality": 95})):
+        buffer = io.BytesIO()
+        picture.save(buffer, **options)
+        if buffer.tell() <= max_bytes:
+            return kind, base64.b64encode(buffer.getvalue()).decode()
+    return encode_image(data, max_bytes, max(picture.size) * 3 // 4)
 
 
 def merge_usage(replies: Sequence[Reply]) -> dict[str, Any]:
