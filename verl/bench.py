@@ -182,7 +182,7 @@ def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str) -
     reward = build_reward(config)
     train_set, val_set = build_datasets(config, processor)
     start_ray(config, device)
-    actor, rollout = build_workers(config, device, processor, config.trainer.max_steps)
+    actor, rollout = build_workers(config, device, processor, config.trainer.max_steps, None)
     arguments = (config, actor, rollout, reward, train_set, val_set, processor.tokenizer.pad_token_id, recorder)
     trainer = BenchTrainer(*arguments)  # type: ignore[arg-type]
     trainer.spans = {}
