@@ -4,8 +4,9 @@
 
 The actor folder is a torch.distributed.checkpoint whose "model" entry is the state dict, plus `huggingface/` with
 config, tokenizer and processor. Weights go into `huggingface/` as safetensors; no process group and no GPU is needed,
-and at most one output file of weights is in memory at a time. The checkpoint's index is a pickle: merge only
-checkpoints that you trust.
+and at most one output file of weights is in memory at a time. Of a run with LoRA, `lora_adapter/` beside it is merged
+into the base model that it names, as a whole in memory; the adapters stay. The checkpoint's index is a pickle: merge
+only checkpoints that you trust.
 """
 
 import argparse
@@ -171,6 +172,20 @@ def write_weights(actor_dir: Path, out_dir: Path, model: Any, stored: dict[str, 
     return {str(tensor.dtype).removeprefix("torch.") for tensor in plan.values() if tensor.is_floating_point()}
 
 
+def write_merged_adapters(adapters_dir: Path, out_dir: Path, dtype: str | None) -> set[str]:
+    """Write the base model with the adapters merged as safetensors files; return the dtypes written."""
+    import torch
+
+    from verl.lora import load_merged
+
+    model = load_merged(adapters_dir)
+    if dtype:
+        model.to(getattr(torch, dtype))
+    model.save_pretrained(out_dir, max_shard_size=MAX_FILE_SIZE)
+    (out_dir / "generation_config.json").unlink(missing_ok=True)  # the trainer has saved it already
+    return {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+
+
 def write_config(hf_dir: Path, out_dir: Path, dtypes: set[str]) -> None:
     """Write config.json with the dtype of the weights beside it: loaders with dtype="auto" believe the config."""
     config = json.loads((hf_dir / "config.json").read_text())
@@ -208,13 +223,17 @@ def merge_checkpoint(local_dir: str | Path, dtype: str | None = None) -> Path:
     hf_dir = actor_dir / "huggingface"
     if not actor_dir.is_dir():
         raise FileNotFoundError(f"{actor_dir}: no such folder")
-    stored = read_stored_tensors(actor_dir)
-    model = build_meta_model(hf_dir)
+    adapters_dir = actor_dir / "lora_adapter"
+    has_adapters = (adapters_dir / "adapter_config.json").is_file()
+    stored, model = ({}, None) if has_adapters else (read_stored_tensors(actor_dir), build_meta_model(hf_dir))
     for left_over in hf_dir.glob(".merging-*"):  # of a merge that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     temporary_dir = Path(tempfile.mkdtemp(prefix=".merging-", dir=hf_dir))
     try:
-        dtypes = write_weights(actor_dir, temporary_dir, model, stored, dtype)
+        if has_adapters:
+            dtypes = write_merged_adapters(adapters_dir, temporary_dir, dtype)
+        else:
+            dtypes = write_weights(actor_dir, temporary_dir, model, stored, dtype)
         write_config(hf_dir, temporary_dir, dtypes)
         publish_files(temporary_dir, hf_dir)
     finally:
@@ -242,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         hf_dir = merge_checkpoint(args.local_dir, args.dtype)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"model_merger: {error}", file=sys.stderr)
         return 2
     print(f"merged model: {hf_dir}")

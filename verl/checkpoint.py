@@ -18,28 +18,38 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
 
+from verl.lora import has_adapters, is_adapter
+
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
 STEP_FOLDER = re.compile(r"global_step_(\d+)")
 
 
+def _shards(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """This rank's part of the model, of a model with adapters these alone, and of the optimizer."""
+    weights = get_model_state_dict(model)
+    if has_adapters(model):
+        weights = {name: weight for name, weight in weights.items() if is_adapter(name)}
+    return {"model": weights, "optimizer": get_optimizer_state_dict(model, optimizer)}
+
+
 def save_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Writes this rank's part of the model and optimizer; all ranks must call it."""
-    state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
-    dcp.save(state, checkpoint_id=folder)
+    dcp.save(_shards(model, optimizer), checkpoint_id=folder)
 
 
 def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Reads this rank's part of the model and optimizer, whatever number of ranks wrote them; all must call it."""
-    state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    state = _shards(model, optimizer)
     dcp.load(state, checkpoint_id=folder)
-    set_model_state_dict(model, state["model"])
+    set_model_state_dict(model, state["model"], options=StateDictOptions(strict=not has_adapters(model)))
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
 
 
