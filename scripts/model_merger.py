@@ -180,8 +180,9 @@ def merge_checkpoint(local_dir: str | Path, dtype: str | None = None) -> Path:
         raise FileNotFoundError(f"{actor_dir}: no such folder")
     adapters_dir = actor_dir / "lora_adapter"
     has_adapters = (adapters_dir / "adapter_config.json").is_file()
-    weights, model = ({}, None) if has_adapters else (read_weights(actor_dir), build_meta_model(hf_dir))
-    weights = with_current_names(weights, model) if weights else weights
+    if not has_adapters:
+        model = build_meta_model(hf_dir)
+        weights = with_current_names(read_weights(actor_dir), model)
     for left_over in hf_dir.glob(".merging-*"):  # of a merge that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     temporary_dir = Path(tempfile.mkdtemp(prefix=".merging-", dir=hf_dir))

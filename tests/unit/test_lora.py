@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForImageTextToText
 
 from tests.tiny_model_folder import save_tiny_model
@@ -101,9 +102,12 @@ def test_checkpoints_hold_the_adapters_alone_and_bring_them_back(folder, tmp_pat
     optimizer = torch.optim.AdamW(trainable)
     sum(p.sum() for p in trainable).backward()
     optimizer.step()
-    checkpoint.save_shards(tmp_path / "actor", model, optimizer)
-    stored = model_merger.read_stored_tensors(tmp_path / "actor")
-    assert sum(entry.size.numel() for entry in stored.values()) == sum(p.numel() for p in trainable)
+    writer = checkpoint.ShardWriter()
+    writer.start(tmp_path / "actor", model, optimizer)
+    assert writer.fault(is_waiting=True) == ""
+    stored = FileSystemReader(tmp_path / "actor").read_metadata().state_dict_metadata
+    sizes = [entry.size.numel() for name, entry in stored.items() if name.startswith("model.")]
+    assert sum(sizes) == sum(p.numel() for p in trainable)
     other = adapted(folder)
     fresh = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad])
     checkpoint.load_shards(tmp_path / "actor", other, fresh)
