@@ -189,7 +189,7 @@ class GRPOTrainer:
 
     def _train_sampling(self) -> dict[str, Any]:
         rollout = self.config.worker.rollout
-        return {"n": rollout.n, "temperature": rollout.temperature, "top_p": rollout.top_p, "top_k": rollout.top_k}
+        return {key: getattr(rollout, key) for key in ("n", "temperature", "top_p", "top_k", "ignore_eos")}
 
     def _generate(self, prompts: DataProto, sampling: dict[str, Any], seed: int) -> DataProto:
         """The prompts with n responses each; the engines are awake."""
@@ -202,12 +202,13 @@ class GRPOTrainer:
     @contextmanager
     def _engines_awake(self) -> Iterator[None]:
         """Engines that hold the newest weights; asleep they keep none, so that they are sent every time."""
-        self.rollout.wake_up(["weights"])
         with self._timer("weight_sync"):
+            self.rollout.wake_up(["weights"])
             self.actor.send_weights(self.rollout.actors)
-        self.rollout.wake_up(["kv_cache"])
+            self.rollout.wake_up(["kv_cache"])
         yield
-        self.rollout.sleep()
+        with self._timer("sleep"):
+            self.rollout.sleep()
 
     def _balanced(self, groups: DataProto) -> DataProto:
         """The groups in an order that gives every rank an equal part of every mini-batch."""

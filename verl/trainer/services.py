@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 RUN_ID_CHARACTERS = 21  # what SwanLab asks for
 
 
