@@ -171,12 +171,12 @@ class RewardManager:
         ]
         return PendingRewards(self._submit(token_ids, items), (num_groups, num_samples))
 
-    def probe(self, response: str, problem: str) -> dict[str, float]:
-        """Scores of one gold answer, so that a reward that cannot run fails before training starts."""
+    def probe(self, response: str, problem: str, ground_truth: str) -> dict[str, float]:
+        """Scores of one gold response, so that a reward that cannot run fails before training starts."""
         item = {
             "response": response,
             "response_length": 0,
-            "ground_truth": response,
+            "ground_truth": ground_truth,
             "problem": problem,
             "uid": "probe",
         }

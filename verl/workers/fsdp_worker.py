@@ -15,7 +15,7 @@ from verl.config import Config
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, open_store, shard
 from verl.model_families import stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS
-from verl.processor import load_processor, pixel_limits
+from verl.processor import load_run_processor, pixel_limits
 from verl.protocol import DataProto
 from verl.qwen_vl import ResponseLogProbs, decode_image, fuse_layers, load_model
 from verl.single_controller import Dispatch, register
@@ -60,7 +60,7 @@ class FSDPWorker:
         self.mesh = init_mesh(store, self.rank, self.world_size, self.device)
         self.shard_writer = checkpoint.ShardWriter()
         actor = self.config.worker.actor
-        self.processor = load_processor(actor.model.model_path, actor.model.trust_remote_code)
+        self.processor = load_run_processor(self.config)
         self.policy = self._build_model(trainable=True)
         trainable = [p for p in self.policy.parameters() if p.requires_grad]
         optim = actor.optim
