@@ -81,8 +81,9 @@ def train(config: Config) -> None:
     from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
     from verl.trainer.saving import find_start
-    from verl.trainer.tracking import Tracker
+    from verl.trainer.tracking import Tracker, check_loggers
 
+    check_loggers(config.trainer.logger)
     device = choose_device(config)
     model_class(config.worker.actor.model.model_path, config.worker.actor.model.trust_remote_code)
     processor = load_run_processor(config)
