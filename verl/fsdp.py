@@ -51,11 +51,12 @@ def init_mesh(
     limit = datetime.timedelta(seconds=start_timeout_s)
     store.set_timeout(limit)
     try:
-        mesh = _join(store, rank, world_size, device)
+        mesh = _join(store, rank, world_size, device, limit)
         total = torch.ones(1, device=device)
         work = dist.all_reduce(total, async_op=True)
         assert work is not None
         work.wait(limit)
+        dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S))
     except (RuntimeError, TimeoutError) as error:
         interfaces = "NCCL_SOCKET_IFNAME" if device.type == "cuda" else "GLOO_SOCKET_IFNAME"
         raise RuntimeError(
@@ -67,14 +68,16 @@ def init_mesh(
     return mesh
 
 
-def _join(store: dist.Store, rank: int, world_size: int, device: torch.device) -> DeviceMesh:
+def _join(
+    store: dist.Store, rank: int, world_size: int, device: torch.device, limit: datetime.timedelta
+) -> DeviceMesh:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
         store=store,
         rank=rank,
         world_size=world_size,
-        timeout=datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+        timeout=limit,
     )
     return init_device_mesh(device.type, (world_size,), mesh_dim_names=("fsdp",))
 
