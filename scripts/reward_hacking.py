@@ -5,7 +5,9 @@
 The policy is a softmax over the number of boxes that it writes for each true object, trained by the policy gradient
 with group-relative advantages on synthetic rows. Responses are real texts, scores come from the real reward, and the
 reward's keywords are all that differs between the curves. One thing is assumed and not learned: room spent on boxes
-is missing for thought, so every doubling of the boxes costs THOUGHT_LOST of the chance to answer right.
+is missing for thought, so every doubling of the boxes costs THOUGHT_LOST of the chance to answer right. A doubling
+adds 0.05 to 0.08 to the spatial term, 0.02 to 0.03 to the ungated reward: the boxes pay while it costs less than about
+0.04 of accuracy. How far accuracy falls is therefore the assumption's doing; that boxes multiply is the reward's.
 """
 
 import argparse
@@ -29,11 +31,11 @@ VARIANTS: dict[str, dict] = {
 """The paper's build-up of its reward, each a line of keywords; without the count its weight goes to the boxes."""
 
 BOX_COUNTS = np.array([1, 2, 4, 8, 16])
-SKILL, THOUGHT_LOST = 0.8, 0.05
+SKILL, THOUGHT_LOST = 0.8, 0.02
 JITTER = 0.35
 """Spread of a written box around the true one, in sides of the true one."""
-GROUPS, SAMPLES = 16, 8
-LEARNING_RATE = 0.4
+GROUPS, SAMPLES = 24, 8
+LEARNING_RATE = 0.8
 
 
 def write_response(row: VqaRow, boxes_per_object: int, rng: np.random.Generator) -> tuple[str, bool]:
@@ -104,7 +106,7 @@ def draw_curves(curves: dict[str, np.ndarray], path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("docs/reward_hacking.png"))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     if options.steps < 1:
