@@ -7,31 +7,45 @@ import torch
 import torch.multiprocessing as mp
 
 from tests.ranks import leave
-from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START, tiny_model
+from tests.tiny_qwen import (
+    FAMILIES,
+    IMAGE_TOKEN,
+    VISION_END,
+    VISION_FAMILIES,
+    VISION_START,
+    patch_dim,
+    tiny_model,
+)
 from verl.batching import balanced_order
+from verl.config import AdapterConfig
 from verl.fsdp import full_weights, init_mesh, join_store, open_store, shard
-from verl.qwen_vl import ATTENTION_NAME, ResponseLogProbs, expand_image_tokens, mrope_positions
+from verl.lora import adapters_off, add_adapters
+from verl.qwen_vl import ResponseLogProbs, attend_packed, expand_image_tokens, mrope_positions
 from verl.workers.actor import Actor, Groups, UpdateSettings
 
 NUM_GROUPS, NUM_SAMPLES, WIDTH, GRID = 4, 3, 9, (1, 4, 4)
+NUM_IMAGES = (1, 2, 0, 1)
 
 
-def make_groups() -> tuple[Groups, torch.Tensor, torch.Tensor]:
-    """Four groups (one without image), uneven lengths, with advantages and reference log-probs."""
+def make_groups(family: str = "qwen2_5_vl") -> tuple[Groups, torch.Tensor, torch.Tensor]:
+    """Four groups of uneven lengths with advantages and reference log-probs; images as in NUM_IMAGES, if any."""
     generator = torch.Generator().manual_seed(3)
     prompts, positions, responses, images = [], [], [], []
     for group in range(NUM_GROUPS):
         text = torch.randint(0, 80, (3 + group,), generator=generator).tolist()
-        grids = [] if group == 2 else [GRID]
+        grids = [GRID] * (NUM_IMAGES[group] if family in VISION_FAMILIES else 0)
         ids = text + [VISION_START, IMAGE_TOKEN, VISION_END] * len(grids) + text[:2]
         ids = expand_image_tokens(ids, grids, IMAGE_TOKEN, 2)
         prompts.append(torch.tensor(ids))
         positions.append(mrope_positions(ids, grids, IMAGE_TOKEN, 2))
         lengths = torch.randint(1, WIDTH + 1, (NUM_SAMPLES,), generator=generator).tolist()
         responses.append([torch.randint(0, 80, (length,), generator=generator) for length in lengths])
-        images.append([group] if grids else [])
-    pixels = [torch.randn(16, PATCH_DIM, generator=generator) for _ in range(NUM_GROUPS)]
-    groups = Groups(prompts, positions, responses, images, pixels, [torch.tensor(GRID)] * 4, NUM_SAMPLES, WIDTH)
+        num_before = sum(map(len, images))
+        images.append(list(range(num_before, num_before + len(grids))))
+    num_images = sum(map(len, images))
+    pixels = [torch.randn(16, patch_dim(family), generator=generator) for _ in range(num_images)]
+    grids = [torch.tensor(GRID)] * num_images
+    groups = Groups(prompts, positions, responses, images, pixels, grids, NUM_SAMPLES, WIDTH)
     advantages = torch.randn(NUM_GROUPS, NUM_SAMPLES, generator=generator)
     reference = -3 - torch.rand(NUM_GROUPS, NUM_SAMPLES, WIDTH, generator=generator)
     return groups, advantages, reference
@@ -63,9 +77,9 @@ def settings(mini_batch: int, max_tokens: int, shared_prompt: bool) -> UpdateSet
     )
 
 
-def scorer(checkpointing: bool = False) -> ResponseLogProbs:
-    model = tiny_model()
-    model.set_attn_implementation({"text_config": ATTENTION_NAME, "vision_config": "sdpa"})
+def scorer(checkpointing: bool = False, family: str = "qwen2_5_vl") -> ResponseLogProbs:
+    model = tiny_model(family=family)
+    attend_packed(model)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return ResponseLogProbs(model)
@@ -84,6 +98,15 @@ def whole():
     return one_update(scorer(), *make_groups(), settings(NUM_GROUPS, 10_000, True))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_micro_batches_do_not_change_any_familys_gradient(family):
+    parts = make_groups(family)
+    whole, _ = one_update(scorer(family=family), *parts, settings(NUM_GROUPS, 10_000, True))
+    pieces, _ = one_update(scorer(True, family), *parts, settings(NUM_GROUPS, 25, False))
+    assert whole.norm() > 0.1
+    assert (pieces - whole).norm() / whole.norm() < 1e-5
+
+
 @pytest.mark.parametrize("max_tokens", [1, 25, 70])
 @pytest.mark.parametrize("shared_prompt", [True, False])
 def test_micro_batches_do_not_change_the_gradient(whole, max_tokens, shared_prompt):
@@ -99,7 +122,22 @@ def test_activation_checkpointing_does_not_change_the_gradient(whole):
     assert (gradient - whole[0]).norm() / whole[0].norm() < 1e-5
 
 
-MINI_BATCHES = (4, 2)
+CASES = [("qwen2_5_vl", 2, 0), *((family, NUM_GROUPS, 0) for family in FAMILIES), ("qwen3_vl", NUM_GROUPS, 4)]
+"""Family, mini-batch and rank of adapters."""
+
+
+def case_update(family, mini_batch, lora_rank, prepare, share_parts, max_tokens, num_ranks):
+    """The gradient of an update; with adapters, after a pass of the reference, which must not disturb it."""
+    model = scorer(family=family)
+    if lora_rank:
+        add_adapters(model.model, AdapterConfig(lora_rank, 8), torch.float32, seed=1)
+    prepare(model)
+    groups, advantages, reference = share_parts
+    if lora_rank:
+        with adapters_off(model):
+            reference, _ = Actor(model, torch.device("cpu")).compute_log_probs(groups, max_tokens, True, 0.9)
+    gradient, _ = one_update(model, groups, advantages, reference, settings(mini_batch // num_ranks, max_tokens, True))
+    return gradient
 
 
 def run_rank(rank: int, port: int, store_file: str, out: str) -> None:
@@ -109,22 +147,22 @@ def run_rank(rank: int, port: int, store_file: str, out: str) -> None:
         store, port = open_store("127.0.0.1")
         Path(store_file).write_text(str(port))
     mesh = init_mesh(store, rank, 2, torch.device("cpu"))
-    groups, advantages, reference = make_groups()
-    tokens = [len(p) + sum(map(len, r)) for p, r in zip(groups.prompts, groups.responses, strict=True)]
     gradients = {}
-    for mini_batch in MINI_BATCHES:
+    for case in CASES:
+        family, mini_batch, _ = case
+        groups, advantages, reference = make_groups(family)
+        tokens = [len(p) + sum(map(len, r)) for p, r in zip(groups.prompts, groups.responses, strict=True)]
         order = balanced_order(tokens, mini_batch, 2)[rank * 2 : rank * 2 + 2]
-        model = scorer()
-        shard(model, mesh, torch.float32, torch.float32)
-        chosen = settings(mini_batch // 2, 25 if rank else 10_000, True)
         share = share_of(groups, order), advantages[order], reference[order]
-        gradients[mini_batch], _ = one_update(model, *share, chosen)
+        gradients[case] = case_update(
+            *case, lambda model: shard(model, mesh, torch.float32, torch.float32), share, 25 if rank else 10_000, 2
+        )
     if rank == 0:
         torch.save(gradients, out)
     leave()
 
 
-def two_ranks(folder: Path) -> dict[int, torch.Tensor]:
+def two_ranks(folder: Path) -> dict[tuple[str, int, int], torch.Tensor]:
     store_file, out = folder / "port", folder / "out.pt"
     context = mp.get_context("spawn")
     first = context.Process(target=run_rank, args=(0, 0, str(store_file), str(out)))
@@ -135,16 +173,17 @@ def two_ranks(folder: Path) -> dict[int, torch.Tensor]:
     second = context.Process(target=run_rank, args=(1, int(store_file.read_text()), "", str(out)))
     second.start()
     for process in (first, second):
-        process.join(60)
+        process.join(200)
         assert process.exitcode == 0
     return torch.load(out, weights_only=True)
 
 
 def test_two_ranks_give_the_gradient_of_one(tmp_path):
     gradients = two_ranks(tmp_path)
-    for mini_batch in MINI_BATCHES:
-        expected, _ = one_update(scorer(), *make_groups(), settings(mini_batch, 10_000, True))
-        assert (gradients[mini_batch] - expected).norm() / expected.norm() < 1e-5
+    for case in CASES:
+        expected = case_update(*case, lambda model: None, make_groups(case[0]), 10_000, 1)
+        assert expected.norm() > 0
+        assert (gradients[case] - expected).norm() / expected.norm() < 1e-5
 
 
 def test_on_policy_ratio_is_one_and_a_flat_group_has_no_gradient():

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from verl.batching import PackedBatch, Piece, pack, plan_micro_batches, split_to_count
 from verl.core_algos import compute_kl, compute_policy_loss
 from verl.fsdp import clip_grad_norm
 from verl.protocol import DataProto
+from verl.qwen_vl import ResponseLogProbs, keep_activations
 
 
 @dataclass
@@ -143,21 +144,33 @@ class MetricSums:
 class Actor:
     """Log-probs and updates of one sharded model over this rank's groups."""
 
-    def __init__(self, model: nn.Module, device: torch.device, optimizer: torch.optim.Optimizer | None = None):
+    def __init__(
+        self,
+        model: ResponseLogProbs,
+        device: torch.device,
+        optimizer: torch.optim.Optimizer | None = None,
+        images_once: bool = True,
+        activation_budget_gb: float | None = None,
+    ):
         self.model = model
         self.device = device
         self.optimizer = optimizer
+        self.images_once = images_once
+        self.activation_budget_gb = activation_budget_gb  # None: layers keep what they were told to
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.num_skipped_steps = 0
 
     def _forward(self, groups: Groups, pieces: list[Piece], temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies [N] of a micro-batch."""
         batch = groups.pack(pieces)
-        shown = list(dict.fromkeys(batch.image_ids))
+        shown = list(dict.fromkeys(batch.image_ids)) if self.images_once else batch.image_ids
         if not shown and groups.pixels:  # the tower's parameters are gathered by all ranks together
             shown = [0]
         pixel_values = torch.cat([groups.pixels[i] for i in shown]) if shown else None
         grids = torch.stack([groups.grids[i] for i in shown]) if shown else None
+        if self.activation_budget_gb is not None and torch.is_grad_enabled():
+            num_patches = 0 if pixel_values is None else len(pixel_values)
+            keep_activations(self.model.model, len(batch.input_ids), num_patches, self.activation_budget_gb * 1024**3)
         return self.model(
             batch.to(self.device),
             pixel_values.to(self.device) if pixel_values is not None else None,

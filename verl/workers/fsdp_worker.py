@@ -1,25 +1,28 @@
 """The training worker of one rank: sharded policy and reference, their passes, updates and checkpoints."""
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import torch
-from transformers import AutoProcessor, GenerationConfig
+from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from verl import checkpoint
 from verl.config import Config
-from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, open_store, shard
+from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_store, shard, whole
+from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, has_adapters, save_adapters
+from verl.model_families import stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS
+from verl.processor import load_run_processor, pixel_limits
 from verl.protocol import DataProto
-from verl.qwen_vl import ResponseLogProbs, decode_image, load_model
+from verl.qwen_vl import ResponseLogProbs, decode_image, fuse_layers, load_model
 from verl.single_controller import Dispatch, register
 from verl.workers.actor import Actor, Groups, UpdateSettings, image_patches
 from verl.workers.weight_sync import send_weights
-
-STAND_IN_GRID = (1, 4, 4)  # smallest image that any window layout accepts
 
 
 class FSDPWorker:
@@ -41,6 +44,7 @@ class FSDPWorker:
         self.device = torch.device(device)
         self.num_steps = num_steps
         self.groups: Groups | None = None
+        self.peak_memory: dict[str, float] = {}  # phase -> GiB
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         disable_progress_bar()
 
@@ -56,59 +60,99 @@ class FSDPWorker:
         """Joins the other ranks and builds the sharded models."""
         store = self.store if self.rank == 0 else join_store(host, port)
         self.mesh = init_mesh(store, self.rank, self.world_size, self.device)
+        self.shard_writer = checkpoint.ShardWriter()
         actor = self.config.worker.actor
-        self.processor = AutoProcessor.from_pretrained(
-            actor.model.model_path, trust_remote_code=actor.model.trust_remote_code
-        )
+        self.processor = load_run_processor(self.config)
         self.policy = self._build_model(trainable=True)
         trainable = [p for p in self.policy.parameters() if p.requires_grad]
         optim = actor.optim
         self.optimizer = OPTIMIZERS[optim.strategy](
             trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
         )
-        self.actor = Actor(self.policy, self.device, self.optimizer)
+        budget = actor.model.activation_budget_gb if actor.model.enable_gradient_checkpointing else None
+        self.actor = Actor(self.policy, self.device, self.optimizer, actor.images_once, budget)
         self.reference = None
         if not self.config.algorithm.disable_kl:
-            self.reference = Actor(self._build_model(trainable=False), self.device)
+            model = self.policy if has_adapters(self.policy) else self._build_model(trainable=False)
+            self.reference = Actor(model, self.device, images_once=actor.images_once)
 
     def _build_model(self, trainable: bool) -> ResponseLogProbs:
-        settings = self.config.worker.actor
-        dtype = DTYPES[settings.fsdp.torch_dtype]
-        model = load_model(settings.model.model_path, dtype, settings.model.trust_remote_code)
+        """The sharded policy or reference; what is not trained is kept in the type that passes compute in."""
+        settings, model_config = self.config.worker.actor, self.config.worker.actor.model
+        kept, computed = DTYPES[settings.fsdp.torch_dtype], DTYPES[settings.fsdp.mp_param_dtype]
+        is_frozen = not trainable or model_config.lora.rank > 0
+        model = load_model(model_config.model_path, computed if is_frozen else kept, model_config.trust_remote_code)
+        if self.device.type == "cuda" and model_config.use_fused_layers:
+            fuse_layers(model)
         if not trainable:
             model.requires_grad_(False)
-        elif settings.model.freeze_vision_tower:
-            model.model.visual.requires_grad_(False)
-        if trainable and settings.model.enable_gradient_checkpointing:
+        elif model_config.lora.rank:
+            add_adapters(model, model_config.lora, kept, self.config.trainer.seed)
+        if model_config.freeze_vision_tower and (tower := vision_tower(model)) is not None:
+            tower.requires_grad_(False)
+        if trainable and model_config.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        wrapped = ResponseLogProbs(model).to(self.device)
-        shard(wrapped, self.mesh, DTYPES[settings.fsdp.mp_param_dtype], DTYPES[settings.fsdp.mp_reduce_dtype])
+        fsdp = settings.fsdp if trainable else self.config.worker.ref.fsdp
+        offload = settings.offload if trainable else self.config.worker.ref.offload
+        wrapped = ResponseLogProbs(model)
+        if not fsdp.enable_cpu_offload:
+            wrapped.to(self.device)
+        shard(wrapped, self.mesh, computed, DTYPES[settings.fsdp.mp_reduce_dtype], fsdp.enable_cpu_offload)
+        if offload.offload_params:
+            wrapped.to("cpu")
         return wrapped
+
+    def _policy_on_device(self, with_optimizer: bool = False) -> AbstractContextManager[None]:
+        """Brings what waits in host memory to the device for a pass."""
+        offload = self.config.worker.actor.offload
+        return on_device(
+            self.device,
+            self.policy if offload.offload_params else None,
+            self.optimizer if offload.offload_optimizer and with_optimizer else None,
+        )
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def load_groups(self, data: DataProto) -> None:
-        """Takes this rank's groups and computes the patches of each of their images once."""
+        """Takes this rank's groups and computes the patches of each of their images once.
+
+        Meta `shared_prompt` and `images_once`, when there, stand in for the configured values, for benchmarks.
+        """
+        settings = self.config.worker.actor
+        self.shared_prompt = data.meta_info.get("shared_prompt", settings.shared_prompt)
+        for actor in filter(None, (self.actor, self.reference)):
+            actor.images_once = data.meta_info.get("images_once", settings.images_once)
         images = [decode_image(image) for row in data.non_tensor_batch["images"] for image in row]
-        size = {"min_pixels": self.config.data.min_pixels, "max_pixels": self.config.data.max_pixels}
-        size = {key: value for key, value in size.items() if value is not None}
+        data_config = self.config.data
+        size = pixel_limits(self.processor, data_config.min_pixels, data_config.max_pixels)
         pixels, grids = image_patches(images, self.processor.image_processor, **size)
-        if not pixels and self.world_size > 1:  # other ranks may have images: the tower must run here too
-            vision = self.policy.model.config.vision_config
-            patch_dim = 3 * vision.temporal_patch_size * vision.patch_size**2
-            rows = STAND_IN_GRID[1] * STAND_IN_GRID[2]
-            pixels, grids = [torch.zeros(rows, patch_dim)], [torch.tensor(STAND_IN_GRID)]
+        sees = vision_tower(self.policy.model) is not None
+        if sees and not pixels and self.world_size > 1:  # other ranks may have images: the tower must run here too
+            patches, grid = stand_in_image(self.policy.model)
+            pixels, grids = [patches], [grid]
         self.groups = Groups.from_proto(data, pixels, grids)
 
     def _log_probs(self, actor: Actor, key: str) -> DataProto:
         assert self.groups is not None, "load_groups comes first"
         settings = self.config.worker.actor
+        self._reset_peak_memory()
         log_probs, entropies = actor.compute_log_probs(
             self.groups,
             self._max_tokens(settings.micro_batch_size_per_device_for_experience),
-            settings.shared_prompt,
+            self.shared_prompt,
             self.config.worker.rollout.temperature,
         )
-        return DataProto.from_dict(tensors={key: log_probs, f"{key}_entropy": entropies})
+        out = DataProto.from_dict(tensors={key: log_probs, f"{key}_entropy": entropies})
+        phase = key.removesuffix("_log_probs")
+        self.peak_memory[phase] = self._peak_memory_gb()
+        return out
+
+    def _reset_peak_memory(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+    def _peak_memory_gb(self) -> float:
+        """Most memory that tensors of this process took since the last reset, in GiB; 0 on a CPU."""
+        return torch.cuda.max_memory_allocated() / 1024**3 if self.device.type == "cuda" else 0.0
 
     def _max_tokens(self, num_sequences: int) -> int:
         """Token budget of a micro-batch: so many sequences of full length."""
@@ -117,13 +161,19 @@ class FSDPWorker:
     @register(Dispatch.DP_COMPUTE_PROTO)
     def compute_log_probs(self, data: DataProto) -> DataProto:
         """`old_log_probs` [G, n, R] of the loaded groups under the current policy; `data` only carries the split."""
-        return self._log_probs(self.actor, "old_log_probs")
+        with self._policy_on_device():
+            return self._log_probs(self.actor, "old_log_probs")
 
     @register(Dispatch.DP_COMPUTE_PROTO)
     def compute_ref_log_probs(self, data: DataProto) -> DataProto:
         """`ref_log_probs` [G, n, R] of the loaded groups under the reference; `data` only carries the split."""
         assert self.reference is not None
-        return self._log_probs(self.reference, "ref_log_probs")
+        if self.reference.model is self.policy:
+            with self._policy_on_device(), adapters_off(self.policy):
+                return self._log_probs(self.reference, "ref_log_probs")
+        is_parked = self.config.worker.ref.offload.offload_params
+        with on_device(self.device, self.reference.model if is_parked else None):
+            return self._log_probs(self.reference, "ref_log_probs")
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def update_actor(self, data: DataProto) -> dict[str, tuple[float, float]]:
@@ -133,7 +183,7 @@ class FSDPWorker:
         settings = UpdateSettings(
             num_groups_per_mini_batch=actor.global_batch_size // self.world_size,
             max_tokens=self._max_tokens(actor.micro_batch_size_per_device_for_update),
-            shared_prompt=actor.shared_prompt,
+            shared_prompt=self.shared_prompt,
             ppo_epochs=actor.ppo_epochs,
             clip_ratio_low=actor.clip_ratio_low,
             clip_ratio_high=actor.clip_ratio_high,
@@ -144,17 +194,24 @@ class FSDPWorker:
             temperature=self.config.worker.rollout.temperature,
         )
         batch = data.batch
+        self._reset_peak_memory()
         lr = self._set_lr(data.meta_info["step"])
-        metrics = self.actor.update(
-            self.groups, batch["advantages"], batch.get("old_log_probs"), batch.get("ref_log_probs"), settings
-        )
+        with self._policy_on_device(with_optimizer=True):
+            metrics = self.actor.update(
+                self.groups, batch["advantages"], batch.get("old_log_probs"), batch.get("ref_log_probs"), settings
+            )
         metrics["actor/lr"] = (lr, 1.0)
         if "ref_log_probs" in batch.keys():
             metrics["actor/kl_coef"] = (algorithm.kl_coef, 1.0)
+        memory = psutil.virtual_memory()
+        metrics["perf/max_rank_memory_gb"] = (psutil.Process().memory_info().rss / 2**30, 1.0)
+        metrics["perf/max_host_memory_share"] = (1 - memory.available / memory.total, 1.0)
         if self.device.type == "cuda":
-            metrics["perf/max_memory_allocated_gb"] = (torch.cuda.max_memory_allocated() / 1024**3, 1.0)
+            self.peak_memory["update"] = self._peak_memory_gb()
+            metrics |= {f"perf/max_memory_gb/{phase}": (peak, 1.0) for phase, peak in self.peak_memory.items()}
+            metrics["perf/max_memory_allocated_gb"] = (max(self.peak_memory.values()), 1.0)
             metrics["perf/max_memory_reserved_gb"] = (torch.cuda.max_memory_reserved() / 1024**3, 1.0)
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.empty_cache()  # the engine that wakes next finds it free
         return metrics
 
     def _set_lr(self, step: int) -> float:
@@ -173,22 +230,44 @@ class FSDPWorker:
     @register(Dispatch.ONE_TO_ALL)
     def send_weights(self, engines: list[Any]) -> None:
         """Loads the current policy into the engines."""
-        send_weights(self.policy.model, engines, self.rank, DTYPES[self.config.worker.rollout.dtype])
+        with self._policy_on_device():
+            send_weights(self.policy.model, engines, self.device, DTYPES[self.config.worker.rollout.dtype])
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what a pass has left cached is room for the engine's keys and values
 
     @register(Dispatch.ONE_TO_ALL)
-    def save(self, folder: str) -> None:
-        """Writes this rank's shards under `folder`/actor, rank 0 also the Hugging Face files without weights."""
+    def save(self, folder: str, model_only: bool = False) -> None:
+        """Begins to write this rank's shards under `folder`/actor; returns when the state has been copied."""
         actor_folder = Path(folder) / "actor"
-        if self.rank == 0:
-            source = self.config.worker.actor.model.model_path
-            target = actor_folder / "huggingface"
-            self.policy.model.config.save_pretrained(target)
-            self.processor.save_pretrained(target)
-            if (Path(source) / "generation_config.json").is_file():
-                GenerationConfig.from_pretrained(source).save_pretrained(target)
-        checkpoint.save_shards(actor_folder, self.policy.model, self.optimizer)
+        self.save_error = ""
+        try:
+            checkpoint.save_rng(actor_folder, self.rank)
+            if self.rank == 0:
+                self._save_huggingface_files(actor_folder / "huggingface")
+        except (OSError, RuntimeError) as error:  # told by save_fault: the other ranks wait for this one below
+            self.save_error = f"rank {self.rank}: {error}"
+        if has_adapters(self.policy):
+            save_adapters(self.policy.model, whole, actor_folder / ADAPTER_FOLDER if self.rank == 0 else None)
+        self.shard_writer.start(actor_folder, self.policy.model, None if model_only else self.optimizer)
+
+    def _save_huggingface_files(self, folder: Path) -> None:
+        """Everything of the Hugging Face folder but the weights."""
+        self.policy.model.config.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        source = self.config.worker.actor.model.model_path
+        if (Path(source) / "generation_config.json").is_file():
+            GenerationConfig.from_pretrained(source).save_pretrained(folder)
 
     @register(Dispatch.ONE_TO_ALL)
-    def restore(self, folder: str) -> None:
-        """Reads the model and optimizer that `save` wrote, on any number of ranks."""
-        checkpoint.load_shards(Path(folder) / "actor", self.policy.model, self.optimizer)
+    def save_fault(self) -> str | None:
+        """None while `save` is still writing, "" when all is on disk, else what went wrong."""
+        fault = self.shard_writer.fault()
+        return fault if fault is None else self.save_error or fault
+
+    @register(Dispatch.ONE_TO_ALL)
+    def restore(self, folder: str, model_only: bool = False) -> None:
+        """Reads what `save` wrote, on any number of ranks; the optimizer stays new if only the model was saved."""
+        actor_folder = Path(folder) / "actor"
+        with self._policy_on_device(with_optimizer=True):  # states are read to where their parameters are
+            checkpoint.load_shards(actor_folder, self.policy.model, None if model_only else self.optimizer)
+        checkpoint.load_rng(actor_folder, self.rank)

@@ -1,0 +1,367 @@
+"""Scene graphs to a spatial VQA data set, command by command.
+
+    python data_gen/generate_data.py preprocess_data --provider=template --source=synthetic:1000
+    python data_gen/generate_data.py generate_hf_data --out=data/demo
+
+`COMMAND --help` lists a command's arguments. Mistakes end with one message and exit code 2; a run that was cut off
+goes on when the same command is given again.
+"""
+
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_gen.commands import check_repo, claim_output, read_bool, read_choice, read_count, read_share
+
+if TYPE_CHECKING:
+    from data_gen.generation_options import GenerationOptions
+
+VG150 = "JosephZ/vg150_train_sgg_prompt"
+TRAIN_CSV = "data/spatialthinker_vqa_train.csv"
+PUBLIC_SET = "hunarbatra/STVQA-7K"
+PROVIDERS = ("anthropic", "openai", "template")
+
+
+class Commands:
+    """Data generation: scene graphs in, a spatial VQA data set out."""
+
+    def preprocess_data(
+        self,
+        data_cap: int | None = None,
+        resume: bool = False,
+        resume_file: str = TRAIN_CSV,
+        model_name: str = "claude-sonnet-4-5",
+        temperature: float = 0.0,
+        source: str = VG150,
+        out: str | None = None,
+        provider: str = "anthropic",
+        base_url: str | None = None,
+        concurrency: int = 32,
+        batch_api: bool = False,
+        max_cost_usd: float | None = None,
+        relation_percent: float = 50.0,
+        with_image: bool = True,
+        seed: int = 0,
+        dry_run: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        """Write one question per image to a CSV and the journal beside it.
+
+        Given again, the command goes on where it stopped; with a larger data_cap it goes further.
+
+        Args:
+            data_cap: number of images from the start of the source; all of them by default.
+            resume: demand that there is a journal to go on with.
+            resume_file: the CSV to go on with.
+            model_name: model of the provider.
+            temperature: of sampling; ignored by provider template.
+            source: hub name, saved data set, parquet, JSON lines, or synthetic:N.
+            out: the CSV to write (default: resume_file).
+            provider: anthropic, openai, or template (rules; no model, no price).
+            base_url: another address of the provider's API.
+            concurrency: requests under way at once, at most.
+            batch_api: submit and collect by the provider's batch API, at half the price.
+            max_cost_usd: ask nothing more once this is spent.
+            relation_percent: share of category relation; the other eight share the rest.
+            with_image: show the image to the model; without it depth and orientation are not asked.
+            seed: of all random choices.
+            dry_run: count tokens and print the price; no call.
+            overwrite: start over and lose an existing output.
+        """
+        from data_gen.generation import generate
+
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "generate")}
+        generate(_generation_options(**arguments))
+
+    def preprocess_on_cluster(
+        self, block_rows: int = 10_000, ray_address: str | None = "auto", **arguments: Any
+    ) -> None:
+        """Do the work of preprocess_data, block by block, over a Ray cluster.
+
+        Args:
+            block_rows: images a task; each has a journal of its own.
+            ray_address: of the cluster; None starts one on this machine.
+            arguments: those of preprocess_data; concurrency holds for each task.
+        """
+        from data_gen.cluster import run_cluster
+
+        size = read_count("block_rows", block_rows) or 1
+        run_cluster(_generation_options(**arguments), size, None if ray_address in (None, "None") else ray_address)
+
+    def generate_hf_data(
+        self,
+        upload_to_hf: bool = False,
+        input_file: str = TRAIN_CSV,
+        val_split: float = 0.1,
+        target_repo: str | None = None,
+        target_samples: int | None = None,
+        relation_percent: float = 50.0,
+        source: str | None = None,
+        out: str = ".",
+        seed: int = 42,
+        save_to_disk: bool = False,
+        private: bool = True,
+        overwrite: bool = False,
+    ) -> None:
+        """Balance, select and split records; write data_train.csv, data_val.csv and the folder hf_data.
+
+        Args:
+            upload_to_hf: push the folder to target_repo.
+            input_file: CSV (its journal counts) or parquet.
+            val_split: share of val in every category; 0 for none.
+            target_repo: OWNER/NAME on the hub; needed for an upload.
+            target_samples: rows to choose by the quotas; all rows by default.
+            relation_percent: share of category relation when target_samples is given.
+            source: where the images are (default: the source that input_file names, or its own images).
+            out: folder of the output.
+            seed: of selection, split and the order of options.
+            save_to_disk: write the data set a second time, as `datasets.load_from_disk` reads it.
+            private: whether an uploaded repository is private.
+            overwrite: replace existing outputs.
+        """
+        from data_gen.publishing import PublishOptions, publish
+
+        publish(
+            PublishOptions(
+                input_file=Path(input_file),
+                out=Path(out),
+                source=source,
+                target_samples=read_count("target_samples", target_samples),
+                relation_percent=read_share("relation_percent", relation_percent, 0, 100),
+                val_split=read_share("val_split", val_split, 0, 0.99),
+                seed=read_count("seed", seed, 0) or 0,
+                repo=target_repo if read_bool("upload_to_hf", upload_to_hf) else None,
+                is_uploaded=read_bool("upload_to_hf", upload_to_hf),
+                is_private=read_bool("private", private),
+                is_saved=read_bool("save_to_disk", save_to_disk),
+                is_overwritten=read_bool("overwrite", overwrite),
+            )
+        )
+
+    def validate_with_gpt4o(
+        self,
+        input_file: str = TRAIN_CSV,
+        output_file: str = "data/spatialthinker_vqa_validated.csv",
+        sample_limit: int | None = None,
+        save_every: int = 100,
+        source: str | None = None,
+        provider: str = "openai",
+        model_name: str = "gpt-4o",
+        base_url: str | None = None,
+        concurrency: int = 32,
+        votes: int | None = None,
+        blind_control: str = "off",
+        seed: int = 0,
+        max_cost_usd: float | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Keep the rows whose answer a vision model gives too; given again, go on where it stopped.
+
+        Args:
+            input_file: CSV (its journal counts) or parquet.
+            output_file: CSV or parquet to write.
+            sample_limit: judge only so many rows from the start.
+            save_every: accepted and without effect: every answer is saved at once.
+            source: where the images are (default: the source that input_file names, or its own images).
+            provider: openai or anthropic.
+            model_name: model of the provider.
+            base_url: another address of the provider's API.
+            concurrency: requests under way at once, at most.
+            votes: ask so many times with reshuffled options and keep what more than half agree with; by default up
+                to four times until the first agreement.
+            blind_control: off, flag or drop: ask also without the image, to find questions that need no looking.
+            seed: of the order of options.
+            max_cost_usd: ask nothing more once this is spent.
+            overwrite: start over and lose an existing output.
+        """
+        from data_gen.validation import BLIND_MODES, ValidationOptions, validate
+        from spatialthinker.model_api import APIS
+
+        read_count("save_every", save_every)
+        options = ValidationOptions(
+            input_file=Path(input_file),
+            output_file=Path(output_file),
+            source=source,
+            sample_limit=read_count("sample_limit", sample_limit),
+            provider=read_choice("provider", provider, tuple(APIS)),
+            model=str(model_name),
+            base_url=base_url,
+            concurrency=read_count("concurrency", concurrency) or 1,
+            votes=read_count("votes", votes),
+            blind=read_choice("blind_control", blind_control, BLIND_MODES),
+            seed=read_count("seed", seed, 0) or 0,
+            max_cost_usd=None if max_cost_usd is None else read_share("max_cost_usd", max_cost_usd, 0, 1e9),
+            is_overwritten=read_bool("overwrite", overwrite),
+        )
+        validate(options, APIS[options.provider](options.model, options.base_url, options.concurrency))
+
+    def fix_count_questions(self, file: str = TRAIN_CSV) -> None:
+        """Leave out count questions that disagree with their scene graphs; nothing is edited.
+
+        Args:
+            file: CSV; it is written anew from its journal.
+        """
+        from data_gen.revision import revise_counts
+
+        reasons = revise_counts(Path(file))
+        print(f"{file}: left out {reasons.total()} count questions")
+        for reason, number in reasons.most_common(10):
+            print(f"  {number}  {reason}")
+
+    def filter_by_rating(
+        self,
+        input_file: str = TRAIN_CSV,
+        output_file: str = "data/spatialthinker_vqa_top10k.csv",
+        top_k: int = 10000,
+        overwrite: bool = False,
+    ) -> None:
+        """Keep the top_k best rated rows, each category with its share.
+
+        Args:
+            input_file: CSV or parquet.
+            output_file: CSV to write.
+            top_k: rows to keep.
+            overwrite: replace an existing output.
+        """
+        from data_gen.records import read_records
+        from data_gen.revision import best_rated, record_line, write_stage
+
+        is_overwritten = read_bool("overwrite", overwrite)
+        path = claim_output(Path(output_file), is_overwritten)
+        kept = best_rated(list(read_records(Path(input_file))), read_count("top_k", top_k) or 1)
+        settings = {"stage": "filter_by_rating", "input_file": str(input_file), "top_k": top_k}
+        write_stage(path, (record_line(record, i) for i, record in enumerate(kept)), settings, is_overwritten)
+        print(f"{path}: {len(kept)} rows")
+
+    def print_data_stats(self, filename: str = TRAIN_CSV) -> None:
+        """Print how rows spread over categories, levels, ratings and letters.
+
+        Args:
+            filename: CSV or parquet.
+        """
+        from data_gen.records import read_records
+        from data_gen.tables import format_tables, tables
+
+        print(format_tables(tables(read_records(Path(filename)))))
+
+    def report(
+        self,
+        input_file: str = TRAIN_CSV,
+        source: str | None = None,
+        out: str | None = None,
+        num_rows: int = 18,
+        seed: int = 0,
+    ) -> None:
+        """Write an HTML page: distributions, outcomes, reasons, and a sample of rows drawn on their images.
+
+        Args:
+            input_file: CSV (its journal counts) or parquet.
+            source: where the images are (default: the source that input_file names, or its own images).
+            out: page to write (default: beside input_file); an older page is replaced.
+            num_rows: size of the sample.
+            seed: of the sample.
+        """
+        from data_gen.export import image_source
+        from data_gen.report import write_report
+
+        path = Path(input_file)
+        number, seed = read_count("num_rows", num_rows) or 1, read_count("seed", seed, 0) or 0
+        page = write_report(
+            path, image_source(path, source), Path(out) if out else path.with_suffix(".html"), number, seed
+        )
+        print(f"report: {page}")
+
+    def data_review(self, dataset_name: str = PUBLIC_SET, out: str | None = None, overwrite: bool = False) -> None:
+        """Write a CSV for reading: image_id, question_with_options, answer_only, category, split.
+
+        Args:
+            dataset_name: hub name, or folder of a data set.
+            out: CSV to write (default: data/review_NAME.csv).
+            overwrite: replace an existing output.
+        """
+        from data_gen.published import review
+
+        name = Path(str(dataset_name)).name
+        path = claim_output(Path(out or f"data/review_{name}.csv"), read_bool("overwrite", overwrite))
+        print(f"{path}: {review(str(dataset_name), path)} rows")
+
+    def easy_hard_split(
+        self,
+        dataset_name: str = PUBLIC_SET,
+        print_stats_only: bool = False,
+        out: str = "data",
+        upload_to_hf: bool = False,
+        target_repo: str | None = None,
+        private: bool = True,
+        overwrite: bool = False,
+    ) -> None:
+        """Split a data set into NAME_easy (easy) and NAME_hard (medium and hard); train stays train, val stays val.
+
+        Args:
+            dataset_name: hub name, or folder of a data set.
+            print_stats_only: print the numbers and write nothing.
+            out: folder of the two new folders.
+            upload_to_hf: push them to target_repo_easy and target_repo_hard.
+            target_repo: OWNER/NAME; needed for an upload.
+            private: whether the uploaded repositories are private.
+            overwrite: replace existing outputs.
+        """
+        from data_gen.published import split_by_level
+
+        is_uploaded = read_bool("upload_to_hf", upload_to_hf)
+        split_by_level(
+            str(dataset_name),
+            None if read_bool("print_stats_only", print_stats_only) else Path(out),
+            check_repo(target_repo) if is_uploaded else None,
+            read_bool("private", private),
+            read_bool("overwrite", overwrite),
+        )
+
+
+def _generation_options(**arguments: Any) -> "GenerationOptions":
+    """The checked arguments of preprocess_data, its defaults filled in."""
+    from data_gen.generation_options import GenerationOptions
+
+    signature = inspect.signature(Commands.preprocess_data)
+    if unknown := [name for name in arguments if name not in signature.parameters]:
+        raise ValueError(f"--{unknown[0]} is no argument of preprocess_data; see preprocess_data --help")
+    given = {name: p.default for name, p in signature.parameters.items() if name != "self"} | arguments
+    limit = given["max_cost_usd"]
+    return GenerationOptions(
+        source=str(given["source"]),
+        out=Path(given["out"] or given["resume_file"]),
+        must_exist=read_bool("resume", given["resume"]),
+        data_cap=read_count("data_cap", given["data_cap"]),
+        provider=read_choice("provider", given["provider"], PROVIDERS),
+        model=str(given["model_name"]),
+        temperature=read_share("temperature", given["temperature"], 0, 2),
+        base_url=given["base_url"],
+        concurrency=read_count("concurrency", given["concurrency"]) or 1,
+        is_batch=read_bool("batch_api", given["batch_api"]),
+        max_cost_usd=None if limit is None else read_share("max_cost_usd", limit, 0, 1e9),
+        relation_percent=read_share("relation_percent", given["relation_percent"], 0, 100),
+        has_image=read_bool("with_image", given["with_image"]),
+        seed=read_count("seed", given["seed"], 0) or 0,
+        is_dry_run=read_bool("dry_run", given["dry_run"]),
+        is_overwritten=read_bool("overwrite", given["overwrite"]),
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return 0, or 2 after one message about a mistake."""
+    import fire
+
+    try:
+        fire.Fire(Commands, command=argv, name="generate_data.py")
+    except (ValueError, OSError) as error:
+        print(f"generate_data: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("generate_data: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
