@@ -6,8 +6,9 @@ The policy is a softmax over the number of boxes that it writes for each true ob
 with group-relative advantages on synthetic rows. Responses are real texts, scores come from the real reward, and the
 reward's keywords are all that differs between the curves. One thing is assumed and not learned: room spent on boxes
 is missing for thought, so every doubling of the boxes costs THOUGHT_LOST of the chance to answer right. A doubling
-adds 0.05 to 0.08 to the spatial term, 0.02 to 0.03 to the ungated reward: the boxes pay while it costs less than about
-0.04 of accuracy. How far accuracy falls is therefore the assumption's doing; that boxes multiply is the reward's.
+adds 0.04 to 0.07 to the spatial term, 0.014 to 0.03 to the ungated reward, so boxes pay while it costs less than 0.03
+to 0.06 of accuracy: at THOUGHT_LOST = 0.05 the policy does not hack, at 0.02 it does. That and how far accuracy falls
+is the assumption's doing; that boxes multiply where they are cheap is the reward's.
 """
 
 import argparse
