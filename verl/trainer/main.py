@@ -12,8 +12,10 @@ from spatialthinker.rewards.gold import gold_response
 from spatialthinker.rewards.spatial_sgg import check_ground_truth
 from verl.config import Config, ConfigError, RewardConfig, config_to_dict
 from verl.config_loading import load_config
+from verl.watchdog import Watchdog
 
 USER_ERROR = 2
+INTERRUPTED = 130
 ENGINE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPUS_PER_ACTOR = 1.0
 
@@ -55,12 +57,18 @@ def main(argv: list[str] | None = None) -> int:
     from verl.dataset import DataError
     from verl.reward import RewardError
     from verl.single_controller import WorkerError
+    from verl.trainer.interrupt import Interrupted
+    from verl.trainer.ray_trainer import MemoryLimitError
+    from verl.trainer.saving import CheckpointError
 
     try:
         train(config)
-    except (ConfigError, DataError, RewardError, WorkerError) as error:
+    except (ConfigError, DataError, RewardError, WorkerError, CheckpointError, MemoryLimitError) as error:
         print(f"\nError: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
+    except KeyboardInterrupt as interrupt:
+        print(f"\nInterrupted; the same command goes on from {config.trainer.save_checkpoint_path}", file=sys.stderr)  # noqa: T201
+        return interrupt.exit_code if isinstance(interrupt, Interrupted) else INTERRUPTED
     return 0
 
 
@@ -72,11 +80,15 @@ def train(config: Config) -> None:
     from verl.processor import load_run_processor
     from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
+    from verl.trainer.saving import find_start
     from verl.trainer.tracking import Tracker
 
     device = choose_device(config)
     model_class(config.worker.actor.model.model_path, config.worker.actor.model.trust_remote_code)
     processor = load_run_processor(config)
+    start = find_start(config.trainer)
+    stall_s = config.trainer.watchdog_timeout_s
+    watchdog = Watchdog(stall_s, Path(config.trainer.save_checkpoint_path) / "stacks") if stall_s else None
     reward = build_reward(config)
     try:
         train_set, val_set = build_datasets(config, processor)
@@ -97,9 +109,9 @@ def train(config: Config) -> None:
             config_to_dict(config),
         )
         start_ray(config, device)
-        actor, rollout = build_workers(config, device, processor, num_steps)
+        actor, rollout = build_workers(config, device, processor, num_steps, watchdog)
         pad_token_id = processor.tokenizer.pad_token_id
-        trainer = GRPOTrainer(config, actor, rollout, reward, train_set, val_set, pad_token_id, tracker)
+        trainer = GRPOTrainer(config, actor, rollout, reward, train_set, val_set, pad_token_id, tracker, start)
         trainer.fit()
         tracker.close()
         if config.trainer.ray_timeline:
@@ -107,6 +119,8 @@ def train(config: Config) -> None:
     finally:
         reward.close()
         ray.shutdown()
+        if watchdog is not None:
+            watchdog.remove_empty()
 
 
 def choose_device(config: Config) -> str:
@@ -178,6 +192,8 @@ def start_ray(config: Config, device: str) -> None:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        check_this_machine(config, device)
     local: dict[str, Any] = {}
     if address is None:
         needed = int(2 * CPUS_PER_ACTOR * config.num_ranks) + 1
@@ -186,7 +202,34 @@ def start_ray(config: Config, device: str) -> None:
     ray.init(address=address, logging_level=logging.WARNING, **local)
 
 
-def build_workers(config: Config, device: str, processor: Any, num_steps: int) -> tuple[Any, Any]:
+def check_this_machine(config: Config, device: str) -> None:
+    """Passes if one machine is enough for the run.
+
+    Raises:
+        ConfigError: it asks for more machines or GPUs.
+    """
+    import torch
+
+    trainer = config.trainer
+    faults = []
+    if trainer.nnodes > 1:
+        faults.append(
+            f"trainer.nnodes = {trainer.nnodes}: several machines need a running Ray cluster; start Ray on each and "
+            "set RAY_ADDRESS, or set trainer.nnodes=1"
+        )
+    num_gpus = torch.cuda.device_count()
+    if device == "cuda" and trainer.n_gpus_per_node > num_gpus:
+        faults.append(
+            f"trainer.n_gpus_per_node = {trainer.n_gpus_per_node}: this machine has {num_gpus} GPUs; lower it, or set "
+            "trainer.device=cpu"
+        )
+    if faults:
+        raise ConfigError(faults)
+
+
+def build_workers(
+    config: Config, device: str, processor: Any, num_steps: int, watchdog: Watchdog | None
+) -> tuple[Any, Any]:
     """Training ranks and engines, loaded side by side: on GPUs one engine per rank, on a CPU one for all."""
     from verl.single_controller import ResourcePool, WorkerGroup, WorkerSpec
     from verl.workers.fsdp_worker import FSDPWorker
@@ -209,6 +252,7 @@ def build_workers(config: Config, device: str, processor: Any, num_steps: int) -
             num_gpus=share,
             env=quiet | threads,
         ),
+        watchdog=watchdog,
     )
     rollout = WorkerGroup(
         pool,
@@ -220,7 +264,8 @@ def build_workers(config: Config, device: str, processor: Any, num_steps: int) -
             num_gpus=share,
             env=quiet | threads,
         ),
-        bundles=None if on_gpu else [0],
+        num_actors=None if on_gpu else 1,
+        watchdog=watchdog,
     )
     host, port = actor.run_on(0, "open_store")
     # On a GPU the engine measures how much memory is free: nobody else may take some meanwhile.
