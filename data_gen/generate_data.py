@@ -7,6 +7,7 @@
 goes on when the same command is given again.
 """
 
+import difflib
 import inspect
 import sys
 from pathlib import Path
@@ -348,11 +349,31 @@ def _generation_options(**arguments: Any) -> "GenerationOptions":
     )
 
 
+def check_flags(argv: list[str]) -> None:
+    """Raise ValueError for a flag that its command does not have: fire would say so only after the command ran."""
+    command = getattr(Commands, argv[0].replace("-", "_"), None) if argv else None
+    if command is None:
+        return
+    known = set(inspect.signature(command).parameters)
+    if command is Commands.preprocess_on_cluster:
+        known |= set(inspect.signature(Commands.preprocess_data).parameters)
+    known = known - {"self", "arguments"} | {"help"}
+    for token in argv[1:]:
+        name = token[2:].split("=")[0].replace("-", "_")
+        if token == "--":
+            return
+        if token.startswith("--") and name not in known and name.removeprefix("no") not in known:
+            nearest = difflib.get_close_matches(name, known, 1, 0)[0]
+            raise ValueError(f"{argv[0]} has no argument --{name}; nearest is --{nearest}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after one message about a mistake."""
     import fire
 
+    argv = sys.argv[1:] if argv is None else argv
     try:
+        check_flags(argv)
         fire.Fire(Commands, command=argv, name="generate_data.py")
     except (ValueError, OSError) as error:
         print(f"generate_data: {error}", file=sys.stderr)

@@ -144,6 +144,7 @@ def test_outputs_and_journals_of_other_settings_are_never_overwritten(folder, ca
         (("generate_hf_data", "--input_file=nothing.csv"), "nothing.csv: no such file"),
         (("preprocess_data", "--provider=anthropc"), "nearest is anthropic"),
         (("preprocess_data", "--data_cap=-3"), "--data_cap -3"),
+        (("preprocess_data", "--sorce=synthetic:3"), "has no argument --sorce; nearest is --source"),
         (("preprocess_data", "--source=synthetic:3", "--provider=template", "--resume=True"), "no journal"),
         (("preprocess_data", "--source=missing.parquet", "--provider=template"), "no such file"),
         (("data_review", "--dataset_name=."), "holds no train-*.parquet"),

@@ -112,22 +112,17 @@ def kill_and_resume(mock: Mock, folder: Path, number: int, num_kills: int, seed:
     assert preprocess(mock, folder / "whole.csv", number, *arguments) == 0
     whole_calls = mock.counts() - before
     before = mock.counts()
-    out, kills, context = folder / "broken.csv", 0, multiprocessing.get_context("fork")
-    longest_s = 1.6 * number * 0.03 / num_kills
-    while True:
+    out, journal, context = folder / "broken.csv", folder / "broken.jsonl", multiprocessing.get_context("fork")
+    for num_lines in sorted(rng.sample(range(number), num_kills)):
         process = context.Process(target=preprocess, args=(mock, out, number, *arguments))
         process.start()
-        if kills < num_kills:
-            process.join(rng.uniform(0.02, longest_s))
-            if process.is_alive():
-                assert process.pid is not None
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-            process.join()
-        else:
-            process.join()
-            assert process.exitcode == 0
-            break
+        while not journal.is_file() or journal.read_bytes().count(b"\n") < num_lines:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.02))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert preprocess(mock, out, number, *arguments) == 0
     assert out.read_bytes() == (folder / "whole.csv").read_bytes()
     calls = mock.counts() - before
     assert set(calls) == set(whole_calls)
