@@ -200,7 +200,6 @@ MISSING = (
     "data.mini_rollout_batch_size",
     "trainer.max_try_make_batch",
     "trainer.critic_warmup",
-    "trainer.save_model_only",
 )
 
 
