@@ -16,6 +16,7 @@ import itertools
 import logging
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -35,13 +36,13 @@ MB = 1e6
 PROMPT_TOKENS = 640
 NUM_RANKS = 2
 SENT_TENSORS = ["prompt_ids", "prompt_mask", "prompt_position_ids", "responses", "response_mask"]
-HOLD_S = 3.0  # how long a rank keeps what it was sent, for the look at the store
 
 
 class Rank:
-    """Answers prompts at random, and holds groups for a while."""
+    """Answers prompts at random, and holds groups while a gate is closed."""
 
     def __init__(self, rank: int, world_size: int):
+        self.rank = rank
         self.generator = np.random.default_rng(rank)
 
     @register(Dispatch.DP_COMPUTE_PROTO)
@@ -54,8 +55,11 @@ class Rank:
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def load_groups(self, groups: DataProto) -> int:
-        """Bytes of the images that arrived."""
-        time.sleep(HOLD_S)
+        """Bytes of the images that arrived; keeps them until the driver has looked at the store."""
+        gate = Path(groups.meta_info["gate"])
+        (gate / str(self.rank)).touch()
+        while gate.joinpath("closed").exists():
+            time.sleep(0.1)
         return sum(len(image) for row in groups.non_tensor_batch["images"] for image in row)
 
 
@@ -92,10 +96,17 @@ def measure(ranks: WorkerGroup, num_prompts: int, samples: int, response_tokens:
     request.meta_info = {"n": samples, "response_tokens": response_tokens}
     groups = prompts.select().union(ranks.generate(request))
     groups = groups[balanced_order([1] * num_prompts, num_prompts, NUM_RANKS)]
-    wait = ranks.start("load_groups", groups.select(SENT_TENSORS, ["images"]))
-    time.sleep(HOLD_S / 2)
-    driver, store = resident_bytes() - driver_before, store_bytes() - store_before
-    assert sum(wait()) == num_prompts * image_kb * 1000
+    sent = groups.select(SENT_TENSORS, ["images"])
+    with tempfile.TemporaryDirectory() as gate:
+        closed = Path(gate, "closed")
+        closed.touch()
+        sent.meta_info["gate"] = gate
+        wait = ranks.start("load_groups", sent)
+        while len(list(Path(gate).iterdir())) <= NUM_RANKS:
+            time.sleep(0.1)
+        driver, store = resident_bytes() - driver_before, store_bytes() - store_before
+        closed.unlink()
+        assert sum(wait()) == num_prompts * image_kb * 1000
     rows = [row for batch in (prompts, groups) for row in batch.non_tensor_batch["images"]]
     images = {id(image): len(image) for row in rows for image in row}
     tokens = sum(groups.batch[key].numel() * groups.batch[key].element_size() for key in SENT_TENSORS[-2:])
@@ -112,7 +123,7 @@ def main() -> None:
     ray.init(num_cpus=NUM_RANKS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     spec = WorkerSpec(cls=Rank, kwargs={}, name="rank", num_cpus=1, num_gpus=0, env=None)
     ranks = WorkerGroup(ResourcePool(NUM_RANKS, 1, use_gpu=False), spec)
-    measure(ranks, 2, 1, 8, 8)  # what is loaded at the first call is not the batch's
+    measure(ranks, 32, 4, 512, 192)  # what is loaded at the first call is not the batch's
     print("prompts   n   images MB   response tokens MB   driver MB   object store MB")
     for prompts, samples in itertools.product(options.prompts, options.samples):
         sizes = measure(ranks, prompts, samples, options.response_tokens, options.image_kb)
