@@ -136,7 +136,9 @@ def draw_figure(comparison: Mapping[str, Any], path: Path) -> None:
     axes.grid(axis="x", color="#d9dde2", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    order = [*labels, *(f"{name} (paper)" for name in published)]
+    handles = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda pair: order.index(pair[1]))
+    figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.savefig(path, format="png")
 
 
