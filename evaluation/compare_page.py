@@ -156,17 +156,20 @@ def _html_filters(items: Iterable[Item], labels: Sequence[str]) -> str:
 
 
 def _html_item(item: Item, labels: Sequence[str], number: int) -> str:
-    image, problem = _first_image(item)
+    images, problem = _read_images(item)
     reference = _scene(item.sample.ground_truth if item.sample else None, is_reference=True)
     panels = []
-    name, size = f"image{number}", image.size if image else (1, 1)
-    if image:
-        picture = svg_image(name, data_uri(_encode(image), "webp"), size)
+    # Scenes are stated in pixels of the first image; each shows it again.
+    name, size = f"image{number}", images[0].size if images else (1, 1)
+    if images:
+        picture = svg_image(name, data_uri(_encode(images[0]), "webp"), size)
         title = "reference" if reference else "image"
         panels.append(f"<h4>{title}</h4>{svg_scene(picture, size, reference=reference)}")
+    for other, image in enumerate(images[1:], 2):
+        panels.append(f'<h4>image {other}</h4><img src="{data_uri(_encode(image), "webp")}" alt="image {other}">')
     for label, record in zip(labels, item.records, strict=True):
         predicted = _scene(record.reasoning if record else None)
-        overlay = svg_scene(f'<use href="#{name}"/>', size, predicted, reference) if image and predicted else ""
+        overlay = svg_scene(f'<use href="#{name}"/>', size, predicted, reference) if images and predicted else ""
         note = "; ".join(relation_text(relation) for relation in predicted.relations) if predicted else ""
         if predicted is None and record and reference:
             note = "Its scene graph cannot be read."
@@ -187,18 +190,18 @@ def _html_item(item: Item, labels: Sequence[str], number: int) -> str:
     )
 
 
-def _first_image(item: Item) -> "tuple[Image.Image | None, str]":
-    """Return the image in whose pixels scenes are stated, at most MAX_SIDE_PX wide or high for the page."""
+def _read_images(item: Item) -> "tuple[list[Image.Image], str]":
+    """Return the question's images, or none and why."""
     if item.sample is None:
-        return None, ""
+        return [], ""
     try:
-        images = item.sample.read_images()
+        return item.sample.read_images(), ""
     except ValueError as error:
-        return None, f" · {error}"
-    return images[0], f" · the first of {len(images)} images" if len(images) > 1 else ""
+        return [], f" · {error}"
 
 
 def _encode(image: "Image.Image") -> bytes:
+    """Return the image for the page, made smaller where it is larger than MAX_SIDE_PX."""
     small = image.copy()
     small.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
     buffer = io.BytesIO()

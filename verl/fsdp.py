@@ -1,15 +1,19 @@
-"""FSDP2 around a model: process group, sharding, optimizer, schedule, gradient norm, full weights."""
+"""FSDP2 around a model: process group, sharding, host memory, schedule, gradient norm, full weights."""
 
 import datetime
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+
+from verl.lora import merged_weights
 
 COLLECTIVE_TIMEOUT_S = 1800
 START_TIMEOUT_S = 180
@@ -75,14 +79,54 @@ def _join(store: dist.Store, rank: int, world_size: int, device: torch.device) -
     return init_device_mesh(device.type, (world_size,), mesh_dim_names=("fsdp",))
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, param_dtype: torch.dtype, reduce_dtype: torch.dtype) -> None:
-    """Shards the model in place: each block that it declares unsplittable is one FSDP unit, the rest the root."""
+def shard(
+    model: nn.Module,
+    mesh: DeviceMesh,
+    param_dtype: torch.dtype,
+    reduce_dtype: torch.dtype,
+    is_in_host_memory: bool = False,
+) -> None:
+    """Shards the model in place: each block that it declares unsplittable is one FSDP unit, the rest the root.
+
+    With `is_in_host_memory` parameters, gradients and so the optimizer stay on the CPU, and each unit visits its
+    device to compute.
+    """
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=True)
+    offload = CPUOffloadPolicy() if is_in_host_memory and mesh.device_type == "cuda" else OffloadPolicy()
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in list(model.modules()):
         if type(module).__name__ in names:
-            fully_shard(module, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+            fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload)
+    fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
+    if isinstance(offload, CPUOffloadPolicy):
+        for buffer in model.buffers():  # only parameters visit the device by themselves
+            buffer.data = buffer.data.to(mesh.device_type)
+
+
+def move_optimizer(optimizer: torch.optim.Optimizer, device: torch.device | str) -> None:
+    """Moves the states of the optimizer; step counters stay where they are."""
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.dim() > 0:
+                state[key] = value.to(device)
+
+
+@contextmanager
+def on_device(
+    device: torch.device, model: nn.Module | None, optimizer: torch.optim.Optimizer | None = None
+) -> Iterator[None]:
+    """Inside, the sharded model and the optimizer's states are on the device; outside, in host memory."""
+    if model is not None:
+        model.to(device)
+    if optimizer is not None:
+        move_optimizer(optimizer, device)
+    try:
+        yield
+    finally:
+        if model is not None:
+            model.to("cpu")
+        if optimizer is not None:
+            move_optimizer(optimizer, "cpu")
 
 
 def lr_factor(
@@ -106,8 +150,15 @@ def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor put together from all ranks, on the device of its mesh; all ranks must call it."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    there: Any = tensor.to(tensor.device_mesh.device_type)
+    return there.full_tensor()
+
+
 def full_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole tensors of the model, gathered one at a time; all ranks must iterate."""
-    for name, value in model.state_dict().items():
-        tensor = value.full_tensor() if isinstance(value, DTensor) else value
+    """Names and whole tensors of the model, adapters merged, gathered one at a time; all ranks must iterate."""
+    for name, tensor in merged_weights(model, whole):
         yield name, tensor.to(dtype) if dtype is not None else tensor
