@@ -136,14 +136,16 @@ def draw_figure(comparison: Mapping[str, Any], path: Path) -> None:
     axes.grid(axis="x", color="#d9dde2", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    order = [*labels, *(f"{name} (paper)" for name in published)]
+    handles = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda pair: order.index(pair[1]))
+    figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.savefig(path, format="png")
 
 
 def read_samples(args: argparse.Namespace, models: "Sequence[Model]") -> "dict[str, dict[str, Sample]]":
     """Return each benchmark's samples by item id; a benchmark of the hub that cannot be read is left out with a note.
 
-    Errors: ValueError or FileNotFoundError where a path that was given holds other data than the runs were asked.
+    Errors: ValueError or OSError where a path that was given holds other data than the runs were asked.
     """
     from evaluation.benchmarks import BENCHMARKS
     from evaluation.samples import fingerprint_samples, load_samples
@@ -156,6 +158,8 @@ def read_samples(args: argparse.Namespace, models: "Sequence[Model]") -> "dict[s
     for name, run in runs.items():
         path = paths.get(name, paths.get(""))
         try:
+            if name not in BENCHMARKS:
+                raise ValueError(f"{name} of {run.path}: no such benchmark; known: {', '.join(BENCHMARKS)}")
             every = load_samples(name, BENCHMARKS[name], path, args.split)
             if fingerprint_samples(every) != run.settings["data_fingerprint"]:
                 raise ValueError(f"{path or name}: not the data of {run.path}; give them with --data_path and --split")
@@ -177,7 +181,7 @@ def split_path(value: str) -> tuple[str, bool, str]:
 
 
 def write_comparison(args: argparse.Namespace) -> str:
-    """Write the four files; return the table. Errors: ValueError or FileNotFoundError with one message."""
+    """Write the four files; return the table. Errors: ValueError or OSError with one message."""
     from evaluation.compare_page import build_page
     from evaluation.comparison import compare_models, find_journals, group_models, read_run
     from evaluation.journal import write_json, write_text
@@ -202,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         table = write_comparison(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
     print(table)

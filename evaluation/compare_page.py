@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from evaluation.samples import Sample
 
 MAX_SIDE_PX = 640
+LOSSLESS_SIDE_PX = 256
+"""Images up to this size stay as they are: enlarged on the page, their losses would show."""
 _WEBP_QUALITY = 80
 _VERDICTS = {"1": ("good", "right"), "0": ("bad", "wrong"), "-": ("soft", "no answer")}
 
@@ -100,7 +102,7 @@ def build_page(
         body += [
             "<h2>Items</h2>",
             f'<p class="soft">{len(items)} of {total} items'
-            + (", those first on which the models disagree" if len(items) < total else "")
+            + (", chosen for the disagreement of the models first" if len(items) < total else "")
             + ".</p>",
             html_scene_key(),
             _html_filters(items, labels),
@@ -154,18 +156,23 @@ def _html_filters(items: Iterable[Item], labels: Sequence[str]) -> str:
 
 
 def _html_item(item: Item, labels: Sequence[str], number: int) -> str:
-    image, problem = _first_image(item)
+    images, problem = _read_images(item)
     reference = _scene(item.sample.ground_truth if item.sample else None, is_reference=True)
     panels = []
-    name, size = f"image{number}", image.size if image else (1, 1)
-    if image:
-        picture = svg_image(name, data_uri(_encode(image), "webp"), size)
+    # Scenes are stated in pixels of the first image; each shows it again.
+    name, size = f"image{number}", images[0].size if images else (1, 1)
+    if images:
+        picture = svg_image(name, data_uri(_encode(images[0]), "webp"), size)
         title = "reference" if reference else "image"
         panels.append(f"<h4>{title}</h4>{svg_scene(picture, size, reference=reference)}")
+    for other, image in enumerate(images[1:], 2):
+        panels.append(f'<h4>image {other}</h4><img src="{data_uri(_encode(image), "webp")}" alt="image {other}">')
     for label, record in zip(labels, item.records, strict=True):
         predicted = _scene(record.reasoning if record else None)
-        overlay = svg_scene(f'<use href="#{name}"/>', size, predicted, reference) if image and predicted else ""
-        note = "" if predicted or reference is None else "Its scene graph cannot be read."
+        overlay = svg_scene(f'<use href="#{name}"/>', size, predicted, reference) if images and predicted else ""
+        note = "; ".join(relation_text(relation) for relation in predicted.relations) if predicted else ""
+        if predicted is None and record and reference:
+            note = "Its scene graph cannot be read."
         panels.append(_html_answer(label, record, overlay, note))
     task = item.any_record.task
     facts = {
@@ -183,22 +190,22 @@ def _html_item(item: Item, labels: Sequence[str], number: int) -> str:
     )
 
 
-def _first_image(item: Item) -> "tuple[Image.Image | None, str]":
-    """Return the image in whose pixels scenes are stated, at most MAX_SIDE_PX wide or high for the page."""
+def _read_images(item: Item) -> "tuple[list[Image.Image], str]":
+    """Return the question's images, or none and why."""
     if item.sample is None:
-        return None, ""
+        return [], ""
     try:
-        images = item.sample.read_images()
+        return item.sample.read_images(), ""
     except ValueError as error:
-        return None, f" · {error}"
-    return images[0], f" · the first of {len(images)} images" if len(images) > 1 else ""
+        return [], f" · {error}"
 
 
 def _encode(image: "Image.Image") -> bytes:
+    """Return the image for the page, made smaller where it is larger than MAX_SIDE_PX."""
     small = image.copy()
     small.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=_WEBP_QUALITY)
+    small.save(buffer, "WEBP", quality=_WEBP_QUALITY, lossless=max(small.size) <= LOSSLESS_SIDE_PX)
     return buffer.getvalue()
 
 
@@ -216,11 +223,13 @@ def _html_question(item: Item, reference: SceneGraph | None) -> str:
         choices = [f"({LETTERS[index]}) {text}" for index, text in enumerate(item.sample.choices)]
         answer = choices[LETTERS.index(answer)]
         if item.sample.choices[0] not in question:
-            question += "\n" + " ".join(choices)
+            question += "\n".join(["", "Options:", *choices])
     truth = f"answer: {answer}"
     if reference and reference.relations:
         truth += "; " + "; ".join(relation_text(relation) for relation in reference.relations)
-    return f'<pre class="question">{escape(question)}</pre><p class="soft">{escape(truth)}</p>'
+    question, _, options = question.partition("\nOptions:\n")
+    options = " · ".join(options.split("\n"))
+    return f'<pre class="question">{escape(question)}</pre><p>{escape(options)}</p><p class="soft">{escape(truth)}</p>'
 
 
 def _html_answer(label: str, record: Record | None, overlay: str, note: str) -> str:
@@ -232,7 +241,7 @@ def _html_answer(label: str, record: Record | None, overlay: str, note: str) -> 
     if record.reward is not None:
         facts.append(f"reward {record.reward['overall']:.2f}")
     details = f"<details><summary>response</summary><pre>{escape(record.reasoning)}</pre></details>"
-    return f"{title}{overlay}<p>{escape(', '.join(facts))}</p><p class='soft'>{note}</p>{details}"
+    return f"{title}{overlay}<p>{escape(', '.join(facts))}</p><p class='soft'>{escape(note)}</p>{details}"
 
 
 _STYLE = """
@@ -240,11 +249,12 @@ h4 { font-size: 0.9rem; margin: 0 0 0.4rem; overflow-wrap: anywhere; }
 .item { content-visibility: auto; contain-intrinsic-size: auto 500px; }
 .item[hidden] { display: none; }
 .item svg { display: block; width: 100%; height: auto; border-radius: 4px; font-family: sans-serif; }
-.panels { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 260px), 1fr)); }
+.panels { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 230px), 1fr)); }
 .panels > div { min-width: 0; }
-.filters { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: 0.5rem 1rem; padding: 0.6rem 0;
+.filters { display: flex; flex-wrap: wrap; gap: 0.5rem 1rem; padding: 0.6rem 0;
   margin-bottom: 1rem; background: var(--paper); border-bottom: 1px solid var(--line); font-size: 0.85rem; }
 .filters select, .filters input { font: inherit; max-width: 14rem; }
+@media (min-width: 800px) { .filters { position: sticky; top: 0; z-index: 1; } }
 .question { font: inherit; }
 """
 

@@ -59,6 +59,8 @@ class Accuracy:
     high: float
     errors: int
     parse_failure_rate: float
+    response_tokens_mean: float
+    cost_usd: float
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,19 @@ def measure_accuracy(run: Run) -> Accuracy:
     records = run.records.values()
     correct = sum(record.correct for record in records)
     unread = sum(record.kind in PARSE_FAILURES for record in records)
-    low, high = wilson_interval(correct, len(records))
-    return Accuracy(len(records), correct, correct / len(records), low, high, run.errors, unread / len(records))
+    n = len(records)
+    low, high = wilson_interval(correct, n)
+    return Accuracy(
+        n=n,
+        correct=correct,
+        accuracy=correct / n,
+        low=low,
+        high=high,
+        errors=run.errors,
+        parse_failure_rate=unread / n,
+        response_tokens_mean=sum(record.response_tokens for record in records) / n,
+        cost_usd=sum(record.cost_usd for record in records),
+    )
 
 
 def compare_runs(baseline: Run, run: Run) -> Difference | None:

@@ -1,5 +1,6 @@
 """Comparisons: hand-worked statistics, the paper's own averages, and the page of runs on drawn scenes."""
 
+import io
 import json
 import math
 import random
@@ -9,8 +10,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from evaluation import compare, evals
 from evaluation.backends import Answer
@@ -274,6 +277,39 @@ def test_models_need_not_share_a_benchmark(tmp_path):
     compare.draw_figure(comparison, tmp_path / "figure.png")
     assert "| lego |  | 100.0" in compare.format_markdown(comparison)
     assert isinstance(models[1], Model)
+
+
+def test_a_question_of_two_images_shows_both_and_a_broken_one_says_so(tmp_path):
+    import datasets
+
+    columns: dict[str, Any] = {
+        "prompt": ["Which view is from the left?\n(A) first (B) second"] * 2,
+        "answer": ["(A)", "(B)"],
+    }
+    columns["choices"] = [["first", "second"]] * 2
+    good = io.BytesIO()
+    Image.new("RGB", (700, 350), "teal").save(good, "PNG")
+    for name in ("image_1", "image_2"):
+        columns[name] = [{"bytes": good.getvalue(), "path": None}, {"bytes": b"no image", "path": None}]
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "data" / "val.parquet")
+    samples = load_samples("blink-multi-view", BENCHMARKS["blink-multi-view"], str(tmp_path / "data"))
+    settings = {"dataset": "blink-multi-view", "model_path": "a/b", "data_fingerprint": fingerprint_samples(samples)}
+    with Journal(tmp_path / "x.jsonl", settings, is_resumed=False) as journal:
+        for sample in samples:
+            journal.add(evals.grade(sample, Answer("p", "(A)", "stop")))
+    assert compare.main([str(tmp_path / "x"), "--data_path", str(tmp_path / "data"), "--out", str(tmp_path)]) == 0
+    whole, broken = page_items((tmp_path / "index.html").read_text())
+    assert whole.count("data:image/webp") == 2 and 'width="448" height="224"' in whole and "<rect" not in whole
+    assert "its image cannot be decoded" in broken and "data:image" not in broken
+    assert "answer: (A) first" in whole and whole.count("second") == 1  # the question lists its choices itself
+
+
+def test_a_benchmark_of_another_version_is_compared_without_images(tmp_path, capsys):
+    with Journal(tmp_path / "x.jsonl", {"dataset": "old", "model_path": "m"}, is_resumed=False) as journal:
+        journal.add(Record("<image>Is it?", "A", "A", "A", 1, None, id="0", kind="letter"))
+    assert compare.main([str(tmp_path / "x"), "--out", str(tmp_path)]) == 0
+    assert "no such benchmark" in capsys.readouterr().err
+    assert "Is it?" in page_items((tmp_path / "index.html").read_text())[0]
 
 
 def test_help_is_quick():
