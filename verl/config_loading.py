@@ -28,6 +28,7 @@ _PATH_KEYS = {
     "data.val_files": "@",
     "data.format_prompt": "",
     "worker.actor.model.model_path": "",
+    "worker.critic.model.model_path": "",
     "worker.reward.reward_function": ":",
     "trainer.load_checkpoint_path": "",
 }

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AutoModelForImageTextToText, PreTra
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from verl.batching import GroupLayout, PackedBatch
+from verl.divergences import compute_full_kl
 
 ATTENTION_NAME = "shared_prompt"
 LOG_PROB_CHUNK_TOKENS = 2048  # logits of one chunk: 2048 x 151,936 x 4 bytes = 1.2 GB
@@ -177,6 +178,28 @@ def response_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, temperat
     return torch.cat(log_probs), torch.cat(entropies)
 
 
+def _chunk_divergence(
+    hidden: Tensor, weight: Tensor, ref_hidden: Tensor, ref_weight: Tensor, temperature: float
+) -> Tensor:
+    log_probs, ref_log_probs = (
+        ((states @ head.T).float() / temperature).log_softmax(dim=-1)
+        for states, head in ((hidden, weight), (ref_hidden, ref_weight))
+    )
+    return compute_full_kl(log_probs, ref_log_probs)
+
+
+def full_divergence(
+    hidden: Tensor, weight: Tensor, ref_hidden: Tensor, ref_weight: Tensor, temperature: float
+) -> Tensor:
+    """[N] divergences of one model's next-token distributions from another's, in chunks as the log-probs."""
+    parts = []
+    for start in range(0, len(hidden), LOG_PROB_CHUNK_TOKENS):
+        part = slice(start, start + LOG_PROB_CHUNK_TOKENS)
+        arguments = (hidden[part], weight, ref_hidden[part], ref_weight, temperature)
+        parts.append(cast(Tensor, checkpoint(_chunk_divergence, *arguments, use_reentrant=False)))
+    return torch.cat(parts)
+
+
 class ResponseLogProbs(nn.Module):
     """A vision-language model whose forward pass is what the trainer asks of it: log-probs of packed responses."""
 
@@ -185,8 +208,14 @@ class ResponseLogProbs(nn.Module):
         self.model = model
 
     def forward(
-        self, batch: PackedBatch, pixel_values: Tensor | None, image_grid_thw: Tensor | None, temperature: float
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        batch: PackedBatch,
+        pixel_values: Tensor | None,
+        image_grid_thw: Tensor | None,
+        temperature: float,
+        reference: Pair | None = None,
+        with_states: bool = False,
+    ) -> tuple[Tensor, ...]:
         """Log-probs [N] and entropies [N] of the batch's response tokens.
 
         Args:
@@ -195,7 +224,21 @@ class ResponseLogProbs(nn.Module):
                 shows none, any image (its features move nothing, the tower only keeps ranks in step) or None.
             image_grid_thw: [images, 3] their grids.
             temperature: of the sampling that is scored.
+            reference: another model's states and output embedding of the same row: then the exact divergence [N]
+                from its distributions comes third.
+            with_states: return what another model's pass takes as reference, and nothing else.
         """
+        states = self.response_states(batch, pixel_values, image_grid_thw)
+        weight = self.model.lm_head.weight
+        if with_states:
+            return states, weight
+        scores = response_log_probs(states, weight, batch.targets, temperature)
+        return scores if reference is None else (*scores, full_divergence(states, weight, *reference, temperature))
+
+    def response_states(
+        self, batch: PackedBatch, pixel_values: Tensor | None, image_grid_thw: Tensor | None
+    ) -> Tensor:
+        """[N, D] last hidden states from which the response tokens are predicted."""
         inner = self.model.model
         embeds = inner.get_input_embeddings()(batch.input_ids).unsqueeze(0)  # [1, T, D]
         features = () if pixel_values is None else inner.get_image_features(pixel_values, image_grid_thw).pooler_output
@@ -212,7 +255,22 @@ class ResponseLogProbs(nn.Module):
             use_cache=False,
             layout=batch.layout,
         ).last_hidden_state[0]
-        return response_log_probs(states[batch.predict_index], self.model.lm_head.weight, batch.targets, temperature)
+        return states[batch.predict_index]
+
+
+class ResponseValues(ResponseLogProbs):
+    """The same model with a value in place of a distribution: what reward is expected before each response token."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__(model)
+        head = nn.Linear(model.config.get_text_config().hidden_size, 1, dtype=model.dtype)
+        nn.init.zeros_(head.weight)  # a critic that knows nothing expects nothing
+        nn.init.zeros_(head.bias)
+        model.lm_head = head
+
+    def forward(self, batch: PackedBatch, pixel_values: Tensor | None, image_grid_thw: Tensor | None) -> Tensor:
+        """[N] values, in float32."""
+        return self.model.lm_head(self.response_states(batch, pixel_values, image_grid_thw)).squeeze(-1).float()
 
 
 def load_model(path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -54,10 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     from verl.dataset import DataError
     from verl.reward import RewardError
     from verl.single_controller import WorkerError
+    from verl.trainer.ray_trainer import DivergenceError
 
     try:
         train(config)
-    except (ConfigError, DataError, RewardError, WorkerError) as error:
+    except (ConfigError, DataError, DivergenceError, RewardError, WorkerError) as error:
         print(f"\nError: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
     return 0
@@ -84,7 +85,7 @@ def train(config: Config) -> None:
     reward = build_reward(config)
     try:
         train_set, val_set = build_datasets(config, processor)
-        reward.probe(val_set[0].ground_truth, val_set[0].problem)
+        check_filter_key(config, reward.probe(val_set[0].ground_truth, val_set[0].problem))
         tracker = Tracker(
             config.trainer.logger,
             config.trainer.project_name,
@@ -101,6 +102,13 @@ def train(config: Config) -> None:
     finally:
         reward.close()
         ray.shutdown()
+
+
+def check_filter_key(config: Config, scores: dict[str, float]) -> None:
+    """Passes if the reward has what online filtering looks at; ConfigError says what it has."""
+    key = config.algorithm.filter_key
+    if config.algorithm.online_filtering and key not in scores:
+        raise ConfigError([f"algorithm.filter_key = {key!r}: the reward returns only {', '.join(scores)}; name one"])
 
 
 def build_reward(config: Config) -> Any:

@@ -15,17 +15,22 @@ import torch
 from tqdm import tqdm
 
 from verl import checkpoint
-from verl.batching import balanced_order
+from verl.advantages import compute_advantages
 from verl.config import Config, ConfigError, config_to_dict
-from verl.core_algos import compute_grpo_advantages
-from verl.dataset import BatchOrder, RLHFDataset, collate_prompts
+from verl.dataset import RLHFDataset, collate_prompts
+from verl.divergences import FULL_KL, adapt_kl_coef, compute_kl
 from verl.protocol import DataProto, pad_dataproto_to_divisor, unpad_dataproto
 from verl.reward import RewardManager
 from verl.single_controller import WorkerGroup
+from verl.trainer.batches import BatchMaker
 from verl.trainer.metrics import compute_data_metrics, compute_memory_metrics, compute_timing_metrics, reduce_metrics
 from verl.trainer.tracking import Tracker
 
 GROUP_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids", "responses", "response_mask")
+
+
+class DivergenceError(RuntimeError):
+    """Training that has stopped to make sense; the message says how, and what to change."""
 
 
 @dataclass
@@ -62,8 +67,8 @@ class GRPOTrainer:
     ):
         self.config, self.actor, self.rollout, self.reward = config, actor, rollout, reward
         self.train_set, self.val_set, self.pad_token_id, self.tracker = train_set, val_set, pad_token_id, tracker
-        data = config.data
-        self.order = BatchOrder(len(train_set), data.rollout_batch_size, data.shuffle, data.seed)
+        self.batches = BatchMaker(config, train_set, reward, pad_token_id, len(actor))
+        self.kl_coef = config.algorithm.kl_coef
         self.num_steps = count_steps(config, len(train_set))
         self.root = Path(config.trainer.save_checkpoint_path)
         self.global_step = 0
@@ -82,7 +87,7 @@ class GRPOTrainer:
             self.global_step += 1
             self.timing = {}
             with self._timer("step"):
-                metrics = self._step(self._prompts(self.order.rows(self.global_step - 1)))
+                metrics = self._step()
                 if self._is_due(trainer.val_freq):
                     with self._timer("validation"):
                         metrics |= self._validate()
@@ -95,34 +100,114 @@ class GRPOTrainer:
             progress.set_postfix(reward=f"{metrics['reward/overall']:.3f}", s=f"{self.timing['step']:.0f}")
         progress.close()
 
-    def _step(self, prompts: DataProto) -> dict[str, Any]:
-        """One training step on G prompts; its metrics."""
+    def _step(self) -> dict[str, Any]:
+        """One training step; its metrics."""
         with self._timer("gen"), self._engines_awake():
-            groups = self._balanced(self._generate(prompts, self._train_sampling(), seed=self.global_step))
-        pending = self.reward.submit(groups)
+            rollout = self.batches.make(self._generate)
+        groups = rollout.groups
         with self._timer("load"):
             self.actor.load_groups(groups.select(list(GROUP_KEYS), ["images"]))
+        self._run_passes(groups)
+        with self._timer("reward"):
+            scores = rollout.scores()
+        with self._timer("adv"):
+            metrics = self._compute_advantages(groups, scores["overall"])
+        metrics |= self._update(groups)
+        metrics |= {f"reward/{key}": float(value.mean()) for key, value in scores.items()}
+        data = self.config.data
+        metrics |= compute_data_metrics(groups, data.max_prompt_length, data.max_response_length)
+        return rollout.metrics | metrics
+
+    def _run_passes(self, groups: DataProto) -> None:
+        """Adds what the policy, the reference and the critic say of the responses, as far as it is needed."""
+        algorithm = self.config.algorithm
         carrier = groups.select(["response_mask"], [])
-        if not self._is_single_update:
+        is_estimated = not algorithm.disable_kl and algorithm.kl_penalty != FULL_KL
+        if not self._is_single_update or self._is_kl_in_reward and is_estimated:
             with self._timer("old"):
                 groups.union(self.actor.compute_log_probs(carrier))
-        if not self.config.algorithm.disable_kl:
+        if is_estimated:
             with self._timer("ref"):
                 groups.union(self.actor.compute_ref_log_probs(carrier))
-        with self._timer("reward"):
-            scores = pending.result()
-        groups.batch["scores"] = scores["overall"]
-        groups.batch["advantages"] = compute_grpo_advantages(scores["overall"])
-        with self._timer("update_actor"):
-            keys = [key for key in ("advantages", "old_log_probs", "ref_log_probs") if key in groups.batch.keys()]
-            update = groups.select(keys, [])
-            update.meta_info["step"] = self.global_step
-            actor_metrics = self.actor.update_actor(update)
-        metrics = {f"reward/{key}": float(value.mean()) for key, value in scores.items()}
-        metrics |= compute_data_metrics(
-            groups, self.config.data.max_prompt_length, self.config.data.max_response_length
+        elif self._is_kl_in_reward:
+            with self._timer("ref"):
+                groups.union(self.actor.compute_full_kl(carrier))
+        if algorithm.adv_estimator == "gae":
+            with self._timer("values"):
+                groups.union(self.actor.compute_values(carrier))
+
+    def _compute_advantages(self, groups: DataProto, scores: torch.Tensor) -> dict[str, float]:
+        """Adds `scores` [G, n], `rewards`, `advantages` and `returns`; the metrics of a divergence in the reward."""
+        algorithm, batch = self.config.algorithm, groups.batch
+        mask = batch["response_mask"]
+        metrics, penalties = {}, None
+        batch["scores"] = batch["rewards"] = scores
+        if self._is_kl_in_reward:
+            if "kl" not in batch.keys():
+                kl = compute_kl(batch["old_log_probs"], batch["ref_log_probs"], algorithm.kl_penalty)
+                batch["kl"] = kl.masked_fill(~mask.bool(), 0.0)
+            penalties = self.kl_coef * batch["kl"]
+            batch["rewards"] = scores - penalties.sum(-1)
+            kl = float((batch["kl"].sum(-1) / mask.sum(-1)).mean())
+            metrics = {"actor/kl_penalty": kl, "actor/kl_coef": self.kl_coef}
+            self._adapt_kl_coef(kl)
+        batch["advantages"], batch["returns"] = compute_advantages(
+            algorithm.adv_estimator,
+            scores,
+            mask,
+            algorithm.gamma,
+            algorithm.lam,
+            penalties,
+            batch.get("baselines"),
+            batch.get("values"),
         )
-        return metrics | reduce_metrics(actor_metrics)
+        return metrics
+
+    def _update(self, groups: DataProto) -> dict[str, float]:
+        """Updates the critic, if there is one, and the policy, once the critic is warm."""
+        algorithm, batch, metrics = self.config.algorithm, groups.batch, {}
+        is_kl_loss = not algorithm.disable_kl and algorithm.use_kl_loss
+        if algorithm.adv_estimator == "gae":
+            with self._timer("update_critic"):
+                update = groups.select(["values", "returns"], [])
+                update.meta_info["step"] = self.global_step
+                metrics |= reduce_metrics(self.actor.update_critic(update))
+        if self.global_step >= self.config.trainer.critic_warmup:
+            with self._timer("update_actor"):
+                keys = ["advantages", "old_log_probs", "rollout_log_probs"] + ["ref_log_probs"] * is_kl_loss
+                update = groups.select([key for key in keys if key in batch.keys()], [])
+                update.meta_info |= {"step": self.global_step, "kl_coef": self.kl_coef if is_kl_loss else 0.0}
+                metrics |= reduce_metrics(self.actor.update_actor(update))
+            if is_kl_loss:
+                metrics["actor/kl_coef"] = self.kl_coef
+                self._adapt_kl_coef(metrics["actor/kl_loss"])
+        self._check_skipped(metrics)
+        return metrics
+
+    def _adapt_kl_coef(self, kl: float) -> None:
+        algorithm = self.config.algorithm
+        if algorithm.kl_type == "adaptive":
+            num_responses = self.config.data.rollout_batch_size * self.config.worker.rollout.n
+            target, horizon = algorithm.kl_target, algorithm.kl_horizon
+            self.kl_coef = adapt_kl_coef(self.kl_coef, kl, target, horizon, num_responses)
+
+    def _check_skipped(self, metrics: dict[str, float]) -> None:
+        """Says which updates were left out, and ends the run after too many in a row."""
+        limit = self.config.trainer.max_skipped_updates
+        for role in ("actor", "critic"):
+            if not metrics.get(f"{role}/skipped_steps"):
+                continue
+            in_a_row = int(metrics[f"{role}/skipped_in_a_row"])
+            fault = (
+                f"step {self.global_step}: {int(metrics[f'{role}/skipped_steps'])} optimizer steps of the {role} were "
+                f"left out because their gradient was not finite, {in_a_row} in a row by now"
+            )
+            if 0 < limit <= in_a_row:
+                raise DivergenceError(
+                    f"{fault}; the limit is trainer.max_skipped_updates={limit}. Lower worker.{role}.optim.lr or "
+                    "check the rewards; the run goes on from its last checkpoint"
+                )
+            print(fault[0].upper() + fault[1:], flush=True)  # noqa: T201
 
     @property
     def _is_single_update(self) -> bool:
@@ -130,17 +215,18 @@ class GRPOTrainer:
         actor = self.config.worker.actor
         return actor.ppo_epochs == 1 and actor.global_batch_size == self.config.data.rollout_batch_size
 
-    def _prompts(self, rows: list[int]) -> DataProto:
-        return collate_prompts([self.train_set[row] for row in rows], self.pad_token_id)
-
-    def _train_sampling(self) -> dict[str, Any]:
-        rollout = self.config.worker.rollout
-        return {"n": rollout.n, "temperature": rollout.temperature, "top_p": rollout.top_p, "top_k": rollout.top_k}
+    @property
+    def _is_kl_in_reward(self) -> bool:
+        return not self.config.algorithm.disable_kl and not self.config.algorithm.use_kl_loss
 
     def _generate(self, prompts: DataProto, sampling: dict[str, Any], seed: int) -> DataProto:
         """The prompts with n responses each; the engines are awake."""
         request = prompts.select([], ["raw_prompt_ids", "images"])
-        request.meta_info = {"sampling": sampling, "seed": self.config.worker.rollout.seed * 1_000_003 + seed}
+        request.meta_info = {
+            "sampling": sampling,
+            "seed": self.config.worker.rollout.seed * 1_000_003 + seed,
+            "log_probs": self.config.worker.actor.tis_imp_ratio_cap is not None,
+        }
         request, num_padded = pad_dataproto_to_divisor(request, len(self.rollout))
         responses = unpad_dataproto(self.rollout.generate(request), num_padded)
         return prompts.select().union(responses)
@@ -154,12 +240,6 @@ class GRPOTrainer:
         self.rollout.wake_up(["kv_cache"])
         yield
         self.rollout.sleep()
-
-    def _balanced(self, groups: DataProto) -> DataProto:
-        """The groups in an order that gives every rank an equal part of every mini-batch."""
-        tokens = groups.batch["prompt_mask"].sum(-1) + groups.batch["response_mask"].sum((-1, -2))
-        order = balanced_order(tokens.tolist(), self.config.worker.actor.global_batch_size, len(self.actor))
-        return groups[order]
 
     def _is_due(self, frequency: int) -> bool:
         """Whether something happens at this step: every `frequency` steps if positive, and always at the last."""
@@ -183,7 +263,9 @@ class GRPOTrainer:
 
     def evaluate(self) -> Validation:
         """Scores of the current policy on the validation prompts."""
-        sampling = self._train_sampling() | {"n": 1} | self.config.worker.rollout.val_override_config
+        rollout = self.config.worker.rollout
+        sampling = {"n": 1, "temperature": rollout.temperature, "top_p": rollout.top_p, "top_k": rollout.top_k}
+        sampling |= rollout.val_override_config
         size = self.config.data.val_batch_size
         size = len(self.val_set) if size < 0 else size
         totals: dict[str, list[float]] = {}
@@ -221,6 +303,7 @@ class GRPOTrainer:
         folder = checkpoint.begin(self.root, self.global_step)
         self.actor.save(str(folder))
         state = {"global_step": self.global_step, "config": config_to_dict(self.config)}
+        state |= {"batches": self.batches.save(folder), "kl_coef": self.kl_coef}
         checkpoint.finish(folder, state)
         checkpoint.prune(self.root, self.config.trainer.save_limit)
 
@@ -237,7 +320,11 @@ class GRPOTrainer:
             folder = checkpoint.find_latest(self.root)
         if folder is None:
             return
-        self.global_step = checkpoint.read_trainer_state(folder)["global_step"]
+        state = checkpoint.read_trainer_state(folder)
+        self.global_step = state["global_step"]
+        self.batches.restore(folder, state["batches"])
+        if self.config.algorithm.kl_type == "adaptive":
+            self.kl_coef = state["kl_coef"]
         self.actor.restore(str(folder))
         self.tracker.resume(self.global_step)
         print(f"Resumed step {self.global_step} of {self.num_steps} from {folder}", flush=True)  # noqa: T201
@@ -251,5 +338,6 @@ class GRPOTrainer:
 
 def count_steps(config: Config, num_rows: int) -> int:
     """Training steps of the run: max_steps, else the whole batches of all epochs."""
-    trainer = config.trainer
-    return trainer.max_steps or num_rows // config.data.rollout_batch_size * trainer.total_epochs
+    trainer, size = config.trainer, config.data.rollout_batch_size
+    drawn = config.data.mini_rollout_batch_size or size
+    return trainer.max_steps or num_rows // drawn * drawn // size * trainer.total_epochs

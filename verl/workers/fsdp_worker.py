@@ -10,13 +10,14 @@ from transformers import AutoProcessor, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from verl import checkpoint
-from verl.config import Config
+from verl.config import Config, OptimConfig
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, open_store, shard
 from verl.optim import OPTIMIZERS
 from verl.protocol import DataProto
-from verl.qwen_vl import ResponseLogProbs, decode_image, load_model
+from verl.qwen_vl import ResponseLogProbs, ResponseValues, decode_image, load_model
 from verl.single_controller import Dispatch, register
-from verl.workers.actor import Actor, Groups, UpdateSettings, image_patches
+from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings, image_patches
+from verl.workers.critic import Critic, ValueSettings
 from verl.workers.weight_sync import send_weights
 
 STAND_IN_GRID = (1, 4, 4)  # smallest image that any window layout accepts
@@ -61,15 +62,16 @@ class FSDPWorker:
             actor.model.model_path, trust_remote_code=actor.model.trust_remote_code
         )
         self.policy = self._build_model(trainable=True)
-        trainable = [p for p in self.policy.parameters() if p.requires_grad]
-        optim = actor.optim
-        self.optimizer = OPTIMIZERS[optim.strategy](
-            trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
-        )
-        self.actor = Actor(self.policy, self.device, self.optimizer)
+        self.optimizer = build_optimizer(self.policy, actor.optim)
+        self.actor = Actor("actor", self.policy, self.device, self.optimizer)
         self.reference = None
         if not self.config.algorithm.disable_kl:
-            self.reference = Actor(self._build_model(trainable=False), self.device)
+            self.reference = Actor("reference", self._build_model(trainable=False), self.device)
+        self.critic = None
+        if self.config.algorithm.adv_estimator == "gae":
+            model = self._build_critic()
+            optimizer = build_optimizer(model, self.config.worker.critic.optim)
+            self.critic = Critic("critic", model, self.device, optimizer)
 
     def _build_model(self, trainable: bool) -> ResponseLogProbs:
         settings = self.config.worker.actor
@@ -82,6 +84,18 @@ class FSDPWorker:
         if trainable and settings.model.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         wrapped = ResponseLogProbs(model).to(self.device)
+        shard(wrapped, self.mesh, DTYPES[settings.fsdp.mp_param_dtype], DTYPES[settings.fsdp.mp_reduce_dtype])
+        return wrapped
+
+    def _build_critic(self) -> ResponseValues:
+        settings = self.config.worker.critic
+        path = settings.model.model_path or self.config.worker.actor.model.model_path
+        model = load_model(path, DTYPES[settings.fsdp.torch_dtype], settings.model.trust_remote_code)
+        if settings.model.freeze_vision_tower:
+            model.model.visual.requires_grad_(False)
+        if settings.model.enable_gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        wrapped = ResponseValues(model).to(self.device)
         shard(wrapped, self.mesh, DTYPES[settings.fsdp.mp_param_dtype], DTYPES[settings.fsdp.mp_reduce_dtype])
         return wrapped
 
@@ -125,48 +139,89 @@ class FSDPWorker:
         assert self.reference is not None
         return self._log_probs(self.reference, "ref_log_probs")
 
+    @register(Dispatch.DP_COMPUTE_PROTO)
+    def compute_full_kl(self, data: DataProto) -> DataProto:
+        """`kl` [G, n, R] of the loaded groups, exact; `data` only carries the split."""
+        assert self.groups is not None and self.reference is not None
+        settings = self.config.worker.actor
+        kl = self.actor.compute_full_kl(
+            self.reference,
+            self.groups,
+            self._max_tokens(settings.micro_batch_size_per_device_for_experience),
+            settings.shared_prompt,
+            self.config.worker.rollout.temperature,
+        )
+        return DataProto.from_dict(tensors={"kl": kl})
+
+    @register(Dispatch.DP_COMPUTE_PROTO)
+    def compute_values(self, data: DataProto) -> DataProto:
+        """`values` [G, n, R] of the loaded groups under the critic; `data` only carries the split."""
+        assert self.groups is not None and self.critic is not None
+        budget = self._max_tokens(self.config.worker.critic.micro_batch_size_per_device_for_experience)
+        values = self.critic.compute_values(self.groups, budget, self.config.worker.actor.shared_prompt)
+        return DataProto.from_dict(tensors={"values": values})
+
+    def _step_settings(self, settings: Any) -> dict[str, Any]:
+        """What the updates of actor and critic have in common, from the one's or the other's section."""
+        return {
+            "num_groups_per_mini_batch": settings.global_batch_size // self.world_size,
+            "max_tokens": self._max_tokens(settings.micro_batch_size_per_device_for_update),
+            "shared_prompt": self.config.worker.actor.shared_prompt,
+            "ppo_epochs": settings.ppo_epochs,
+            "max_grad_norm": settings.max_grad_norm,
+            "loss_avg_mode": settings.loss_avg_mode,
+            "max_response_length": self.config.data.max_response_length,
+            "temperature": self.config.worker.rollout.temperature,
+        }
+
+    @register(Dispatch.DP_COMPUTE_METRIC)
+    def update_critic(self, data: DataProto) -> dict[str, tuple[float, float]]:
+        """Updates the critic on the loaded groups with the `values` it gave them and their `returns`."""
+        assert self.groups is not None and self.critic is not None and self.critic.optimizer is not None
+        critic = self.config.worker.critic
+        settings = ValueSettings(cliprange_value=critic.cliprange_value, **self._step_settings(critic))
+        lr = self._set_lr(self.critic.optimizer, critic.optim, data.meta_info["step"])
+        metrics = self.critic.update(self.groups, data.batch["values"], data.batch["returns"], settings)
+        return metrics | {"critic/lr": (lr, 1.0)}
+
     @register(Dispatch.DP_COMPUTE_METRIC)
     def update_actor(self, data: DataProto) -> dict[str, tuple[float, float]]:
-        """Updates the policy on the loaded groups with `advantages` and, when there, `old_` and `ref_log_probs`."""
+        """Updates the policy on the loaded groups with `advantages` and, when there, old, ref and rollout log-probs.
+
+        Meta: `step`, `kl_coef` (0: the divergence is no term of the loss).
+        """
         assert self.groups is not None, "load_groups comes first"
-        actor, algorithm = self.config.worker.actor, self.config.algorithm
+        actor = self.config.worker.actor
         settings = UpdateSettings(
-            num_groups_per_mini_batch=actor.global_batch_size // self.world_size,
-            max_tokens=self._max_tokens(actor.micro_batch_size_per_device_for_update),
-            shared_prompt=actor.shared_prompt,
-            ppo_epochs=actor.ppo_epochs,
+            loss_type=actor.loss_type,
             clip_ratio_low=actor.clip_ratio_low,
             clip_ratio_high=actor.clip_ratio_high,
             clip_ratio_dual=actor.clip_ratio_dual,
-            max_grad_norm=actor.max_grad_norm,
-            kl_penalty=algorithm.kl_penalty,
-            kl_coef=algorithm.kl_coef,
-            temperature=self.config.worker.rollout.temperature,
+            tau_positive=actor.tau_positive,
+            tau_negative=actor.tau_negative,
+            tis_imp_ratio_cap=actor.tis_imp_ratio_cap,
+            kl_penalty=self.config.algorithm.kl_penalty,
+            kl_coef=data.meta_info["kl_coef"],
+            **self._step_settings(actor),
         )
-        batch = data.batch
-        lr = self._set_lr(data.meta_info["step"])
-        metrics = self.actor.update(
-            self.groups, batch["advantages"], batch.get("old_log_probs"), batch.get("ref_log_probs"), settings
-        )
+        lr = self._set_lr(self.optimizer, actor.optim, data.meta_info["step"])
+        metrics = self.actor.update(self.groups, PolicyBatch(**data.batch), settings, self.reference)
         metrics["actor/lr"] = (lr, 1.0)
-        if "ref_log_probs" in batch.keys():
-            metrics["actor/kl_coef"] = (algorithm.kl_coef, 1.0)
         if self.device.type == "cuda":
             metrics["perf/max_memory_allocated_gb"] = (torch.cuda.max_memory_allocated() / 1024**3, 1.0)
             metrics["perf/max_memory_reserved_gb"] = (torch.cuda.max_memory_reserved() / 1024**3, 1.0)
             torch.cuda.reset_peak_memory_stats()
         return metrics
 
-    def _set_lr(self, step: int) -> float:
+    def _set_lr(self, optimizer: torch.optim.Optimizer, optim: OptimConfig, step: int) -> float:
         """Sets and returns the learning rate of training step `step`, counted from 1."""
-        optim = self.config.worker.actor.optim
         num_warmup_steps = optim.lr_warmup_steps
         if num_warmup_steps is None:
             num_warmup_steps = int(optim.lr_warmup_ratio * self.num_steps)
         factor = lr_factor(
             step - 1, self.num_steps, num_warmup_steps, optim.lr_scheduler_type, optim.min_lr_ratio or 0
         )
-        for group in self.optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = optim.lr * factor
         return optim.lr * factor
 
@@ -177,7 +232,10 @@ class FSDPWorker:
 
     @register(Dispatch.ONE_TO_ALL)
     def save(self, folder: str) -> None:
-        """Writes this rank's shards under `folder`/actor, rank 0 also the Hugging Face files without weights."""
+        """Writes this rank's shards under `folder`/actor, rank 0 also the Hugging Face files without weights.
+
+        A critic's shards go to `folder`/critic.
+        """
         actor_folder = Path(folder) / "actor"
         if self.rank == 0:
             source = self.config.worker.actor.model.model_path
@@ -187,8 +245,20 @@ class FSDPWorker:
             if (Path(source) / "generation_config.json").is_file():
                 GenerationConfig.from_pretrained(source).save_pretrained(target)
         checkpoint.save_shards(actor_folder, self.policy.model, self.optimizer)
+        if self.critic is not None:
+            assert self.critic.optimizer is not None
+            checkpoint.save_shards(Path(folder) / "critic", self.critic.model, self.critic.optimizer)
 
     @register(Dispatch.ONE_TO_ALL)
     def restore(self, folder: str) -> None:
         """Reads the model and optimizer that `save` wrote, on any number of ranks."""
         checkpoint.load_shards(Path(folder) / "actor", self.policy.model, self.optimizer)
+        if self.critic is not None:
+            assert self.critic.optimizer is not None
+            checkpoint.load_shards(Path(folder) / "critic", self.critic.model, self.critic.optimizer)
+
+
+def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """The configured optimizer over the model's trainable parameters."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return OPTIMIZERS[optim.strategy](trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
