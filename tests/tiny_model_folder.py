@@ -1,4 +1,4 @@
-"""A random Qwen2.5-VL of a few thousand parameters with its own byte-level tokenizer, for tests that load models."""
+"""Random models of a few thousand parameters with a byte-level tokenizer, for tests that load models from folders."""
 
 from pathlib import Path
 
@@ -34,43 +34,59 @@ def build_tokenizer():
     return tokenizer
 
 
-def build_config(tokenizer):
-    from transformers import Qwen2_5_VLConfig
+def build_config(tokenizer, family):
+    import transformers
 
+    from tests.tiny_qwen import CLASSES, config_arguments
+
+    config_name, class_name = CLASSES[family]
+    arguments = config_arguments(family, tie_word_embeddings=True)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
-    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
-    text = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
-    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": rope}
-    text |= {"max_position_embeddings": 4096, "tie_word_embeddings": True}
+    text = {"vocab_size": 320, "max_position_embeddings": 4096}
     text |= {"bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"]}
-    vision = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
-    return Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision | {"window_size": 56, "fullatt_block_indexes": [1]},
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
-        architectures=["Qwen2_5_VLForConditionalGeneration"],
-        dtype="float32",
-    )
+    text |= {"pad_token_id": ids["<|endoftext|>"]}
+    if "vision_config" not in arguments:
+        arguments |= text
+    else:
+        arguments |= {"text_config": arguments["text_config"] | text}
+        arguments |= {
+            "image_token_id": ids["<|image_pad|>"],
+            "video_token_id": ids["<|video_pad|>"],
+            "vision_start_token_id": ids["<|vision_start|>"],
+            "vision_end_token_id": ids["<|vision_end|>"],
+        }
+    return getattr(transformers, config_name)(**arguments, architectures=[class_name], dtype="float32")
 
 
-def save_tiny_model(folder: Path, seed: int = 0) -> Path:
-    """Write a model folder as a trainer or the hub would: config, weights, tokenizer, processor, chat template."""
-    import torch
-    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+def build_processor(tokenizer, family):
+    import transformers
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    names = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
+    if family not in names:
+        return tokenizer
+    is_third = family == "qwen3_vl"
+    image_processor = Qwen2VLImageProcessor(
+        min_pixels=56 * 56, max_pixels=112 * 112, patch_size=16 if is_third else 14
+    )
+    video_processor = Qwen3VLVideoProcessor() if is_third else Qwen2VLVideoProcessor()
+    processor_class = getattr(transformers, names[family])
+    return processor_class(image_processor, tokenizer, video_processor, chat_template=CHAT_TEMPLATE)
+
+
+def save_tiny_model(folder: Path, seed: int = 0, family: str = "qwen2_5_vl") -> Path:
+    """Write a model folder as a trainer or the hub would: config, weights, tokenizer, processor, chat template."""
+    import torch
+    import transformers
 
     tokenizer = build_tokenizer()
+    config = build_config(tokenizer, family)
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
+    model = getattr(transformers, config.architectures[0])(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
-    image_processor = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=112 * 112)
-    processor = Qwen2_5_VLProcessor(image_processor, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
-    processor.save_pretrained(folder)
+    build_processor(tokenizer, family).save_pretrained(folder)
     return folder

@@ -1,51 +1,82 @@
-"""A Qwen2.5-VL of a few thousand random parameters, for tests that need the real class and nothing learned."""
+"""Models of a few thousand random parameters of every family, for tests that need the real class, nothing learned."""
+
+from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+import transformers
+from transformers import PreTrainedModel, Qwen2_5_VLConfig
 
 IMAGE_TOKEN, VISION_START, VISION_END = 90, 91, 92
+TOKENS = {
+    "image_token_id": IMAGE_TOKEN,
+    "video_token_id": 89,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
 PATCH_DIM = 3 * 2 * 14 * 14
+TEXT = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+    "bos_token_id": 93,
+    "eos_token_id": 94,
+    "pad_token_id": 95,
+}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+TOWER = {"depth": 2, "hidden_size": 64, "num_heads": 2, "spatial_merge_size": 2, "temporal_patch_size": 2}
+VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = (*VISION_FAMILIES, "qwen2", "qwen3")
 
 
 def tiny_config(tie_word_embeddings: bool = False) -> Qwen2_5_VLConfig:
-    return Qwen2_5_VLConfig(
-        text_config=dict(
-            vocab_size=96,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            bos_token_id=93,
-            eos_token_id=94,
-            pad_token_id=95,
-            tie_word_embeddings=tie_word_embeddings,
-        ),
-        vision_config=dict(
-            depth=2,
-            hidden_size=64,
-            intermediate_size=64,
-            num_heads=2,
-            out_hidden_size=64,
-            patch_size=14,
-            spatial_merge_size=2,
-            temporal_patch_size=2,
-            window_size=56,
-            fullatt_block_indexes=[1],
-        ),
-        image_token_id=IMAGE_TOKEN,
-        video_token_id=89,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
-        tie_word_embeddings=tie_word_embeddings,
-    )
+    return Qwen2_5_VLConfig(**config_arguments("qwen2_5_vl", tie_word_embeddings))
 
 
-def tiny_model(seed: int = 0, **kwargs) -> Qwen2_5_VLForConditionalGeneration:
+def config_arguments(family: str, tie_word_embeddings: bool) -> dict[str, Any]:
+    """Arguments of the family's configuration class."""
+    tied = {"tie_word_embeddings": tie_word_embeddings}
+    if family == "qwen2":
+        return TEXT | tied | {"rope_parameters": ROPE}
+    if family == "qwen3":
+        return TEXT | tied | {"rope_parameters": ROPE, "head_dim": 64}  # heads x their size is not the hidden size
+    sections: dict[str, Any] = {"mrope_section": [4, 6, 6]}
+    text, tower = TEXT | tied, TOWER | {"patch_size": 14}
+    if family == "qwen2_vl":
+        tower = {key: value for key, value in tower.items() if key != "hidden_size"}
+        tower |= {"embed_dim": 64, "hidden_size": 64, "mlp_ratio": 1}
+    elif family == "qwen2_5_vl":
+        tower |= {"intermediate_size": 64, "out_hidden_size": 64, "window_size": 56, "fullatt_block_indexes": [1]}
+    else:
+        sections["mrope_interleaved"] = True
+        text |= {"head_dim": 32, "num_hidden_layers": 3}  # two of them after features of the tower were added
+        tower |= {"intermediate_size": 64, "out_hidden_size": 64, "patch_size": 16, "num_position_embeddings": 16}
+        tower |= {"deepstack_visual_indexes": [0, 1]}
+    return {"text_config": text | {"rope_parameters": ROPE | sections}, "vision_config": tower} | TOKENS | tied
+
+
+CLASSES = {
+    "qwen2_vl": ("Qwen2VLConfig", "Qwen2VLForConditionalGeneration"),
+    "qwen2_5_vl": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"),
+    "qwen3_vl": ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration"),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
+}
+
+
+def tiny_model(seed: int = 0, tie_word_embeddings: bool = False, family: str = "qwen2_5_vl") -> PreTrainedModel:
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(tiny_config(**kwargs))
+    config_name, class_name = CLASSES[family]
+    config = getattr(transformers, config_name)(**config_arguments(family, tie_word_embeddings))
+    model = getattr(transformers, class_name)(config)
     for parameter in model.parameters():  # large enough for attention and logits to be far from uniform
         parameter.data.mul_(4.0 if parameter.dim() > 1 else 1.0)
     return model
+
+
+def patch_dim(family: str) -> int:
+    """Values of one patch."""
+    return 3 * 2 * 16 * 16 if family == "qwen3_vl" else PATCH_DIM

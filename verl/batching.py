@@ -4,8 +4,11 @@ A group is one prompt with its n sampled responses. Letters: G groups, n samples
 tokens, T tokens of a packed row, S responses in it, N response tokens in it.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,31 +27,69 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class GroupLayout:
-    """Where the prompts and responses of a packed row lie, as padded index tables for the attention.
+class PaddedTables:
+    """A layout's prompts and responses as right-padded tables, for attention kernels that know no lengths.
 
     Attributes:
-        prompt_index: [G, P] packed index of each prompt token, right-padded with 0.
-        prompt_mask: [G, P] True where prompt_index holds a token.
-        response_index: [S, R] packed index of each response token, right-padded with 0.
-        response_mask: [S, R] True where response_index holds a token.
-        response_group: [S] the row of prompt_index that each response continues.
+        prompt_index, prompt_mask: [G, P] packed index of each prompt token, padded with 0, and where it is one.
+        response_index, response_mask: [S, R] the same for responses.
         attention_mask: [S, 1, R, P + R] True where a response token sees a key: all of its prompt, then its own past.
-        unpack_index: [T] place of each packed token among the valid prompt tokens, then the valid response tokens.
     """
 
     prompt_index: Tensor
     prompt_mask: Tensor
     response_index: Tensor
     response_mask: Tensor
-    response_group: Tensor
     attention_mask: Tensor
-    unpack_index: Tensor
+
+
+@dataclass(frozen=True)
+class GroupLayout:
+    """Where the prompts and responses of a packed row lie: all prompts first, then all responses.
+
+    Attributes:
+        num_prompt_tokens: prompt tokens of the row; responses begin behind them.
+        prompt_ends: [G + 1] int32 first token of each prompt, and the end of the last.
+        response_ends: [S + 1] int32 the same of responses, counted from the first response token.
+        key_ends: [S + 1] int32 the same of what a response sees: its prompt and itself, P + R keys.
+        key_index: [sum of P + R] packed index of those keys.
+        response_group: [S] the prompt that each response continues.
+        longest_prompt, longest_response, longest_keys: in tokens.
+    """
+
+    num_prompt_tokens: int
+    prompt_ends: Tensor
+    response_ends: Tensor
+    key_ends: Tensor
+    key_index: Tensor
+    response_group: Tensor
+    longest_prompt: int
+    longest_response: int
+    longest_keys: int
+
+    def to(self, device: torch.device) -> "GroupLayout":
+        """This layout with every tensor on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()}
+        return GroupLayout(**moved)
+
+    @cached_property
+    def padded(self) -> PaddedTables:
+        """The same as padded tables, made when first asked for."""
+        prompt_index, prompt_mask = _padded_index(self.prompt_ends, self.longest_prompt)
+        response_index, response_mask = _padded_index(self.response_ends, self.longest_response)
+        response_index = (response_index + self.num_prompt_tokens).masked_fill(~response_mask, 0)
+        width = self.longest_response
+        sees_prompt = prompt_mask[self.response_group].unsqueeze(1).expand(-1, width, -1)  # [S, R, P]
+        own_past = torch.ones(width, width, dtype=torch.bool, device=prompt_mask.device).tril()
+        sees_own = own_past.expand(len(self.response_group), -1, -1)  # [S, R, R]
+        attention_mask = torch.cat([sees_prompt, sees_own], dim=2).unsqueeze(1)
+        return PaddedTables(prompt_index, prompt_mask, response_index, response_mask, attention_mask)
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One forward pass: T tokens in a row, each prompt once, its responses behind it.
+    """One forward pass: T tokens in a row, each prompt once, all responses behind the prompts.
 
     Attributes:
         input_ids: [T] token ids, image tokens expanded.
@@ -70,9 +111,8 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> "PackedBatch":
         """This batch with every tensor on `device`."""
-        layout = GroupLayout(**{k: v.to(device, non_blocking=True) for k, v in vars(self.layout).items()})
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return PackedBatch(**moved, layout=layout, image_ids=self.image_ids, pieces=self.pieces)
+        return PackedBatch(**moved, layout=self.layout.to(device), image_ids=self.image_ids, pieces=self.pieces)
 
 
 def plan_micro_batches(
@@ -157,36 +197,42 @@ def balanced_order(lengths: Sequence[int], mini_batch_size: int, num_ranks: int)
     return [group for share in shares for group in share]
 
 
-def _padded_index(starts: Sequence[int], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Index table [rows, longest] of consecutive positions from each start, and its mask."""
-    width = max(lengths, default=0)
-    offset = torch.arange(width)
-    mask = offset < torch.tensor(lengths).unsqueeze(1)
-    index = torch.tensor(starts).unsqueeze(1) + offset
-    return index.masked_fill(~mask, 0), mask
+def _padded_index(ends: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Index table [rows, width] of the tokens between consecutive ends, padded with 0, and its mask."""
+    offset = torch.arange(width, device=ends.device)
+    mask = offset < ends.diff().unsqueeze(1)
+    return (ends[:-1].unsqueeze(1) + offset).masked_fill(~mask, 0), mask
+
+
+def _ends(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
 
 
 def build_layout(prompt_lengths: Sequence[int], response_lengths: Sequence[Sequence[int]]) -> GroupLayout:
-    """The layout of a row that holds, group after group, the prompt and then each of its responses."""
-    prompt_starts, response_starts, response_group = [], [], []
-    cursor = 0
-    for group, (prompt_length, lengths) in enumerate(zip(prompt_lengths, response_lengths, strict=True)):
-        prompt_starts.append(cursor)
-        cursor += prompt_length
-        for length in lengths:
-            response_starts.append(cursor)
-            response_group.append(group)
-            cursor += length
+    """The layout of a row that holds the prompts and then, group after group, their responses."""
+    response_group = [group for group, lengths in enumerate(response_lengths) for _ in lengths]
     flat_lengths = [length for lengths in response_lengths for length in lengths]
-    prompt_index, prompt_mask = _padded_index(prompt_starts, list(prompt_lengths))
-    response_index, response_mask = _padded_index(response_starts, flat_lengths)
-    groups = torch.tensor(response_group)
-    width = response_index.shape[1]
-    sees_prompt = prompt_mask[groups].unsqueeze(1).expand(-1, width, -1)  # [S, R, P]
-    sees_own = torch.ones(width, width, dtype=torch.bool).tril().expand(len(groups), -1, -1)  # [S, R, R]
-    attention_mask = torch.cat([sees_prompt, sees_own], dim=2).unsqueeze(1)
-    unpack_index = torch.argsort(torch.cat([prompt_index[prompt_mask], response_index[response_mask]]))
-    return GroupLayout(prompt_index, prompt_mask, response_index, response_mask, groups, attention_mask, unpack_index)
+    num_prompt_tokens = sum(prompt_lengths)
+    prompt_ends, response_ends = _ends(prompt_lengths), _ends(flat_lengths)
+    prompt_spans = list(itertools.pairwise(prompt_ends.tolist()))
+    response_spans = list(itertools.pairwise((response_ends + num_prompt_tokens).tolist()))
+    keys = [
+        torch.arange(*span)
+        for group, own in zip(response_group, response_spans, strict=True)
+        for span in (prompt_spans[group], own)
+    ]
+    key_lengths = [prompt_lengths[g] + length for g, length in zip(response_group, flat_lengths, strict=True)]
+    return GroupLayout(
+        num_prompt_tokens,
+        prompt_ends,
+        response_ends,
+        _ends(key_lengths),
+        torch.cat(keys),
+        torch.tensor(response_group),
+        max(prompt_lengths),
+        max(flat_lengths),
+        max(key_lengths),
+    )
 
 
 def pack(
@@ -205,34 +251,28 @@ def pack(
         responses: per group and sample [R], unpadded, at least one token each.
         images: per group the store numbers of its images.
     """
-    ids, position_ids, predict, targets, image_ids = [], [], [], [], []
-    prompt_lengths, response_lengths = [], []
-    cursor = 0
-    for piece in pieces:
-        prompt, position = prompts[piece.group], positions[piece.group]
-        prompt_end = cursor + len(prompt)
-        next_position = int(position.max()) + 1
-        ids.append(prompt)
-        position_ids.append(position)
-        image_ids.extend(images[piece.group])
-        cursor = prompt_end
+    prompt_lengths = [len(prompts[piece.group]) for piece in pieces]
+    own = [(piece.group, sample) for piece in pieces for sample in piece.samples]
+    targets = torch.cat([responses[group][sample] for group, sample in own])
+    response_positions, predict = [], []
+    prompt_end, cursor = 0, sum(prompt_lengths)
+    for piece, prompt_length in zip(pieces, prompt_lengths, strict=True):
+        prompt_end += prompt_length
+        next_position = int(positions[piece.group].max()) + 1
         for sample in piece.samples:
-            response = responses[piece.group][sample]
-            length = len(response)
-            ids.append(response)
-            position_ids.append(torch.arange(next_position, next_position + length).expand(3, -1))
+            length = len(responses[piece.group][sample])
+            response_positions.append(torch.arange(next_position, next_position + length).expand(3, -1))
             predict.append(torch.tensor([prompt_end - 1]))
             predict.append(torch.arange(cursor, cursor + length - 1))
-            targets.append(response)
             cursor += length
-        prompt_lengths.append(len(prompt))
-        response_lengths.append([len(responses[piece.group][i]) for i in piece.samples])
     return PackedBatch(
-        input_ids=torch.cat(ids),
-        position_ids=torch.cat(position_ids, dim=1),
-        layout=build_layout(prompt_lengths, response_lengths),
+        input_ids=torch.cat([*(prompts[piece.group] for piece in pieces), targets]),
+        position_ids=torch.cat([*(positions[piece.group] for piece in pieces), *response_positions], dim=1),
+        layout=build_layout(
+            prompt_lengths, [[len(responses[piece.group][i]) for i in piece.samples] for piece in pieces]
+        ),
         predict_index=torch.cat(predict),
-        targets=torch.cat(targets),
-        image_ids=image_ids,
+        targets=targets,
+        image_ids=[image for piece in pieces for image in images[piece.group]],
         pieces=list(pieces),
     )

@@ -90,6 +90,10 @@ class ModelConfig:
     """Whether code that comes with the model may run."""
     enable_gradient_checkpointing: bool = True
     """Whether activations are computed again in the backward pass instead of kept."""
+    activation_budget_gb: float = 0.0
+    """Memory for activations that gradient checkpointing may keep all the same, in GiB per micro-batch."""
+    use_fused_layers: bool = True
+    """Whether a GPU runs Liger's fused RMSNorm and SwiGLU where that package is installed and knows the model."""
     freeze_vision_tower: bool = False
     """Whether the vision tower keeps its weights."""
 
@@ -154,6 +158,8 @@ class ActorConfig:
     """Passes over each rollout batch."""
     shared_prompt: bool = True
     """Whether the prompt is computed once per group instead of once per response."""
+    images_once: bool = True
+    """Whether an image passes the vision tower once per micro-batch instead of once for every prompt that shows it."""
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
@@ -216,6 +222,8 @@ class RolloutConfig:
     """Nucleus sampling; training log-probs are those of the full distribution."""
     top_k: int = -1
     """Sample from this many likeliest tokens; -1 from all."""
+    ignore_eos: bool = False
+    """Whether responses always take max_response_length tokens, as benchmarks want."""
     seed: int = 1
     """Seed of the engine."""
     limit_images: int = 0

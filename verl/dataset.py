@@ -17,6 +17,7 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from verl.processor import pixel_limits
 from verl.protocol import DataProto
 from verl.qwen_vl import Grid, expand_image_tokens, image_grid, mrope_positions, upright_size
 
@@ -129,9 +130,7 @@ class RLHFDataset(torch.utils.data.Dataset):
     ):
         self.processor = processor
         self.prompt_key, self.answer_key, self.image_key = prompt_key, answer_key, image_key
-        size = processor.image_processor.size
-        self.min_pixels = min_pixels or size["shortest_edge"]
-        self.max_pixels = max_pixels or size["longest_edge"]
+        self.pixel_limits = pixel_limits(processor, min_pixels, max_pixels)
         self.template = self._read_template(format_prompt)
         self.row_check = row_check
         rows = load_rows(locator)
@@ -183,8 +182,10 @@ class RLHFDataset(torch.utils.data.Dataset):
                 self.row_check(problem, ground_truth)
             raw_ids = self._tokenize(problem)
             image_processor = self.processor.image_processor
-            image_token, merge = self.processor.image_token_id, image_processor.merge_size
-            grids: list[Grid] = [image_grid(s, image_processor, self.min_pixels, self.max_pixels) for s in sizes]
+            if image_processor is None and images:
+                raise ValueError(f"the row has {len(images)} images and the model reads none; set data.text_only=true")
+            image_token, merge = self.processor.image_token_id, getattr(image_processor, "merge_size", 1)
+            grids: list[Grid] = [image_grid(size, image_processor, **self.pixel_limits) for size in sizes]
             ids = expand_image_tokens(raw_ids, grids, image_token, merge)
             positions = mrope_positions(ids, grids, image_token, merge)
         except (ValueError, TypeError, KeyError, OSError, UnidentifiedImageError) as error:

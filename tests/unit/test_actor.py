@@ -9,32 +9,44 @@ import torch
 import torch.multiprocessing as mp
 
 from tests.ranks import leave
-from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START, tiny_model
+from tests.tiny_qwen import (
+    FAMILIES,
+    IMAGE_TOKEN,
+    VISION_END,
+    VISION_FAMILIES,
+    VISION_START,
+    patch_dim,
+    tiny_model,
+)
 from verl.batching import balanced_order
 from verl.fsdp import full_weights, init_mesh, join_store, open_store, shard
-from verl.qwen_vl import ATTENTION_NAME, ResponseLogProbs, ResponseValues, expand_image_tokens, mrope_positions
+from verl.qwen_vl import ResponseLogProbs, ResponseValues, attend_packed, expand_image_tokens, mrope_positions
 from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings
 from verl.workers.critic import Critic, ValueSettings
 
 NUM_GROUPS, NUM_SAMPLES, WIDTH, GRID = 4, 3, 9, (1, 4, 4)
+NUM_IMAGES = (1, 2, 0, 1)
 
 
-def make_groups() -> tuple[Groups, torch.Tensor, torch.Tensor]:
-    """Four groups (one without image), uneven lengths, with advantages and reference log-probs."""
+def make_groups(family: str = "qwen2_5_vl") -> tuple[Groups, torch.Tensor, torch.Tensor]:
+    """Four groups of uneven lengths with advantages and reference log-probs; images as in NUM_IMAGES, if any."""
     generator = torch.Generator().manual_seed(3)
     prompts, positions, responses, images = [], [], [], []
     for group in range(NUM_GROUPS):
         text = torch.randint(0, 80, (3 + group,), generator=generator).tolist()
-        grids = [] if group == 2 else [GRID]
+        grids = [GRID] * (NUM_IMAGES[group] if family in VISION_FAMILIES else 0)
         ids = text + [VISION_START, IMAGE_TOKEN, VISION_END] * len(grids) + text[:2]
         ids = expand_image_tokens(ids, grids, IMAGE_TOKEN, 2)
         prompts.append(torch.tensor(ids))
         positions.append(mrope_positions(ids, grids, IMAGE_TOKEN, 2))
         lengths = torch.randint(1, WIDTH + 1, (NUM_SAMPLES,), generator=generator).tolist()
         responses.append([torch.randint(0, 80, (length,), generator=generator) for length in lengths])
-        images.append([group] if grids else [])
-    pixels = [torch.randn(16, PATCH_DIM, generator=generator) for _ in range(NUM_GROUPS)]
-    groups = Groups(prompts, positions, responses, images, pixels, [torch.tensor(GRID)] * 4, NUM_SAMPLES, WIDTH)
+        num_before = sum(map(len, images))
+        images.append(list(range(num_before, num_before + len(grids))))
+    num_images = sum(map(len, images))
+    pixels = [torch.randn(16, patch_dim(family), generator=generator) for _ in range(num_images)]
+    grids = [torch.tensor(GRID)] * num_images
+    groups = Groups(prompts, positions, responses, images, pixels, grids, NUM_SAMPLES, WIDTH)
     advantages = torch.randn(NUM_GROUPS, NUM_SAMPLES, generator=generator)
     reference = -3 - torch.rand(NUM_GROUPS, NUM_SAMPLES, WIDTH, generator=generator)
     return groups, advantages, reference
@@ -82,9 +94,11 @@ def settings(mini_batch: int, max_tokens: int, shared_prompt: bool, choice: str 
     return replace(base, **CHOICES[choice])
 
 
-def scorer(checkpointing: bool = False, seed: int = 0, wrapper=ResponseLogProbs) -> ResponseLogProbs:
-    model = tiny_model(seed)
-    model.set_attn_implementation({"text_config": ATTENTION_NAME, "vision_config": "sdpa"})
+def scorer(
+    checkpointing: bool = False, family: str = "qwen2_5_vl", seed: int = 0, wrapper=ResponseLogProbs
+) -> ResponseLogProbs:
+    model = tiny_model(seed, family=family)
+    attend_packed(model)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return wrapper(model)
@@ -101,8 +115,8 @@ def change(model, learner, update) -> tuple[torch.Tensor, dict]:
 def one_update(model, groups, advantages, reference, chosen: UpdateSettings, old=None, rollout=None, other=None):
     """Of the policy; `other` is the reference model where the divergence is computed in full."""
     batch = PolicyBatch(advantages, old, None if other is not None else reference, rollout)
-    actor = Actor("actor", model, torch.device("cpu"))
-    other = Actor("reference", other, torch.device("cpu")) if other is not None else None
+    actor = Actor(model, torch.device("cpu"))
+    other = Actor(other, torch.device("cpu")) if other is not None else None
     return change(model, actor, lambda actor: actor.update(groups, batch, chosen, other))
 
 
@@ -125,7 +139,7 @@ def one_value_update(model, groups, advantages, reference, max_tokens=10_000, mi
     returns = advantages.unsqueeze(-1) + reference
     return change(
         model,
-        Critic("critic", model, torch.device("cpu")),
+        Critic(model, torch.device("cpu")),
         lambda critic: critic.update(groups, returns / 2, returns, chosen),
     )
 
@@ -133,6 +147,15 @@ def one_value_update(model, groups, advantages, reference, max_tokens=10_000, mi
 @pytest.fixture(scope="module")
 def whole():
     return one_update(scorer(), *make_groups(), settings(NUM_GROUPS, 10_000, True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_micro_batches_do_not_change_any_familys_gradient(family):
+    parts = make_groups(family)
+    whole, _ = one_update(scorer(family=family), *parts, settings(NUM_GROUPS, 10_000, True))
+    pieces, _ = one_update(scorer(True, family), *parts, settings(NUM_GROUPS, 25, False))
+    assert whole.norm() > 0.1
+    assert (pieces - whole).norm() / whole.norm() < 1e-5
 
 
 @pytest.mark.parametrize("max_tokens", [1, 25, 70])
@@ -182,7 +205,7 @@ def test_the_critic_does_not_depend_on_micro_batches(mode):
 def test_the_critic_learns_its_returns_and_its_values_are_where_the_tokens_are():
     groups, advantages, reference = make_groups()
     model = scorer(wrapper=ResponseValues)
-    critic = Critic("critic", model, torch.device("cpu"), torch.optim.Adam(model.parameters(), lr=3e-3))
+    critic = Critic(model, torch.device("cpu"), torch.optim.Adam(model.parameters(), lr=3e-3))
     returns = advantages.unsqueeze(-1) + 0 * reference
     chosen = ValueSettings(
         num_groups_per_mini_batch=4,
@@ -205,7 +228,7 @@ def test_the_critic_learns_its_returns_and_its_values_are_where_the_tokens_are()
 def test_the_full_divergence_is_that_of_the_whole_distributions():
     groups, _, _ = make_groups()
     policy, reference = scorer(), scorer(seed=1)
-    actor, other = (Actor("actor", model, torch.device("cpu")) for model in (policy, reference))
+    actor, other = (Actor(model, torch.device("cpu")) for model in (policy, reference))
     kl = actor.compute_full_kl(other, groups, 40, True, 0.9)
     assert not actor.compute_full_kl(actor, groups, 40, True, 0.9).abs().max() > 1e-5
     prompt, response = groups.prompts[2], groups.responses[2][1]  # the group without an image, by plain transformers
@@ -219,7 +242,7 @@ def test_the_full_divergence_is_that_of_the_whole_distributions():
     assert expected.min() > 0.1
 
 
-MINI_BATCHES = (4, 2)
+CASES = [("qwen2_5_vl", 2), *((family, NUM_GROUPS) for family in FAMILIES)]  # family and mini-batch
 CHOICES_OVER_RANKS = ("gspo", "cispo", "full")  # one per way of averaging, and a pass of the reference inside
 
 
@@ -230,16 +253,18 @@ def run_rank(rank: int, port: int, store_file: str, out: str) -> None:
         store, port = open_store("127.0.0.1")
         Path(store_file).write_text(str(port))
     mesh = init_mesh(store, rank, 2, torch.device("cpu"))
-    groups, advantages, reference = make_groups()
-    tokens = [len(p) + sum(map(len, r)) for p, r in zip(groups.prompts, groups.responses, strict=True)]
     gradients = {}
-    for mini_batch in MINI_BATCHES:
+    for family, mini_batch in CASES:
+        groups, advantages, reference = make_groups(family)
+        tokens = [len(p) + sum(map(len, r)) for p, r in zip(groups.prompts, groups.responses, strict=True)]
         order = balanced_order(tokens, mini_batch, 2)[rank * 2 : rank * 2 + 2]
-        model = scorer()
+        model = scorer(family=family)
         shard(model, mesh, torch.float32, torch.float32)
         chosen = settings(mini_batch // 2, 25 if rank else 10_000, True)
         share = share_of(groups, order), advantages[order], reference[order]
-        gradients[mini_batch], _ = one_update(model, *share, chosen)
+        gradients[family, mini_batch], _ = one_update(model, *share, chosen)
+    groups, advantages, reference = make_groups()
+    tokens = [len(p) + sum(map(len, r)) for p, r in zip(groups.prompts, groups.responses, strict=True)]
     order = balanced_order(tokens, 4, 2)[rank * 2 : rank * 2 + 2]
     share = share_of(groups, order), advantages[order], reference[order]
     for choice in CHOICES_OVER_RANKS:
@@ -256,7 +281,7 @@ def run_rank(rank: int, port: int, store_file: str, out: str) -> None:
     leave()
 
 
-def two_ranks(folder: Path) -> dict[int | str, torch.Tensor]:
+def two_ranks(folder: Path) -> dict[tuple[str, int] | str, torch.Tensor]:
     store_file, out = folder / "port", folder / "out.pt"
     context = mp.get_context("spawn")
     first = context.Process(target=run_rank, args=(0, 0, str(store_file), str(out)))
@@ -274,9 +299,10 @@ def two_ranks(folder: Path) -> dict[int | str, torch.Tensor]:
 
 def test_two_ranks_give_the_gradient_of_one(tmp_path):
     gradients = two_ranks(tmp_path)
-    for mini_batch in MINI_BATCHES:
-        expected, _ = one_update(scorer(), *make_groups(), settings(mini_batch, 10_000, True))
-        assert (gradients[mini_batch] - expected).norm() / expected.norm() < 1e-5
+    for family, mini_batch in CASES:
+        parts = make_groups(family)
+        expected, _ = one_update(scorer(family=family), *parts, settings(mini_batch, 10_000, True))
+        assert (gradients[family, mini_batch] - expected).norm() / expected.norm() < 1e-5
     for choice in CHOICES_OVER_RANKS:
         expected, _ = chosen_update(scorer(), *make_groups(), settings(4, 10_000, True, choice))
         assert (gradients[choice] - expected).norm() / expected.norm() < 1e-5, choice
@@ -287,7 +313,7 @@ def test_two_ranks_give_the_gradient_of_one(tmp_path):
 def test_on_policy_ratio_is_one_and_a_flat_group_has_no_gradient():
     groups, advantages, _ = make_groups()
     model = scorer()
-    actor = Actor("actor", model, torch.device("cpu"))
+    actor = Actor(model, torch.device("cpu"))
     old, entropy = actor.compute_log_probs(groups, 10_000, True, 0.9)
     assert (entropy[old != 0] > 0).all()
     _, metrics = one_update(model, groups, advantages, None, settings(NUM_GROUPS, 25, False), old=old)
@@ -302,7 +328,7 @@ def test_a_non_finite_gradient_is_skipped_and_counted():
     broken = advantages.clone()
     broken[0, 0] = float("nan")
     model = scorer()
-    actor = Actor("actor", model, torch.device("cpu"), torch.optim.SGD(model.parameters(), lr=1.0))
+    actor = Actor(model, torch.device("cpu"), torch.optim.SGD(model.parameters(), lr=1.0))
     before = torch.cat([w.flatten() for _, w in full_weights(model)])
     twice = settings(NUM_GROUPS // 2, 10_000, True)  # the first of two mini-batches holds the broken group
     for row in range(2):

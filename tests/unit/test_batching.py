@@ -69,11 +69,14 @@ def test_mini_batches_hold_the_same_groups_on_any_number_of_ranks():
 
 def test_layout_sees_prompt_and_own_past_only():
     layout = build_layout([2, 1], [[2, 1], [3]])
-    mask = layout.attention_mask[:, 0]  # [S, R, P + R], P = 2, R = 3
+    tables = layout.padded
+    mask = tables.attention_mask[:, 0]  # [S, R, P + R], P = 2, R = 3
     assert mask[0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert mask[2].int().tolist() == [[1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 1, 1]]
-    assert layout.response_index[layout.response_mask].tolist() == [2, 3, 4, 6, 7, 8]
-    assert layout.prompt_index[layout.prompt_mask].tolist() == [0, 1, 5]
+    assert tables.response_index[tables.response_mask].tolist() == [3, 4, 5, 6, 7, 8]
+    assert tables.prompt_index[tables.prompt_mask].tolist() == [0, 1, 2]
+    assert layout.key_index.tolist() == [0, 1, 3, 4, 0, 1, 5, 2, 6, 7, 8]
+    assert layout.key_ends.tolist() == [0, 4, 7, 11] and layout.longest_keys == 4
 
 
 def test_pack_restarts_positions_at_the_prompts_end_and_predicts_from_it():

@@ -1,23 +1,41 @@
+"""Every family's packed forward pass is transformers' own forward over repeated prompts, in value and gradient."""
+
 import pytest
 import torch
 
-from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START, tiny_model
+from tests.tiny_qwen import (
+    FAMILIES,
+    IMAGE_TOKEN,
+    VISION_END,
+    VISION_FAMILIES,
+    VISION_START,
+    patch_dim,
+    tiny_model,
+)
 from verl.batching import pack, plan_micro_batches
-from verl.qwen_vl import ATTENTION_NAME, ResponseLogProbs, expand_image_tokens, mrope_positions
+from verl.qwen_vl import (
+    ResponseLogProbs,
+    attend_packed,
+    expand_image_tokens,
+    keep_activations,
+    layer_bytes,
+    mrope_positions,
+)
 
 MERGE = 2
 GRIDS = [[(1, 4, 6)], [(1, 4, 4), (1, 6, 4)], []]  # one image, two images, text alone
 
 
-@pytest.fixture(scope="module")
-def rows():
+def make_rows(family):
+    """Three groups; in a vision family with one image, with two and with none, otherwise all without."""
+    group_grids = GRIDS if family in VISION_FAMILIES else [[], [], []]
     generator = torch.Generator().manual_seed(7)
 
     def text(length):
         return torch.randint(0, 80, (length,), generator=generator).tolist()
 
     prompts, positions = [], []
-    for grids in GRIDS:
+    for grids in group_grids:
         ids = text(3)
         for _ in grids:
             ids += [VISION_START, IMAGE_TOKEN, VISION_END] + text(2)
@@ -25,9 +43,16 @@ def rows():
         prompts.append(torch.tensor(ids))
         positions.append(mrope_positions(ids, grids, IMAGE_TOKEN, MERGE))
     responses = [[torch.tensor(text(length)) for length in lengths] for lengths in [(5, 1, 8), (7, 3, 2), (4, 6, 1)]]
-    grids = [grid for group in GRIDS for grid in group]
-    pixels = [torch.randn(t * h * w, PATCH_DIM, generator=generator) for t, h, w in grids]
-    return prompts, positions, responses, [[0], [1, 2], []], grids, pixels
+    grids = [grid for group in group_grids for grid in group]
+    pixels = [torch.randn(t * h * w, patch_dim(family), generator=generator) for t, h, w in grids]
+    images = [[0], [1, 2], []] if grids else [[], [], []]
+    return prompts, positions, responses, images, grids, pixels
+
+
+def packed_model(family):
+    model = tiny_model(family=family).eval()
+    attend_packed(model)
+    return model
 
 
 def plain_log_probs(model, rows, temperature):
@@ -50,6 +75,34 @@ def plain_log_probs(model, rows, temperature):
     return torch.cat(out)
 
 
+def padded_log_probs(model, rows, temperature):
+    """The same by one forward over a padded batch: prompts padded on the left, responses on the right."""
+    prompts, _, responses, images, grids, pixels = rows
+    pairs = [(prompt, response) for prompt, group in zip(prompts, responses, strict=True) for response in group]
+    width, tail = max(map(len, prompts)), max(len(response) for _, response in pairs)
+    ids, mask = torch.zeros(len(pairs), width + tail, dtype=torch.long), torch.zeros(len(pairs), width + tail).long()
+    for row, (prompt, response) in enumerate(pairs):
+        where = slice(width - len(prompt), width + len(response))
+        ids[row, where], mask[row, where] = torch.cat([prompt, response]), 1
+    extra = {}
+    if pixels:
+        shown = [i for group, rows_ in zip(images, responses, strict=True) for _ in rows_ for i in group]
+        extra = {
+            "pixel_values": torch.cat([pixels[i] for i in shown]),
+            "image_grid_thw": torch.tensor([grids[i] for i in shown]),
+            "mm_token_type_ids": (ids == IMAGE_TOKEN).int(),
+        }
+    else:
+        extra = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    log_probs = (model(input_ids=ids, attention_mask=mask, **extra).logits / temperature).log_softmax(-1)
+    return torch.cat(
+        [
+            log_probs[row, width - 1 : width - 1 + len(response)].gather(1, response.unsqueeze(1)).squeeze(1)
+            for row, (_, response) in enumerate(pairs)
+        ]
+    )
+
+
 def packed_log_probs(model, rows, temperature, max_tokens, shared_prompt):
     prompts, positions, responses, images, grids, pixels = rows
     scorer = ResponseLogProbs(model)
@@ -59,9 +112,10 @@ def packed_log_probs(model, rows, temperature, max_tokens, shared_prompt):
     out = []
     for pieces in plan:
         batch = pack(pieces, prompts, positions, responses, images)
-        wanted = list(dict.fromkeys(batch.image_ids)) or [0]
-        pixel_values = torch.cat([pixels[i] for i in wanted])
-        out.append(scorer(batch, pixel_values, torch.tensor([grids[i] for i in wanted]), temperature)[0])
+        shown = list(dict.fromkeys(batch.image_ids)) or ([0] if pixels else [])
+        pixel_values = torch.cat([pixels[i] for i in shown]) if shown else None
+        shown_grids = torch.tensor([grids[i] for i in shown]) if shown else None
+        out.append(scorer(batch, pixel_values, shown_grids, temperature)[0])
     return torch.cat(out), plan
 
 
@@ -71,17 +125,31 @@ def gradients(model):
     return torch.cat([g.flatten() for g in grads])
 
 
+@pytest.fixture(scope="module")
+def expected():
+    """Per family: rows, token weights, plain log-probs and the gradient of their weighted sum."""
+    cache = {}
+
+    def of(family):
+        if family not in cache:
+            rows, model = make_rows(family), tiny_model(family=family).eval()
+            model.set_attn_implementation("sdpa")
+            count = sum(len(response) for group in rows[2] for response in group)
+            weights = torch.randn(count, generator=torch.Generator().manual_seed(1))
+            log_probs = plain_log_probs(model, rows, temperature=0.7)
+            (log_probs * weights).sum().backward()
+            cache[family] = rows, weights, log_probs.detach(), gradients(model)
+        return cache[family]
+
+    return of
+
+
 @pytest.mark.parametrize("shared_prompt", [True, False])
 @pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
-def test_packed_groups_equal_plain_transformers_in_value_and_gradient(rows, max_tokens, shared_prompt):
-    model = tiny_model().eval()
-    weights = torch.randn(sum(len(r) for rs in rows[2] for r in rs), generator=torch.Generator().manual_seed(1))
-    model.set_attn_implementation("sdpa")
-    expected = plain_log_probs(model, rows, temperature=0.7)
-    (expected * weights).sum().backward()
-    expected_gradient = gradients(model)
-
-    model.set_attn_implementation({"text_config": ATTENTION_NAME, "vision_config": "sdpa"})
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_groups_equal_plain_transformers_in_value_and_gradient(expected, family, max_tokens, shared_prompt):
+    rows, weights, log_probs, gradient = expected(family)
+    model = packed_model(family)
     actual, plan = packed_log_probs(model, rows, 0.7, max_tokens, shared_prompt)
     (actual * weights).sum().backward()
     actual_gradient = gradients(model)
@@ -90,13 +158,26 @@ def test_packed_groups_equal_plain_transformers_in_value_and_gradient(rows, max_
         assert len(plan) == 1 and len(plan[0]) == 3
     if max_tokens == 1:
         assert len(plan) == 9
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
-    assert (actual_gradient - expected_gradient).norm() / expected_gradient.norm() < 1e-5
+    torch.testing.assert_close(actual, log_probs, rtol=1e-5, atol=1e-5)
+    assert (actual_gradient - gradient).norm() / gradient.norm() < 1e-5
 
 
-def test_positions_equal_transformers_own(rows):
-    prompts, positions, _, _, _, _ = rows
-    model = tiny_model()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_batches_of_transformers_give_the_same(expected, family):
+    rows, weights, log_probs, gradient = expected(family)
+    model = tiny_model(family=family).eval()
+    model.set_attn_implementation("sdpa")
+    padded = padded_log_probs(model, rows, 0.7)
+    (padded * weights).sum().backward()
+    padded_gradient = gradients(model)
+    torch.testing.assert_close(padded, log_probs, rtol=1e-5, atol=1e-5)
+    assert (padded_gradient - gradient).norm() / gradient.norm() < 1e-5
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_positions_equal_transformers_own(family):
+    prompts, positions, *_ = make_rows(family)
+    model = tiny_model(family=family)
     for prompt, position, grids in zip(prompts, positions, GRIDS, strict=True):
         if not grids:
             assert torch.equal(position, torch.arange(len(prompt)).expand(3, -1))
@@ -107,17 +188,37 @@ def test_positions_equal_transformers_own(rows):
         assert torch.equal(position, expected[:, 0])
 
 
-def test_the_image_moves_the_log_probs(rows):
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_the_image_moves_the_log_probs(family):
     """A silently dropped image leaves loss curves looking normal; here it must show."""
-    model = tiny_model().eval()
-    model.set_attn_implementation({"text_config": ATTENTION_NAME, "vision_config": "sdpa"})
-    before, _ = packed_log_probs(model, rows, 1.0, 10_000, True)
-    other = (*rows[:5], [pixels.flip(0) for pixels in rows[5]])
-    after, _ = packed_log_probs(model, other, 1.0, 10_000, True)
+    rows = make_rows(family)
+    model = packed_model(family)
+    with torch.no_grad():
+        before, _ = packed_log_probs(model, rows, 1.0, 10_000, True)
+        other = (*rows[:5], [pixels.flip(0) for pixels in rows[5]])
+        after, _ = packed_log_probs(model, other, 1.0, 10_000, True)
     moved = (before - after).abs()
     image_tokens, text_tokens = slice(0, 26), slice(26, None)
     assert moved[image_tokens].max() > 1e-3
     assert moved[text_tokens].max() < 1e-6
+
+
+def test_features_of_middle_tower_layers_reach_the_decoder():
+    model = packed_model("qwen3_vl")
+    rows = make_rows("qwen3_vl")
+    log_probs, _ = packed_log_probs(model, rows, 1.0, 10_000, True)
+    log_probs.sum().backward()
+    for merger in model.model.visual.deepstack_merger_list:
+        assert merger.linear_fc2.weight.grad.norm() > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_are_kept_as_far_as_the_budget_goes(family):
+    model = packed_model(family)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    sizes = [size for _, size in layer_bytes(model, num_tokens=10, num_patches=16)]
+    assert keep_activations(model, 10, 16, budget_bytes=sum(sizes)) == len(sizes)
+    assert keep_activations(model, 10, 16, budget_bytes=sizes[0]) == 1
 
 
 def test_prompt_without_a_place_for_its_image_is_refused():

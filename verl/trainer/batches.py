@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from verl.batching import balanced_order
-from verl.config import Config
+from verl.config import Config, RolloutConfig
 from verl.dataset import BatchOrder, DataError, RLHFDataset, collate_prompts
 from verl.protocol import DataProto
 from verl.reward import PendingRewards, RewardManager
 
 GREEDY = {"n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": -1}
+PROMPT_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids")
 SCORE = "score/"  # of names of tensors that carry a group's scores with it
 SURPLUS_FILE = "surplus_groups.pt"
 
@@ -129,17 +130,21 @@ class BatchMaker:
 
     def _sample(self, generate: Generate) -> DataProto:
         """The next prompts with their responses and, for remax, the rewards of their greedy ones as `baselines`."""
-        prompts = collate_prompts([self.train_set[row] for row in self.order.rows(self.num_drawn)], self.pad_token_id)
+        rows = self.order.rows(self.num_drawn)
+        prompts = self._prompts(rows)
         self.num_drawn += 1
         greedy = None
         if self.config.algorithm.adv_estimator == "remax":
             greedy = self.reward.submit(generate(prompts, GREEDY, self.num_drawn))
-        rollout = self.config.worker.rollout
-        sampling = {"n": rollout.n, "temperature": rollout.temperature, "top_p": rollout.top_p, "top_k": rollout.top_k}
+        sampling = train_sampling(self.config.worker.rollout)
         groups = generate(prompts, sampling, self.num_drawn)
+        groups.batch["row"] = torch.tensor(rows)
         if greedy is not None:
             groups.batch["baselines"] = greedy.result()["overall"][:, 0]
         return groups
+
+    def _prompts(self, rows: list[int]) -> DataProto:
+        return collate_prompts([self.train_set[row] for row in rows], self.pad_token_id)
 
     def _balanced(self, groups: DataProto, metrics: dict[str, float], pending: list[PendingRewards]) -> Rollout:
         tokens = groups.batch["prompt_mask"].sum(-1) + groups.batch["response_mask"].sum((-1, -2))
@@ -147,16 +152,25 @@ class BatchMaker:
         return Rollout(groups[order], metrics, pending, order)
 
     def save(self, folder: Path) -> dict[str, int]:
-        """Writes the surplus groups into a checkpoint's folder; what its trainer state must hold."""
+        """Writes the surplus groups without their prompts into a checkpoint; what its trainer state must hold."""
         if self.surplus is not None and len(self.surplus):
-            self.surplus.save_to_disk(str(folder / SURPLUS_FILE))
+            sampled = [key for key in self.surplus.batch.keys() if key not in PROMPT_KEYS]
+            self.surplus.select(sampled, [], []).save_to_disk(str(folder / SURPLUS_FILE))
         return {"num_drawn": self.num_drawn}
 
     def restore(self, folder: Path, state: dict[str, int]) -> None:
         """Goes on where `save` was called."""
         self.num_drawn = state["num_drawn"]
         path = folder / SURPLUS_FILE
-        self.surplus = DataProto.load_from_disk(str(path)) if path.is_file() else None
+        self.surplus = None
+        if path.is_file():
+            sampled = DataProto.load_from_disk(str(path))
+            self.surplus = self._prompts(sampled.batch["row"].tolist()).union(sampled)
+
+
+def train_sampling(rollout: RolloutConfig) -> dict[str, Any]:
+    """How responses are sampled in training."""
+    return {key: getattr(rollout, key) for key in ("n", "temperature", "top_p", "top_k", "ignore_eos")}
 
 
 def join_groups(parts: list[DataProto]) -> DataProto:
@@ -166,7 +180,7 @@ def join_groups(parts: list[DataProto]) -> DataProto:
     joined = []
     for part in parts:
         tensors = dict(part.batch.items())
-        for key in ("prompt_ids", "prompt_mask", "prompt_position_ids"):
+        for key in PROMPT_KEYS:
             tensors[key] = pad(tensors[key], (width - tensors[key].shape[-1], 0))
         missing = {key: torch.zeros(tensors["responses"].shape[:2]) for key in keys if key not in tensors}
         joined.append(DataProto.from_dict(tensors | missing, dict(part.non_tensor_batch)))

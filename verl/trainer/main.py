@@ -68,8 +68,9 @@ def train(config: Config) -> None:
     """Builds data, rewards and worker groups, in the order in which their faults are cheapest to find, and trains."""
     import ray
     import torch
-    from transformers import AutoProcessor
 
+    from verl.model_families import model_class
+    from verl.processor import load_processor
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
     from verl.trainer.tracking import Tracker
 
@@ -77,11 +78,8 @@ def train(config: Config) -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = config.worker.actor.model
-    try:
-        processor = AutoProcessor.from_pretrained(model.model_path, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        fault = f"worker.actor.model.model_path = {model.model_path!r}: no processor can be loaded from it: {error}"
-        raise ConfigError([fault]) from error
+    model_class(model.model_path, model.trust_remote_code)
+    processor = load_processor(model.model_path, model.trust_remote_code)
     reward = build_reward(config)
     try:
         train_set, val_set = build_datasets(config, processor)
@@ -196,14 +194,19 @@ def build_workers(config: Config, device: str, processor: Any, num_steps: int) -
         bundles=None if on_gpu else [0],
     )
     host, port = actor.run_on(0, "open_store")
-    loading = [actor.start("load", host, port), rollout.start("load")]
+    # On a GPU the engine measures how much memory is free: nobody else may take some meanwhile.
+    loading = [actor.start("load", host, port), rollout.start("prepare" if on_gpu else "load")]
     for wait in loading:
         wait()
+    if on_gpu:
+        rollout.load()
     return actor, rollout
 
 
 def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, Any]:
     """Constructor arguments of the engines."""
+    from verl.processor import pixel_limits, vision_token_ids
+
     rollout, data, model = config.worker.rollout, config.data, config.worker.actor.model
     engine: dict[str, Any] = {
         "dtype": ENGINE_DTYPES[rollout.dtype],
@@ -221,16 +224,16 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
     }
     if device == "cuda":
         engine["gpu_memory_utilization"] = rollout.gpu_memory_utilization
+        engine["max_cudagraph_capture_size"] = rollout.max_num_seqs  # a step of all its sequences is one graph
     if rollout.limit_images:
         engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
-    pixels = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels}
     return {
         "model_path": model.model_path,
         "device": device,
         "engine": engine,
         "max_response_length": data.max_response_length,
-        "banned_token_ids": [processor.image_token_id, processor.video_token_id],
-        "image_size": {key: value for key, value in pixels.items() if value is not None},
+        "banned_token_ids": vision_token_ids(processor),
+        "image_size": pixel_limits(processor, data.min_pixels, data.max_pixels),
     }
 
 

@@ -22,7 +22,7 @@ from verl.divergences import FULL_KL, adapt_kl_coef, compute_kl
 from verl.protocol import DataProto, pad_dataproto_to_divisor, unpad_dataproto
 from verl.reward import RewardManager
 from verl.single_controller import WorkerGroup
-from verl.trainer.batches import BatchMaker
+from verl.trainer.batches import BatchMaker, train_sampling
 from verl.trainer.metrics import compute_data_metrics, compute_memory_metrics, compute_timing_metrics, reduce_metrics
 from verl.trainer.tracking import Tracker
 
@@ -234,12 +234,13 @@ class GRPOTrainer:
     @contextmanager
     def _engines_awake(self) -> Iterator[None]:
         """Engines that hold the newest weights; asleep they keep none, so that they are sent every time."""
-        self.rollout.wake_up(["weights"])
         with self._timer("weight_sync"):
+            self.rollout.wake_up(["weights"])
             self.actor.send_weights(self.rollout.actors)
-        self.rollout.wake_up(["kv_cache"])
+            self.rollout.wake_up(["kv_cache"])
         yield
-        self.rollout.sleep()
+        with self._timer("sleep"):
+            self.rollout.sleep()
 
     def _is_due(self, frequency: int) -> bool:
         """Whether something happens at this step: every `frequency` steps if positive, and always at the last."""
@@ -264,8 +265,7 @@ class GRPOTrainer:
     def evaluate(self) -> Validation:
         """Scores of the current policy on the validation prompts."""
         rollout = self.config.worker.rollout
-        sampling = {"n": 1, "temperature": rollout.temperature, "top_p": rollout.top_p, "top_k": rollout.top_k}
-        sampling |= rollout.val_override_config
+        sampling = train_sampling(rollout) | {"n": 1} | rollout.val_override_config
         size = self.config.data.val_batch_size
         size = len(self.val_set) if size < 0 else size
         totals: dict[str, list[float]] = {}

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from verl.batching import PackedBatch, Piece, pack, plan_micro_batches, split_to_count
 from verl.divergences import FULL_KL, compute_kl
 from verl.fsdp import clip_grad_norm
 from verl.losses import average_denominator, average_weights, compute_policy_loss, compute_rollout_weights
 from verl.protocol import DataProto
+from verl.qwen_vl import ResponseLogProbs, ResponseValues, keep_activations
 
 
 @dataclass
@@ -182,24 +183,36 @@ class MetricSums:
 class Learner:
     """Passes and optimizer steps of one sharded model over this rank's groups."""
 
+    name: str
+    """What the metrics' names begin with."""
+
     def __init__(
-        self, name: str, model: nn.Module, device: torch.device, optimizer: torch.optim.Optimizer | None = None
+        self,
+        model: ResponseLogProbs | ResponseValues,
+        device: torch.device,
+        optimizer: torch.optim.Optimizer | None = None,
+        images_once: bool = True,
+        activation_budget_gb: float | None = None,
     ):
-        self.name = name
         self.model = model
         self.device = device
         self.optimizer = optimizer
+        self.images_once = images_once
+        self.activation_budget_gb = activation_budget_gb  # None: layers keep what they were told to
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.num_skipped_in_a_row = 0
 
     def forward(self, groups: Groups, pieces: list[Piece], *args: Any, **kwargs: Any) -> Any:
         """What the model gives for the [N] response tokens of a micro-batch."""
         batch = groups.pack(pieces)
-        shown = list(dict.fromkeys(batch.image_ids))
+        shown = list(dict.fromkeys(batch.image_ids)) if self.images_once else batch.image_ids
         if not shown and groups.pixels:  # the tower's parameters are gathered by all ranks together
             shown = [0]
         pixel_values = torch.cat([groups.pixels[i] for i in shown]) if shown else None
         grids = torch.stack([groups.grids[i] for i in shown]) if shown else None
+        if self.activation_budget_gb is not None and torch.is_grad_enabled():
+            num_patches = 0 if pixel_values is None else len(pixel_values)
+            keep_activations(self.model.model, len(batch.input_ids), num_patches, self.activation_budget_gb * 1024**3)
         return self.model(
             batch.to(self.device),
             pixel_values.to(self.device) if pixel_values is not None else None,
@@ -265,6 +278,8 @@ class Learner:
 
 class Actor(Learner):
     """Log-probs and updates of the policy, or log-probs of the reference."""
+
+    name = "actor"
 
     @torch.no_grad()
     def compute_log_probs(

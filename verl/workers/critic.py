@@ -23,6 +23,8 @@ class ValueSettings(StepSettings):
 class Critic(Learner):
     """Values and updates of one sharded value model over this rank's groups."""
 
+    name = "critic"
+
     @torch.no_grad()
     def compute_values(self, groups: Groups, max_tokens: int, shared_prompt: bool) -> Tensor:
         """[G, n, R] what reward is expected before each response token, 0 where padded."""

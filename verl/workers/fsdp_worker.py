@@ -6,21 +6,21 @@ from typing import Any
 
 import ray
 import torch
-from transformers import AutoProcessor, GenerationConfig
+from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from verl import checkpoint
 from verl.config import Config, OptimConfig
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, open_store, shard
+from verl.model_families import stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS
+from verl.processor import load_processor, pixel_limits
 from verl.protocol import DataProto
-from verl.qwen_vl import ResponseLogProbs, ResponseValues, decode_image, load_model
+from verl.qwen_vl import ResponseLogProbs, ResponseValues, decode_image, fuse_layers, load_model
 from verl.single_controller import Dispatch, register
 from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings, image_patches
 from verl.workers.critic import Critic, ValueSettings
 from verl.workers.weight_sync import send_weights
-
-STAND_IN_GRID = (1, 4, 4)  # smallest image that any window layout accepts
 
 
 class FSDPWorker:
@@ -42,6 +42,7 @@ class FSDPWorker:
         self.device = torch.device(device)
         self.num_steps = num_steps
         self.groups: Groups | None = None
+        self.peak_memory: dict[str, float] = {}  # phase -> GiB
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         disable_progress_bar()
 
@@ -58,29 +59,30 @@ class FSDPWorker:
         store = self.store if self.rank == 0 else join_store(host, port)
         self.mesh = init_mesh(store, self.rank, self.world_size, self.device)
         actor = self.config.worker.actor
-        self.processor = AutoProcessor.from_pretrained(
-            actor.model.model_path, trust_remote_code=actor.model.trust_remote_code
-        )
+        self.processor = load_processor(actor.model.model_path, actor.model.trust_remote_code)
         self.policy = self._build_model(trainable=True)
         self.optimizer = build_optimizer(self.policy, actor.optim)
-        self.actor = Actor("actor", self.policy, self.device, self.optimizer)
+        budget = actor.model.activation_budget_gb if actor.model.enable_gradient_checkpointing else None
+        self.actor = Actor(self.policy, self.device, self.optimizer, actor.images_once, budget)
         self.reference = None
         if not self.config.algorithm.disable_kl:
-            self.reference = Actor("reference", self._build_model(trainable=False), self.device)
+            self.reference = Actor(self._build_model(trainable=False), self.device, images_once=actor.images_once)
         self.critic = None
         if self.config.algorithm.adv_estimator == "gae":
             model = self._build_critic()
             optimizer = build_optimizer(model, self.config.worker.critic.optim)
-            self.critic = Critic("critic", model, self.device, optimizer)
+            self.critic = Critic(model, self.device, optimizer, actor.images_once)
 
     def _build_model(self, trainable: bool) -> ResponseLogProbs:
         settings = self.config.worker.actor
         dtype = DTYPES[settings.fsdp.torch_dtype]
         model = load_model(settings.model.model_path, dtype, settings.model.trust_remote_code)
+        if self.device.type == "cuda" and settings.model.use_fused_layers:
+            fuse_layers(model)
         if not trainable:
             model.requires_grad_(False)
-        elif settings.model.freeze_vision_tower:
-            model.model.visual.requires_grad_(False)
+        elif settings.model.freeze_vision_tower and (tower := vision_tower(model)) is not None:
+            tower.requires_grad_(False)
         if trainable and settings.model.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         wrapped = ResponseLogProbs(model).to(self.device)
@@ -91,8 +93,8 @@ class FSDPWorker:
         settings = self.config.worker.critic
         path = settings.model.model_path or self.config.worker.actor.model.model_path
         model = load_model(path, DTYPES[settings.fsdp.torch_dtype], settings.model.trust_remote_code)
-        if settings.model.freeze_vision_tower:
-            model.model.visual.requires_grad_(False)
+        if settings.model.freeze_vision_tower and (tower := vision_tower(model)) is not None:
+            tower.requires_grad_(False)
         if settings.model.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         wrapped = ResponseValues(model).to(self.device)
@@ -101,28 +103,46 @@ class FSDPWorker:
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def load_groups(self, data: DataProto) -> None:
-        """Takes this rank's groups and computes the patches of each of their images once."""
+        """Takes this rank's groups and computes the patches of each of their images once.
+
+        Meta `shared_prompt` and `images_once`, when there, stand in for the configured values, for benchmarks.
+        """
+        settings = self.config.worker.actor
+        self.shared_prompt = data.meta_info.get("shared_prompt", settings.shared_prompt)
+        for actor in filter(None, (self.actor, self.reference, self.critic)):
+            actor.images_once = data.meta_info.get("images_once", settings.images_once)
         images = [decode_image(image) for row in data.non_tensor_batch["images"] for image in row]
-        size = {"min_pixels": self.config.data.min_pixels, "max_pixels": self.config.data.max_pixels}
-        size = {key: value for key, value in size.items() if value is not None}
+        data_config = self.config.data
+        size = pixel_limits(self.processor, data_config.min_pixels, data_config.max_pixels)
         pixels, grids = image_patches(images, self.processor.image_processor, **size)
-        if not pixels and self.world_size > 1:  # other ranks may have images: the tower must run here too
-            vision = self.policy.model.config.vision_config
-            patch_dim = 3 * vision.temporal_patch_size * vision.patch_size**2
-            rows = STAND_IN_GRID[1] * STAND_IN_GRID[2]
-            pixels, grids = [torch.zeros(rows, patch_dim)], [torch.tensor(STAND_IN_GRID)]
+        sees = vision_tower(self.policy.model) is not None
+        if sees and not pixels and self.world_size > 1:  # other ranks may have images: the tower must run here too
+            patches, grid = stand_in_image(self.policy.model)
+            pixels, grids = [patches], [grid]
         self.groups = Groups.from_proto(data, pixels, grids)
 
     def _log_probs(self, actor: Actor, key: str) -> DataProto:
         assert self.groups is not None, "load_groups comes first"
         settings = self.config.worker.actor
+        self._reset_peak_memory()
         log_probs, entropies = actor.compute_log_probs(
             self.groups,
             self._max_tokens(settings.micro_batch_size_per_device_for_experience),
-            settings.shared_prompt,
+            self.shared_prompt,
             self.config.worker.rollout.temperature,
         )
-        return DataProto.from_dict(tensors={key: log_probs, f"{key}_entropy": entropies})
+        out = DataProto.from_dict(tensors={key: log_probs, f"{key}_entropy": entropies})
+        phase = key.removesuffix("_log_probs")
+        self.peak_memory[phase] = self._peak_memory_gb()
+        return out
+
+    def _reset_peak_memory(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+    def _peak_memory_gb(self) -> float:
+        """Most memory that tensors of this process took since the last reset, in GiB; 0 on a CPU."""
+        return torch.cuda.max_memory_allocated() / 1024**3 if self.device.type == "cuda" else 0.0
 
     def _max_tokens(self, num_sequences: int) -> int:
         """Token budget of a micro-batch: so many sequences of full length."""
@@ -148,7 +168,7 @@ class FSDPWorker:
             self.reference,
             self.groups,
             self._max_tokens(settings.micro_batch_size_per_device_for_experience),
-            settings.shared_prompt,
+            self.shared_prompt,
             self.config.worker.rollout.temperature,
         )
         return DataProto.from_dict(tensors={"kl": kl})
@@ -158,15 +178,15 @@ class FSDPWorker:
         """`values` [G, n, R] of the loaded groups under the critic; `data` only carries the split."""
         assert self.groups is not None and self.critic is not None
         budget = self._max_tokens(self.config.worker.critic.micro_batch_size_per_device_for_experience)
-        values = self.critic.compute_values(self.groups, budget, self.config.worker.actor.shared_prompt)
+        values = self.critic.compute_values(self.groups, budget, self.shared_prompt)
         return DataProto.from_dict(tensors={"values": values})
 
     def _step_settings(self, settings: Any) -> dict[str, Any]:
-        """What the updates of actor and critic have in common, from the one's or the other's section."""
+        """What updates of actor and critic have in common, from the section of the one or the other."""
         return {
             "num_groups_per_mini_batch": settings.global_batch_size // self.world_size,
             "max_tokens": self._max_tokens(settings.micro_batch_size_per_device_for_update),
-            "shared_prompt": self.config.worker.actor.shared_prompt,
+            "shared_prompt": self.shared_prompt,
             "ppo_epochs": settings.ppo_epochs,
             "max_grad_norm": settings.max_grad_norm,
             "loss_avg_mode": settings.loss_avg_mode,
@@ -204,13 +224,18 @@ class FSDPWorker:
             kl_coef=data.meta_info["kl_coef"],
             **self._step_settings(actor),
         )
+        self._reset_peak_memory()
         lr = self._set_lr(self.optimizer, actor.optim, data.meta_info["step"])
-        metrics = self.actor.update(self.groups, PolicyBatch(**data.batch), settings, self.reference)
+        keys = ("advantages", "old_log_probs", "ref_log_probs", "rollout_log_probs")
+        batch = PolicyBatch(*(data.batch.get(key) for key in keys))
+        metrics = self.actor.update(self.groups, batch, settings, self.reference)
         metrics["actor/lr"] = (lr, 1.0)
         if self.device.type == "cuda":
-            metrics["perf/max_memory_allocated_gb"] = (torch.cuda.max_memory_allocated() / 1024**3, 1.0)
+            self.peak_memory["update"] = self._peak_memory_gb()
+            metrics |= {f"perf/max_memory_gb/{phase}": (peak, 1.0) for phase, peak in self.peak_memory.items()}
+            metrics["perf/max_memory_allocated_gb"] = (max(self.peak_memory.values()), 1.0)
             metrics["perf/max_memory_reserved_gb"] = (torch.cuda.max_memory_reserved() / 1024**3, 1.0)
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.empty_cache()  # the engine that wakes next finds it free
         return metrics
 
     def _set_lr(self, optimizer: torch.optim.Optimizer, optim: OptimConfig, step: int) -> float:
@@ -228,7 +253,9 @@ class FSDPWorker:
     @register(Dispatch.ONE_TO_ALL)
     def send_weights(self, engines: list[Any]) -> None:
         """Loads the current policy into the engines."""
-        send_weights(self.policy.model, engines, self.rank, DTYPES[self.config.worker.rollout.dtype])
+        send_weights(self.policy.model, engines, self.device, DTYPES[self.config.worker.rollout.dtype])
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what a pass has left cached is room for the engine's keys and values
 
     @register(Dispatch.ONE_TO_ALL)
     def save(self, folder: str) -> None:

@@ -48,6 +48,12 @@ class RolloutWorker:
         self.max_response_length = max_response_length
         self.banned = {token: BANNED_LOGIT_BIAS for token in banned_token_ids}
         self.image_size = image_size
+        self.is_receiving = False
+
+    @register(Dispatch.ONE_TO_ALL)
+    def prepare(self) -> None:
+        """Imports vLLM, which takes longer than some models' loading."""
+        import vllm  # noqa: F401
 
     @register(Dispatch.ONE_TO_ALL)
     def load(self) -> None:
@@ -65,6 +71,7 @@ class RolloutWorker:
             mm_processor_kwargs=self.image_size,
             enable_sleep_mode=is_cuda,
             skip_mm_profiling=not is_cuda,
+            weight_transfer_config={"backend": "ipc"} if is_cuda else None,
             **self.engine_kwargs,
         )
         self.sleep()
@@ -85,6 +92,27 @@ class RolloutWorker:
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replaces the policy's weights and forgets all that was computed with the old ones."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
+        self._forget()
+
+    def receive_weights(self, update: dict[str, Any]) -> None:
+        """Loads some of the policy's new weights out of the training ranks' GPU memory.
+
+        Args:
+            update: names, dtype_names, shapes and ipc_handles, as vLLM's weight transfer takes them.
+        """
+        if not self.is_receiving:
+            self.llm.start_weight_update()
+            self.is_receiving = True
+        self.llm.update_weights({"update_info": update})
+
+    def finish_weights(self) -> None:
+        """Ends the update that receive_weights began."""
+        self.llm.finish_weight_update()
+        self.is_receiving = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drops all that was computed with older weights."""
         self.llm.llm_engine.reset_mm_cache()
         self.llm.llm_engine.reset_encoder_cache()
         self.llm.reset_prefix_cache()

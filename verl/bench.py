@@ -1,0 +1,362 @@
+"""`python -m verl.bench step --config configs/bench_3b_h100.yaml [a.b=value ...]`: where a training step's time goes.
+
+Runs the real trainer (Ray, FSDP2, vLLM) on random images and prompts filled to data.max_prompt_length, with responses
+of exactly data.max_response_length tokens, and prints one table. Every choice is a key of the configuration, so a run
+with another value is a row of an ablation. A model folder of RANDOM_MODELS is made on the spot.
+"""
+
+# ruff: noqa: T201  a table on the terminal is what this is for
+import argparse
+import io
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FLOOR_FLOPS = 800e12
+"""Operations a second that an H100 reaches on large bf16 products; with 3 TB/s the floors of the table."""
+FLOOR_BYTES = 3e12
+TOKENIZER_FOLDER = "configs/toy_model"
+FILLER = " red"
+
+# Qwen2.5-VL-3B-Instruct's published shape.
+RANDOM_MODELS: dict[str, dict[str, Any]] = {
+    "random_qwen2_5_vl_3b": {
+        "text_config": {
+            "vocab_size": 151_936,
+            "hidden_size": 2048,
+            "intermediate_size": 11_008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128_000,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+            "layer_types": ["full_attention"] * 36,
+        },
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 2048,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+    }
+}
+
+
+def score_by_digest(items: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """A reward without meaning that differs between responses, so that gradients are not zero."""
+    return [{"overall": zlib.crc32(item["response"].encode()) / 2**32} for item in items]
+
+
+def build_random_model(folder: Path) -> None:
+    """A random model of the folder's name with the toy model's tokenizer, in bf16; nothing if it is there."""
+    if (folder / "config.json").is_file():
+        return
+    import torch
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in Path(TOKENIZER_FOLDER).iterdir():
+        if part.suffix != ".safetensors":
+            shutil.copy(part, folder)
+    changes = RANDOM_MODELS[folder.name]
+    config = AutoConfig.from_pretrained(TOKENIZER_FOLDER)
+    for name, section in changes.items():
+        for key, value in section.items():
+            setattr(getattr(config, name), key, value)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            model = Qwen2_5_VLForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+
+
+def write_rows(path: Path, processor: Any, data: Any, size: tuple[int, int]) -> None:
+    """Rows with a random picture each and a prompt of exactly max_prompt_length tokens, as parquet."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    from verl.dataset import RLHFDataset
+
+    rng = np.random.default_rng(0)
+
+    def row(text: str) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        coarse = rng.integers(0, 256, (size[1] // 16 + 1, size[0] // 16 + 1, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size).save(buffer, "JPEG")
+        return {"problem": text, "answer_option_text": "-", "images": [{"bytes": buffer.getvalue(), "path": None}]}
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([row("<image>")]), path)
+    limits = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels}
+    missing = data.max_prompt_length - len(RLHFDataset(str(path), processor, **limits)[0].ids)
+    if missing < 0:
+        raise SystemExit(
+            f"the image alone takes {data.max_prompt_length - missing} tokens; raise data.max_prompt_length"
+        )
+    pq.write_table(
+        pa.Table.from_pylist([row("<image>" + FILLER * missing) for _ in range(data.rollout_batch_size)]), path
+    )
+
+
+class Recorder:
+    """Stands where the trainer's tracker does and keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        self.steps.append(dict(metrics))
+        print(f"step {step}: {json.dumps(self.steps[-1], default=float)}", flush=True)
+
+    def log_generations(self, *_: Any) -> None:
+        pass
+
+    def resume(self, step: int) -> None:
+        pass
+
+
+class GpuMemory(threading.Thread):
+    """Memory in use on the first GPU over time, as the driver sees it: training ranks and engine together."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.samples: list[tuple[float, float]] = []  # (seconds, GiB)
+
+    def run(self) -> None:
+        command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0", "-lms", "100"]
+        try:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                for line in process.stdout or ():
+                    self.samples.append((time.perf_counter(), float(line) / 1024))
+        except FileNotFoundError:
+            return
+
+    def peak(self, spans: list[tuple[float, float]]) -> float:
+        """The highest sample inside any of the spans; 0 without a GPU."""
+        return max((gb for at, gb in self.samples if any(a <= at <= b for a, b in spans)), default=0.0)
+
+
+def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str) -> Any:
+    """The trainer of verl.trainer.main without validation and checkpoints, which notes when each phase ran."""
+    from verl.trainer.main import build_datasets, build_reward, build_workers, start_ray
+    from verl.trainer.ray_trainer import GRPOTrainer
+
+    class BenchTrainer(GRPOTrainer):
+        spans: dict[str, list[tuple[float, float]]]
+        groups: Any
+
+        def _validate(self) -> dict[str, float]:
+            return {}
+
+        def _save(self) -> None:
+            pass
+
+        def _run_passes(self, groups: Any) -> None:
+            self.groups = groups
+            super()._run_passes(groups)
+
+        @contextmanager
+        def _timer(self, name: str) -> Iterator[None]:
+            start = time.perf_counter()
+            with super()._timer(name):
+                yield
+            self.spans.setdefault(name, []).append((start, time.perf_counter()))
+            print(f"step {self.global_step} {name}: {time.perf_counter() - start:.2f} s", flush=True)
+
+    reward = build_reward(config)
+    train_set, val_set = build_datasets(config, processor)
+    start_ray(config, device)
+    actor, rollout = build_workers(config, device, processor, config.trainer.max_steps)
+    arguments = (config, actor, rollout, reward, train_set, val_set, processor.tokenizer.pad_token_id, recorder)
+    trainer = BenchTrainer(*arguments)  # type: ignore[arg-type]
+    trainer.spans = {}
+    return trainer
+
+
+def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]:
+    """Seconds of the three passes over some of the last step's groups, sharing prompts and images or not at all."""
+    import torch
+
+    from verl.trainer.ray_trainer import GROUP_KEYS
+
+    groups = trainer.groups[:num_groups]
+    loaded = groups.select(list(GROUP_KEYS), ["images"])
+    loaded.meta_info = {"shared_prompt": shared, "images_once": shared}
+    trainer.actor.load_groups(loaded)
+    seconds = {}
+    carrier = groups.select(["response_mask"], [])
+    carrier.batch["advantages"] = torch.randn(carrier.batch["response_mask"].shape[:2])
+    carrier.meta_info |= {"step": 1, "kl_coef": trainer.kl_coef}
+    for name, key, method in (
+        ("old", "old_log_probs", trainer.actor.compute_log_probs),
+        ("ref", "ref_log_probs", trainer.actor.compute_ref_log_probs),
+        ("update", None, trainer.actor.update_actor),
+    ):
+        start = time.perf_counter()
+        out = method(carrier)
+        seconds[name] = time.perf_counter() - start
+        if key is not None:
+            carrier.batch[key] = out.batch[key]
+    return seconds
+
+
+def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, patches: int) -> dict[str, Any]:
+    """Phase -> seconds, tokens a second, operations, share of FLOOR_FLOPS, floor in seconds, peak memory."""
+    from transformers import AutoConfig
+
+    from verl.flops import group_flops
+
+    steps = recorder.steps[1:] or recorder.steps
+    data, rollout, actor = config.data, config.worker.rollout, config.worker.actor
+    ranks = config.num_ranks
+    shape = (patches, data.max_prompt_length, data.max_response_length, rollout.n)
+    model = AutoConfig.from_pretrained(actor.model.model_path)
+    forward = group_flops(model, *shape, is_shared=actor.shared_prompt).total * data.rollout_batch_size / ranks
+    outputs = data.rollout_batch_size * rollout.n * data.max_response_length / ranks
+    inputs = data.rollout_batch_size * (data.max_prompt_length + rollout.n * data.max_response_length) / ranks
+
+    def seconds(name: str) -> float:
+        return statistics.median(step.get(f"timing_s/{name}", 0.0) for step in steps)
+
+    whole, sync = seconds("step"), seconds("weight_sync")
+    rows = {
+        "rollout": (seconds("gen") - sync - seconds("sleep"), outputs, 0.0, "gen"),
+        "weight sync + wake": (sync, 0.0, 0.0, "weight_sync"),
+        "sleep": (seconds("sleep"), 0.0, 0.0, "sleep"),
+        "old": (seconds("old"), inputs, forward, "old"),
+        "reference": (seconds("ref"), inputs, forward, "ref"),
+        "update": (seconds("update_actor"), inputs, 3 * forward, "update_actor"),
+    }
+    rows["rest"] = (whole - sum(row[0] for row in rows.values()), 0.0, 0.0, "")
+    rows["whole step"] = (whole, inputs, 5 * forward, "step")
+    return {
+        name: {
+            "seconds": round(time_s, 3),
+            "tokens_per_s": round(tokens / time_s) if tokens and time_s else None,
+            "mfu": round(flops / time_s / FLOOR_FLOPS, 3) if flops and time_s else None,
+            "floor_s": round(flops / FLOOR_FLOPS, 2) if flops else None,
+            "peak_gib": round(memory.peak(trainer.spans.get(span, [])[1:] or trainer.spans.get(span, [])), 1),
+        }
+        for name, (time_s, tokens, flops, span) in rows.items()
+    }
+
+
+def print_table(table: dict[str, dict[str, Any]]) -> None:
+    """One aligned line per phase."""
+    columns = ("seconds", "tokens_per_s", "mfu", "floor_s", "peak_gib")
+    print(f"{'phase':20s}" + "".join(f"{column:>14s}" for column in columns))
+    for name, row in table.items():
+        cells = "".join(f"{'' if row[c] is None else row[c]:>14}" for c in columns)
+        print(f"{name:20s}{cells}", flush=True)
+
+
+def bench_step(config_file: str, overrides: list[str], image: str, ratio_groups: int, dump: str | None) -> None:
+    """Runs the configured steps and prints the table, then shared against repeated passes over `ratio_groups`."""
+    import ray
+    import torch
+    from transformers import AutoProcessor
+
+    from verl.config import config_to_dict
+    from verl.config_loading import load_config
+    from verl.qwen_vl import image_grid
+
+    folder = Path("runs/bench")
+    rows = folder / "rows.parquet"
+    for name in RANDOM_MODELS:
+        if any(name in text for text in (Path(config_file).read_text(), *overrides)):
+            build_random_model(folder / name)
+    fixed = [
+        f"data.train_files={rows}",
+        f"data.val_files={rows}",
+        f"worker.reward.reward_function={Path(__file__)}:{score_by_digest.__name__}",
+    ]
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    rows.touch()
+    config = load_config([f"config={config_file}", *fixed, *overrides])
+    model = config.worker.actor.model
+    processor = AutoProcessor.from_pretrained(model.model_path)
+    width, height = map(int, image.split("x"))
+    write_rows(rows, processor, config.data, (width, height))
+    device = config.trainer.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = processor.image_processor.size
+    limits = config.data.min_pixels or size["shortest_edge"], config.data.max_pixels or size["longest_edge"]
+    _, grid_rows, grid_columns = image_grid((width, height), processor.image_processor, *limits)
+    memory, recorder = GpuMemory(), Recorder()
+    memory.start()
+    started = time.perf_counter()
+    trainer = make_trainer(config, recorder, processor, device)
+    load_s = time.perf_counter() - started
+    try:
+        trainer.fit()
+        table = summarise(config, trainer, recorder, memory, grid_rows * grid_columns)
+        name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+        print(f"\n{name}: {len(recorder.steps)} steps, medians of those after the first; loading {load_s:.0f} s")
+        print_table(table)
+        result = {"device": name, "config": config_to_dict(config), "table": table, "steps": recorder.steps}
+        if dump:
+            Path(dump).write_text(json.dumps(result, indent=1))
+        if ratio_groups:
+            result["ratio"] = print_ratio(trainer, min(ratio_groups, config.data.rollout_batch_size))
+            if dump:
+                Path(dump).write_text(json.dumps(result, indent=1))
+    finally:
+        trainer.reward.close()
+        ray.shutdown()
+
+
+def print_ratio(trainer: Any, num_groups: int) -> dict[str, dict[str, float]]:
+    """Seconds of each pass with prompts and images shared, with neither, and how many times less."""
+    shared = time_passes(trainer, num_groups, shared=True)
+    print(f"\n{num_groups} groups, shared: {json.dumps(shared)}", flush=True)
+    repeated = time_passes(trainer, num_groups, shared=False)
+    ratio = {name: repeated[name] / shared[name] for name in shared}
+    ratio["all"] = sum(repeated.values()) / sum(shared.values())
+    print(f"repeated: {json.dumps(repeated)}\nratio: {json.dumps(ratio)}", flush=True)
+    return {"shared": shared, "repeated": repeated, "ratio": ratio}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command line and runs the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m verl.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["step"])
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--image", default="800x600", help="width x height of the pictures")
+    parser.add_argument("--ratio_groups", type=int, default=16, help="groups for shared against repeated; 0: skip it")
+    parser.add_argument("--dump", help="JSON file for everything that was measured")
+    parser.add_argument("overrides", nargs="*", help="keys of the configuration, a.b=value")
+    arguments = parser.parse_intermixed_args(argv)
+    from verl.config import ConfigError
+    from verl.dataset import DataError
+    from verl.reward import RewardError
+    from verl.single_controller import WorkerError
+
+    try:
+        bench_step(arguments.config, arguments.overrides, arguments.image, arguments.ratio_groups, arguments.dump)
+    except (ConfigError, DataError, RewardError, WorkerError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    from verl.bench import main as imported_main  # so that pickled classes have an importable home
+
+    sys.exit(imported_main())

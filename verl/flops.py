@@ -1,0 +1,72 @@
+"""Floating-point operations of a Qwen2.5-VL's passes, counted from its configuration.
+
+A matrix product of [a, b] and [b, c] counts 2abc. Normalisations, rotations and activations are left out: they are
+bound by memory, not by operations.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PassFlops:
+    """Operations of one forward pass, by part."""
+
+    vision: float
+    text: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        return self.vision + self.text + self.head
+
+
+def _attention(num_pairs: float, num_heads: int, head_dim: int) -> float:
+    """Scores and weighted sums over so many (query, key) pairs."""
+    return 4.0 * num_pairs * num_heads * head_dim
+
+
+def text_flops(config: Any, prompt_tokens: int, response_tokens: int, num_samples: int, is_shared: bool) -> float:
+    """The decoder's operations for one group; an unshared prompt is computed once per response."""
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    head_dim = hidden // heads
+    key_dim = config.num_key_value_heads * head_dim
+    weights = hidden * (2 * hidden + 2 * key_dim) + 3 * hidden * config.intermediate_size
+    num_prompts = 1 if is_shared else num_samples
+    tokens = num_prompts * prompt_tokens + num_samples * response_tokens
+    pairs = num_prompts * prompt_tokens**2 / 2
+    pairs += num_samples * response_tokens * (prompt_tokens + response_tokens / 2)
+    return config.num_hidden_layers * (2.0 * tokens * weights + _attention(pairs, heads, head_dim))
+
+
+def vision_flops(config: Any, patches: int) -> float:
+    """The tower's operations for one image; blocks outside fullatt_block_indexes attend inside their window."""
+    hidden = config.hidden_size
+    weights = 4 * hidden * hidden + 3 * hidden * config.intermediate_size
+    window = (config.window_size // config.patch_size) ** 2
+    num_full = len(config.fullatt_block_indexes)
+    pairs = num_full * patches**2 + (config.depth - num_full) * patches * min(window, patches)
+    attention = _attention(pairs, config.num_heads, hidden // config.num_heads)
+    patch_dim = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    merged = hidden * config.spatial_merge_size**2
+    ends = 2.0 * patches * patch_dim * hidden
+    ends += 2.0 * patches / config.spatial_merge_size**2 * merged * (merged + config.out_hidden_size)
+    return config.depth * 2.0 * patches * weights + attention + ends
+
+
+def group_flops(
+    config: Any, patches: int, prompt_tokens: int, response_tokens: int, num_samples: int, is_shared: bool = True
+) -> PassFlops:
+    """One forward pass over one group with one image; log-probs where responses are.
+
+    Args:
+        config: the model's, with `text_config` and `vision_config`.
+        patches: of the image, before merging.
+        is_shared: whether prompt and image are computed once for all samples.
+    """
+    text = config.get_text_config()
+    return PassFlops(
+        vision=vision_flops(config.vision_config, patches) * (1 if is_shared else num_samples),
+        text=text_flops(text, prompt_tokens, response_tokens, num_samples, is_shared),
+        head=2.0 * num_samples * response_tokens * text.hidden_size * text.vocab_size,
+    )

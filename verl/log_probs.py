@@ -1,0 +1,124 @@
+"""Log-probs of response tokens from hidden states, without ever holding all logits.
+
+Letters: N response tokens, D hidden size, V vocabulary. A chunk's logits live once, in the model's own type; what is
+summed over V is summed in float32. The backward pass computes them again and turns them into their gradient in place.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from verl.divergences import compute_full_kl
+
+LOGIT_CHUNK_BYTES = 1 << 30
+
+
+def response_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probs [N] and entropies [N] (without gradient) of response tokens, in float32.
+
+    With z = hidden weight^T / temperature: log p(t) = z_t - logsumexp(z), entropy = logsumexp(z) - sum p z.
+
+    Args:
+        hidden: [N, D] states that predict the targets.
+        weight: [V, D] output embedding.
+        targets: [N] token ids.
+        temperature: divides the logits, as in sampling.
+    """
+    log_probs, entropies = _ResponseLogProbs.apply(hidden, weight, targets, temperature)  # type: ignore[misc]
+    return log_probs, entropies
+
+
+def full_divergence(
+    hidden: Tensor, weight: Tensor, ref_hidden: Tensor, ref_weight: Tensor, temperature: float
+) -> Tensor:
+    """[N] exact divergences of one model's distributions of the next token from another's, in float32.
+
+    Args:
+        hidden, ref_hidden: [N, D] states that predict the same tokens.
+        weight, ref_weight: [V, D] output embeddings.
+        temperature: divides the logits of both.
+    """
+
+    def divergence(states: Tensor, ref_states: Tensor) -> Tensor:
+        log_probs, ref_log_probs = (
+            (part @ head.T).float().div(temperature).log_softmax(dim=-1)
+            for part, head in ((states, weight), (ref_states, ref_weight))
+        )
+        return compute_full_kl(log_probs, ref_log_probs)
+
+    size = max(1, _chunk_rows(weight) // 4)  # several tensors of float32 logits at a time
+    chunks = zip(hidden.split(size), ref_hidden.split(size), strict=True)
+    parts = [checkpoint(divergence, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.cat(parts)  # type: ignore[arg-type]
+
+
+def _chunk_rows(weight: Tensor) -> int:
+    return max(1, LOGIT_CHUNK_BYTES // (weight.shape[0] * weight.element_size()))
+
+
+class _ResponseLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float):
+        parts = []
+        for rows, chosen in zip(hidden.split(_chunk_rows(weight)), targets.split(_chunk_rows(weight)), strict=True):
+            score = _score_triton if rows.is_cuda else _score_torch
+            parts.append(score(rows @ weight.T, chosen, temperature))
+        log_probs, entropies, normalizers = (torch.cat(column) for column in zip(*parts, strict=True))
+        ctx.save_for_backward(hidden, weight, targets, normalizers)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropies)
+        return log_probs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor):
+        hidden, weight, targets, normalizers = ctx.saved_tensors
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        size = _chunk_rows(weight)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            logits = hidden[part] @ weight.T
+            differentiate = _differentiate_triton if logits.is_cuda else _differentiate_torch
+            differentiate(logits, targets[part], normalizers[part], grad[part], ctx.temperature)
+            if grad_hidden is not None:
+                torch.mm(logits, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight.addmm_(logits.T, hidden[part])
+        return grad_hidden, grad_weight, None, None
+
+
+def _score_torch(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs, entropies and log-normalizers, each [rows]."""
+    scaled = logits.float() / temperature
+    normalizers = scaled.logsumexp(dim=-1)
+    log_probs = scaled.gather(1, targets.unsqueeze(1)).squeeze(1) - normalizers
+    probs = (scaled - normalizers.unsqueeze(1)).exp_()
+    return log_probs, normalizers - (probs * scaled).sum(dim=-1), normalizers
+
+
+def _differentiate_torch(logits: Tensor, targets: Tensor, normalizers: Tensor, grad: Tensor, temperature: float):
+    """Overwrites the logits with the gradient that `grad` [rows] of the log-probs sends to them."""
+    probs = (logits.float() / temperature - normalizers.unsqueeze(1)).exp_()
+    probs.scatter_add_(1, targets.unsqueeze(1), torch.full_like(probs[:, :1], -1.0))
+    logits.copy_(probs * (-grad.float() / temperature).unsqueeze(1))
+
+
+def _score_triton(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    from verl.log_probs_triton import BLOCK, score_kernel
+
+    out = torch.empty(3, len(logits), dtype=torch.float32, device=logits.device)
+    score_kernel[(len(logits),)](logits, targets, out, logits.shape[1], len(logits), 1 / temperature, BLOCK)  # type: ignore[arg-type]
+    return out[0], out[1], out[2]
+
+
+def _differentiate_triton(logits: Tensor, targets: Tensor, normalizers: Tensor, grad: Tensor, temperature: float):
+    from verl.log_probs_triton import BLOCK, differentiate_kernel
+
+    grid = (len(logits),)
+    arguments = (logits, targets, normalizers.contiguous(), grad.float().contiguous())
+    differentiate_kernel[grid](*arguments, logits.shape[1], 1 / temperature, BLOCK)  # type: ignore[arg-type]

@@ -1,0 +1,113 @@
+"""The model classes that can be trained, and where each keeps its tower, its decoder and its image features.
+
+Letters as in batching.py: T tokens of a packed row; D hidden size.
+"""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from verl.batching import PackedBatch
+from verl.config import ConfigError
+
+VISION_CLASSES = (
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",
+)
+TEXT_CLASSES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
+STAND_IN_GRID = (1, 4, 4)  # smallest image that any window layout accepts
+
+
+def model_class(path: str, trust_remote_code: bool = False) -> type[PreTrainedModel]:
+    """The class of transformers that the model's config.json names.
+
+    Raises:
+        ConfigError: the config cannot be read, or the forward pass of this trainer does not fit the model.
+    """
+    key = f"worker.actor.model.model_path = {path!r}"
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{key}: its config.json cannot be read: {error}"]) from error
+    names = config.architectures or ["no class"]
+    if names[0] not in VISION_CLASSES + TEXT_CLASSES:
+        supported = ", ".join(VISION_CLASSES + TEXT_CLASSES)
+        raise ConfigError([f"{key}: its config.json names {names[0]}; supported are {supported}"])
+    if _slides(config):
+        raise ConfigError(
+            [f"{key}: its layers attend within a sliding window, training to everything; set use_sliding_window=false"]
+        )
+    return getattr(transformers, names[0])
+
+
+def _slides(config: PretrainedConfig) -> bool:
+    return "sliding_attention" in (getattr(config.get_text_config(), "layer_types", None) or ())
+
+
+def vision_tower(model: PreTrainedModel) -> nn.Module | None:
+    """The part that encodes images; None in a text model."""
+    return getattr(model.model, "visual", None)
+
+
+def stand_in_image(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Patches and grid of a black image: what a rank without images runs to keep in step with the others."""
+    vision = model.config.vision_config
+    patch_dim = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    frames, rows, columns = STAND_IN_GRID
+    return torch.zeros(frames * rows * columns, patch_dim), torch.tensor(STAND_IN_GRID)
+
+
+def decode(
+    model: PreTrainedModel, batch: PackedBatch, pixel_values: Tensor | None, image_grid_thw: Tensor | None
+) -> Tensor:
+    """Hidden states [T, D] behind the last layer of a packed row; arguments as of ResponseLogProbs."""
+    embeds = model.get_input_embeddings()(batch.input_ids).unsqueeze(0)  # [1, T, D]
+    if vision_tower(model) is None:
+        return model.model(
+            inputs_embeds=embeds, position_ids=batch.position_ids[:1], use_cache=False, layout=batch.layout
+        ).last_hidden_state[0]
+    inputs: dict[str, Any] = {}
+    if pixel_values is not None:
+        embeds, inputs = _place_images(model, batch, embeds, pixel_values, image_grid_thw)
+    return model.model.language_model(
+        inputs_embeds=embeds,
+        position_ids=batch.position_ids.unsqueeze(1),
+        use_cache=False,
+        layout=batch.layout,
+        **inputs,
+    ).last_hidden_state[0]
+
+
+def _place_images(
+    model: PreTrainedModel, batch: PackedBatch, embeds: Tensor, pixel_values: Tensor, image_grid_thw: Tensor | None
+) -> tuple[Tensor, dict[str, Any]]:
+    """Embeddings [1, T, D] with each image's features in its places, and what a decoder takes beside them.
+
+    Qwen3-VL adds features of middle layers of its tower to its first decoder layers ("deepstack", arXiv 2406.04334).
+    """
+    encoded = model.model.get_image_features(pixel_values, image_grid_thw)
+    features = encoded.pooler_output  # per image [tokens, D]
+    deep_layers = getattr(encoded, "deepstack_features", None) or []  # per layer [tokens of all images, D]
+    if not batch.image_ids:
+        for feature in (*features, *deep_layers):
+            embeds = embeds + 0.0 * feature.sum()
+        return embeds, {}
+    numbers = list(dict.fromkeys(batch.image_ids))
+    once = len(features) < len(batch.image_ids)
+    sizes = [len(feature) for feature in features]
+
+    def shown(per_image: Any) -> Tensor:
+        return torch.cat([per_image[numbers.index(n) if once else i] for i, n in enumerate(batch.image_ids)])
+
+    places = (batch.input_ids == model.config.image_token_id).view(1, -1)
+    embeds = embeds.masked_scatter(places.unsqueeze(-1), shown(features).to(embeds.dtype))
+    if not deep_layers:
+        return embeds, {}
+    return embeds, {
+        "visual_pos_masks": places,
+        "deepstack_visual_embeds": [shown(layer.split(sizes)) for layer in deep_layers],
+    }

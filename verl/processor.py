@@ -1,0 +1,67 @@
+"""The processor of a model: its tokenizer, chat template and, where it sees, its image processor."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoProcessor, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessorMixin
+
+from verl.config import ConfigError
+
+
+class TextProcessor:
+    """A tokenizer in the place of a processor, for models that read no images."""
+
+    image_processor = None
+    image_token_id = None
+    video_token_id = None
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+
+    def apply_chat_template(self, messages: Sequence[dict[str, Any]], **options: Any) -> Any:
+        """As of a processor; the parts of a message, which must be texts, are put together.
+
+        Raises:
+            ValueError: a message shows an image.
+        """
+        plain = []
+        for message in messages:
+            if any(part["type"] != "text" for part in message["content"]):
+                raise ValueError("the prompt shows an image and the model reads none; set data.text_only=true")
+            plain.append(message | {"content": "".join(part["text"] for part in message["content"])})
+        return self.tokenizer.apply_chat_template(plain, **options)
+
+    def save_pretrained(self, folder: Any) -> None:
+        """Writes the tokenizer's files."""
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_processor(path: str, trust_remote_code: bool = False, knob: str = "worker.actor.model.model_path") -> Any:
+    """The processor of a folder or hub name, a TextProcessor where there is only a tokenizer.
+
+    Raises:
+        ConfigError: naming `knob`, when nothing can be loaded.
+    """
+    try:
+        loaded = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{knob} = {path!r}: no processor can be loaded from it: {error}"]) from error
+    if isinstance(loaded, ProcessorMixin):
+        return loaded
+    if isinstance(loaded, PreTrainedTokenizerBase) and len(loaded) > 1:  # without files one of a single token is made
+        return TextProcessor(loaded)
+    raise ConfigError([f"{knob} = {path!r}: holds no tokenizer; give the model's own folder"])
+
+
+def vision_token_ids(processor: Any) -> list[int]:
+    """Tokens that stand for images and videos: none may be sampled, for no picture is behind them."""
+    return [token for token in (processor.image_token_id, processor.video_token_id) if token is not None]
+
+
+def pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | None) -> dict[str, int]:
+    """`min_pixels` and `max_pixels` of every image, the image processor's own where None; empty in a text model."""
+    if processor.image_processor is None:
+        return {}
+    size = processor.image_processor.size
+    return {"min_pixels": min_pixels or size["shortest_edge"], "max_pixels": max_pixels or size["longest_edge"]}
