@@ -3,6 +3,7 @@
 Letters: N tokens, V vocabulary.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -74,5 +75,7 @@ def adapt_kl_coef(coef: float, kl: float, target: float, horizon: float, num_res
         horizon: responses after which the weight may have grown by a fifth.
         num_responses: of the step.
     """
+    if not math.isfinite(kl):  # a step that was left out says nothing of where the policy is
+        return coef
     error = min(max(kl / target - 1, -MAX_RELATIVE_ERROR), MAX_RELATIVE_ERROR)
     return coef * (1 + error * num_responses / horizon)

@@ -99,6 +99,7 @@ def test_the_names_are_those_of_the_configuration():
         (0.11, 0.01 * (1 + 0.1 * 64 / 1000)),  # a tenth above
         (5.0, 0.01 * (1 + 0.2 * 64 / 1000)),  # far above: bounded
         (0.0, 0.01 * (1 - 0.2 * 64 / 1000)),  # far below: bounded
+        (math.nan, 0.01),  # not measured: stays
     ],
 )
 def test_the_adaptive_weight_by_hand(kl, expected):

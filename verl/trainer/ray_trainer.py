@@ -143,12 +143,14 @@ class GRPOTrainer:
         metrics, penalties = {}, None
         batch["scores"] = batch["rewards"] = scores
         if self._is_kl_in_reward:
-            if "kl" not in batch.keys():
-                kl = compute_kl(batch["old_log_probs"], batch["ref_log_probs"], algorithm.kl_penalty)
-                batch["kl"] = kl.masked_fill(~mask.bool(), 0.0)
-            penalties = self.kl_coef * batch["kl"]
+            if "kl" in batch.keys():
+                kls = batch["kl"]
+            else:
+                kls = compute_kl(batch["old_log_probs"], batch["ref_log_probs"], algorithm.kl_penalty)
+            kls = kls.masked_fill(~mask.bool(), 0.0)
+            penalties = self.kl_coef * kls
             batch["rewards"] = scores - penalties.sum(-1)
-            kl = float((batch["kl"].sum(-1) / mask.sum(-1)).mean())
+            kl = float((kls.sum(-1) / mask.sum(-1)).mean())
             metrics = {"actor/kl_penalty": kl, "actor/kl_coef": self.kl_coef}
             self._adapt_kl_coef(kl)
         batch["advantages"], batch["returns"] = compute_advantages(
@@ -205,7 +207,7 @@ class GRPOTrainer:
             if 0 < limit <= in_a_row:
                 raise DivergenceError(
                     f"{fault}; the limit is trainer.max_skipped_updates={limit}. Lower worker.{role}.optim.lr or "
-                    "check the rewards; the run goes on from its last checkpoint"
+                    "check the rewards, and start the run again: it goes on from its last checkpoint"
                 )
             print(fault[0].upper() + fault[1:], flush=True)  # noqa: T201
 
