@@ -164,7 +164,7 @@ def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str) -
         def _validate(self) -> dict[str, float]:
             return {}
 
-        def _save(self) -> None:
+        def _save(self, score: float | None = None) -> None:
             pass
 
         def _run_passes(self, groups: Any) -> None:
@@ -182,7 +182,7 @@ def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str) -
     reward = build_reward(config)
     train_set, val_set = build_datasets(config, processor)
     start_ray(config, device)
-    actor, rollout = build_workers(config, device, processor, config.trainer.max_steps)
+    actor, rollout = build_workers(config, device, processor, config.trainer.max_steps, None)
     arguments = (config, actor, rollout, reward, train_set, val_set, processor.tokenizer.pad_token_id, recorder)
     trainer = BenchTrainer(*arguments)  # type: ignore[arg-type]
     trainer.spans = {}
@@ -335,7 +335,7 @@ def print_ratio(trainer: Any, num_groups: int) -> dict[str, dict[str, float]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and runs the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m verl.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m verl.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["step"])
     parser.add_argument("--config", required=True)
     parser.add_argument("--image", default="800x600", help="width x height of the pictures")

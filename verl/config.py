@@ -17,7 +17,7 @@ RolloutDtype = Literal["bf16", "fp16", "fp32"]
 @dataclass(frozen=True)
 class DataConfig:
     train_files: str = "hunarbatra/STVQA-7K@train"
-    """Training rows: a folder, a parquet file or a hub name, with an optional `@split`."""
+    """Training rows: a folder, a file, a saved data set or a hub name, with an optional `@split`."""
     val_files: str = "hunarbatra/STVQA-7K@val"
     """Validation rows, named as the training rows are."""
     prompt_key: str = "problem"
@@ -25,7 +25,13 @@ class DataConfig:
     answer_key: str = "answer_option_text"
     """Column with the ground truth that the reward is given."""
     image_key: str = "images"
-    """Column with the image or images."""
+    """Column with the image or images: bytes, paths or pictures; it may be missing or empty."""
+    image_dir: str | None = None
+    """Folder of images that are given by relative paths."""
+    mixed_data: bool = False
+    """Whether every second training row, the first included, goes without its images."""
+    text_only: bool = False
+    """Whether all training rows go without their images."""
     max_prompt_length: int = 6144
     """P: longest prompt in tokens, image tokens included."""
     max_response_length: int = 2048
@@ -37,7 +43,9 @@ class DataConfig:
     val_batch_size: int = 512
     """Prompts per validation batch; -1 takes the whole validation set at once."""
     format_prompt: str | None = None
-    """File with a Jinja template (variable `content`) that wraps the prompt; null leaves the prompt as it is."""
+    """File with a Jinja template (variable `content`) that wraps the prompt, or a text to put before it."""
+    override_chat_template: str | None = None
+    """File with a chat template that replaces the model's own."""
     shuffle: bool = True
     """Whether training rows are drawn in a random order, a new one each epoch."""
     seed: int = 1
@@ -86,6 +94,8 @@ class AlgorithmConfig:
 class ModelConfig:
     model_path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
     """Folder or hub name of the model to train, with its tokenizer and processor."""
+    tokenizer_path: str | None = None
+    """Folder or hub name of another tokenizer and processor; null takes those of model_path."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
     enable_gradient_checkpointing: bool = True
@@ -203,7 +213,7 @@ class RewardConfig:
     score_function: str = "spatial_sgg"
     """Name of a reward of the house."""
     reward_function: str | None = None
-    """`FILE.py:NAME`, a reward of your own; wins over score_function."""
+    """`FILE.py:NAME`, a reward of your own, NAME being `main` when left out; wins over score_function."""
     reward_function_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments given to the reward at every call."""
     skip_special_tokens: bool = True
@@ -247,7 +257,7 @@ class RolloutConfig:
     disable_log_stats: bool = True
     """Whether the engine keeps its statistics to itself."""
     val_override_config: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.5, "n": 1})
-    """Sampling keys (n, temperature, top_p, top_k) that validation sets differently."""
+    """Sampling keys of the engine (n, temperature, top_p, top_k, ...) that validation sets differently."""
 
 
 @dataclass(frozen=True)
@@ -274,8 +284,12 @@ class TrainerConfig:
     """Name under which loggers file several runs."""
     experiment_name: str = "spatialthinker_3b_grpo"
     """Name of this run."""
-    logger: tuple[Literal["console", "file", "tensorboard"], ...] = ("console", "file", "tensorboard")
-    """Where metrics go."""
+    logger: tuple[Literal["console", "file", "tensorboard", "wandb", "mlflow", "swanlab"], ...] = (
+        "console",
+        "file",
+        "tensorboard",
+    )
+    """Where metrics and validation samples go."""
     nnodes: int = 1
     """Machines."""
     n_gpus_per_node: int = 4
@@ -295,13 +309,27 @@ class TrainerConfig:
     save_freq: int = 5
     """Steps between checkpoints; -1 saves only after the last step."""
     save_limit: int = 1
-    """Checkpoints kept, the newest ones; -1 keeps all."""
+    """Newest checkpoints kept, and the one with the best validation beside them; -1 keeps all."""
+    save_model_only: bool = False
+    """Whether checkpoints hold the weights alone; a run that goes on from one starts with a new optimizer."""
+    save_in_background: bool = True
+    """Whether training goes on while a checkpoint is written from a copy in host memory."""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """What follows when a checkpoint cannot be written, on a full disk for instance; older ones stay whole."""
     save_checkpoint_path: str = "checkpoints/{project_name}/{experiment_name}"
     """Folder of the run's checkpoints and logs; the two names in braces are filled in."""
+    watchdog_timeout_s: float | None = 3600.0
+    """Seconds after which a call to the workers has stalled: all write their stacks, the run ends; null waits."""
+    max_host_memory_share: float = 0.94
+    """Share of a machine's memory in use at which the run saves and ends, before the system kills a process."""
     load_checkpoint_path: str | None = None
     """Checkpoint folder `.../global_step_N` to start from; null lets find_last_checkpoint decide."""
     find_last_checkpoint: bool = True
     """Whether to go on from the newest complete checkpoint in save_checkpoint_path."""
+    dry_run: bool = False
+    """Whether to print what the run would do and need, with its first prompts, and stop before anything starts."""
+    ray_timeline: str | None = None
+    """File for Ray's timeline of the run, written at its end; needs RAY_PROFILING=1 in the environment."""
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,19 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from verl.config import Config, ConfigError
+from verl.config import Config, ConfigError, DataConfig
 
 _SAMPLING_LIMITS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
     "n": (int, "a whole number, at least 1", lambda value: value >= 1),
     "temperature": ((int, float), "a number, at least 0", lambda value: value >= 0),
     "top_p": ((int, float), "a number above 0 and at most 1", lambda value: 0 < value <= 1),
     "top_k": (int, "a whole number, at least 1, or -1", lambda value: value >= 1 or value == -1),
+}
+_VALIDATION_LIMITS = _SAMPLING_LIMITS | {
+    "min_p": ((int, float), "a number from 0 to 1", lambda value: 0 <= value <= 1),
+    "repetition_penalty": ((int, float), "a number above 0", lambda value: value > 0),
+    "presence_penalty": ((int, float), "a number from -2 to 2", lambda value: -2 <= value <= 2),
+    "frequency_penalty": ((int, float), "a number from -2 to 2", lambda value: -2 <= value <= 2),
 }
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
@@ -79,13 +85,14 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "worker.actor.tis_imp_ratio_cap",
             "worker.critic.max_grad_norm",
             "worker.critic.cliprange_value",
+            "trainer.watchdog_timeout_s",
         ),
     ),
     "above 0 (training log-probs are divided by it)": (lambda value: value > 0, ("worker.rollout.temperature",)),
     "above 1": (lambda value: value > 1, ("worker.actor.clip_ratio_dual",)),
     "above 0 and at most 1": (
         lambda value: 0 < value <= 1,
-        ("worker.rollout.top_p", "worker.rollout.gpu_memory_utilization"),
+        ("worker.rollout.top_p", "worker.rollout.gpu_memory_utilization", "trainer.max_host_memory_share"),
     ),
     "from 0 to 1": (
         lambda value: 0 <= value <= 1,
@@ -103,7 +110,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         lambda betas: all(0 <= beta < 1 for beta in betas),
         ("worker.actor.optim.betas", "worker.critic.optim.betas"),
     ),
-    "a list with at least one of console, file, tensorboard": (lambda names: len(names) > 0, ("trainer.logger",)),
+    "a list with at least one logger": (
+        lambda names: len(names) > 0,
+        ("trainer.logger",),
+    ),
 }
 
 
@@ -204,9 +214,6 @@ def _algorithm_faults(config: Config) -> Iterator[str]:
             f"algorithm.filter_low = {algorithm.filter_low}: must be below algorithm.filter_high = "
             f"{algorithm.filter_high}, or no group is ever kept; lower it"
         )
-    critic_path = config.worker.critic.model.model_path
-    if algorithm.adv_estimator == "gae" and critic_path is not None:
-        yield from _model_faults("worker.critic.model.model_path", critic_path)
 
 
 def _rollout_faults(config: Config) -> Iterator[str]:
@@ -236,13 +243,14 @@ def _rollout_faults(config: Config) -> Iterator[str]:
 def _validation_faults(config: Config) -> Iterator[str]:
     key, override = "worker.rollout.val_override_config", config.worker.rollout.val_override_config
     for name in override:
-        if name not in _SAMPLING_LIMITS:
-            yield f"{key}.{name} = {override[name]!r}: unknown key; it may hold {', '.join(_SAMPLING_LIMITS)}"
-    sampling = {name: override.get(name, getattr(config.worker.rollout, name)) for name in _SAMPLING_LIMITS}
+        if name not in _VALIDATION_LIMITS:
+            yield f"{key}.{name} = {override[name]!r}: unknown key; it may hold {', '.join(_VALIDATION_LIMITS)}"
+    sampling = {name: getattr(config.worker.rollout, name) for name in _SAMPLING_LIMITS}
+    sampling |= {name: value for name, value in override.items() if name in _VALIDATION_LIMITS}
     wrong = {
         name: f"{key}.{name} = {value!r}: must be {limit}"
         for name, value in sampling.items()
-        for kinds, limit, holds in [_SAMPLING_LIMITS[name]]
+        for kinds, limit, holds in [_VALIDATION_LIMITS[name]]
         if isinstance(value, bool) or not isinstance(value, kinds) or not holds(value)
     }
     yield from wrong.values()
@@ -263,8 +271,8 @@ def _reward_faults(config: Config, score_functions: Sequence[str] | None) -> Ite
             )
         return
     path, name = split_path(reward.reward_function, ":")
-    if not name[1:].isidentifier() or not path.endswith(".py"):
-        yield f"worker.reward.reward_function = {reward.reward_function!r}: must read FILE.py:NAME"
+    if not (name or ":main")[1:].isidentifier() or not path.endswith(".py"):
+        yield f"worker.reward.reward_function = {reward.reward_function!r}: must read FILE.py or FILE.py:NAME"
     elif not os.path.isfile(path):
         yield f"worker.reward.reward_function = {reward.reward_function!r}: there is no file {path}"
 
@@ -275,12 +283,21 @@ def _path_faults(config: Config) -> Iterator[str]:
         path, split = split_path(locator, "@")
         if split == "@" or not (os.path.exists(path) or _is_hub_name(path)):
             yield f"{key} = {locator!r}: is no file, folder or hub name, with or without @SPLIT; correct it"
-    if data.format_prompt is not None and not os.path.isfile(data.format_prompt):
-        yield (
-            f"data.format_prompt = {data.format_prompt!r}: there is no such file; "
-            "put the template into a file and give its path"
-        )
-    yield from _model_faults("worker.actor.model.model_path", model_path)
+    yield from _template_faults(data)
+    if data.image_dir is not None and not os.path.isdir(data.image_dir):
+        yield f"data.image_dir = {data.image_dir!r}: there is no such folder; correct it, or set it to null"
+    models = config.worker.actor.model, config.worker.critic.model
+    paths = {
+        "actor.model.model_path": (model_path, "config.json"),
+        "actor.model.tokenizer_path": (models[0].tokenizer_path or model_path, ""),
+    }
+    if config.algorithm.adv_estimator == "gae" and models[1].model_path:
+        paths["critic.model.model_path"] = (models[1].model_path, "config.json")
+    for key, (path, file) in paths.items():
+        if not (os.path.exists(path) or _is_hub_name(path)):
+            yield f"worker.{key} = {path!r}: is neither a folder nor a hub name; correct it"
+        elif os.path.exists(path) and not os.path.exists(os.path.join(path, file)):
+            yield f"worker.{key} = {path!r}: holds no {file}; give a Hugging Face folder"
     if os.path.exists(trainer.save_checkpoint_path) and not os.path.isdir(trainer.save_checkpoint_path):
         yield f"trainer.save_checkpoint_path = {trainer.save_checkpoint_path!r}: is a file; name a folder"
     loaded = trainer.load_checkpoint_path
@@ -291,12 +308,37 @@ def _path_faults(config: Config) -> Iterator[str]:
             yield f"trainer.load_checkpoint_path = {loaded!r}: there is no such folder; correct it, or set it to null"
 
 
-def _model_faults(key: str, path: str) -> Iterator[str]:
-    if os.path.exists(path):
-        if not os.path.isfile(os.path.join(path, "config.json")):
-            yield f"{key} = {path!r}: holds no config.json; give a Hugging Face folder"
-    elif not _is_hub_name(path):
-        yield f"{key} = {path!r}: is neither a folder nor a hub name; correct it"
+def _template_faults(data: DataConfig) -> Iterator[str]:
+    if data.format_prompt is not None and is_path(data.format_prompt):
+        yield from _format_prompt_faults(data.format_prompt)
+    path = data.override_chat_template
+    if path is not None and not os.path.isfile(path):
+        yield f"data.override_chat_template = {path!r}: there is no such file; correct the path, or set it to null"
+
+
+def _format_prompt_faults(path: str) -> Iterator[str]:
+    from jinja2 import TemplateSyntaxError, meta
+    from jinja2.sandbox import SandboxedEnvironment
+
+    fault = f"data.format_prompt = {path!r}: "
+    if not os.path.isfile(path):
+        yield fault + "there is no such file; correct the path, or give a text of several words"
+        return
+    try:
+        with open(path, encoding="utf-8") as file:
+            used = meta.find_undeclared_variables(SandboxedEnvironment().parse(file.read()))
+    except (TemplateSyntaxError, UnicodeDecodeError) as error:
+        yield f"{fault}is no Jinja template ({error}); correct the file"
+        return
+    if used != {"content"}:
+        names = ", ".join(sorted(used)) or "none"
+        yield f"{fault}must use the variable content alone, it uses {names}; put {{{{ content }}}} into the file"
+
+
+def is_path(format_prompt: str) -> bool:
+    """Whether a format_prompt names a file: it exists, or it is one word that ends like a path."""
+    one_word = len(format_prompt.split()) == 1
+    return os.path.isfile(format_prompt) or one_word and ("/" in format_prompt or "." in format_prompt)
 
 
 def _is_hub_name(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import logging
 import math
 import os
 import types
@@ -16,23 +15,23 @@ from yaml import YAMLError
 
 from verl.config import Config, ConfigError, RolloutDtype, TrainDtype, TrainerConfig
 from verl.config_checks import find_faults, split_path
+from verl.config_keys import take_old_keys
 
-_DTYPE_SPELLINGS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-_RENAMED_KEYS = {
-    "trainer.total_episodes": "trainer.total_epochs",
-    "worker.actor.optim.warmup_style": "worker.actor.optim.lr_scheduler_type",
-}
+_DTYPE_SPELLINGS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", None: "fp32"}
+_DTYPE_SPELLINGS |= {16: "fp16", "16": "fp16", 32: "fp32", "32": "fp32"}
 # Keys that name a file or folder, and the mark after which something else may follow.
 _PATH_KEYS = {
     "data.train_files": "@",
     "data.val_files": "@",
+    "data.image_dir": "",
     "data.format_prompt": "",
+    "data.override_chat_template": "",
     "worker.actor.model.model_path": "",
     "worker.critic.model.model_path": "",
+    "worker.actor.model.tokenizer_path": "",
     "worker.reward.reward_function": ":",
     "trainer.load_checkpoint_path": "",
 }
-_ABSENT = object()
 
 
 def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = None) -> Config:
@@ -52,7 +51,7 @@ def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = Non
     faults: dict[str, str] = {}
     merged: dict[str, Any] = {}
     for source in _read_sources(argv, faults):
-        merged = _merge(merged, _rename_keys(source, faults))
+        merged = _merge(merged, take_old_keys(source, faults))
     config = _build(Config, merged, "", faults)
     config = _resolve_paths(config, config.trainer)
     checked = find_faults(config, score_functions, unreadable=list(faults))
@@ -99,27 +98,6 @@ def _are_dicts(*values: Any) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
-def _rename_keys(source: dict[str, Any], faults: dict[str, str]) -> dict[str, Any]:
-    """The source with old names of keys replaced, and one notice for each."""
-    for old, new in _RENAMED_KEYS.items():
-        value = _pop(source, old.split("."))
-        if value is _ABSENT:
-            continue
-        if _pop(source, new.split(".")) is not _ABSENT:
-            faults[old] = f"{old}: is the old name of {new}, and both are given; drop {old}"
-        logging.getLogger(__name__).warning("%s is now called %s; taken as that", old, new)
-        for name in reversed(new.split(".")):
-            value = {name: value}
-        source = _merge(source, value)
-    return source
-
-
-def _pop(section: Any, names: list[str]) -> Any:
-    for name in names[:-1]:
-        section = section.get(name) if isinstance(section, dict) else None
-    return section.pop(names[-1], _ABSENT) if isinstance(section, dict) else _ABSENT
-
-
 def _build(record: type, section: dict[str, Any], prefix: str, faults: dict[str, str]) -> Any:
     """The record with the section's values; what cannot be taken goes to faults and leaves the default."""
     hints = typing.get_type_hints(record)
@@ -149,7 +127,7 @@ def _convert(hint: Any, value: Any) -> Any:
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in (TrainDtype, RolloutDtype):
-        value = _DTYPE_SPELLINGS.get(value, "fp32" if value is None else value)
+        value = _DTYPE_SPELLINGS.get(value, value)
     if origin is types.UnionType:
         return None if value is None else _convert(arguments[0], value)
     if origin is Literal:

@@ -11,24 +11,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, Image, load_dataset, load_from_disk
-from jinja2 import Template
+from jinja2.sandbox import SandboxedEnvironment
 from PIL import UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from verl.config_checks import is_path
+from verl.data_source import DataError, image_sources, load_rows
 from verl.processor import pixel_limits
 from verl.protocol import DataProto
 from verl.qwen_vl import Grid, expand_image_tokens, image_grid, mrope_positions, upright_size
 
+__all__ = ["BatchOrder", "DataError", "Prompt", "RLHFDataset", "collate_prompts"]
+
 IMAGE_PLACE = "<image>"
-FILE_BUILDERS = {"jsonl": "json", "json": "json", "parquet": "parquet", "csv": "csv", "arrow": "arrow"}
+VIDEO_PLACE = "<video>"
 
 RowCheck = Callable[[str, str], None]
-
-
-class DataError(ValueError):
-    """A data set or a row that cannot be trained on; the message names it and what to change."""
 
 
 @dataclass(frozen=True)
@@ -52,62 +51,37 @@ class Prompt:
     row_id: str
 
 
-def load_rows(locator: str) -> Dataset:
-    """The rows of `path[@split]`: a file, a folder of <split>-*.parquet files, a saved data set, or a hub name.
+@dataclass(frozen=True)
+class _Entry:
+    """What is kept of a checked row: enough for its prompt, without its images.
 
-    Raises:
-        DataError: naming the locator and what was looked for.
+    Attributes:
+        row: number in the data set.
+        raw_ids: [tokens] as in Prompt.
+        grids: of its images.
     """
-    path, _, split = locator.rpartition("@") if "@" in locator else (locator, "", "train")
-    folder = Path(path)
-    try:
-        if folder.is_file():
-            builder = FILE_BUILDERS.get(folder.suffix.lstrip("."))
-            if builder is None:
-                raise DataError(f"{path}: a data file ends in one of {', '.join(FILE_BUILDERS)}")
-            return load_dataset(builder, data_files=str(folder), split="train")
-        if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
-            loaded = load_from_disk(path)
-            return loaded if isinstance(loaded, Dataset) else loaded[split]
-        if folder.is_dir():
-            files = sorted(str(file) for file in folder.glob(f"{split}-*.parquet"))
-            if not files:
-                raise DataError(f"{path} holds no {split}-*.parquet; give path@split with a split that is there")
-            return load_dataset("parquet", data_files=files, split="train")
-        return load_dataset(path, split=split)
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"data set {locator!r} cannot be loaded: {error}") from error
 
-
-def _row_images(value: Any) -> list[bytes]:
-    """The encoded images of a cell: one image, a list of them, or none."""
-    entries = value if isinstance(value, list) else [] if value is None else [value]
-    images = []
-    for entry in entries:
-        if isinstance(entry, dict):
-            data = entry.get("bytes")
-            data = Path(entry["path"]).read_bytes() if data is None and entry.get("path") else data
-        else:
-            data = entry
-        if not isinstance(data, bytes):
-            raise ValueError(f"an image must be encoded bytes or a path, got {type(entry).__name__}")
-        images.append(data)
-    return images
+    row: int
+    raw_ids: np.ndarray
+    grids: list[Grid]
 
 
 class RLHFDataset(torch.utils.data.Dataset):
-    """The prompts of a data set, each checked when the set is opened.
+    """The prompts of a data set, each checked when the set is opened; images are read when a prompt is asked for.
 
     Args:
-        locator: `path[@split]`, see load_rows.
+        locator: `path[@split]`, see `verl.data_source.load_rows`.
         processor: of the model: tokenizer, chat template and image processor.
-        prompt_key, answer_key, image_key: columns; `image_key` may be missing in a text-only set.
+        prompt_key, answer_key, image_key: columns; `image_key` may be missing, and empty in some rows.
+        image_dir: folder of images that are given by relative paths.
+        text_only: leave out the images of all rows.
+        mixed_data: leave out the images of rows 0, 2, 4, ...
         max_prompt_length: P of the longest prompt that is kept; prompts are never cut.
-        format_prompt: path of a Jinja file (variable `content`) or a text to put before the prompt.
+        format_prompt: path of a Jinja file (variable `content`), or a text to put before the prompt; image places
+            in the text replace those of the prompt.
         min_pixels, max_pixels: bounds of the image processor, None for its own.
         filter_overlong_prompts: drop longer prompts; False makes the first one an error.
+        max_images: most images of a prompt, 0 for any number.
         row_check: raises ValueError when the reward could not score a row (problem, ground truth).
 
     Raises:
@@ -121,76 +95,100 @@ class RLHFDataset(torch.utils.data.Dataset):
         prompt_key: str = "problem",
         answer_key: str = "answer_option_text",
         image_key: str = "images",
+        image_dir: str | None = None,
+        text_only: bool = False,
+        mixed_data: bool = False,
         max_prompt_length: int = 6144,
         format_prompt: str | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         filter_overlong_prompts: bool = True,
+        max_images: int = 0,
         row_check: RowCheck | None = None,
     ):
         self.processor = processor
         self.prompt_key, self.answer_key, self.image_key = prompt_key, answer_key, image_key
+        self.image_dir, self.text_only, self.mixed_data, self.max_images = image_dir, text_only, mixed_data, max_images
         self.pixel_limits = pixel_limits(processor, min_pixels, max_pixels)
-        self.template = self._read_template(format_prompt)
+        self.wrap = _read_format_prompt(format_prompt)
         self.row_check = row_check
-        rows = load_rows(locator)
+        self.rows = load_rows(locator)
         for key, knob in ((prompt_key, "data.prompt_key"), (answer_key, "data.answer_key")):
-            if key not in rows.column_names:
+            if key not in self.rows.column_names:
+                columns = ", ".join(self.rows.column_names)
+                raise DataError(f"{locator} has no column {key!r} ({knob}); its columns: {columns}")
+        self.entries: list[_Entry] = []
+        for index in tqdm(range(len(self.rows)), desc=f"Prompts of {locator}", disable=len(self.rows) < 1000):
+            entry, length = self._check(index)
+            if length <= max_prompt_length:
+                self.entries.append(entry)
+            elif not filter_overlong_prompts:
                 raise DataError(
-                    f"{locator} has no column {key!r} ({knob}); its columns: {', '.join(rows.column_names)}"
+                    f"row {self._row_id(self.rows[index], index)}: a prompt of {length} tokens is longer than "
+                    f"data.max_prompt_length={max_prompt_length}; raise it, lower data.max_pixels, or set "
+                    "data.filter_overlong_prompts=true (a prompt is never cut)"
                 )
-        if image_key in rows.column_names and isinstance(rows.features[image_key], Image):
-            rows = rows.cast(Features(rows.features | {image_key: Image(decode=False)}))
-        self.prompts: list[Prompt] = []
-        num_overlong = 0
-        for index in tqdm(range(len(rows)), desc=f"Prompts of {locator}", disable=len(rows) < 1000):
-            prompt = self._prepare(rows[index], index)
-            if len(prompt.ids) > max_prompt_length:
-                if not filter_overlong_prompts:
-                    raise DataError(
-                        f"row {prompt.row_id}: a prompt of {len(prompt.ids)} tokens is longer than "
-                        f"data.max_prompt_length={max_prompt_length}; raise it, lower data.max_pixels, or set "
-                        "data.filter_overlong_prompts=true (a prompt is never cut)"
-                    )
-                num_overlong += 1
-                continue
-            self.prompts.append(prompt)
+        num_overlong = len(self.rows) - len(self.entries)
         if num_overlong:
-            print(f"{locator}: left out {num_overlong} of {len(rows)} prompts over {max_prompt_length} tokens")  # noqa: T201
-        if not self.prompts:
-            raise DataError(f"{locator}: no prompt is left of {len(rows)} rows; see data.max_prompt_length")
+            print(f"{locator}: left out {num_overlong} of {len(self.rows)} prompts over {max_prompt_length} tokens")  # noqa: T201
+        if not self.entries:
+            raise DataError(f"{locator}: no prompt is left of {len(self.rows)} rows; see data.max_prompt_length")
 
     @staticmethod
-    def _read_template(format_prompt: str | None) -> Callable[[str], str]:
-        if format_prompt is None:
-            return lambda content: content
-        if Path(format_prompt).is_file():
-            template = Template(Path(format_prompt).read_text().strip())
-            return lambda content: template.render(content=content)
-        return lambda content: f"{format_prompt.strip()} {content}"
+    def _row_id(row: dict[str, Any], index: int) -> str:
+        return f"{index} (image_id {row['image_id']})" if "image_id" in row else str(index)
 
-    def _prepare(self, row: dict[str, Any], index: int) -> Prompt:
-        row_id = f"{index} (image_id {row['image_id']})" if "image_id" in row else str(index)
+    def _has_images(self, index: int) -> bool:
+        return not self.text_only and not (self.mixed_data and index % 2 == 0)
+
+    def _check(self, index: int) -> tuple[_Entry, int]:
+        """The entry of a row and the tokens of its prompt.
+
+        Raises:
+            DataError: the row cannot be trained on; the message names it.
+        """
+        row = self.rows[index]
         try:
-            images = _row_images(row.get(self.image_key))
-            sizes = [upright_size(data) for data in images]
-            problem = self.template(row[self.prompt_key])
-            ground_truth = row[self.answer_key]
-            if not isinstance(ground_truth, str):
-                raise ValueError(f"column {self.answer_key!r} must hold text, got {ground_truth!r}")
+            problem, sources = self._read(row, index)
+            if not isinstance(row[self.answer_key], str):
+                raise ValueError(f"column {self.answer_key!r} must hold text, got {row[self.answer_key]!r}")
             if self.row_check is not None:
-                self.row_check(problem, ground_truth)
+                self.row_check(self.wrap(row[self.prompt_key]), row[self.answer_key])
+            if self.processor.image_processor is None and (sources or IMAGE_PLACE in problem):
+                raise ValueError("the prompt shows an image and the model reads none; set data.text_only=true")
+            if (places := problem.count(IMAGE_PLACE)) != len(sources):
+                raise ValueError(
+                    f"the prompt has {places} image places but the row has {len(sources)} images; "
+                    f"write one {IMAGE_PLACE} per image into it (data.prompt_key, data.format_prompt, data.image_key)"
+                )
+            if self.max_images and len(sources) > self.max_images:
+                raise ValueError(f"{len(sources)} images are more than worker.rollout.limit_images={self.max_images}")
             raw_ids = self._tokenize(problem)
             image_processor = self.processor.image_processor
-            if image_processor is None and images:
-                raise ValueError(f"the row has {len(images)} images and the model reads none; set data.text_only=true")
-            image_token, merge = self.processor.image_token_id, getattr(image_processor, "merge_size", 1)
-            grids: list[Grid] = [image_grid(size, image_processor, **self.pixel_limits) for size in sizes]
-            ids = expand_image_tokens(raw_ids, grids, image_token, merge)
-            positions = mrope_positions(ids, grids, image_token, merge)
+            grids = [image_grid(upright_size(source), image_processor, **self.pixel_limits) for source in sources]
+            length = len(self._expand(raw_ids, grids))
         except (ValueError, TypeError, KeyError, OSError, UnidentifiedImageError) as error:
-            raise DataError(f"row {row_id}: {error}") from error
-        return Prompt(raw_ids, torch.tensor(ids), positions, images, problem, ground_truth, row_id)
+            raise DataError(f"row {self._row_id(row, index)}: {error}") from error
+        return _Entry(index, np.array(raw_ids, dtype=np.int32), grids), length
+
+    def _read(self, row: dict[str, Any], index: int) -> tuple[str, list[Any]]:
+        """The prompt text of a row and the sources of its images."""
+        content = row[self.prompt_key]
+        if not isinstance(content, str):
+            raise ValueError(f"column {self.prompt_key!r} must hold text, got {content!r}")
+        problem = self.wrap(content)
+        if VIDEO_PLACE in problem:
+            raise ValueError(f"the prompt has a place for a video ({VIDEO_PLACE}); only images are trained on")
+        if not self._has_images(index):
+            return problem.replace(IMAGE_PLACE, ""), []
+        return problem, image_sources(row.get(self.image_key), self.image_dir)
+
+    def _expand(self, raw_ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+        return expand_image_tokens(raw_ids, grids, self.processor.image_token_id, self._merge_size)
+
+    @property
+    def _merge_size(self) -> int:
+        return getattr(self.processor.image_processor, "merge_size", 1)
 
     def _tokenize(self, problem: str) -> list[int]:
         """The chat prompt's token ids with one image token per `<image>`."""
@@ -205,10 +203,31 @@ class RLHFDataset(torch.utils.data.Dataset):
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.entries)
 
     def __getitem__(self, index: int) -> Prompt:
-        return self.prompts[index]
+        entry = self.entries[index]
+        row = self.rows[entry.row]
+        problem, sources = self._read(row, entry.row)
+        images = [source if isinstance(source, bytes) else source.read_bytes() for source in sources]
+        raw_ids = entry.raw_ids.tolist()
+        ids = self._expand(raw_ids, entry.grids)
+        positions = mrope_positions(ids, entry.grids, self.processor.image_token_id, self._merge_size)
+        row_id = self._row_id(row, entry.row)
+        return Prompt(raw_ids, torch.tensor(ids), positions, images, problem, row[self.answer_key], row_id)
+
+
+def _read_format_prompt(format_prompt: str | None) -> Callable[[str], str]:
+    """What wraps a row's text into its prompt."""
+    if format_prompt is None:
+        return lambda content: content
+    if is_path(format_prompt):
+        template = SandboxedEnvironment().from_string(Path(format_prompt).read_text(encoding="utf-8").strip())
+        return lambda content: template.render(content=content)
+    text = format_prompt.strip()
+    if IMAGE_PLACE in text:
+        return lambda content: f"{text} {content.replace(IMAGE_PLACE, '').lstrip()}"
+    return lambda content: f"{text} {content}"
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:

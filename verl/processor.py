@@ -1,12 +1,13 @@
 """The processor of a model: its tokenizer, chat template and, where it sees, its image processor."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoProcessor, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
-from verl.config import ConfigError
+from verl.config import Config, ConfigError
 
 
 class TextProcessor:
@@ -52,6 +53,24 @@ def load_processor(path: str, trust_remote_code: bool = False, knob: str = "work
     if isinstance(loaded, PreTrainedTokenizerBase) and len(loaded) > 1:  # without files one of a single token is made
         return TextProcessor(loaded)
     raise ConfigError([f"{knob} = {path!r}: holds no tokenizer; give the model's own folder"])
+
+
+def load_run_processor(config: Config) -> Any:
+    """The processor that every part of a run uses: that of the model or of tokenizer_path, with its chat template.
+
+    Raises:
+        ConfigError: there is none, or it has no chat template.
+    """
+    model, template_path = config.worker.actor.model, config.data.override_chat_template
+    knob = "worker.actor.model." + ("tokenizer_path" if model.tokenizer_path else "model_path")
+    path = model.tokenizer_path or model.model_path
+    processor = load_processor(path, model.trust_remote_code, knob)
+    if template_path is not None:
+        processor.tokenizer.chat_template = Path(template_path).read_text(encoding="utf-8")
+        processor.chat_template = processor.tokenizer.chat_template
+    if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
+        raise ConfigError([f"{knob} = {path!r}: it has no chat template; give one with data.override_chat_template"])
+    return processor
 
 
 def vision_token_ids(processor: Any) -> list[int]:

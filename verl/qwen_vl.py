@@ -5,6 +5,7 @@ Letters as in batching.py: T packed tokens, S responses, N response tokens; D hi
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,9 +32,9 @@ def decode_image(data: bytes) -> Image.Image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def upright_size(data: bytes) -> tuple[int, int]:
-    """Width and height of the upright image, from its header alone."""
-    with Image.open(io.BytesIO(data)) as image:
+def upright_size(source: bytes | Path) -> tuple[int, int]:
+    """Width and height of the upright image, from the header of its file or its bytes alone."""
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         width, height = image.size
         sideways = image.getexif().get(EXIF_ORIENTATION_TAG) in EXIF_SIDEWAYS
     return (height, width) if sideways else (width, height)

@@ -88,7 +88,7 @@ class TestFiltering:
         maker, engine = make_maker(**self.CHOICES)
         first = maker.make(engine)  # 0 1 2 | 3 4 5 | 6 7 8
         assert rows_of(first.groups) == [3, 4, 5, 6] and len(engine.calls) == 3
-        assert maker.surplus is not None and rows_of(maker.surplus) == [7, 8]
+        assert maker.position.surplus is not None and rows_of(maker.position.surplus) == [7, 8]
         assert first.metrics == pytest.approx(
             {
                 "online_filtering/attempts": 3,
@@ -109,9 +109,9 @@ class TestFiltering:
     def test_a_run_that_resumes_has_the_same_steps(self, tmp_path):
         maker, engine = make_maker(**self.CHOICES)
         maker.make(engine)
-        state = maker.save(tmp_path)
+        maker.position.write_surplus(tmp_path)
         resumed, other = make_maker(**self.CHOICES)
-        resumed.restore(tmp_path, state)
+        resumed.restore(tmp_path, maker.position.num_drawn)
         for _ in range(3):
             expected, actual = maker.make(engine), resumed.make(other)
             assert rows_of(actual.groups) == rows_of(expected.groups) and actual.metrics == expected.metrics

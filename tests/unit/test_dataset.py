@@ -1,4 +1,6 @@
 import io
+import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,10 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from spatialthinker.synthetic import generate
+from verl.config import ConfigError
+from verl.config_loading import load_config
 from verl.dataset import BatchOrder, DataError, RLHFDataset, collate_prompts
+from verl.processor import TextProcessor, load_run_processor
 from verl.trainer.main import check_spatial_row
 
 TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"
@@ -37,7 +42,7 @@ def opened(folder, rows, processor, **options):
 def test_tokens_and_positions_are_the_processors_own(tmp_path, rows, processor):
     data = opened(tmp_path, rows, processor)
     assert len(data) == len(rows)
-    for prompt, row in zip(data.prompts, rows, strict=True):
+    for prompt, row in zip(list(data), rows, strict=True):
         content = [{"type": "image"}, {"type": "text", "text": row["problem"].removeprefix("<image>")}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         image = Image.open(io.BytesIO(row["images"]["bytes"])).convert("RGB")
@@ -49,9 +54,9 @@ def test_tokens_and_positions_are_the_processors_own(tmp_path, rows, processor):
 
 def test_collated_prompts_are_padded_on_the_left(tmp_path, rows, processor):
     data = opened(tmp_path, rows, processor)
-    batch = collate_prompts(data.prompts, pad_token_id=0)
+    batch = collate_prompts(list(data), pad_token_id=0)
     assert batch.batch["prompt_ids"].shape[0] == len(rows) == len(batch)
-    for row, prompt in enumerate(data.prompts):
+    for row, prompt in enumerate(list(data)):
         mask = batch.batch["prompt_mask"][row]
         assert torch.equal(batch.batch["prompt_ids"][row][mask], prompt.ids)
         assert torch.equal(batch.batch["prompt_position_ids"][row][:, mask], prompt.positions)
@@ -77,11 +82,11 @@ def test_a_bad_row_is_named_when_the_set_is_opened(tmp_path, rows, processor, ch
 
 
 def test_overlong_prompts_are_left_out_or_named_but_never_cut(tmp_path, rows, processor, capsys):
-    lengths = sorted(len(prompt.ids) for prompt in opened(tmp_path, rows, processor).prompts)
+    lengths = sorted(len(prompt.ids) for prompt in list(opened(tmp_path, rows, processor)))
     limit = lengths[2]
     kept = opened(tmp_path, rows, processor, max_prompt_length=limit)
     assert 0 < len(kept) < len(rows)
-    assert all(len(prompt.ids) <= limit for prompt in kept.prompts)
+    assert all(len(prompt.ids) <= limit for prompt in list(kept))
     assert f"over {limit} tokens" in capsys.readouterr().out
     with pytest.raises(DataError, match=f"data.max_prompt_length={limit}"):
         opened(tmp_path, rows, processor, max_prompt_length=limit, filter_overlong_prompts=False)
@@ -131,3 +136,113 @@ def test_batch_order_is_a_function_of_seed_and_step():
     assert [BatchOrder(10, 3, False, 1).rows(i) for i in range(4)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 1, 2]]
     with pytest.raises(DataError, match="data.rollout_batch_size=11"):
         BatchOrder(10, 11, True, 1)
+
+
+def shot(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "blue").save(file, "PNG")
+    return file.getvalue()
+
+
+def plain(folder, rows, processor, **options):
+    options = {"prompt_key": "prompt", "answer_key": "answer", "max_prompt_length": 512} | options
+    return RLHFDataset(write(folder, rows), processor, **options)
+
+
+MIXED_ROWS = [
+    {"prompt": "<image>Which of <image> is larger?", "answer": "1", "images": [shot(112, 56), shot(84, 140)]},
+    {"prompt": "What is 1 + 1?", "answer": "2", "images": []},
+    {"prompt": "Describe <image>", "answer": "3", "images": [shot(56, 56)]},
+]
+
+
+def test_rows_with_several_one_and_no_images_share_a_batch(tmp_path, processor):
+    data = plain(tmp_path, MIXED_ROWS, processor)
+    batch = collate_prompts(list(data), pad_token_id=0)
+    assert [len(images) for images in batch.non_tensor_batch["images"]] == [2, 0, 1]
+    for index, row in enumerate(MIXED_ROWS):
+        content = [
+            {"type": "image"} if part == "<image>" else {"type": "text", "text": part}
+            for part in re.split("(<image>)", row["prompt"])
+            if part
+        ]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        pictures = [Image.open(io.BytesIO(image)).convert("RGB") for image in row["images"]] or None
+        expected = processor(images=pictures, text=[text])["input_ids"][0]
+        assert batch.batch["prompt_ids"][index][batch.batch["prompt_mask"][index]].tolist() == list(expected)
+        assert data[index].raw_ids.count(processor.image_token_id) == len(row["images"])
+    parts = batch.split(1)  # the images of a row stay with it through every split
+    assert [len(part.non_tensor_batch["images"][0]) for part in parts] == [2, 0, 1]
+
+
+def test_text_only_and_mixed_data_leave_images_out(tmp_path, processor):
+    rows = [MIXED_ROWS[0], MIXED_ROWS[2], MIXED_ROWS[2]]
+    assert [len(prompt.images) for prompt in plain(tmp_path, rows, processor, text_only=True)] == [0, 0, 0]
+    mixed = plain(tmp_path, rows, processor, mixed_data=True)
+    assert [len(prompt.images) for prompt in mixed] == [0, 1, 0]
+    assert mixed[2].problem == "Describe " and processor.image_token_id not in mixed[2].ids.tolist()
+
+
+def test_images_by_path_are_read_when_asked_for(tmp_path, processor):
+    (tmp_path / "a.png").write_bytes(shot(112, 56))
+    rows = [{"prompt": "<image>What?", "answer": "1", "images": ["a.png"]}, MIXED_ROWS[1]]
+    data = plain(tmp_path, rows, processor, image_dir=str(tmp_path))
+    assert data[0].images == [shot(112, 56)] and data[1].images == []
+
+
+def test_an_open_data_set_holds_no_image(tmp_path, processor):
+    rows = [MIXED_ROWS[0] | {"images": [shot(112, 56), shot(84, 140)]}] * 4
+    data = plain(tmp_path, rows, processor)
+    held = pickle.dumps(data.entries)
+    assert shot(112, 56) not in held and len(held) < 4 * 2000
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"images": []}, {}, "2 image places but the row has 0 images; write one <image> per image"),
+        ({"prompt": "What?"}, {}, "0 image places but the row has 2 images"),
+        ({}, {"max_images": 1}, "2 images are more than worker.rollout.limit_images=1"),
+        ({"images": [shot(4200, 20), shot(56, 56)]}, {}, "aspect ratio"),
+        ({"prompt": "<video>What?"}, {}, "only images are trained on"),
+        ({"answer": None}, {}, "column 'answer' must hold text, got None"),
+        ({"prompt": "<image><|image_pad|><image>?"}, {}, "3 image places but the row has 2 images"),
+    ],
+)
+def test_a_row_that_would_break_a_pass_is_named(tmp_path, processor, change, options, message):
+    with pytest.raises(DataError, match="row 1: ") as caught:
+        plain(tmp_path, [MIXED_ROWS[1], MIXED_ROWS[0] | change], processor, **options)
+    assert message in str(caught.value)
+
+
+def test_images_of_extreme_sizes_get_the_processors_own_tokens(tmp_path, processor):
+    """Sizes at which rounding differs between formulas: one token too many is an error in the middle of a run."""
+    sizes = [(1, 1), (28, 27), (41, 43), (113, 2000), (1999, 11), (333, 777)]
+    rows = [{"prompt": "<image>?", "answer": "1", "images": [shot(*size)]} for size in sizes]
+    bounds = {"min_pixels": 50 * 50, "max_pixels": 200 * 200}
+    data = plain(tmp_path, rows, processor, **bounds)
+    for prompt in data:
+        picture = Image.open(io.BytesIO(prompt.images[0])).convert("RGB")
+        grid = processor.image_processor(images=[picture], **bounds)["image_grid_thw"][0]
+        assert prompt.ids.tolist().count(processor.image_token_id) == int(grid.prod()) // 4
+
+
+def test_a_text_model_takes_rows_without_images_and_no_others(tmp_path, processor):
+    (tokens,) = [prompt.ids for prompt in plain(tmp_path, MIXED_ROWS[1:2], TextProcessor(processor.tokenizer))]
+    assert "What is 1 + 1?" in processor.tokenizer.decode(tokens)
+    with pytest.raises(DataError, match="row 0: .*the model reads none; set data.text_only=true"):
+        plain(tmp_path, MIXED_ROWS, TextProcessor(processor.tokenizer))
+    assert len(plain(tmp_path, MIXED_ROWS, TextProcessor(processor.tokenizer), text_only=True)) == 3
+
+
+def test_the_chat_template_may_be_replaced_and_must_be_there(tmp_path):
+    file = tmp_path / "chat.jinja"
+    file.write_text("{% for message in messages %}>{{ message.content[0].text }}{% endfor %}")
+    config = load_config([f"worker.actor.model.model_path={TOY_MODEL}", f"data.override_chat_template={file}"])
+    changed = load_run_processor(config)
+    data = plain(tmp_path, [MIXED_ROWS[1]], changed)
+    assert changed.tokenizer.decode(data[0].ids) == ">What is 1 + 1?"
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "config.json"):
+        (tmp_path / name).write_bytes((TOY_MODEL / name).read_bytes())
+    with pytest.raises(ConfigError, match="tokenizer_path.*no chat template; give one with data.override_chat_templ"):
+        load_run_processor(load_config([f"worker.actor.model.tokenizer_path={tmp_path}"]))

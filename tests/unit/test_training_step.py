@@ -66,7 +66,9 @@ def run(loop: GRPOTrainer) -> tuple[DataProto, dict[str, float]]:
     groups = DataProto.from_dict({"response_mask": MASK})
     loop._run_passes(groups)
     metrics = loop._compute_advantages(groups, SCORES)
-    return groups, metrics | loop._update(groups)
+    metrics |= loop._update(groups)
+    loop._check_skipped(metrics)
+    return groups, metrics
 
 
 IN_REWARD = {"use_kl_loss": False, "kl_penalty": "kl", "kl_coef": 0.1, "adv_estimator": "dr_grpo"}

@@ -50,6 +50,20 @@ class Rollout:
         return {key.removeprefix(SCORE): self.groups.batch[key] for key in sorted(known)}
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where the drawing of prompts has come to: how many mini-batches, and the groups beyond what steps took."""
+
+    num_drawn: int = 0
+    surplus: DataProto | None = None
+
+    def write_surplus(self, folder: Path) -> None:
+        """Writes the surplus groups, if there are any, without their prompts."""
+        if self.surplus is not None and len(self.surplus):
+            sampled = [key for key in self.surplus.batch.keys() if key not in PROMPT_KEYS]
+            self.surplus.select(sampled, [], []).save_to_disk(str(folder / SURPLUS_FILE))
+
+
 class BatchMaker:
     """Draws prompts until a step has all its groups.
 
@@ -73,8 +87,7 @@ class BatchMaker:
         data = config.data
         size = data.mini_rollout_batch_size or data.rollout_batch_size
         self.order = BatchOrder(len(train_set), size, data.shuffle, data.seed)
-        self.num_drawn = 0
-        self.surplus: DataProto | None = None
+        self.position = Position()
 
     def make(self, generate: Generate) -> Rollout:
         """The groups of the next step.
@@ -86,20 +99,21 @@ class BatchMaker:
             DataError: too few groups were kept after trainer.max_try_make_batch calls.
         """
         size = self.config.data.rollout_batch_size
+        self._num_drawn = self.position.num_drawn
         if self.config.algorithm.online_filtering:
             groups, metrics = self._draw_filtered(generate, size)
-            groups, self.surplus = groups[:size], groups[size:]
-            return self._balanced(groups, metrics, [])
+            self.position = Position(self._num_drawn, groups[size:])
+            return self._balanced(groups[:size], metrics, [])
         parts, pending = [], []
         for _ in range(size // self.order.batch_size):
-            groups = self._sample(generate)
-            parts.append(groups)
-            pending.append(self.reward.submit(groups))
+            parts.append(self._sample(generate))
+            pending.append(self.reward.submit(parts[-1]))
+        self.position = Position(self._num_drawn)
         return self._balanced(join_groups(parts), {}, pending)
 
     def _draw_filtered(self, generate: Generate, size: int) -> tuple[DataProto, dict[str, float]]:
         algorithm, limit = self.config.algorithm, self.config.trainer.max_try_make_batch
-        kept = [self.surplus] if self.surplus is not None else []
+        kept = [self.position.surplus] if self.position.surplus is not None else []
         means = []
         for attempt in itertools.count(1):
             groups = self._sample(generate)
@@ -130,14 +144,14 @@ class BatchMaker:
 
     def _sample(self, generate: Generate) -> DataProto:
         """The next prompts with their responses and, for remax, the rewards of their greedy ones as `baselines`."""
-        rows = self.order.rows(self.num_drawn)
+        rows = self.order.rows(self._num_drawn)
         prompts = self._prompts(rows)
-        self.num_drawn += 1
+        self._num_drawn += 1
         greedy = None
         if self.config.algorithm.adv_estimator == "remax":
-            greedy = self.reward.submit(generate(prompts, GREEDY, self.num_drawn))
+            greedy = self.reward.submit(generate(prompts, GREEDY, self._num_drawn))
         sampling = train_sampling(self.config.worker.rollout)
-        groups = generate(prompts, sampling, self.num_drawn)
+        groups = generate(prompts, sampling, self._num_drawn)
         groups.batch["row"] = torch.tensor(rows)
         if greedy is not None:
             groups.batch["baselines"] = greedy.result()["overall"][:, 0]
@@ -151,21 +165,14 @@ class BatchMaker:
         order = balanced_order(tokens.tolist(), self.config.worker.actor.global_batch_size, self.num_ranks)
         return Rollout(groups[order], metrics, pending, order)
 
-    def save(self, folder: Path) -> dict[str, int]:
-        """Writes the surplus groups without their prompts into a checkpoint; what its trainer state must hold."""
-        if self.surplus is not None and len(self.surplus):
-            sampled = [key for key in self.surplus.batch.keys() if key not in PROMPT_KEYS]
-            self.surplus.select(sampled, [], []).save_to_disk(str(folder / SURPLUS_FILE))
-        return {"num_drawn": self.num_drawn}
-
-    def restore(self, folder: Path, state: dict[str, int]) -> None:
-        """Goes on where `save` was called."""
-        self.num_drawn = state["num_drawn"]
+    def restore(self, folder: Path, num_drawn: int) -> None:
+        """Goes on from a position that a checkpoint holds."""
         path = folder / SURPLUS_FILE
-        self.surplus = None
+        surplus = None
         if path.is_file():
             sampled = DataProto.load_from_disk(str(path))
-            self.surplus = self._prompts(sampled.batch["row"].tolist()).union(sampled)
+            surplus = self._prompts(sampled.batch["row"].tolist()).union(sampled)
+        self.position = Position(num_drawn, surplus)
 
 
 def train_sampling(rollout: RolloutConfig) -> dict[str, Any]:

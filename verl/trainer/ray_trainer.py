@@ -3,7 +3,6 @@
 Letters: G groups (prompts of a step), n samples, R response tokens.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +15,16 @@ from tqdm import tqdm
 
 from verl import checkpoint
 from verl.advantages import compute_advantages
-from verl.config import Config, ConfigError, config_to_dict
+from verl.config import Config, config_to_dict
 from verl.dataset import RLHFDataset, collate_prompts
 from verl.divergences import FULL_KL, adapt_kl_coef, compute_kl
 from verl.protocol import DataProto, pad_dataproto_to_divisor, unpad_dataproto
 from verl.reward import RewardManager
-from verl.single_controller import WorkerGroup
+from verl.single_controller import WorkerError, WorkerGroup
 from verl.trainer.batches import BatchMaker, train_sampling
+from verl.trainer.interrupt import Interrupt
 from verl.trainer.metrics import compute_data_metrics, compute_memory_metrics, compute_timing_metrics, reduce_metrics
+from verl.trainer.saving import CheckpointSaver
 from verl.trainer.tracking import Tracker
 
 GROUP_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids", "responses", "response_mask")
@@ -41,6 +42,10 @@ class Validation:
     records: list[dict[str, Any]]
 
 
+class MemoryLimitError(RuntimeError):
+    """A machine's memory is nearly full."""
+
+
 class GRPOTrainer:
     """Group-relative policy optimisation over worker groups.
 
@@ -52,6 +57,7 @@ class GRPOTrainer:
         train_set, val_set: prompts.
         pad_token_id: of the tokenizer.
         tracker: takes the metrics of each step.
+        start: checkpoint to go on from, whole.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class GRPOTrainer:
         val_set: RLHFDataset,
         pad_token_id: int,
         tracker: Tracker,
+        start: Path | None = None,
     ):
         self.config, self.actor, self.rollout, self.reward = config, actor, rollout, reward
         self.train_set, self.val_set, self.pad_token_id, self.tracker = train_set, val_set, pad_token_id, tracker
@@ -71,13 +78,33 @@ class GRPOTrainer:
         self.kl_coef = config.algorithm.kl_coef
         self.num_steps = count_steps(config, len(train_set))
         self.root = Path(config.trainer.save_checkpoint_path)
+        self.saver = CheckpointSaver(self.root, [actor], config.trainer)
+        self.interrupt = Interrupt()
+        self.start = start
         self.global_step = 0
+        self.trained_step = 0
+        self.trained_position, self.trained_kl_coef = self.batches.position, self.kl_coef
+        self.unlogged: dict[str, Any] = {}
         self.timing: dict[str, float] = {}
 
     def fit(self) -> None:
-        """Trains from the newest checkpoint, or from the start, to the last step."""
-        trainer = self.config.trainer
+        """Trains from a checkpoint, or from the start, to the last step.
+
+        Whatever ends it early, an interrupt or an error outside of the workers, what was trained is saved first.
+        """
         self._resume()
+        with self.interrupt.watching():
+            try:
+                self._train()
+            except WorkerError:
+                raise
+            except BaseException:
+                self._keep_what_was_trained()
+                raise
+            self.saver.settle()
+
+    def _train(self) -> None:
+        trainer = self.config.trainer
         if trainer.val_before_train and self.global_step == 0 or trainer.val_only:
             self._log_validation()
         if trainer.val_only:
@@ -85,38 +112,67 @@ class GRPOTrainer:
         progress = tqdm(total=self.num_steps, initial=self.global_step, desc="Training", unit="step")
         while self.global_step < self.num_steps:
             self.global_step += 1
-            self.timing = {}
             with self._timer("step"):
                 metrics = self._step()
                 if self._is_due(trainer.val_freq):
-                    with self._timer("validation"):
+                    with self._timer("validation"), self.interrupt.allowed():
                         metrics |= self._validate()
-                if self._is_due(trainer.save_freq):
-                    with self._timer("save_checkpoint"):
-                        self._save()
-            metrics |= compute_timing_metrics(self.timing, metrics, self.config.num_ranks)
-            self.tracker.log(metrics | compute_memory_metrics(), self.global_step)
+            reward, seconds = metrics["reward/overall"], self.timing["step"]
+            self._log_step()
+            # After the log, so that no kill can leave a checkpoint whose step was never logged.
+            if self._is_due(trainer.save_freq):
+                self._save(metrics.get("val/reward_score"))
+            self.saver.settle(is_waiting=False)
+            self._check_memory(metrics)
             progress.update()
-            progress.set_postfix(reward=f"{metrics['reward/overall']:.3f}", s=f"{self.timing['step']:.0f}")
+            progress.set_postfix(reward=f"{reward:.3f}", s=f"{seconds:.0f}")
         progress.close()
+
+    def _log_step(self) -> None:
+        """Logs what the last update left to be logged; times that follow count for the next step."""
+        metrics, self.unlogged = self.unlogged, {}
+        metrics |= compute_timing_metrics(self.timing, metrics, self.config.num_ranks)
+        metrics |= compute_memory_metrics()
+        metrics["checkpoint/failed_saves"] = self.saver.num_failed
+        self.tracker.log(metrics, self.trained_step)
+        self.timing = {}
+
+    def _check_memory(self, metrics: dict[str, Any]) -> None:
+        """Ends the run while it still can save, before the system kills one of its processes."""
+        share, limit = metrics["perf/max_host_memory_share"], self.config.trainer.max_host_memory_share
+        if share > limit:
+            raise MemoryLimitError(
+                f"step {self.global_step}: {share:.0%} of a machine's memory is in use, over "
+                f"trainer.max_host_memory_share={limit:g} (a rank holds up to "
+                f"{metrics['perf/max_rank_memory_gb']:.1f} GiB, the driver {metrics['perf/driver_memory_gb']:.1f}); "
+                "lower data.rollout_batch_size or data.max_pixels, or free memory; the same command goes on"
+            )
 
     def _step(self) -> dict[str, Any]:
         """One training step; its metrics."""
-        with self._timer("gen"), self._engines_awake():
-            rollout = self.batches.make(self._generate)
-        groups = rollout.groups
-        with self._timer("load"):
-            self.actor.load_groups(groups.select(list(GROUP_KEYS), ["images"]))
-        self._run_passes(groups)
-        with self._timer("reward"):
-            scores = rollout.scores()
+        with self.interrupt.allowed():
+            groups, scores, metrics = self._experience()
         with self._timer("adv"):
-            metrics = self._compute_advantages(groups, scores["overall"])
+            metrics |= self._compute_advantages(groups, scores["overall"])
         metrics |= self._update(groups)
+        self.trained_step = self.global_step
+        self.trained_position, self.trained_kl_coef = self.batches.position, self.kl_coef
         metrics |= {f"reward/{key}": float(value.mean()) for key, value in scores.items()}
         data = self.config.data
         metrics |= compute_data_metrics(groups, data.max_prompt_length, data.max_response_length)
-        return rollout.metrics | metrics
+        self.unlogged = metrics
+        self._check_skipped(metrics)
+        return metrics
+
+    def _experience(self) -> tuple[DataProto, dict[str, torch.Tensor], dict[str, float]]:
+        """Responses with all that the update needs, their scores, and how they were chosen; the policy stays."""
+        with self._timer("gen"), self._engines_awake():
+            rollout = self.batches.make(self._generate)
+        with self._timer("load"):
+            self.actor.load_groups(rollout.groups.select(list(GROUP_KEYS), ["images"]))
+        self._run_passes(rollout.groups)
+        with self._timer("reward"):
+            return rollout.groups, rollout.scores(), rollout.metrics
 
     def _run_passes(self, groups: DataProto) -> None:
         """Adds what the policy, the reference and the critic say of the responses, as far as it is needed."""
@@ -183,7 +239,6 @@ class GRPOTrainer:
             if is_kl_loss:
                 metrics["actor/kl_coef"] = self.kl_coef
                 self._adapt_kl_coef(metrics["actor/kl_loss"])
-        self._check_skipped(metrics)
         return metrics
 
     def _adapt_kl_coef(self, kl: float) -> None:
@@ -251,18 +306,18 @@ class GRPOTrainer:
     def _validate(self) -> dict[str, float]:
         """Means of the validation rewards; the samples go to a file and to the tracker."""
         validation = self.evaluate()
-        path = self.root / f"validation_step_{self.global_step}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(record) + "\n" for record in validation.records))
+        self.tracker.log_records(f"validation_step_{self.global_step}", validation.records)
+        images = {prompt.row_id: prompt.images for prompt in self.val_set}
         shown = validation.records[: self.config.trainer.val_generations_to_log]
+        shown = [record | {"images": images[record["uid"]]} for record in shown]
         self.tracker.log_generations(shown, self.global_step)
         return validation.metrics
 
     def _log_validation(self) -> None:
-        self.timing = {}
-        with self._timer("validation"):
+        with self._timer("validation"), self.interrupt.allowed():
             metrics = self._validate()
         self.tracker.log(metrics | {"timing_s/validation": self.timing["validation"]}, self.global_step)
+        self.timing = {}
 
     def evaluate(self) -> Validation:
         """Scores of the current policy on the validation prompts."""
@@ -300,36 +355,40 @@ class GRPOTrainer:
             for i, text in enumerate(texts)
         ]
 
-    def _save(self) -> None:
-        """Writes a checkpoint that is complete or absent, then removes old ones."""
-        folder = checkpoint.begin(self.root, self.global_step)
-        self.actor.save(str(folder))
-        state = {"global_step": self.global_step, "config": config_to_dict(self.config)}
-        state |= {"batches": self.batches.save(folder), "kl_coef": self.kl_coef}
-        checkpoint.finish(folder, state)
-        checkpoint.prune(self.root, self.config.trainer.save_limit)
+    def _save(self, score: float | None = None) -> None:
+        """Begins the checkpoint of the last trained step; `score` is the validation's at that step."""
+        with self._timer("save_checkpoint"):
+            state = {"config": config_to_dict(self.config), "kl_coef": self.trained_kl_coef}
+            state |= {"num_drawn": self.trained_position.num_drawn}
+            self.saver.save(self.trained_step, state, score, self.trained_position.write_surplus)
+
+    def _keep_what_was_trained(self) -> None:
+        """Logs and saves the last update, unless it is on disk; for a run that ends early."""
+        if self.unlogged:
+            self.timing.setdefault("step", sum(self.timing.values()))
+            self._log_step()
+        if self.trained_step > self.saver.saved_step:
+            self.saver.settle()
+            if self.trained_step > self.saver.saved_step:
+                self._save()
+        self.saver.settle()
 
     def _resume(self) -> None:
-        """Loads the given or the newest complete checkpoint, if there is one."""
-        trainer = self.config.trainer
-        folder = Path(trainer.load_checkpoint_path) if trainer.load_checkpoint_path else None
-        if folder is not None:
-            try:
-                checkpoint.check(folder)
-            except ValueError as error:
-                raise ConfigError([f"trainer.load_checkpoint_path: {error}"]) from error
-        elif trainer.find_last_checkpoint:
-            folder = checkpoint.find_latest(self.root)
-        if folder is None:
+        """Loads the checkpoint to go on from, if there is one."""
+        if self.start is None:
             return
-        state = checkpoint.read_trainer_state(folder)
-        self.global_step = state["global_step"]
-        self.batches.restore(folder, state["batches"])
+        state = checkpoint.read_trainer_state(self.start)
+        self.global_step = self.trained_step = self.saver.saved_step = state["global_step"]
+        self.saver.best = state.get("best")
+        self.batches.restore(self.start, state["num_drawn"])
         if self.config.algorithm.kl_type == "adaptive":
             self.kl_coef = state["kl_coef"]
-        self.actor.restore(str(folder))
+        self.trained_position, self.trained_kl_coef = self.batches.position, self.kl_coef
+        model_only = state.get("model_only", False)
+        self.actor.restore(str(self.start), model_only)
         self.tracker.resume(self.global_step)
-        print(f"Resumed step {self.global_step} of {self.num_steps} from {folder}", flush=True)  # noqa: T201
+        note = "; it holds no optimizer, which starts anew" if model_only else ""
+        print(f"Resumed step {self.global_step} of {self.num_steps} from {self.start}{note}", flush=True)  # noqa: T201
 
     @contextmanager
     def _timer(self, name: str) -> Iterator[None]:

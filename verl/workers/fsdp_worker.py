@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import torch
 from transformers import GenerationConfig
@@ -14,7 +15,7 @@ from verl.config import Config, OptimConfig
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, open_store, shard
 from verl.model_families import stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS
-from verl.processor import load_processor, pixel_limits
+from verl.processor import load_run_processor, pixel_limits
 from verl.protocol import DataProto
 from verl.qwen_vl import ResponseLogProbs, ResponseValues, decode_image, fuse_layers, load_model
 from verl.single_controller import Dispatch, register
@@ -58,8 +59,9 @@ class FSDPWorker:
         """Joins the other ranks and builds the sharded models."""
         store = self.store if self.rank == 0 else join_store(host, port)
         self.mesh = init_mesh(store, self.rank, self.world_size, self.device)
+        self.shard_writer = checkpoint.ShardWriter()
         actor = self.config.worker.actor
-        self.processor = load_processor(actor.model.model_path, actor.model.trust_remote_code)
+        self.processor = load_run_processor(self.config)
         self.policy = self._build_model(trainable=True)
         self.optimizer = build_optimizer(self.policy, actor.optim)
         budget = actor.model.activation_budget_gb if actor.model.enable_gradient_checkpointing else None
@@ -71,6 +73,7 @@ class FSDPWorker:
         if self.config.algorithm.adv_estimator == "gae":
             model = self._build_critic()
             optimizer = build_optimizer(model, self.config.worker.critic.optim)
+            self.critic_writer = checkpoint.ShardWriter()
             self.critic = Critic(model, self.device, optimizer, actor.images_once)
 
     def _build_model(self, trainable: bool) -> ResponseLogProbs:
@@ -230,6 +233,9 @@ class FSDPWorker:
         batch = PolicyBatch(*(data.batch.get(key) for key in keys))
         metrics = self.actor.update(self.groups, batch, settings, self.reference)
         metrics["actor/lr"] = (lr, 1.0)
+        memory = psutil.virtual_memory()
+        metrics["perf/max_rank_memory_gb"] = (psutil.Process().memory_info().rss / 2**30, 1.0)
+        metrics["perf/max_host_memory_share"] = (1 - memory.available / memory.total, 1.0)
         if self.device.type == "cuda":
             self.peak_memory["update"] = self._peak_memory_gb()
             metrics |= {f"perf/max_memory_gb/{phase}": (peak, 1.0) for phase, peak in self.peak_memory.items()}
@@ -258,31 +264,48 @@ class FSDPWorker:
             torch.cuda.empty_cache()  # what a pass has left cached is room for the engine's keys and values
 
     @register(Dispatch.ONE_TO_ALL)
-    def save(self, folder: str) -> None:
-        """Writes this rank's shards under `folder`/actor, rank 0 also the Hugging Face files without weights.
+    def save(self, folder: str, model_only: bool = False) -> None:
+        """Begins to write this rank's shards under `folder`/actor; returns when the state has been copied.
 
-        A critic's shards go to `folder`/critic.
+        A critic's go to `folder`/critic.
         """
         actor_folder = Path(folder) / "actor"
-        if self.rank == 0:
-            source = self.config.worker.actor.model.model_path
-            target = actor_folder / "huggingface"
-            self.policy.model.config.save_pretrained(target)
-            self.processor.save_pretrained(target)
-            if (Path(source) / "generation_config.json").is_file():
-                GenerationConfig.from_pretrained(source).save_pretrained(target)
-        checkpoint.save_shards(actor_folder, self.policy.model, self.optimizer)
+        self.save_error = ""
+        try:
+            checkpoint.save_rng(actor_folder, self.rank)
+            if self.rank == 0:
+                self._save_huggingface_files(actor_folder / "huggingface")
+        except (OSError, RuntimeError) as error:  # told by save_fault: the other ranks wait for this one below
+            self.save_error = f"rank {self.rank}: {error}"
+        self.shard_writer.start(actor_folder, self.policy.model, None if model_only else self.optimizer)
         if self.critic is not None:
-            assert self.critic.optimizer is not None
-            checkpoint.save_shards(Path(folder) / "critic", self.critic.model, self.critic.optimizer)
+            optimizer = None if model_only else self.critic.optimizer
+            self.critic_writer.start(Path(folder) / "critic", self.critic.model, optimizer)
+
+    def _save_huggingface_files(self, folder: Path) -> None:
+        """Everything of the Hugging Face folder but the weights."""
+        self.policy.model.config.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        source = self.config.worker.actor.model.model_path
+        if (Path(source) / "generation_config.json").is_file():
+            GenerationConfig.from_pretrained(source).save_pretrained(folder)
 
     @register(Dispatch.ONE_TO_ALL)
-    def restore(self, folder: str) -> None:
-        """Reads the model and optimizer that `save` wrote, on any number of ranks."""
-        checkpoint.load_shards(Path(folder) / "actor", self.policy.model, self.optimizer)
+    def save_fault(self) -> str | None:
+        """None while `save` is still writing, "" when all is on disk, else what went wrong."""
+        writers = [self.shard_writer] if self.critic is None else [self.shard_writer, self.critic_writer]
+        faults = [writer.fault() for writer in writers]
+        return None if None in faults else self.save_error or next(filter(None, faults), "")
+
+    @register(Dispatch.ONE_TO_ALL)
+    def restore(self, folder: str, model_only: bool = False) -> None:
+        """Reads what `save` wrote, on any number of ranks; the optimizer stays new if only the model was saved."""
+        actor_folder = Path(folder) / "actor"
+        checkpoint.load_shards(actor_folder, self.policy.model, None if model_only else self.optimizer)
+        checkpoint.load_rng(actor_folder, self.rank)
         if self.critic is not None:
-            assert self.critic.optimizer is not None
-            checkpoint.load_shards(Path(folder) / "critic", self.critic.model, self.critic.optimizer)
+            optimizer = None if model_only else self.critic.optimizer
+            checkpoint.load_shards(Path(folder) / "critic", self.critic.model, optimizer)
 
 
 def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:

@@ -1,0 +1,121 @@
+"""Every way in which rows and their images may lie on the disk."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+from PIL import Image
+
+from verl.data_source import DataError, image_sources, load_rows
+
+ROWS = [{"problem": f"question {i}", "answer": str(i)} for i in range(3)]
+
+
+def picture(width: int = 56, height: int = 28, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(file, kind)
+    return file.getvalue()
+
+
+def write_jsonl(rows: list[dict], path: Path) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+WRITERS = {
+    "rows.parquet": lambda rows, path: Dataset.from_list(rows).to_parquet(path),
+    "rows.csv": lambda rows, path: Dataset.from_list(rows).to_csv(path),
+    "rows.jsonl": write_jsonl,
+    "rows.json": lambda rows, path: path.write_text(json.dumps(rows)),
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_single_file(tmp_path, name):
+    WRITERS[name](ROWS, tmp_path / name)
+    for locator in (f"{tmp_path / name}", f"{tmp_path / name}@train"):
+        assert load_rows(locator)["problem"][:] == [row["problem"] for row in ROWS]
+    with pytest.raises(DataError, match="a single file has no splits but train; drop @val"):
+        load_rows(f"{tmp_path / name}@val")
+
+
+def test_a_saved_data_set_with_and_without_splits_and_its_arrow_file(tmp_path):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    DatasetDict(train=Dataset.from_list(ROWS), val=Dataset.from_list(ROWS[:1])).save_to_disk(tmp_path / "two")
+    assert len(load_rows(f"{tmp_path / 'one'}")) == 3
+    assert len(load_rows(f"{tmp_path / 'two'}@val")) == 1
+    assert len(load_rows(str(next((tmp_path / "one").glob("*.arrow"))))) == 3
+    with pytest.raises(DataError, match="holds no split 'test'; it has train, val"):
+        load_rows(f"{tmp_path / 'two'}@test")
+
+
+def test_a_folder_of_splits_whatever_else_lies_in_it(tmp_path):
+    (tmp_path / "README.md").write_text("Some rows.")
+    write_jsonl(ROWS, tmp_path / "train.jsonl")
+    write_jsonl(ROWS[:2], tmp_path / "test.jsonl")
+    assert (len(load_rows(str(tmp_path))), len(load_rows(f"{tmp_path}@test"))) == (3, 2)
+    with pytest.raises(DataError, match="no val-.*give path@split"):
+        load_rows(f"{tmp_path}@val")
+
+
+def test_splits_may_be_folders_or_lie_in_data_or_have_no_names(tmp_path):
+    for place, name in ((tmp_path / "a" / "val", "x.jsonl"), (tmp_path / "b" / "data", "val-0.jsonl")):
+        place.mkdir(parents=True)
+        write_jsonl(ROWS, place / name)
+        assert len(load_rows(f"{tmp_path / place.relative_to(tmp_path).parts[0]}@val")) == 3
+    (tmp_path / "c").mkdir()
+    for name in ("part1.jsonl", "part2.jsonl"):
+        write_jsonl(ROWS, tmp_path / "c" / name)
+    assert len(load_rows(str(tmp_path / "c"))) == 6
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "c" / "part3.parquet")
+    with pytest.raises(DataError, match="files of several kinds"):
+        load_rows(str(tmp_path / "c"))
+
+
+def test_a_path_may_hold_the_mark_of_a_split(tmp_path):
+    (tmp_path / "a@b").mkdir()
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "a@b" / "val-00000-of-00001.parquet")
+    assert len(load_rows(f"{tmp_path / 'a@b'}@val")) == 3
+
+
+@pytest.mark.parametrize(("name", "text"), [("rows.txt", "a"), ("rows.json", "{broken"), ("rows.parquet", "no")])
+def test_a_file_that_is_no_data_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=name):
+        load_rows(str(tmp_path / name))
+
+
+def test_images_stay_encoded_also_in_lists(tmp_path):
+    red = picture()
+    for value in (Image.open(io.BytesIO(red)), [Image.open(io.BytesIO(red))] * 2):
+        Dataset.from_list([{"images": value}]).to_parquet(tmp_path / "rows.parquet")
+        cell = load_rows(str(tmp_path / "rows.parquet"))[0]["images"]
+        assert image_sources(cell) == [red] * (len(value) if isinstance(value, list) else 1)
+
+
+def test_an_image_is_bytes_or_a_path_or_a_picture(tmp_path):
+    red = picture()
+    file = tmp_path / "red.png"
+    file.write_bytes(red)
+    drawn = Image.open(io.BytesIO(red))
+    assert image_sources(red) == image_sources([red]) == image_sources({"bytes": red, "path": "x.png"}) == [red]
+    assert image_sources("red.png", str(tmp_path)) == image_sources(str(file)) == [file]
+    assert image_sources([{"bytes": None, "path": "red.png"}, red], str(tmp_path)) == [file, red]
+    (encoded,) = image_sources(drawn)
+    assert isinstance(encoded, bytes) and list(Image.open(io.BytesIO(encoded)).getdata()) == list(drawn.getdata())
+    assert image_sources(None) == image_sources([]) == image_sources("") == []
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [("none.png", "no image file here/none.png; relative paths start at data.image_dir=here"), ([3], "got int")],
+)
+def test_an_image_that_is_not_there_is_named(cell, words):
+    with pytest.raises(ValueError, match=words):
+        image_sources(cell, "here")

@@ -1,0 +1,72 @@
+"""Every recipe starts one command whose arguments are understood, with the numbers of the paper."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from spatialthinker.rewards import REWARDS
+from verl.config import Config
+from verl.config_loading import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted(path for path in ROOT.glob("scripts/*.sh") if path.name.endswith(("grpo.sh", "sft.sh")))
+RECIPES += sorted(ROOT.glob("scripts/spatialthinker_3b_[!g]*.sh"))
+
+
+def arguments_of(script: Path, tmp_path: Path, *given: str) -> list[str]:
+    """What the recipe calls python3 with."""
+    stand_in = tmp_path / "python3"
+    stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@" >"$CALLED_WITH"\n')
+    stand_in.chmod(0o755)
+    called = tmp_path / "arguments"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLED_WITH": str(called)}
+    subprocess.run(["bash", str(script), *given], check=True, env=environment, cwd=tmp_path)
+    return called.read_text().splitlines()
+
+
+def config_of(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *given: str) -> Config:
+    arguments = arguments_of(ROOT / "scripts" / name, tmp_path, *given)
+    assert arguments[:2] == ["-m", "verl.trainer.main"]
+    monkeypatch.chdir(ROOT)
+    return load_config(arguments[2:], tuple(REWARDS))
+
+
+@pytest.mark.parametrize("script", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_is_strict_one_command_and_passes_its_arguments_on(script, tmp_path):
+    lines = script.read_text().splitlines()
+    assert "set -euo pipefail" in lines and os.access(script, os.X_OK)
+    assert lines[-1].endswith('"$@"') and sum(line.startswith("exec ") for line in lines) == 1
+    assert arguments_of(script, tmp_path, "a b", "c=d")[-2:] == ["a b", "c=d"]
+
+
+@pytest.mark.parametrize("script", [path for path in RECIPES if "sft" not in path.name], ids=lambda path: path.name)
+def test_a_recipe_is_the_papers_run_except_for_what_its_name_says(script, tmp_path, monkeypatch):
+    config = config_of(script.name, tmp_path, monkeypatch, "trainer.max_steps=75")
+    assert (config.data.rollout_batch_size, config.worker.rollout.n, config.num_ranks) == (512, 8, 4)
+    assert (config.data.max_prompt_length, config.data.max_response_length) == (6144, 2048)
+    actor = config.worker.actor
+    assert (actor.clip_ratio_low, actor.clip_ratio_high, actor.clip_ratio_dual) == (0.2, 0.3, 3.0)
+    assert actor.fsdp.torch_dtype == "bf16" and actor.optim.strategy == "adamw_bf16"
+    assert config.data.train_files == "hunarbatra/STVQA-7K@train"
+    assert config.trainer.experiment_name == script.stem or script.stem.startswith("spatialthinker_3b_")
+
+
+def test_what_the_recipes_change(tmp_path, monkeypatch):
+    def load(name: str) -> Config:
+        return config_of(name, tmp_path, monkeypatch)
+
+    assert load("spatialthinker_3b_grpo.sh") == load_config([])
+    assert load("spatialthinker_7b_grpo.sh").worker.actor.model.model_path == "Qwen/Qwen2.5-VL-7B-Instruct"
+    for size in ("3b", "7b"):
+        vanilla = load(f"qwen_2_5_{size}_stvqa_vanilla_grpo.sh")
+        assert size.upper() in vanilla.worker.actor.model.model_path
+        assert vanilla.worker.reward.score_function == "r1v"
+        assert vanilla.data.prompt_key == "question_with_options"
+        assert vanilla.data.answer_key == "answer_option_text_only"
+    assert load("spatialthinker_3b_no_kl.sh").algorithm.disable_kl
+    assert load("spatialthinker_3b_chi2.sh").algorithm.kl_penalty == "chi2"
+    weights = load("spatialthinker_3b_count_weights.sh").worker.reward.reward_function_kwargs
+    assert weights == {"object_count_weight": 0.5, "relation_count_weight": 0.5}
+    assert "Qwen3-VL-8B" in load("qwen3_vl_8b_grpo.sh").worker.actor.model.model_path
