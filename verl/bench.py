@@ -167,9 +167,9 @@ def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str) -
         def _save(self, score: float | None = None) -> None:
             pass
 
-        def _balanced(self, groups: Any) -> Any:
-            self.groups = super()._balanced(groups)
-            return self.groups
+        def _run_passes(self, groups: Any) -> None:
+            self.groups = groups
+            super()._run_passes(groups)
 
         @contextmanager
         def _timer(self, name: str) -> Iterator[None]:
@@ -202,7 +202,7 @@ def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]
     seconds = {}
     carrier = groups.select(["response_mask"], [])
     carrier.batch["advantages"] = torch.randn(carrier.batch["response_mask"].shape[:2])
-    carrier.meta_info["step"] = 1
+    carrier.meta_info |= {"step": 1, "kl_coef": trainer.kl_coef}
     for name, key, method in (
         ("old", "old_log_probs", trainer.actor.compute_log_probs),
         ("ref", "ref_log_probs", trainer.actor.compute_ref_log_probs),

@@ -58,12 +58,20 @@ def main(argv: list[str] | None = None) -> int:
     from verl.reward import RewardError
     from verl.single_controller import WorkerError
     from verl.trainer.interrupt import Interrupted
-    from verl.trainer.ray_trainer import MemoryLimitError
+    from verl.trainer.ray_trainer import DivergenceError, MemoryLimitError
     from verl.trainer.saving import CheckpointError
 
     try:
         train(config)
-    except (ConfigError, DataError, RewardError, WorkerError, CheckpointError, MemoryLimitError) as error:
+    except (
+        ConfigError,
+        DataError,
+        RewardError,
+        WorkerError,
+        CheckpointError,
+        DivergenceError,
+        MemoryLimitError,
+    ) as error:
         print(f"\nError: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
     except KeyboardInterrupt as interrupt:
@@ -99,7 +107,9 @@ def train(config: Config) -> None:
         if config.trainer.dry_run:
             print_dry_run(config, processor, train_set, num_steps, phases, score_gold)
             return
-        print(describe_prompt(train_set[0], processor, score_gold(train_set[0])))  # noqa: T201
+        scores = score_gold(train_set[0])
+        check_filter_key(config, scores)
+        print(describe_prompt(train_set[0], processor, scores))  # noqa: T201
         if warning := host_memory_warning(phases, device == "cpu", config.trainer.n_gpus_per_node):
             print(f"Warning: {warning}")  # noqa: T201
         tracker = Tracker(
@@ -146,6 +156,13 @@ class GoldScore:
     def __call__(self, prompt: Any) -> dict[str, float]:
         name = "" if self.reward.reward_function else self.reward.score_function
         return self.manager.probe(gold_response(name, prompt.ground_truth), prompt.problem, prompt.ground_truth)
+
+
+def check_filter_key(config: Config, scores: dict[str, float]) -> None:
+    """Passes if the reward has what online filtering looks at; ConfigError says what it has."""
+    key = config.algorithm.filter_key
+    if config.algorithm.online_filtering and key not in scores:
+        raise ConfigError([f"algorithm.filter_key = {key!r}: the reward returns only {', '.join(scores)}; name one"])
 
 
 def build_reward(config: Config) -> Any:
