@@ -1,4 +1,4 @@
-"""The engines that answer: one row each in BACKENDS.
+"""The engines that answer on this machine: one row each in LOCAL_BACKENDS.
 
 A back end is made from ModelOptions (this loads the model) and then yields (sample, answer) pairs in any order, so
 that every answer reaches the journal as soon as it is there. Both engines get the same text: the chat template of the
@@ -33,6 +33,12 @@ class ModelOptions:
     temperature: float = 0.0
     seed: int = 42
     images_per_prompt: int = 1
+    concurrency: int = 32
+    """Questions under way at a time, for APIs."""
+    base_url: str | None = None
+    """Another server that speaks the provider's language."""
+    batch_file: str | None = None
+    """Where the id of a submitted batch is kept; None asks one by one."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,12 @@ class Answer:
     """"stop" or "length"."""
     prompt_tokens: int = 0
     response_tokens: int = 0
+    cost_usd: float = 0.0
     error: str | None = None
 
 
 class Backend(Protocol):
-    """What BACKENDS hold."""
+    """What answers questions."""
 
     def __init__(self, options: ModelOptions) -> None: ...
 
@@ -241,4 +248,4 @@ def _set_engine_environment(has_gpu: bool) -> None:
         os.environ.setdefault(key, value)
 
 
-BACKENDS: dict[str, type[Backend]] = {"huggingface": HuggingFaceBackend, "vllm": VllmBackend}
+LOCAL_BACKENDS: dict[str, type[Backend]] = {"huggingface": HuggingFaceBackend, "vllm": VllmBackend}

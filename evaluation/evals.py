@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from evaluation.journal import Journal, Record
     from evaluation.samples import Sample
 
-PROVIDERS = ("huggingface", "vllm")
+LOCAL_PROVIDERS = ("huggingface", "vllm")
+PROVIDERS = (*LOCAL_PROVIDERS, "openai", "anthropic")
 DENSE_REWARD = "spatial_sgg"
 
 
@@ -69,6 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=42, help="of the shuffle and of sampling (default: 42)")
     add("--max_tokens", type=positive, default=2048, help="limit of one response (default: 2048)")
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
+    add("--concurrency", type=positive, default=32, help="questions under way at an API at a time (default: 32)")
+    add("--base_url", help="server that speaks the provider's language, such as a vLLM server")
+    add(
+        "--batch_api", action="store_true", help="half the price: submit a batch, collect it by the same command later"
+    )
     add("--output_dir", default="evaluation/outputs", help="(default: evaluation/outputs)")
     add("--custom_filename", help="name of the output files without ending")
     add("--resume", action="store_true", help="keep the answers of an earlier run with the same settings")
@@ -83,6 +89,8 @@ def check_arguments(args: argparse.Namespace, benchmark: Benchmark) -> None:
         )
     if args.temperature < 0:
         raise ValueError(f"--temperature {args.temperature}: need at least 0")
+    if args.provider not in LOCAL_PROVIDERS:
+        return
     folder = Path(args.model_path)
     if folder.is_dir():
         from evaluation.journal import weight_files
@@ -143,6 +151,7 @@ def grade(sample: "Sample", answer: "Answer") -> "Record":
         finish_reason=answer.finish_reason,
         prompt_tokens=answer.prompt_tokens,
         response_tokens=answer.response_tokens,
+        cost_usd=answer.cost_usd,
         reward=measure_reward(sample, answer),
         **common,
     )
@@ -189,7 +198,7 @@ def prepare(args: argparse.Namespace) -> Job:
 
 def load_backend(args: argparse.Namespace, benchmark: Benchmark) -> "Backend":
     """Return the engine with the model in it."""
-    from evaluation.backends import BACKENDS, ModelOptions
+    from evaluation.backends import LOCAL_BACKENDS, ModelOptions
 
     start = time.monotonic()
     print(f"loading {args.model_path} for {args.provider} ...", flush=True)
@@ -202,8 +211,16 @@ def load_backend(args: argparse.Namespace, benchmark: Benchmark) -> "Backend":
         temperature=args.temperature,
         seed=args.seed,
         images_per_prompt=len(benchmark.images),
+        concurrency=args.concurrency,
+        base_url=args.base_url,
+        batch_file=str(locate_output(args, ".batch.json")) if args.batch_api else None,
     )
-    backend = BACKENDS[args.provider](options)
+    backends: dict[str, type[Backend]] = dict(LOCAL_BACKENDS)
+    if args.provider not in backends:
+        from evaluation.api_backends import AnthropicBackend, OpenAiBackend
+
+        backends |= {"openai": OpenAiBackend, "anthropic": AnthropicBackend}
+    backend = backends[args.provider](options)
     print(f"loaded in {time.monotonic() - start:.0f} s", flush=True)
     return backend
 
@@ -259,7 +276,19 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"evals: {error}", file=sys.stderr)
         return 2
-    return run(args, job)
+    if args.provider in LOCAL_PROVIDERS:
+        return run(args, job)
+    from evaluation.api_backends import BatchPending
+    from spatialthinker.model_api import ApiStop
+
+    try:
+        return run(args, job)
+    except BatchPending as message:
+        print(message)
+        return 0
+    except ApiStop as error:
+        print(f"evals: {error}\nwhat was answered is in {job.journal.path}; go on with --resume", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

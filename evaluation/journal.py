@@ -31,6 +31,7 @@ class Record:
     finish_reason: str | None = None
     prompt_tokens: int = 0
     response_tokens: int = 0
+    cost_usd: float = 0.0
     reward: dict[str, float] | None = None
     """The dense reward and its parts, where the row holds a reference scene."""
 

@@ -63,6 +63,7 @@ def summarize(records: Sequence[Record], settings: dict[str, Any]) -> dict[str, 
             key: dict(zip(("mean", "low", "high"), mean_interval([reward[key] for reward in rewards]), strict=True))
             for key in (rewards[0] if rewards else ())
         },
+        "cost_usd": round(sum(r.cost_usd for r in records), 6),
         "response_tokens_mean": sum(r.response_tokens for r in answered) / len(answered) if answered else 0.0,
     }
 

@@ -2,72 +2,29 @@
 
     python scripts/model_merger.py --local_dir runs/x/global_step_75/actor [--dtype bfloat16] [--hf_upload_path me/x]
 
-The actor folder is a torch.distributed.checkpoint whose "model" entry is the state dict, plus `huggingface/` with
-config, tokenizer and processor. Weights go into `huggingface/` as safetensors; no process group and no GPU is needed,
-and at most one output file of weights is in memory at a time. Of a run with LoRA, `lora_adapter/` beside it is merged
-into the base model that it names, as a whole in memory; the adapters stay. The checkpoint's index is a pickle: merge
-only checkpoints that you trust.
+The actor folder holds a torch.distributed.checkpoint whose "model" entry is the state dict, or the files
+`model_world_size_W_rank_r.pt` of EasyR1 and of SpatialThinker's release; and `huggingface/` with config, tokenizer
+and processor. Weights go into `huggingface/` as safetensors; no process group and no GPU is needed, and at most one
+output file of weights is in memory at a time. Of a run with LoRA, `lora_adapter/` beside it is merged into the base
+model that it names, all of it in memory; the adapters stay. The index of a torch.distributed.checkpoint is a pickle:
+merge only those that you trust. Files of ranks are read as tensors alone.
 """
 
 import argparse
 import json
-import math
 import os
+import re
 import shutil
 import sys
 import tempfile
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+from stored_weights import Weights, read_weights
 
-MODEL_KEY = "model"  # where the trainer puts the state dict inside the checkpoint
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_FILE_SIZE = "5GB"
 INDEX_NAME = "model.safetensors.index.json"
-
-
-def read_stored_tensors(actor_dir: Path) -> dict[str, Any]:
-    """Return {parameter name: TensorStorageMetadata} of the checkpoint's model, after checking that all bytes exist.
-
-    Errors: FileNotFoundError without an index; ValueError for a shard file that is absent or shorter than the index
-    says, and for a parameter of which not every element was stored.
-    """
-    from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
-    if not (actor_dir / ".metadata").is_file():
-        raise FileNotFoundError(f"{actor_dir}: no .metadata file; --local_dir wants a folder global_step_N/actor")
-    metadata = FileSystemReader(actor_dir).read_metadata()
-    ends: dict[str, int] = {}
-    for info in (metadata.storage_data or {}).values():
-        ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
-    for name, end in sorted(ends.items()):
-        size = (actor_dir / name).stat().st_size if (actor_dir / name).is_file() else None
-        if size is None or size < end:
-            found = "is absent" if size is None else f"has {size} bytes"
-            raise ValueError(
-                f"{actor_dir / name} {found}, the checkpoint's index asks for {end}: incomplete checkpoint"
-            )
-
-    prefix = f"{MODEL_KEY}."
-    stored = {
-        key.removeprefix(prefix): entry
-        for key, entry in metadata.state_dict_metadata.items()
-        if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-    }
-    if not stored:
-        raise ValueError(f"{actor_dir}: the checkpoint holds no tensor under {MODEL_KEY!r}")
-    for name, entry in stored.items():
-        elements = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
-        if elements != math.prod(entry.size):
-            raise ValueError(
-                f"parameter {name} is short: {elements} of {math.prod(entry.size)} elements were stored; "
-                "the shard of a rank is missing"
-            )
-    return stored
 
 
 def build_meta_model(hf_dir: Path) -> Any:
@@ -88,19 +45,32 @@ def build_meta_model(hf_dir: Path) -> Any:
     return model
 
 
-def check_parameters(model: Any, stored: dict[str, Any]) -> dict[str, str]:
+def with_current_names(weights: Weights, model: Any) -> Weights:
+    """The weights under the names of transformers since 4.52, if Qwen-VL's parameters have older ones."""
+    if any(name.startswith("model.language_model.") for name in weights.entries):
+        return weights
+    if not any(name.startswith("model.language_model.") for name in model.state_dict()):
+        return weights
+
+    def rename(name: str) -> str:
+        return re.sub("^visual", "model.visual", re.sub("^model", "model.language_model", name))
+
+    return weights.renamed(rename)
+
+
+def check_parameters(model: Any, weights: Weights) -> dict[str, str]:
     """Return {tied name: the name that is written in its place}; raise unless model and checkpoint fit exactly.
 
     A tied parameter may be stored under either name or both. Errors: ValueError that names every missing, unexpected
     or wrongly shaped parameter.
     """
-    wanted = model.state_dict()
+    wanted, stored = model.state_dict(), weights.entries
     ties = {alias: source for alias, source in model.all_tied_weights_keys.items() if alias in wanted}
     faults = []
     for name, tensor in wanted.items():
         entry = stored.get(name)
-        if entry is not None and tuple(entry.size) != tuple(tensor.shape):
-            faults.append(f"wrong shape {name}: stored {tuple(entry.size)}, the model has {tuple(tensor.shape)}")
+        if entry is not None and entry.shape != tuple(tensor.shape):
+            faults.append(f"wrong shape {name}: stored {entry.shape}, the model has {tuple(tensor.shape)}")
         group = {name, ties.get(name, name)} | {alias for alias, source in ties.items() if source == name}
         if not group & stored.keys():
             faults.append(f"missing {name}")
@@ -112,41 +82,26 @@ def check_parameters(model: Any, stored: dict[str, Any]) -> dict[str, str]:
     return ties
 
 
-def load_tensors(actor_dir: Path, stored: dict[str, Any], names: list[str]) -> "dict[str, torch.Tensor]":
-    """Return full CPU tensors of the given parameters, put together from all ranks' shards."""
-    import torch
-    from torch.distributed import checkpoint
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    flat = {f"{MODEL_KEY}.{n}": torch.empty(stored[n].size, dtype=stored[n].properties.dtype) for n in names}
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # just what no_dist asks for
-            checkpoint.load(flat, checkpoint_id=actor_dir, no_dist=True)
-    except CheckpointException as error:  # a BaseException: it would pass every handler of the callers
-        raise ValueError(f"{actor_dir}: the checkpoint cannot be read: {error}") from error
-    return {name: flat[f"{MODEL_KEY}.{name}"] for name in names}
-
-
-def check_ties(actor_dir: Path, stored: dict[str, Any], ties: dict[str, str]) -> None:
+def check_ties(weights: Weights, ties: dict[str, str]) -> None:
     """Raise ValueError if two names of one tied parameter were stored with different values."""
     import torch
 
     for alias, source in ties.items():
-        if alias in stored and source in stored:
-            both = load_tensors(actor_dir, stored, [alias, source])
+        if alias in weights.entries and source in weights.entries:
+            both = weights.load([alias, source])
             if not torch.equal(both[alias], both[source]):
                 raise ValueError(f"{alias} and {source} are tied in config.json but differ in the checkpoint")
 
 
-def write_weights(actor_dir: Path, out_dir: Path, model: Any, stored: dict[str, Any], dtype: str | None) -> set[str]:
+def write_weights(weights: Weights, out_dir: Path, model: Any, dtype: str | None) -> set[str]:
     """Write the parameters as safetensors files (and an index where there are several); return the dtypes written."""
     import torch
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
-    ties = check_parameters(model, stored)
-    check_ties(actor_dir, stored, ties)
+    stored = weights.entries
+    ties = check_parameters(model, weights)
+    check_ties(weights, ties)
     # The name to read from: a tied parameter may be stored under its other name only.
     source_of = {name: name for name in model.state_dict() if name not in ties}
     for alias, source in ties.items():
@@ -155,15 +110,15 @@ def write_weights(actor_dir: Path, out_dir: Path, model: Any, stored: dict[str, 
     target_dtype = getattr(torch, dtype) if dtype else None
     plan = {}
     for name, read_name in source_of.items():
-        stored_dtype = stored[read_name].properties.dtype
+        stored_dtype = stored[read_name].dtype
         wanted = target_dtype if target_dtype is not None and stored_dtype.is_floating_point else stored_dtype
-        plan[name] = torch.empty(stored[read_name].size, dtype=wanted, device="meta")
+        plan[name] = torch.empty(stored[read_name].shape, dtype=wanted, device="meta")
 
     split = split_torch_state_dict_into_shards(
         plan, max_shard_size=MAX_FILE_SIZE, filename_pattern="model{suffix}.safetensors"
     )
     for file_name, names in split.filename_to_tensors.items():
-        tensors = load_tensors(actor_dir, stored, [source_of[name] for name in names])
+        tensors = weights.load([source_of[name] for name in names])
         payload = {name: tensors[source_of[name]].to(plan[name].dtype).contiguous() for name in names}
         save_file(payload, out_dir / file_name, metadata={"format": "pt"})
     if split.is_sharded:
@@ -225,7 +180,6 @@ def merge_checkpoint(local_dir: str | Path, dtype: str | None = None) -> Path:
         raise FileNotFoundError(f"{actor_dir}: no such folder")
     adapters_dir = actor_dir / "lora_adapter"
     has_adapters = (adapters_dir / "adapter_config.json").is_file()
-    stored, model = ({}, None) if has_adapters else (read_stored_tensors(actor_dir), build_meta_model(hf_dir))
     for left_over in hf_dir.glob(".merging-*"):  # of a merge that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     temporary_dir = Path(tempfile.mkdtemp(prefix=".merging-", dir=hf_dir))
@@ -233,7 +187,9 @@ def merge_checkpoint(local_dir: str | Path, dtype: str | None = None) -> Path:
         if has_adapters:
             dtypes = write_merged_adapters(adapters_dir, temporary_dir, dtype)
         else:
-            dtypes = write_weights(actor_dir, temporary_dir, model, stored, dtype)
+            model = build_meta_model(hf_dir)
+            weights = with_current_names(read_weights(actor_dir), model)
+            dtypes = write_weights(weights, temporary_dir, model, dtype)
         write_config(hf_dir, temporary_dir, dtypes)
         publish_files(temporary_dir, hf_dir)
     finally:

@@ -84,8 +84,8 @@ def build_random_model(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def write_rows(path: Path, processor: Any, num_rows: int, size: tuple[int, int], num_tokens: int) -> None:
-    """Rows with a random picture each and a prompt of exactly `num_tokens` tokens, as parquet."""
+def write_rows(path: Path, processor: Any, data: Any, size: tuple[int, int]) -> None:
+    """Rows with a random picture each and a prompt of exactly max_prompt_length tokens, as parquet."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -103,10 +103,15 @@ def write_rows(path: Path, processor: Any, num_rows: int, size: tuple[int, int],
 
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist([row("<image>")]), path)
-    missing = num_tokens - len(RLHFDataset(str(path), processor)[0].ids)
+    limits = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels}
+    missing = data.max_prompt_length - len(RLHFDataset(str(path), processor, **limits)[0].ids)
     if missing < 0:
-        raise SystemExit(f"the image alone takes {num_tokens - missing} tokens; raise data.max_prompt_length")
-    pq.write_table(pa.Table.from_pylist([row("<image>" + FILLER * missing) for _ in range(num_rows)]), path)
+        raise SystemExit(
+            f"the image alone takes {data.max_prompt_length - missing} tokens; raise data.max_prompt_length"
+        )
+    pq.write_table(
+        pa.Table.from_pylist([row("<image>" + FILLER * missing) for _ in range(data.rollout_batch_size)]), path
+    )
 
 
 class Recorder:
@@ -117,6 +122,7 @@ class Recorder:
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         self.steps.append(dict(metrics))
+        print(f"step {step}: {json.dumps(self.steps[-1], default=float)}", flush=True)
 
     def log_generations(self, *_: Any) -> None:
         pass
@@ -158,7 +164,7 @@ def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str) -
         def _validate(self) -> dict[str, float]:
             return {}
 
-        def _save(self) -> None:
+        def _save(self, score: float | None = None) -> None:
             pass
 
         def _balanced(self, groups: Any) -> Any:
@@ -171,11 +177,12 @@ def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str) -
             with super()._timer(name):
                 yield
             self.spans.setdefault(name, []).append((start, time.perf_counter()))
+            print(f"step {self.global_step} {name}: {time.perf_counter() - start:.2f} s", flush=True)
 
     reward = build_reward(config)
     train_set, val_set = build_datasets(config, processor)
     start_ray(config, device)
-    actor, rollout = build_workers(config, device, processor, config.trainer.max_steps)
+    actor, rollout = build_workers(config, device, processor, config.trainer.max_steps, None)
     arguments = (config, actor, rollout, reward, train_set, val_set, processor.tokenizer.pad_token_id, recorder)
     trainer = BenchTrainer(*arguments)  # type: ignore[arg-type]
     trainer.spans = {}
@@ -285,7 +292,7 @@ def bench_step(config_file: str, overrides: list[str], image: str, ratio_groups:
     model = config.worker.actor.model
     processor = AutoProcessor.from_pretrained(model.model_path)
     width, height = map(int, image.split("x"))
-    write_rows(rows, processor, config.data.rollout_batch_size, (width, height), config.data.max_prompt_length)
+    write_rows(rows, processor, config.data, (width, height))
     device = config.trainer.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -328,7 +335,7 @@ def print_ratio(trainer: Any, num_groups: int) -> dict[str, dict[str, float]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and runs the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m verl.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m verl.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["step"])
     parser.add_argument("--config", required=True)
     parser.add_argument("--image", default="800x600", help="width x height of the pictures")
@@ -337,10 +344,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="keys of the configuration, a.b=value")
     arguments = parser.parse_intermixed_args(argv)
     from verl.config import ConfigError
+    from verl.dataset import DataError
+    from verl.reward import RewardError
+    from verl.single_controller import WorkerError
 
     try:
         bench_step(arguments.config, arguments.overrides, arguments.image, arguments.ratio_groups, arguments.dump)
-    except ConfigError as error:
+    except (ConfigError, DataError, RewardError, WorkerError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -1,7 +1,8 @@
 """Checkpoints: sharded by torch.distributed.checkpoint, complete or absent, resumable on another number of ranks.
 
 global_step_<N>.tmp/ -> global_step_<N>/     renamed when everything, manifest last, is on disk
-  actor/                .metadata, *.distcp  {"model": ..., "optimizer": ...}
+  actor/                .metadata, *.distcp  {"model": ..., "optimizer": ...}, no optimizer when saved model-only
+  actor/rng_rank_<r>.pt generators of each rank
   actor/huggingface/    config, tokenizer, processor; weights after scripts/model_merger.py
   trainer_state.json    global_step and whatever else the loop must remember
   manifest.json         file name -> bytes
@@ -9,14 +10,19 @@ global_step_<N>.tmp/ -> global_step_<N>/     renamed when everything, manifest l
 
 import json
 import os
+import random
 import re
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -32,25 +38,84 @@ TRAINER_STATE = "trainer_state.json"
 STEP_FOLDER = re.compile(r"global_step_(\d+)")
 
 
-def _shards(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """This rank's part of the model, of a model with adapters these alone, and of the optimizer."""
+class ShardWriter:
+    """Writes one rank's part of the model and optimizer while training goes on; all ranks make the same calls.
+
+    The parts are copied to host memory before `start` returns, so that what is written is the state at that call.
+    """
+
+    def __init__(self):
+        # Its own group: the thread's collectives must not mix with those of training, and NCCL moves no host memory.
+        self.group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.writing: Future | None = None
+
+    def start(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        """Begins to write; without an optimizer, the model alone."""
+        self.writing = dcp.async_save(  # type: ignore[assignment]
+            _shards(model, optimizer), checkpoint_id=folder, process_group=self.group
+        )
+
+    def fault(self, is_waiting: bool = False) -> str | None:
+        """None while it writes, "" once everything is written, else what went wrong on which rank."""
+        assert self.writing is not None, "start comes first"
+        if not is_waiting and not self.writing.done():
+            return None
+        error = self.writing.exception()
+        if isinstance(error, CheckpointException):
+            return "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
+        return str(error or "")
+
+
+def _shards(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
     weights = get_model_state_dict(model)
-    if has_adapters(model):
+    if has_adapters(model):  # the rest is the base model, which has not changed
         weights = {name: weight for name, weight in weights.items() if is_adapter(name)}
-    return {"model": weights, "optimizer": get_optimizer_state_dict(model, optimizer)}
+    state = {"model": weights}
+    return state if optimizer is None else state | {"optimizer": get_optimizer_state_dict(model, optimizer)}
 
 
-def save_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Writes this rank's part of the model and optimizer; all ranks must call it."""
-    dcp.save(_shards(model, optimizer), checkpoint_id=folder)
+def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Reads this rank's part of the model and optimizer, whatever number of ranks wrote them; all must call it.
 
-
-def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Reads this rank's part of the model and optimizer, whatever number of ranks wrote them; all must call it."""
+    Raises:
+        ValueError: the files do not fit the model or cannot be read.
+    """
     state = _shards(model, optimizer)
-    dcp.load(state, checkpoint_id=folder)
+    try:
+        dcp.load(state, checkpoint_id=folder)
+    except CheckpointException as error:  # a BaseException: it would pass every handler of the callers
+        causes = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
+        raise ValueError(f"{folder} cannot be loaded: {causes}") from error
     set_model_state_dict(model, state["model"], options=StateDictOptions(strict=not has_adapters(model)))
-    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    if optimizer is not None:
+        set_optimizer_state_dict(model, optimizer, state["optimizer"])
+
+
+def save_rng(folder: Path, rank: int) -> None:
+    """Writes the states of this process' generators (torch, CUDA, numpy, Python)."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    state = {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "python": random.getstate(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(state, folder / f"rng_rank_{rank}.pt")
+
+
+def load_rng(folder: Path, rank: int) -> None:
+    """Sets this process' generators to what `save_rng` wrote; a rank that was not there keeps its own."""
+    file = folder / f"rng_rank_{rank}.pt"
+    if not file.is_file():
+        return
+    state = torch.load(file, weights_only=True)
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
 
 
 def _fsync(path: Path) -> None:
@@ -129,10 +194,14 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / TRAINER_STATE).read_text())
 
 
-def prune(root: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints and every unfinished one; keep <= 0 keeps all finished ones."""
+def prune(root: Path, keep: int, best_step: int | None = None) -> None:
+    """Removes all but the newest `keep` checkpoints and the best one; keep <= 0 keeps all finished ones.
+
+    Unfinished ones go too, so no other may be under way.
+    """
     for path in root.glob("global_step_*.tmp"):
         shutil.rmtree(path)
     folders = _step_folders(root)
-    for _, folder in folders[: -keep if keep > 0 else 0]:
-        shutil.rmtree(folder)
+    for step, folder in folders[: -keep if keep > 0 else 0]:
+        if step != best_step:
+            shutil.rmtree(folder)

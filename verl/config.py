@@ -259,8 +259,12 @@ class TrainerConfig:
     """Name under which loggers file several runs."""
     experiment_name: str = "spatialthinker_3b_grpo"
     """Name of this run."""
-    logger: tuple[Literal["console", "file", "tensorboard"], ...] = ("console", "file", "tensorboard")
-    """Where metrics go."""
+    logger: tuple[Literal["console", "file", "tensorboard", "wandb", "mlflow", "swanlab"], ...] = (
+        "console",
+        "file",
+        "tensorboard",
+    )
+    """Where metrics and validation samples go."""
     nnodes: int = 1
     """Machines."""
     n_gpus_per_node: int = 4
@@ -280,9 +284,19 @@ class TrainerConfig:
     save_freq: int = 5
     """Steps between checkpoints; -1 saves only after the last step."""
     save_limit: int = 1
-    """Checkpoints kept, the newest ones; -1 keeps all."""
+    """Newest checkpoints kept, and the one with the best validation beside them; -1 keeps all."""
+    save_model_only: bool = False
+    """Whether checkpoints hold the weights alone; a run that goes on from one starts with a new optimizer."""
+    save_in_background: bool = True
+    """Whether training goes on while a checkpoint is written from a copy in host memory."""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """What follows when a checkpoint cannot be written, on a full disk for instance; older ones stay whole."""
     save_checkpoint_path: str = "checkpoints/{project_name}/{experiment_name}"
     """Folder of the run's checkpoints and logs; the two names in braces are filled in."""
+    watchdog_timeout_s: float | None = 3600.0
+    """Seconds after which a call to the workers has stalled: all write their stacks, the run ends; null waits."""
+    max_host_memory_share: float = 0.94
+    """Share of a machine's memory in use at which the run saves and ends, before the system kills a process."""
     load_checkpoint_path: str | None = None
     """Checkpoint folder `.../global_step_N` to start from; null lets find_last_checkpoint decide."""
     find_last_checkpoint: bool = True

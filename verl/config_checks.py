@@ -35,6 +35,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "worker.actor.global_batch_size",
             "worker.actor.micro_batch_size_per_device_for_update",
             "worker.actor.micro_batch_size_per_device_for_experience",
+            "worker.actor.model.lora.alpha",
             "worker.actor.ppo_epochs",
             "worker.reward.num_processes",
             "worker.rollout.n",
@@ -54,6 +55,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         (
             "data.seed",
             "algorithm.kl_coef",
+            "worker.actor.model.lora.rank",
             "worker.actor.optim.lr",
             "worker.actor.optim.weight_decay",
             "worker.actor.optim.lr_warmup_steps",
@@ -63,12 +65,15 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "trainer.val_generations_to_log",
         ),
     ),
-    "above 0": (lambda value: value > 0, ("worker.actor.max_grad_norm", "worker.actor.clip_ratio_high")),
+    "above 0": (
+        lambda value: value > 0,
+        ("worker.actor.max_grad_norm", "worker.actor.clip_ratio_high", "trainer.watchdog_timeout_s"),
+    ),
     "above 0 (training log-probs are divided by it)": (lambda value: value > 0, ("worker.rollout.temperature",)),
     "above 1": (lambda value: value > 1, ("worker.actor.clip_ratio_dual",)),
     "above 0 and at most 1": (
         lambda value: 0 < value <= 1,
-        ("worker.rollout.top_p", "worker.rollout.gpu_memory_utilization"),
+        ("worker.rollout.top_p", "worker.rollout.gpu_memory_utilization", "trainer.max_host_memory_share"),
     ),
     "at least 0 and below 1": (lambda value: 0 <= value < 1, ("worker.actor.clip_ratio_low",)),
     "from 0 to 1": (
@@ -79,7 +84,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         lambda betas: all(0 <= beta < 1 for beta in betas),
         ("worker.actor.optim.betas",),
     ),
-    "a list with at least one of console, file, tensorboard": (lambda names: len(names) > 0, ("trainer.logger",)),
+    "a list with at least one logger": (
+        lambda names: len(names) > 0,
+        ("trainer.logger",),
+    ),
 }
 
 

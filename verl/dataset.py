@@ -154,6 +154,8 @@ class RLHFDataset(torch.utils.data.Dataset):
                 raise ValueError(f"column {self.answer_key!r} must hold text, got {row[self.answer_key]!r}")
             if self.row_check is not None:
                 self.row_check(self.wrap(row[self.prompt_key]), row[self.answer_key])
+            if self.processor.image_processor is None and (sources or IMAGE_PLACE in problem):
+                raise ValueError("the prompt shows an image and the model reads none; set data.text_only=true")
             if (places := problem.count(IMAGE_PLACE)) != len(sources):
                 raise ValueError(
                     f"the prompt has {places} image places but the row has {len(sources)} images; "

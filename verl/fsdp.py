@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from verl.lora import merged_weights
 
 COLLECTIVE_TIMEOUT_S = 1800
+START_TIMEOUT_S = 180
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -29,18 +30,50 @@ DTYPES = {
 
 def open_store(host: str) -> tuple[dist.TCPStore, int]:
     """A rendezvous store on a port that the system picked, and that port: no gap in which another takes it."""
-    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    timeout = datetime.timedelta(seconds=START_TIMEOUT_S)
+    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
     return store, store.port
 
 
 def join_store(host: str, port: int) -> dist.TCPStore:
     """The store that rank 0 opened."""
-    return dist.TCPStore(host, port, is_master=False)
+    return dist.TCPStore(host, port, is_master=False, timeout=datetime.timedelta(seconds=START_TIMEOUT_S))
 
 
-def init_mesh(store: dist.Store, rank: int, world_size: int, device: torch.device) -> DeviceMesh:
-    """A mesh of all ranks over NCCL or gloo, tried with one all-reduce."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
+def init_mesh(
+    store: dist.Store,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    start_timeout_s: float = START_TIMEOUT_S,
+    with_host_memory: bool = False,
+) -> DeviceMesh:
+    """A mesh of all ranks over NCCL or gloo, with host memory over both, tried with one all-reduce.
+
+    Raises:
+        RuntimeError: the ranks do not find each other, or the all-reduce does not end, within `start_timeout_s`.
+    """
+    limit = datetime.timedelta(seconds=start_timeout_s)
+    store.set_timeout(limit)
+    try:
+        mesh = _join(store, rank, world_size, device, with_host_memory)
+        total = torch.ones(1, device=device)
+        work = dist.all_reduce(total, async_op=True)
+        assert work is not None
+        work.wait(limit)
+    except (RuntimeError, TimeoutError) as error:
+        interfaces = "NCCL_SOCKET_IFNAME" if device.type == "cuda" else "GLOO_SOCKET_IFNAME"
+        raise RuntimeError(
+            f"rank {rank} of {world_size} cannot talk to the others: the first all-reduce did not end within "
+            f"{start_timeout_s:g} s ({error}); look for a rank that failed before it or a firewall between nodes, or "
+            f"set {interfaces} to the network that joins them (NCCL_DEBUG=INFO says more)"
+        ) from error
+    assert int(total) == world_size, f"all-reduce of ones over {world_size} ranks gave {int(total)}"
+    return mesh
+
+
+def _join(store: dist.Store, rank: int, world_size: int, device: torch.device, with_host_memory: bool) -> DeviceMesh:
+    backend = "gloo" if device.type != "cuda" else "cpu:gloo,cuda:nccl" if with_host_memory else "nccl"
     dist.init_process_group(
         backend,
         store=store,
@@ -48,11 +81,7 @@ def init_mesh(store: dist.Store, rank: int, world_size: int, device: torch.devic
         world_size=world_size,
         timeout=datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S),
     )
-    mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("fsdp",))
-    total = torch.ones(1, device=device)
-    dist.all_reduce(total)
-    assert int(total) == world_size, f"all-reduce of ones over {world_size} ranks gave {int(total)}"
-    return mesh
+    return init_device_mesh(device.type, (world_size,), mesh_dim_names=("fsdp",))
 
 
 def shard(

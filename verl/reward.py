@@ -6,6 +6,7 @@ The processes decode the tokens too, so that the driver only ships ids. Letters:
 import importlib.util
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -66,6 +67,7 @@ class FileReward:
 def _start_child(tokenizer_path: str, function: RewardFunction, skip_special_tokens: bool) -> None:
     from transformers import AutoTokenizer
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the driver says what follows
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     _child["tokenizer"] = AutoTokenizer.from_pretrained(tokenizer_path)
@@ -169,12 +171,12 @@ class RewardManager:
         ]
         return PendingRewards(self._submit(token_ids, items), (num_groups, num_samples))
 
-    def probe(self, response: str, problem: str) -> dict[str, float]:
-        """Scores of one gold answer, so that a reward that cannot run fails before training starts."""
+    def probe(self, response: str, problem: str, ground_truth: str) -> dict[str, float]:
+        """Scores of one gold response, so that a reward that cannot run fails before training starts."""
         item = {
             "response": response,
             "response_length": 0,
-            "ground_truth": response,
+            "ground_truth": ground_truth,
             "problem": problem,
             "uid": "probe",
         }

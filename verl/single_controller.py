@@ -5,17 +5,25 @@ its arguments are split and its results joined.
 """
 
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from verl.config import ConfigError
 from verl.protocol import DataProto
+from verl.watchdog import Watchdog, watched
 
 PLACEMENT_TIMEOUT_S = 120
 
@@ -41,8 +49,9 @@ def register(dispatch: Dispatch = Dispatch.ONE_TO_ALL) -> Callable[[Callable], C
     """Marks a worker method as callable on the group."""
 
     def mark(method: Callable) -> Callable:
-        method.dispatch = dispatch  # type: ignore[attr-defined]
-        return method
+        marked = watched(method)
+        marked.dispatch = dispatch  # type: ignore[attr-defined]
+        return marked
 
     return mark
 
@@ -63,7 +72,7 @@ class ResourcePool:
     """One placement-group bundle per rank: CPUs, and a GPU where the cluster has them.
 
     Raises:
-        ValueError: the cluster cannot hold the bundles; the message has both numbers.
+        ConfigError: the cluster cannot hold the bundles; the message has both numbers.
     """
 
     def __init__(self, num_ranks: int, cpus_per_rank: float, use_gpu: bool):
@@ -71,13 +80,27 @@ class ResourcePool:
         have = ray.cluster_resources()
         for resource, amount in bundle.items():
             if have.get(resource, 0) < amount * num_ranks:
-                raise ValueError(
-                    f"{num_ranks} ranks need {amount * num_ranks:g} {resource} but the Ray cluster has "
-                    f"{have.get(resource, 0):g}; lower trainer.n_gpus_per_node or trainer.nnodes"
+                raise ConfigError(
+                    [
+                        f"trainer.nnodes x trainer.n_gpus_per_node = {num_ranks}: so many ranks need "
+                        f"{amount * num_ranks:g} {resource} but the Ray cluster has {have.get(resource, 0):g}; lower "
+                        "one of the two, or add nodes to the cluster of RAY_ADDRESS"
+                    ]
                 )
         self.num_ranks = num_ranks
         self.group: PlacementGroup = placement_group([bundle] * num_ranks, strategy="PACK")
-        ray.get(self.group.ready(), timeout=PLACEMENT_TIMEOUT_S)
+        try:
+            ray.get(self.group.ready(), timeout=PLACEMENT_TIMEOUT_S)
+        except GetTimeoutError as error:
+            raise ConfigError(
+                [
+                    f"trainer.nnodes x trainer.n_gpus_per_node = {num_ranks}: the Ray cluster had no room for so many "
+                    f"ranks of {bundle} within {PLACEMENT_TIMEOUT_S} s; it has {have}, some of it in use"
+                ]
+            ) from error
+        nodes = placement_group_table(self.group)["bundles_to_node_id"]
+        # Neighbouring ranks on one machine, where they talk fastest.
+        self.bundles = sorted(range(num_ranks), key=lambda bundle: (nodes[bundle], bundle))
 
     def release(self) -> None:
         """Gives the bundles back."""
@@ -85,20 +108,29 @@ class ResourcePool:
 
 
 class WorkerGroup:
-    """The actors of one role, one per given bundle of the pool; rank i lives in bundle `bundles[i]`."""
+    """The actors of one role; with `num_actors`, only on so many of the pool's first bundles.
 
-    def __init__(self, pool: ResourcePool, spec: WorkerSpec, bundles: Sequence[int] | None = None):
+    A call that takes longer than the watchdog allows ends with a WorkerError that says where the stacks are.
+    """
+
+    def __init__(
+        self, pool: ResourcePool, spec: WorkerSpec, num_actors: int | None = None, watchdog: Watchdog | None = None
+    ):
         self.spec = spec
-        bundles = list(range(pool.num_ranks)) if bundles is None else list(bundles)
+        self.watchdog = watchdog
+        bundles = pool.bundles[:num_actors]
         remote = ray.remote(spec.cls)
         self.actors = []
         for rank, bundle in enumerate(bundles):
             strategy = PlacementGroupSchedulingStrategy(pool.group, placement_group_bundle_index=bundle)
+            env = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")} | (spec.env or {})
+            if watchdog is not None:
+                env |= watchdog.environment(spec.name, rank)
             options = remote.options(
                 num_cpus=spec.num_cpus,
                 num_gpus=spec.num_gpus,
                 scheduling_strategy=strategy,
-                runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")} | (spec.env or {})},
+                runtime_env={"env_vars": env},
             )
             self.actors.append(options.remote(rank=rank, world_size=len(bundles), **spec.kwargs))
 
@@ -147,8 +179,13 @@ class WorkerGroup:
     def _wait(self, method: str, refs: list[Any]) -> list[Any]:
         """Results in order; the first failure of any rank ends the wait, since the others may hang on that rank."""
         pending = list(refs)
+        patience_s = self.watchdog.patience_s if self.watchdog is not None else None
+        deadline = time.monotonic() + (patience_s or 0)
         while pending:
-            done, pending = ray.wait(pending, num_returns=1)
+            left_s = None if patience_s is None else max(0.0, deadline - time.monotonic())
+            done, pending = ray.wait(pending, num_returns=1, timeout=left_s)
+            if not done:
+                raise self._stall(method, [refs.index(ref) for ref in pending])
             rank = refs.index(done[0])
             where = f"{self.spec.name} rank {rank} of {len(self)} in {method}"
             try:
@@ -159,6 +196,14 @@ class WorkerGroup:
             except RayTaskError as error:
                 raise WorkerError(f"{where}: {error}") from error
         return ray.get(refs)
+
+    def _stall(self, method: str, ranks: list[int]) -> WorkerError:
+        assert self.watchdog is not None
+        return WorkerError(
+            f"{self.spec.name} rank {', '.join(map(str, ranks))} of {len(self)}: no answer from {method} after "
+            f"{self.watchdog.timeout_s:g} s (trainer.watchdog_timeout_s); the stacks of all processes at work are in "
+            f"{self.watchdog.folder}"
+        )
 
     def kill(self) -> None:
         """Ends all actors at once."""

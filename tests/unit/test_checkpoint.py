@@ -1,7 +1,16 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 
 from verl import checkpoint
+
+
+def save(folder, model, optimizer=None):
+    writer = checkpoint.ShardWriter()
+    writer.start(folder, model, optimizer)
+    assert writer.fault(is_waiting=True) == ""
 
 
 def write(root, step):
@@ -10,7 +19,7 @@ def write(root, step):
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    checkpoint.save_shards(folder / "actor", model, optimizer)
+    save(folder / "actor", model, optimizer)
     return checkpoint.finish(folder, {"global_step": step}), model, optimizer
 
 
@@ -56,7 +65,41 @@ def test_prune_keeps_the_newest_and_whatever_is_no_checkpoint(tmp_path):
     }
     checkpoint.prune(tmp_path, keep=2)
     assert {p.name for p in tmp_path.iterdir()} == {"global_step_2", "global_step_10", "global_step_10_backup"}
+    write(tmp_path, 11)
+    checkpoint.prune(tmp_path, keep=1, best_step=2)
+    assert {p.name for p in tmp_path.iterdir()} == {"global_step_2", "global_step_11", "global_step_10_backup"}
 
 
 def test_no_checkpoint_is_none(tmp_path):
     assert checkpoint.find_latest(tmp_path / "nothing") is None
+
+
+def test_what_is_written_is_the_state_at_the_call(tmp_path):
+    model = torch.nn.Linear(300, 200)
+    before = model.weight.detach().clone()
+    writer = checkpoint.ShardWriter()
+    writer.start(tmp_path, model, None)
+    with torch.no_grad():
+        model.weight.zero_()  # training goes on
+    assert writer.fault(is_waiting=True) == ""
+    checkpoint.load_shards(tmp_path, model, None)
+    assert torch.equal(model.weight, before)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    save(tmp_path, torch.nn.Linear(3, 2))
+    for model in (torch.nn.Linear(4, 2), torch.nn.Sequential(torch.nn.Linear(3, 2))):
+        with pytest.raises(ValueError, match=f"{tmp_path} cannot be loaded: rank 0: "):
+            checkpoint.load_shards(tmp_path, model, None)
+
+
+def test_generators_go_on_where_they_were(tmp_path):
+    def draw():
+        return torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()
+
+    checkpoint.save_rng(tmp_path, 1)
+    expected = draw()
+    checkpoint.load_rng(tmp_path, 2)  # a rank that was not there
+    assert draw() != expected
+    checkpoint.load_rng(tmp_path, 1)
+    assert draw() == expected

@@ -40,7 +40,7 @@ def test_tokens_positions_and_patches_are_the_familys_own(tmp_path, folders, fam
     rows = image_rows()
     second = rows[1] | {"images": [rows[1]["images"], rows[2]["images"]], "problem": "<image>" + rows[1]["problem"]}
     data = RLHFDataset(write_rows(tmp_path, [second]), processor, min_pixels=70 * 70)
-    (prompt,) = data
+    (prompt,) = list(data)
     content = [{"type": "image"}, {"type": "image"}]
     content.append({"type": "text", "text": second["problem"].replace("<image>", "")})
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
@@ -60,14 +60,13 @@ def test_a_text_model_reads_rows_without_images(tmp_path, folders, family):
     processor = load_processor(str(folders[family]))
     assert isinstance(processor, TextProcessor) and vision_token_ids(processor) == []
     rows = [{"problem": "1 + 1 = ?", "answer_option_text": "2"}]
-    (prompt,) = RLHFDataset(write_rows(tmp_path, rows), processor)
+    (prompt,) = list(RLHFDataset(write_rows(tmp_path, rows), processor))
     assert processor.tokenizer.decode(prompt.ids) == "<|im_start|>user\n1 + 1 = ?<|im_end|>\n<|im_start|>assistant\n"
     assert prompt.ids.tolist() == prompt.raw_ids
     assert torch.equal(prompt.positions, torch.arange(len(prompt.ids)).expand(3, -1))
-    with pytest.raises(DataError, match="row 0.*the model reads none; set data.text_only=true"):
-        RLHFDataset(write_rows(tmp_path, image_rows(1)), processor)
-    (prompt,) = RLHFDataset(write_rows(tmp_path, image_rows(1)), processor, text_only=True)
-    assert "<image>" not in prompt.problem and prompt.images == []
+    for broken in (image_rows(1), [{"problem": "<image>1 + 1 = ?", "answer_option_text": "2"}]):
+        with pytest.raises(DataError, match="row 0.*the model reads none; set data.text_only=true"):
+            RLHFDataset(write_rows(tmp_path, broken), processor)
 
 
 def test_one_limit_of_pixels_leaves_the_other_to_the_image_processor(folders):

@@ -73,7 +73,7 @@ def test_a_reward_file_is_called_in_easyr1s_form(pool, tmp_path):
     batch = sampled(rows, [["one two three", "bad"]])
     manager = pool(FileReward(str(tmp_path / "my_reward.py"), "main", {"scale": 0.5}))
     length = int(batch.batch["response_mask"][0, 0].sum())
-    assert manager.probe("a", "b") == {"overall": 0.0, "length": 0.0}
+    assert manager.probe("a", "b", "a") == {"overall": 0.0, "length": 0.0}
     with pytest.raises(RewardError, match="KeyError: 'broken reward'"):
         manager.submit(batch).result()
     good = manager.submit(sampled(rows, [["one two three"]]))

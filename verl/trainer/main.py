@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from spatialthinker.rewards import REWARDS, RewardInput, format_failure
+from spatialthinker.rewards.gold import gold_response
 from spatialthinker.rewards.spatial_sgg import check_ground_truth
-from verl.config import Config, ConfigError, config_to_dict
+from verl.config import Config, ConfigError, RewardConfig, config_to_dict
 from verl.config_loading import load_config
+from verl.watchdog import Watchdog
 
 USER_ERROR = 2
+INTERRUPTED = 130
 ENGINE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPUS_PER_ACTOR = 1.0
 
@@ -54,34 +57,50 @@ def main(argv: list[str] | None = None) -> int:
     from verl.dataset import DataError
     from verl.reward import RewardError
     from verl.single_controller import WorkerError
+    from verl.trainer.interrupt import Interrupted
+    from verl.trainer.ray_trainer import MemoryLimitError
+    from verl.trainer.saving import CheckpointError
 
     try:
         train(config)
-    except (ConfigError, DataError, RewardError, WorkerError) as error:
+    except (ConfigError, DataError, RewardError, WorkerError, CheckpointError, MemoryLimitError) as error:
         print(f"\nError: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
+    except KeyboardInterrupt as interrupt:
+        print(f"\nInterrupted; the same command goes on from {config.trainer.save_checkpoint_path}", file=sys.stderr)  # noqa: T201
+        return interrupt.exit_code if isinstance(interrupt, Interrupted) else INTERRUPTED
     return 0
 
 
 def train(config: Config) -> None:
     """Builds data, rewards and worker groups, in the order in which their faults are cheapest to find, and trains."""
     import ray
-    import torch
 
     from verl.model_families import model_class
     from verl.processor import load_run_processor
+    from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
+    from verl.trainer.saving import find_start
     from verl.trainer.tracking import Tracker
 
-    device = config.trainer.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(config)
     model_class(config.worker.actor.model.model_path, config.worker.actor.model.trust_remote_code)
     processor = load_run_processor(config)
+    start = find_start(config.trainer)
+    stall_s = config.trainer.watchdog_timeout_s
+    watchdog = Watchdog(stall_s, Path(config.trainer.save_checkpoint_path) / "stacks") if stall_s else None
     reward = build_reward(config)
     try:
         train_set, val_set = build_datasets(config, processor)
-        reward.probe(val_set[0].ground_truth, val_set[0].problem)
+        num_steps = count_steps(config, len(train_set))
+        phases = plan_memory(config, train_set)
+        score_gold = GoldScore(reward, config.worker.reward)
+        if config.trainer.dry_run:
+            print_dry_run(config, processor, train_set, num_steps, phases, score_gold)
+            return
+        print(describe_prompt(train_set[0], processor, score_gold(train_set[0])))  # noqa: T201
+        if warning := host_memory_warning(phases, device == "cpu", config.trainer.n_gpus_per_node):
+            print(f"Warning: {warning}")  # noqa: T201
         tracker = Tracker(
             config.trainer.logger,
             config.trainer.project_name,
@@ -90,9 +109,9 @@ def train(config: Config) -> None:
             config_to_dict(config),
         )
         start_ray(config, device)
-        actor, rollout = build_workers(config, device, processor, count_steps(config, len(train_set)))
+        actor, rollout = build_workers(config, device, processor, num_steps, watchdog)
         pad_token_id = processor.tokenizer.pad_token_id
-        trainer = GRPOTrainer(config, actor, rollout, reward, train_set, val_set, pad_token_id, tracker)
+        trainer = GRPOTrainer(config, actor, rollout, reward, train_set, val_set, pad_token_id, tracker, start)
         trainer.fit()
         tracker.close()
         if config.trainer.ray_timeline:
@@ -100,6 +119,32 @@ def train(config: Config) -> None:
     finally:
         reward.close()
         ray.shutdown()
+        if watchdog is not None:
+            watchdog.remove_empty()
+
+
+def choose_device(config: Config) -> str:
+    """The device that ranks compute on; ConfigError when this machine, being the only one, lacks the GPUs."""
+    import torch
+
+    wanted, found = config.trainer.device, torch.cuda.device_count()
+    device = ("cuda" if found else "cpu") if wanted == "auto" else wanted
+    if device == "cuda" and found < config.trainer.n_gpus_per_node and "RAY_ADDRESS" not in os.environ:
+        number = config.trainer.n_gpus_per_node
+        raise ConfigError([f"trainer.n_gpus_per_node = {number}: this machine has {found} GPUs; lower it"])
+    return device
+
+
+@dataclass(frozen=True)
+class GoldScore:
+    """What the configured reward gives to a response that states a prompt's ground truth."""
+
+    manager: Any
+    reward: RewardConfig
+
+    def __call__(self, prompt: Any) -> dict[str, float]:
+        name = "" if self.reward.reward_function else self.reward.score_function
+        return self.manager.probe(gold_response(name, prompt.ground_truth), prompt.problem, prompt.ground_truth)
 
 
 def build_reward(config: Config) -> Any:
@@ -119,7 +164,7 @@ def build_reward(config: Config) -> Any:
 
 def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
     """The training and the validation prompts, every row checked."""
-    from verl.dataset import RLHFDataset
+    from verl.dataset import BatchOrder, RLHFDataset
 
     data, reward = config.data, config.worker.reward
     needs_scene = reward.reward_function is None and reward.score_function == "spatial_sgg"
@@ -138,6 +183,7 @@ def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
         "row_check": check_spatial_row if needs_scene else None,
     }
     train_set = RLHFDataset(data.train_files, text_only=data.text_only, mixed_data=data.mixed_data, **options)
+    BatchOrder(len(train_set), data.rollout_batch_size, data.shuffle, data.seed)  # too few rows are named here
     return train_set, RLHFDataset(data.val_files, **options)
 
 
@@ -146,6 +192,8 @@ def start_ray(config: Config, device: str) -> None:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        check_this_machine(config, device)
     local: dict[str, Any] = {}
     if address is None:
         needed = int(2 * CPUS_PER_ACTOR * config.num_ranks) + 1
@@ -154,7 +202,34 @@ def start_ray(config: Config, device: str) -> None:
     ray.init(address=address, logging_level=logging.WARNING, **local)
 
 
-def build_workers(config: Config, device: str, processor: Any, num_steps: int) -> tuple[Any, Any]:
+def check_this_machine(config: Config, device: str) -> None:
+    """Passes if one machine is enough for the run.
+
+    Raises:
+        ConfigError: it asks for more machines or GPUs.
+    """
+    import torch
+
+    trainer = config.trainer
+    faults = []
+    if trainer.nnodes > 1:
+        faults.append(
+            f"trainer.nnodes = {trainer.nnodes}: several machines need a running Ray cluster; start Ray on each and "
+            "set RAY_ADDRESS, or set trainer.nnodes=1"
+        )
+    num_gpus = torch.cuda.device_count()
+    if device == "cuda" and trainer.n_gpus_per_node > num_gpus:
+        faults.append(
+            f"trainer.n_gpus_per_node = {trainer.n_gpus_per_node}: this machine has {num_gpus} GPUs; lower it, or set "
+            "trainer.device=cpu"
+        )
+    if faults:
+        raise ConfigError(faults)
+
+
+def build_workers(
+    config: Config, device: str, processor: Any, num_steps: int, watchdog: Watchdog | None
+) -> tuple[Any, Any]:
     """Training ranks and engines, loaded side by side: on GPUs one engine per rank, on a CPU one for all."""
     from verl.single_controller import ResourcePool, WorkerGroup, WorkerSpec
     from verl.workers.fsdp_worker import FSDPWorker
@@ -177,6 +252,7 @@ def build_workers(config: Config, device: str, processor: Any, num_steps: int) -
             num_gpus=share,
             env=quiet | threads,
         ),
+        watchdog=watchdog,
     )
     rollout = WorkerGroup(
         pool,
@@ -188,7 +264,8 @@ def build_workers(config: Config, device: str, processor: Any, num_steps: int) -
             num_gpus=share,
             env=quiet | threads,
         ),
-        bundles=None if on_gpu else [0],
+        num_actors=None if on_gpu else 1,
+        watchdog=watchdog,
     )
     host, port = actor.run_on(0, "open_store")
     # On a GPU the engine measures how much memory is free: nobody else may take some meanwhile.

@@ -3,7 +3,6 @@
 Letters: G groups (prompts of a step), n samples, R response tokens.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +15,15 @@ from tqdm import tqdm
 
 from verl import checkpoint
 from verl.batching import balanced_order
-from verl.config import Config, ConfigError, config_to_dict
+from verl.config import Config, config_to_dict
 from verl.core_algos import compute_grpo_advantages
 from verl.dataset import BatchOrder, RLHFDataset, collate_prompts
 from verl.protocol import DataProto, pad_dataproto_to_divisor, unpad_dataproto
 from verl.reward import RewardManager
-from verl.single_controller import WorkerGroup
+from verl.single_controller import WorkerError, WorkerGroup
+from verl.trainer.interrupt import Interrupt
 from verl.trainer.metrics import compute_data_metrics, compute_memory_metrics, compute_timing_metrics, reduce_metrics
+from verl.trainer.saving import CheckpointSaver
 from verl.trainer.tracking import Tracker
 
 GROUP_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids", "responses", "response_mask")
@@ -36,6 +37,10 @@ class Validation:
     records: list[dict[str, Any]]
 
 
+class MemoryLimitError(RuntimeError):
+    """A machine's memory is nearly full."""
+
+
 class GRPOTrainer:
     """Group-relative policy optimisation over worker groups.
 
@@ -47,6 +52,7 @@ class GRPOTrainer:
         train_set, val_set: prompts.
         pad_token_id: of the tokenizer.
         tracker: takes the metrics of each step.
+        start: checkpoint to go on from, whole.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class GRPOTrainer:
         val_set: RLHFDataset,
         pad_token_id: int,
         tracker: Tracker,
+        start: Path | None = None,
     ):
         self.config, self.actor, self.rollout, self.reward = config, actor, rollout, reward
         self.train_set, self.val_set, self.pad_token_id, self.tracker = train_set, val_set, pad_token_id, tracker
@@ -66,13 +73,32 @@ class GRPOTrainer:
         self.order = BatchOrder(len(train_set), data.rollout_batch_size, data.shuffle, data.seed)
         self.num_steps = count_steps(config, len(train_set))
         self.root = Path(config.trainer.save_checkpoint_path)
+        self.saver = CheckpointSaver(self.root, [actor], config.trainer)
+        self.interrupt = Interrupt()
+        self.start = start
         self.global_step = 0
+        self.trained_step = 0
+        self.unlogged: dict[str, Any] = {}
         self.timing: dict[str, float] = {}
 
     def fit(self) -> None:
-        """Trains from the newest checkpoint, or from the start, to the last step."""
-        trainer = self.config.trainer
+        """Trains from a checkpoint, or from the start, to the last step.
+
+        Whatever ends it early, an interrupt or an error outside of the workers, what was trained is saved first.
+        """
         self._resume()
+        with self.interrupt.watching():
+            try:
+                self._train()
+            except WorkerError:
+                raise
+            except BaseException:
+                self._keep_what_was_trained()
+                raise
+            self.saver.settle()
+
+    def _train(self) -> None:
+        trainer = self.config.trainer
         if trainer.val_before_train and self.global_step == 0 or trainer.val_only:
             self._log_validation()
         if trainer.val_only:
@@ -80,23 +106,63 @@ class GRPOTrainer:
         progress = tqdm(total=self.num_steps, initial=self.global_step, desc="Training", unit="step")
         while self.global_step < self.num_steps:
             self.global_step += 1
-            self.timing = {}
             with self._timer("step"):
                 metrics = self._step(self._prompts(self.order.rows(self.global_step - 1)))
                 if self._is_due(trainer.val_freq):
-                    with self._timer("validation"):
+                    with self._timer("validation"), self.interrupt.allowed():
                         metrics |= self._validate()
-                if self._is_due(trainer.save_freq):
-                    with self._timer("save_checkpoint"):
-                        self._save()
-            metrics |= compute_timing_metrics(self.timing, metrics, self.config.num_ranks)
-            self.tracker.log(metrics | compute_memory_metrics(), self.global_step)
+            reward, seconds = metrics["reward/overall"], self.timing["step"]
+            self._log_step()
+            # After the log, so that no kill can leave a checkpoint whose step was never logged.
+            if self._is_due(trainer.save_freq):
+                self._save(metrics.get("val/reward_score"))
+            self.saver.settle(is_waiting=False)
+            self._check_memory(metrics)
             progress.update()
-            progress.set_postfix(reward=f"{metrics['reward/overall']:.3f}", s=f"{self.timing['step']:.0f}")
+            progress.set_postfix(reward=f"{reward:.3f}", s=f"{seconds:.0f}")
         progress.close()
+
+    def _log_step(self) -> None:
+        """Logs what the last update left to be logged; times that follow count for the next step."""
+        metrics, self.unlogged = self.unlogged, {}
+        metrics |= compute_timing_metrics(self.timing, metrics, self.config.num_ranks)
+        metrics |= compute_memory_metrics()
+        metrics["checkpoint/failed_saves"] = self.saver.num_failed
+        self.tracker.log(metrics, self.trained_step)
+        self.timing = {}
+
+    def _check_memory(self, metrics: dict[str, Any]) -> None:
+        """Ends the run while it still can save, before the system kills one of its processes."""
+        share, limit = metrics["perf/max_host_memory_share"], self.config.trainer.max_host_memory_share
+        if share > limit:
+            raise MemoryLimitError(
+                f"step {self.global_step}: {share:.0%} of a machine's memory is in use, over "
+                f"trainer.max_host_memory_share={limit:g} (a rank holds up to "
+                f"{metrics['perf/max_rank_memory_gb']:.1f} GiB, the driver {metrics['perf/driver_memory_gb']:.1f}); "
+                "lower data.rollout_batch_size or data.max_pixels, or free memory; the same command goes on"
+            )
 
     def _step(self, prompts: DataProto) -> dict[str, Any]:
         """One training step on G prompts; its metrics."""
+        with self.interrupt.allowed():
+            groups, scores = self._experience(prompts)
+        groups.batch["scores"] = scores["overall"]
+        groups.batch["advantages"] = compute_grpo_advantages(scores["overall"])
+        with self._timer("update_actor"):
+            keys = [key for key in ("advantages", "old_log_probs", "ref_log_probs") if key in groups.batch.keys()]
+            update = groups.select(keys, [])
+            update.meta_info["step"] = self.global_step
+            actor_metrics = self.actor.update_actor(update)
+        self.trained_step = self.global_step
+        self.unlogged = {f"reward/{key}": float(value.mean()) for key, value in scores.items()}
+        self.unlogged |= compute_data_metrics(
+            groups, self.config.data.max_prompt_length, self.config.data.max_response_length
+        )
+        self.unlogged |= reduce_metrics(actor_metrics)
+        return self.unlogged
+
+    def _experience(self, prompts: DataProto) -> tuple[DataProto, dict[str, torch.Tensor]]:
+        """Responses with the log-probs that the update needs, and their scores; the policy stays as it is."""
         with self._timer("gen"), self._engines_awake():
             groups = self._balanced(self._generate(prompts, self._train_sampling(), seed=self.global_step))
         pending = self.reward.submit(groups)
@@ -110,19 +176,7 @@ class GRPOTrainer:
             with self._timer("ref"):
                 groups.union(self.actor.compute_ref_log_probs(carrier))
         with self._timer("reward"):
-            scores = pending.result()
-        groups.batch["scores"] = scores["overall"]
-        groups.batch["advantages"] = compute_grpo_advantages(scores["overall"])
-        with self._timer("update_actor"):
-            keys = [key for key in ("advantages", "old_log_probs", "ref_log_probs") if key in groups.batch.keys()]
-            update = groups.select(keys, [])
-            update.meta_info["step"] = self.global_step
-            actor_metrics = self.actor.update_actor(update)
-        metrics = {f"reward/{key}": float(value.mean()) for key, value in scores.items()}
-        metrics |= compute_data_metrics(
-            groups, self.config.data.max_prompt_length, self.config.data.max_response_length
-        )
-        return metrics | reduce_metrics(actor_metrics)
+            return groups, pending.result()
 
     @property
     def _is_single_update(self) -> bool:
@@ -169,18 +223,18 @@ class GRPOTrainer:
     def _validate(self) -> dict[str, float]:
         """Means of the validation rewards; the samples go to a file and to the tracker."""
         validation = self.evaluate()
-        path = self.root / f"validation_step_{self.global_step}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(record) + "\n" for record in validation.records))
+        self.tracker.log_records(f"validation_step_{self.global_step}", validation.records)
+        images = {prompt.row_id: prompt.images for prompt in self.val_set}
         shown = validation.records[: self.config.trainer.val_generations_to_log]
+        shown = [record | {"images": images[record["uid"]]} for record in shown]
         self.tracker.log_generations(shown, self.global_step)
         return validation.metrics
 
     def _log_validation(self) -> None:
-        self.timing = {}
-        with self._timer("validation"):
+        with self._timer("validation"), self.interrupt.allowed():
             metrics = self._validate()
         self.tracker.log(metrics | {"timing_s/validation": self.timing["validation"]}, self.global_step)
+        self.timing = {}
 
     def evaluate(self) -> Validation:
         """Scores of the current policy on the validation prompts."""
@@ -217,31 +271,34 @@ class GRPOTrainer:
             for i, text in enumerate(texts)
         ]
 
-    def _save(self) -> None:
-        """Writes a checkpoint that is complete or absent, then removes old ones."""
-        folder = checkpoint.begin(self.root, self.global_step)
-        self.actor.save(str(folder))
-        state = {"global_step": self.global_step, "config": config_to_dict(self.config)}
-        checkpoint.finish(folder, state)
-        checkpoint.prune(self.root, self.config.trainer.save_limit)
+    def _save(self, score: float | None = None) -> None:
+        """Begins the checkpoint of the last trained step; `score` is the validation's at that step."""
+        with self._timer("save_checkpoint"):
+            self.saver.save(self.trained_step, {"config": config_to_dict(self.config)}, score)
+
+    def _keep_what_was_trained(self) -> None:
+        """Logs and saves the last update, unless it is on disk; for a run that ends early."""
+        if self.unlogged:
+            self.timing.setdefault("step", sum(self.timing.values()))
+            self._log_step()
+        if self.trained_step > self.saver.saved_step:
+            self.saver.settle()
+            if self.trained_step > self.saver.saved_step:
+                self._save()
+        self.saver.settle()
 
     def _resume(self) -> None:
-        """Loads the given or the newest complete checkpoint, if there is one."""
-        trainer = self.config.trainer
-        folder = Path(trainer.load_checkpoint_path) if trainer.load_checkpoint_path else None
-        if folder is not None:
-            try:
-                checkpoint.check(folder)
-            except ValueError as error:
-                raise ConfigError([f"trainer.load_checkpoint_path: {error}"]) from error
-        elif trainer.find_last_checkpoint:
-            folder = checkpoint.find_latest(self.root)
-        if folder is None:
+        """Loads the checkpoint to go on from, if there is one."""
+        if self.start is None:
             return
-        self.global_step = checkpoint.read_trainer_state(folder)["global_step"]
-        self.actor.restore(str(folder))
+        state = checkpoint.read_trainer_state(self.start)
+        self.global_step = self.trained_step = self.saver.saved_step = state["global_step"]
+        self.saver.best = state.get("best")
+        model_only = state.get("model_only", False)
+        self.actor.restore(str(self.start), model_only)
         self.tracker.resume(self.global_step)
-        print(f"Resumed step {self.global_step} of {self.num_steps} from {folder}", flush=True)  # noqa: T201
+        note = "; it holds no optimizer, which starts anew" if model_only else ""
+        print(f"Resumed step {self.global_step} of {self.num_steps} from {self.start}{note}", flush=True)  # noqa: T201
 
     @contextmanager
     def _timer(self, name: str) -> Iterator[None]:

@@ -1,19 +1,23 @@
-"""Where metrics and samples of a run go: the terminal, JSON lines, TensorBoard."""
+"""Where metrics and samples of a run go: the terminal, JSON lines, TensorBoard, servers."""
 
+import io
 import json
 import math
 import os
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from verl.config import ConfigError
+from verl.trainer.services import MlflowLogger, SwanlabLogger, WandbLogger
 
 SAMPLE_SEED = 42
 MAX_SHOWN_CHARACTERS = 800
@@ -106,8 +110,13 @@ class TensorBoardLogger:
 
     def log_generations(self, samples: Sequence[Mapping[str, Any]], step: int) -> None:
         for number, sample in enumerate(samples, 1):
-            text = "\n\n".join(f"**{key}**\n\n{_indented(value)}" for key, value in sample.items())
+            texts = {key: value for key, value in sample.items() if key != "images"}
+            text = "\n\n".join(f"**{key}**\n\n{_indented(value)}" for key, value in texts.items())
             self._open(step).add_text(f"val/generation_{number}", text, step)
+            for place, data in enumerate(sample.get("images", ()), 1):
+                picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+                tag = f"val/generation_{number}/image_{place}"
+                self._open(step).add_image(tag, picture, step, dataformats="HWC")
 
     def resume(self, step: int) -> None:
         self.purge_step = step + 1
@@ -126,9 +135,17 @@ class TensorBoardLogger:
         return self.writer
 
 
-LOGGERS: dict[str, Any] = {"console": ConsoleLogger, "file": FileLogger, "tensorboard": TensorBoardLogger}
-PACKAGES = {"tensorboard": "tensorboard"}
+LOGGERS: dict[str, Any] = {
+    "console": ConsoleLogger,
+    "file": FileLogger,
+    "tensorboard": TensorBoardLogger,
+    "wandb": WandbLogger,
+    "mlflow": MlflowLogger,
+    "swanlab": SwanlabLogger,
+}
+PACKAGES = {name: name for name in ("tensorboard", "wandb", "mlflow", "swanlab")}
 """What has to be installed for a logger."""
+TEXT_ONLY = (ConsoleLogger, FileLogger)
 
 
 class Tracker:
@@ -155,6 +172,7 @@ class Tracker:
                 faults.append(f"trainer.logger holds {name!r}, which is not installed: pip install {PACKAGES[name]}")
         if faults:
             raise ConfigError(faults)
+        self.folder = Path(folder)
         run = Run(project, experiment, Path(folder), config)
         self.loggers = [LOGGERS[name](run) for name in dict.fromkeys(loggers)]
 
@@ -162,20 +180,36 @@ class Tracker:
         """Logs numbers (Python's, numpy's or one-element tensors) of a step by name."""
         plain = {name: _plain(value) for name, value in metrics.items()}
         for logger in self.loggers:
-            logger.log(plain, step)
+            self._try(logger, logger.log, plain, step)
 
     def log_generations(self, samples: Sequence[Mapping[str, Any]], step: int, num_samples: int | None = None) -> None:
         """Logs some validation samples: with the same validation rows, those of the same rows each time.
 
         Args:
-            samples: each with its `problem`, and whatever else is to be seen.
+            samples: each with its `problem`, encoded `images`, and whatever else is to be seen.
             num_samples: how many; None takes all.
         """
         chosen = sorted(samples, key=lambda sample: str(sample.get("problem", "")))
         random.Random(SAMPLE_SEED).shuffle(chosen)
         chosen = [{name: _plain(value) for name, value in sample.items()} for sample in chosen[:num_samples]]
+        texts = [{name: value for name, value in sample.items() if name != "images"} for sample in chosen]
         for logger in self.loggers:
-            logger.log_generations(chosen, step)
+            self._try(logger, logger.log_generations, texts if isinstance(logger, TEXT_ONLY) else chosen, step)
+
+    def log_records(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Writes all records of a validation to the run's folder, one JSON object per line."""
+        self._try(self, self._write_records, records, name)
+
+    def _write_records(self, records: Sequence[Mapping[str, Any]], name: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def _try(self, logger: Any, method: Callable, *args: Any) -> None:
+        """A logger that cannot write (a full disk, a server out of reach) does not end the run: it is told."""
+        try:
+            method(*args)
+        except OSError as error:
+            print(f"Warning: {type(logger).__name__} could not write {args[-1]}: {error}", flush=True)  # noqa: T201
 
     def resume(self, step: int) -> None:
         """Tells the loggers that the run goes on after this step: what they hold of later steps is void."""

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import torch
 from transformers import GenerationConfig
@@ -13,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from verl import checkpoint
 from verl.config import Config
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_store, shard, whole
-from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, has_adapters, save_adapters
+from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
 from verl.model_families import stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS
 from verl.processor import load_run_processor, pixel_limits
@@ -58,7 +59,10 @@ class FSDPWorker:
     def load(self, host: str, port: int) -> None:
         """Joins the other ranks and builds the sharded models."""
         store = self.store if self.rank == 0 else join_store(host, port)
-        self.mesh = init_mesh(store, self.rank, self.world_size, self.device)
+        worker = self.config.worker
+        with_host_memory = worker.actor.fsdp.enable_cpu_offload or worker.ref.fsdp.enable_cpu_offload
+        self.mesh = init_mesh(store, self.rank, self.world_size, self.device, with_host_memory=with_host_memory)
+        self.shard_writer = checkpoint.ShardWriter()
         actor = self.config.worker.actor
         self.processor = load_run_processor(self.config)
         self.policy = self._build_model(trainable=True)
@@ -201,6 +205,9 @@ class FSDPWorker:
         metrics["actor/lr"] = (lr, 1.0)
         if "ref_log_probs" in batch.keys():
             metrics["actor/kl_coef"] = (algorithm.kl_coef, 1.0)
+        memory = psutil.virtual_memory()
+        metrics["perf/max_rank_memory_gb"] = (psutil.Process().memory_info().rss / 2**30, 1.0)
+        metrics["perf/max_host_memory_share"] = (1 - memory.available / memory.total, 1.0)
         if self.device.type == "cuda":
             self.peak_memory["update"] = self._peak_memory_gb()
             metrics |= {f"perf/max_memory_gb/{phase}": (peak, 1.0) for phase, peak in self.peak_memory.items()}
@@ -231,22 +238,39 @@ class FSDPWorker:
             torch.cuda.empty_cache()  # what a pass has left cached is room for the engine's keys and values
 
     @register(Dispatch.ONE_TO_ALL)
-    def save(self, folder: str) -> None:
-        """Writes this rank's shards under `folder`/actor, rank 0 also the Hugging Face files without weights."""
+    def save(self, folder: str, model_only: bool = False) -> None:
+        """Begins to write this rank's shards under `folder`/actor; returns when the state has been copied."""
         actor_folder = Path(folder) / "actor"
-        if self.rank == 0:
-            source = self.config.worker.actor.model.model_path
-            target = actor_folder / "huggingface"
-            self.policy.model.config.save_pretrained(target)
-            self.processor.save_pretrained(target)
-            if (Path(source) / "generation_config.json").is_file():
-                GenerationConfig.from_pretrained(source).save_pretrained(target)
-        if has_adapters(self.policy):
-            save_adapters(self.policy.model, whole, actor_folder / ADAPTER_FOLDER if self.rank == 0 else None)
-        checkpoint.save_shards(actor_folder, self.policy.model, self.optimizer)
+        self.save_error = ""
+        adapters = gather_adapters(self.policy.model, whole)
+        try:
+            checkpoint.save_rng(actor_folder, self.rank)
+            if self.rank == 0:
+                self._save_huggingface_files(actor_folder / "huggingface")
+                if adapters:
+                    save_adapters(self.policy.model, adapters, actor_folder / ADAPTER_FOLDER)
+        except (OSError, RuntimeError) as error:  # told by save_fault: the other ranks wait for this one below
+            self.save_error = f"rank {self.rank}: {error}"
+        self.shard_writer.start(actor_folder, self.policy.model, None if model_only else self.optimizer)
+
+    def _save_huggingface_files(self, folder: Path) -> None:
+        """Everything of the Hugging Face folder but the weights."""
+        self.policy.model.config.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        source = self.config.worker.actor.model.model_path
+        if (Path(source) / "generation_config.json").is_file():
+            GenerationConfig.from_pretrained(source).save_pretrained(folder)
 
     @register(Dispatch.ONE_TO_ALL)
-    def restore(self, folder: str) -> None:
-        """Reads the model and optimizer that `save` wrote, on any number of ranks."""
+    def save_fault(self) -> str | None:
+        """None while `save` is still writing, "" when all is on disk, else what went wrong."""
+        fault = self.shard_writer.fault()
+        return fault if fault is None else self.save_error or fault
+
+    @register(Dispatch.ONE_TO_ALL)
+    def restore(self, folder: str, model_only: bool = False) -> None:
+        """Reads what `save` wrote, on any number of ranks; the optimizer stays new if only the model was saved."""
+        actor_folder = Path(folder) / "actor"
         with self._policy_on_device(with_optimizer=True):  # states are read to where their parameters are
-            checkpoint.load_shards(Path(folder) / "actor", self.policy.model, self.optimizer)
+            checkpoint.load_shards(actor_folder, self.policy.model, None if model_only else self.optimizer)
+        checkpoint.load_rng(actor_folder, self.rank)

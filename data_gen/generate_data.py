@@ -1,0 +1,253 @@
+"""Scene graphs to a spatial VQA data set, command by command.
+
+    python data_gen/generate_data.py preprocess_data --provider=template --source=synthetic:1000
+    python data_gen/generate_data.py generate_hf_data --out=data/demo
+
+`COMMAND --help` lists a command's arguments. Mistakes end with one message and exit code 2; a run that was cut off
+goes on when the same command is given again.
+"""
+
+import sys
+from pathlib import Path
+
+from data_gen.commands import check_repo, claim_output, read_bool, read_choice, read_count, read_share
+
+VG150 = "JosephZ/vg150_train_sgg_prompt"
+TRAIN_CSV = "data/spatialthinker_vqa_train.csv"
+PUBLIC_SET = "hunarbatra/STVQA-7K"
+PROVIDERS = ("anthropic", "openai", "template")
+
+
+class Commands:
+    """Data generation: scene graphs in, a spatial VQA data set out."""
+
+    def preprocess_data(
+        self,
+        data_cap: int | None = None,
+        resume: bool = False,
+        resume_file: str = TRAIN_CSV,
+        model_name: str = "claude-sonnet-4-5",
+        temperature: float = 0.0,
+        source: str = VG150,
+        out: str | None = None,
+        provider: str = "anthropic",
+        base_url: str | None = None,
+        concurrency: int = 32,
+        batch_api: bool = False,
+        max_cost_usd: float | None = None,
+        relation_percent: float = 50.0,
+        with_image: bool = True,
+        seed: int = 0,
+        dry_run: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        """Write one question per image to a CSV and the journal beside it.
+
+        Given again, the command goes on where it stopped; with a larger data_cap it goes further.
+
+        Args:
+            data_cap: number of images from the start of the source; all of them by default.
+            resume: demand that there is a journal to go on with.
+            resume_file: the CSV to go on with.
+            model_name: model of the provider.
+            temperature: of sampling; ignored by provider template.
+            source: hub name, saved data set, parquet, JSON lines, or synthetic:N.
+            out: the CSV to write (default: resume_file).
+            provider: anthropic, openai, or template (rules; no model, no price).
+            base_url: another address of the provider's API.
+            concurrency: requests under way at once, at most.
+            batch_api: submit and collect by the provider's batch API, at half the price.
+            max_cost_usd: ask nothing more once this is spent.
+            relation_percent: share of category relation; the other eight share the rest.
+            with_image: show the image to the model; without it depth and orientation are not asked.
+            seed: of all random choices.
+            dry_run: count tokens and print the price; no call.
+            overwrite: start over and lose an existing output.
+        """
+        from data_gen.generation import generate
+        from data_gen.generation_options import GenerationOptions
+
+        generate(
+            GenerationOptions(
+                source=str(source),
+                out=Path(out or resume_file),
+                must_exist=read_bool("resume", resume),
+                data_cap=read_count("data_cap", data_cap),
+                provider=read_choice("provider", provider, PROVIDERS),
+                model=str(model_name),
+                temperature=read_share("temperature", temperature, 0, 2),
+                base_url=base_url,
+                concurrency=read_count("concurrency", concurrency) or 1,
+                is_batch=read_bool("batch_api", batch_api),
+                max_cost_usd=None if max_cost_usd is None else read_share("max_cost_usd", max_cost_usd, 0, 1e9),
+                relation_percent=read_share("relation_percent", relation_percent, 0, 100),
+                has_image=read_bool("with_image", with_image),
+                seed=read_count("seed", seed, 0) or 0,
+                is_dry_run=read_bool("dry_run", dry_run),
+                is_overwritten=read_bool("overwrite", overwrite),
+            )
+        )
+
+    def generate_hf_data(
+        self,
+        upload_to_hf: bool = False,
+        input_file: str = TRAIN_CSV,
+        val_split: float = 0.1,
+        target_repo: str | None = None,
+        target_samples: int | None = None,
+        relation_percent: float = 50.0,
+        source: str | None = None,
+        out: str = ".",
+        seed: int = 42,
+        save_to_disk: bool = False,
+        private: bool = True,
+        overwrite: bool = False,
+    ) -> None:
+        """Balance, select and split records; write data_train.csv, data_val.csv and the folder hf_data.
+
+        Args:
+            upload_to_hf: push the folder to target_repo.
+            input_file: CSV (its journal counts) or parquet.
+            val_split: share of val in every category; 0 for none.
+            target_repo: OWNER/NAME on the hub; needed for an upload.
+            target_samples: rows to choose by the quotas; all rows by default.
+            relation_percent: share of category relation when target_samples is given.
+            source: where the images are (default: the source that input_file names, or its own images).
+            out: folder of the output.
+            seed: of selection, split and the order of options.
+            save_to_disk: write the data set a second time, as `datasets.load_from_disk` reads it.
+            private: whether an uploaded repository is private.
+            overwrite: replace existing outputs.
+        """
+        from data_gen.publishing import PublishOptions, publish
+
+        publish(
+            PublishOptions(
+                input_file=Path(input_file),
+                out=Path(out),
+                source=source,
+                target_samples=read_count("target_samples", target_samples),
+                relation_percent=read_share("relation_percent", relation_percent, 0, 100),
+                val_split=read_share("val_split", val_split, 0, 0.99),
+                seed=read_count("seed", seed, 0) or 0,
+                repo=target_repo if read_bool("upload_to_hf", upload_to_hf) else None,
+                is_uploaded=read_bool("upload_to_hf", upload_to_hf),
+                is_private=read_bool("private", private),
+                is_saved=read_bool("save_to_disk", save_to_disk),
+                is_overwritten=read_bool("overwrite", overwrite),
+            )
+        )
+
+    def fix_count_questions(self, file: str = TRAIN_CSV) -> None:
+        """Leave out count questions that disagree with their scene graphs; nothing is edited.
+
+        Args:
+            file: CSV; it is written anew from its journal.
+        """
+        from data_gen.revision import revise_counts
+
+        reasons = revise_counts(Path(file))
+        print(f"{file}: left out {reasons.total()} count questions")
+        for reason, number in reasons.most_common(10):
+            print(f"  {number}  {reason}")
+
+    def filter_by_rating(
+        self,
+        input_file: str = TRAIN_CSV,
+        output_file: str = "data/spatialthinker_vqa_top10k.csv",
+        top_k: int = 10000,
+        overwrite: bool = False,
+    ) -> None:
+        """Keep the top_k best rated rows, each category with its share.
+
+        Args:
+            input_file: CSV or parquet.
+            output_file: CSV to write.
+            top_k: rows to keep.
+            overwrite: replace an existing output.
+        """
+        from data_gen.records import read_records
+        from data_gen.revision import best_rated, record_line, write_stage
+
+        is_overwritten = read_bool("overwrite", overwrite)
+        path = claim_output(Path(output_file), is_overwritten)
+        kept = best_rated(list(read_records(Path(input_file))), read_count("top_k", top_k) or 1)
+        settings = {"stage": "filter_by_rating", "input_file": str(input_file), "top_k": top_k}
+        write_stage(path, (record_line(record, i) for i, record in enumerate(kept)), settings, is_overwritten)
+        print(f"{path}: {len(kept)} rows")
+
+    def print_data_stats(self, filename: str = TRAIN_CSV) -> None:
+        """Print how rows spread over categories, levels, ratings and letters.
+
+        Args:
+            filename: CSV or parquet.
+        """
+        from data_gen.records import read_records
+        from data_gen.tables import format_tables, tables
+
+        print(format_tables(tables(read_records(Path(filename)))))
+
+    def data_review(self, dataset_name: str = PUBLIC_SET, out: str | None = None, overwrite: bool = False) -> None:
+        """Write a CSV for reading: image_id, question_with_options, answer_only, category, split.
+
+        Args:
+            dataset_name: hub name, or folder of a data set.
+            out: CSV to write (default: data/review_NAME.csv).
+            overwrite: replace an existing output.
+        """
+        from data_gen.published import review
+
+        name = Path(str(dataset_name)).name
+        path = claim_output(Path(out or f"data/review_{name}.csv"), read_bool("overwrite", overwrite))
+        print(f"{path}: {review(str(dataset_name), path)} rows")
+
+    def easy_hard_split(
+        self,
+        dataset_name: str = PUBLIC_SET,
+        print_stats_only: bool = False,
+        out: str = "data",
+        upload_to_hf: bool = False,
+        target_repo: str | None = None,
+        private: bool = True,
+        overwrite: bool = False,
+    ) -> None:
+        """Split a data set into NAME_easy (easy) and NAME_hard (medium and hard); train stays train, val stays val.
+
+        Args:
+            dataset_name: hub name, or folder of a data set.
+            print_stats_only: print the numbers and write nothing.
+            out: folder of the two new folders.
+            upload_to_hf: push them to target_repo_easy and target_repo_hard.
+            target_repo: OWNER/NAME; needed for an upload.
+            private: whether the uploaded repositories are private.
+            overwrite: replace existing outputs.
+        """
+        from data_gen.published import split_by_level
+
+        is_uploaded = read_bool("upload_to_hf", upload_to_hf)
+        split_by_level(
+            str(dataset_name),
+            None if read_bool("print_stats_only", print_stats_only) else Path(out),
+            check_repo(target_repo) if is_uploaded else None,
+            read_bool("private", private),
+            read_bool("overwrite", overwrite),
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return 0, or 2 after one message about a mistake."""
+    import fire
+
+    try:
+        fire.Fire(Commands, command=argv, name="generate_data.py")
+    except (ValueError, OSError) as error:
+        print(f"generate_data: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("generate_data: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The truth about a run: an append-only file of JSON lines; CSV, parquet and reports are made from it.
+
+The first line holds the settings, every further line one outcome of one image (or record); its newest line counts.
+A line is appended by one write and is complete or, after a kill, cut off at the end of the file, where the next run
+removes it. Two processes never write the same journal.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+ACCEPTED, QUARANTINED, FAILED = "accepted", "quarantined", "error"
+"""accepted: a row; quarantined: no row, with a reason, and not asked again; error: asked again by the next run."""
+
+DISK_WAIT_S = 600.0
+"""How long a full disk is waited for; answers that are paid for stay in memory meanwhile."""
+
+_DISK_RETRY_S = 5.0
+_SYNC_S = 1.0
+
+
+class JournalFault(ValueError):
+    """A journal that cannot be used as asked; the message names the file and the way out."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a journal knows of a key without reading its line again."""
+
+    status: str
+    asked: tuple[str, str] | None
+    """Category and level that were asked for."""
+    got: tuple[str, str] | None
+    """Category and level of the accepted row."""
+
+
+class Journal:
+    """One run's journal by the lines' `key`, which names an image or a record; opening it for writing locks it."""
+
+    def __init__(self, path: Path, settings: Line, is_overwritten: bool = False) -> None:
+        """Open or go on with a journal. Raises JournalFault where it belongs to other settings or is in use."""
+        self.path = path
+        self.entries: dict[str, Entry] = {}
+        self.cost_usd = 0.0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._fd)
+            raise JournalFault(f"{path} is being written by another process") from None
+        self._synced = time.monotonic()
+        try:
+            self._open(settings, is_overwritten)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _open(self, settings: Line, is_overwritten: bool) -> None:
+        if is_overwritten:
+            os.ftruncate(self._fd, 0)
+        else:
+            os.ftruncate(self._fd, whole_bytes(self.path))
+        lines = read_lines(self.path)
+        header = next(lines, None)
+        if header is None:
+            self._write({"settings": settings})
+            return
+        found = header.get("settings", {})
+        differing = [k for k in {**found, **settings} if found.get(k) != settings.get(k)]
+        if differing:
+            raise JournalFault(
+                f"{self.path} was written with other settings ("
+                + "; ".join(f"{k}: {found.get(k)!r} there, {settings.get(k)!r} now" for k in differing)
+                + "); name another --out, or pass --overwrite to start over and lose it"
+            )
+        for line in lines:
+            self._note(line)
+
+    def _note(self, line: Line) -> None:
+        record = line.get("record")
+        got = (record["category"], record["level"]) if record and line["status"] == ACCEPTED else None
+        asked = tuple(line["asked"]) if line.get("asked") else None
+        self.entries[line["key"]] = Entry(line["status"], asked, got)
+        self.cost_usd += line.get("cost_usd", 0.0)
+
+    def is_settled(self, key: str) -> bool:
+        """Whether the image or record has an outcome that stays."""
+        entry = self.entries.get(key)
+        return entry is not None and entry.status != FAILED
+
+    def add(self, line: Line) -> None:
+        """Append one outcome; it survives a kill of this process from here on."""
+        self._write(line)
+        self._note(line)
+
+    def outcomes(self) -> Counter[str]:
+        """Number of images by status."""
+        return Counter(entry.status for entry in self.entries.values())
+
+    def close(self) -> None:
+        """Hand the lines to the disk and let others open the journal."""
+        os.fsync(self._fd)
+        os.close(self._fd)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self, line: Line) -> None:
+        data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        deadline = time.monotonic() + DISK_WAIT_S
+        while True:
+            end = os.fstat(self._fd).st_size
+            try:
+                if os.write(self._fd, data) == len(data):
+                    break
+                os.ftruncate(self._fd, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or time.monotonic() > deadline:
+                    raise JournalFault(f"{self.path} cannot be written: {error.strerror}") from error
+                print(f"the disk of {self.path} is full: waiting for room before the next call", file=sys.stderr)  # noqa: T201
+                time.sleep(_DISK_RETRY_S)
+        if time.monotonic() - self._synced > _SYNC_S:
+            os.fsync(self._fd)
+            self._synced = time.monotonic()
+
+
+def whole_bytes(path: Path) -> int:
+    """The length of a file up to its last line end: what follows was cut off."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for end in range(size, 0, -(1 << 16)):
+            start = max(0, end - (1 << 16))
+            file.seek(start)
+            place = file.read(end - start).rfind(b"\n")
+            if place >= 0:
+                return start + place + 1
+    return 0
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The complete lines of a journal, settings first. Raises JournalFault for one that is no JSON."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            if not raw.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(raw)
+            except json.JSONDecodeError as error:
+                raise JournalFault(f"{path}, line {number}: {error}") from None
+
+
+def newest_lines(path: Path) -> Iterator[Line]:
+    """The newest line of each key in the order of the source; one line is held at a time."""
+    place_of: dict[str, tuple[int, int]] = {}
+    offset = 0
+    with path.open("rb") as file:
+        for line, raw in zip(read_lines(path), file, strict=False):
+            if "key" in line:
+                place_of[line["key"]] = (line.get("index", 0), offset)
+            offset += len(raw)
+        for _, offset in sorted(place_of.values()):
+            file.seek(offset)
+            yield json.loads(file.readline())

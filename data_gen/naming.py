@@ -1,0 +1,110 @@
+"""What an object may be called: plurals, and the groups of names that mean the same kind of thing.
+
+A scene graph names one person man.1 and another person.2, so "the man" can be either of them. Names are ambiguous
+when their groups share a member; a question may say "the man" only where one object has such a name.
+"""
+
+import re
+from functools import cache
+
+_MEN = {"man", "men", "guy", "gentleman"}
+_WOMEN = {"woman", "women", "lady", "ladies"}
+_BOYS, _GIRLS = {"boy", "boys"}, {"girl", "girls"}
+_CHILDREN = {"child", "children", "kid", "kids", "baby", "toddler"} | _BOYS | _GIRLS
+_TRADES = {"player", "skier", "surfer", "skateboarder", "snowboarder", "rider", "batter", "pitcher", "catcher"}
+_TRADES |= {"umpire", "pedestrian", "worker", "driver", "officer", "policeman", "chef", "tourist"}
+_PEOPLE = {"person", "people", "human", "adult"} | _MEN | _WOMEN | _CHILDREN | _TRADES
+
+_KINDS = (
+    ({"person", "people", "human", "adult"}, _PEOPLE),
+    (_MEN, _MEN | _BOYS),
+    (_WOMEN, _WOMEN | _GIRLS),
+    ({"child", "children", "kid", "kids"}, _CHILDREN),
+    (_BOYS, _BOYS),
+    (_GIRLS, _GIRLS),
+    ({"bike", "bicycle"}, {"bike", "bicycle"}),
+    ({"motorcycle", "motorbike", "bike"}, {"motorcycle", "motorbike"}),
+    ({"plane", "airplane", "aircraft", "jet"}, {"plane", "airplane", "aircraft", "jet"}),
+    ({"couch", "sofa"}, {"couch", "sofa"}),
+    ({"tv", "television"}, {"tv", "television"}),
+    ({"phone", "cellphone", "cell phone"}, {"phone", "cellphone", "cell phone"}),
+    ({"cup", "mug"}, {"cup", "mug"}),
+    ({"street", "road"}, {"street", "road"}),
+    ({"boat", "ship"}, {"boat", "ship"}),
+    ({"vehicle"}, {"vehicle", "car", "truck", "bus", "van", "motorcycle", "motorbike", "bike", "bicycle", "train"}),
+    ({"animal"}, {"animal", "dog", "cat", "horse", "cow", "sheep", "elephant", "bear", "zebra", "giraffe", "bird"}),
+)
+
+_IRREGULAR = {
+    "man": "men",
+    "woman": "women",
+    "child": "children",
+    "person": "people",
+    "mouse": "mice",
+    "foot": "feet",
+    "tooth": "teeth",
+    "goose": "geese",
+    "leaf": "leaves",
+    "shelf": "shelves",
+    "knife": "knives",
+    "loaf": "loaves",
+    "wolf": "wolves",
+    "scarf": "scarves",
+    "calf": "calves",
+}
+_SAME_IN_PLURAL = {"sheep", "fish", "deer", "aircraft", "skis", "pants", "jeans", "shorts", "glasses", "scissors"}
+_SINGULAR = {plural: singular for singular, plural in _IRREGULAR.items()}
+_INNATE_S = re.compile(r"(?:ss|us|is)$")
+
+
+@cache
+def plural(name: str) -> str:
+    """The plural of a name, of its last word where it has several; a plural stays as it is."""
+    head, _, word = name.rpartition(" ")
+    prefix = head + " " if head else ""
+    if word in _SAME_IN_PLURAL or is_plural(word):
+        return name
+    if word in _IRREGULAR:
+        return prefix + _IRREGULAR[word]
+    if re.search(r"[^aeiou]y$", word):
+        return f"{prefix}{word[:-1]}ies"
+    return prefix + word + ("es" if re.search(r"(?:s|x|z|ch|sh)$", word) else "s")
+
+
+@cache
+def singular(name: str) -> str:
+    """The singular of a name, of its last word where it has several; a singular stays as it is."""
+    head, _, word = name.rpartition(" ")
+    prefix = head + " " if head else ""
+    if word in _SINGULAR:
+        return prefix + _SINGULAR[word]
+    if not is_plural(word):
+        return name
+    if word.endswith("ies") and len(word) > 4:
+        return f"{prefix}{word[:-3]}y"
+    return prefix + (word[:-2] if re.search(r"(?:ss|x|z|ch|sh|us)es$", word) else word[:-1])
+
+
+def is_plural(name: str) -> bool:
+    """Whether a name denotes several things, so that one box of it says nothing about their number."""
+    word = name.rpartition(" ")[2]
+    if word in _SINGULAR:
+        return True
+    return word.endswith("s") and word not in _SAME_IN_PLURAL and _INNATE_S.search(word) is None
+
+
+@cache
+def kind_of(name: str) -> frozenset[str]:
+    """The names of all objects that this name may denote: "people" covers men, women and children."""
+    base = singular(name)
+    covered = {base, plural(base), name}
+    for names, members in _KINDS:
+        if base in names or name in names:
+            covered |= members
+    return frozenset(covered)
+
+
+@cache
+def may_be_confused(name: str, other: str) -> bool:
+    """Whether an object of the one name could be meant by the other."""
+    return name in kind_of(other) or other in kind_of(name)

@@ -1,0 +1,123 @@
+"""What the predicates of a scene graph say: which are spatial, which contradict each other, what boxes decide.
+
+Visual Genome's predicates are free text; each belongs to one family here or to none.
+"""
+
+from spatialthinker.geometry import Box
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "left": ("to the left of", "left of", "on the left of", "on left of"),
+    "right": ("to the right of", "right of", "on the right of", "on right of"),
+    "above": ("above", "over", "higher than"),
+    "below": ("below", "under", "beneath", "underneath"),
+    "front": ("in front of", "before"),
+    "behind": ("behind", "in back of", "at the back of"),
+    "on": ("on", "on top of", "sitting on", "standing on", "lying on", "laying on", "parked on", "mounted on"),
+    "inside": ("in", "inside", "within", "inside of"),
+}
+SPATIAL = {predicate: family for family, predicates in FAMILIES.items() for predicate in predicates}
+
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "front": "behind", "behind": "front"}
+
+SPOKEN = {family: predicates[0] for family, predicates in FAMILIES.items()} | {"inside": "inside"}
+"""The words in which an option states a family."""
+
+_COMPATIBLE: dict[str, frozenset[str]] = {
+    "above": frozenset({"on"}),
+    "on": frozenset({"above", "front", "inside"}),
+    "inside": frozenset({"on", "front", "behind"}),
+    "front": frozenset({"on", "inside"}),
+    "behind": frozenset({"inside"}),
+}
+"""Families that may be true together with another one, apart from what boxes decide."""
+
+# Predicates of bodily or mechanical contact; each group holds what may be true at the same time.
+REACH_GROUPS: tuple[tuple[str, ...], ...] = (
+    ("holding", "carrying", "using", "playing", "swinging", "pulling", "hitting", "playing with"),
+    ("riding", "sitting on", "on back of"),
+    ("eating", "drinking"),
+    ("standing on", "walking on", "parked on", "walking in"),
+    ("lying on", "laying on", "sleeping on"),
+    ("leaning on", "leaning against", "against"),
+    ("hanging from", "attached to", "mounted on"),
+    ("covering", "covered in"),
+    ("covered by",),
+    ("pushing",),
+)
+REACH = {predicate: group for group in REACH_GROUPS for predicate in group} | {"touching": ("touching",)}
+REACH_DISTRACTORS = ("holding", "riding", "eating", "standing on", "lying on", "leaning against", "hanging from")
+
+
+def box_families(subject: Box, target: Box) -> dict[str, bool]:
+    """For each of left, right, above, below whether the boxes show it (True) or rule it out (False).
+
+    Shown: the subject's box lies wholly on that side. Ruled out: neither its centre nor its near edge does. A family
+    that is missing is open.
+    """
+    (sx, sy), (tx, ty) = centre(subject), centre(target)
+    known: dict[str, bool] = {}
+    for family, apart, by_centre, by_edge in (
+        ("left", subject.x2 <= target.x1, sx < tx, subject.x1 < target.x1),
+        ("right", subject.x1 >= target.x2, sx > tx, subject.x2 > target.x2),
+        ("above", subject.y2 <= target.y1, sy < ty, subject.y1 < target.y1),
+        ("below", subject.y1 >= target.y2, sy > ty, subject.y2 > target.y2),
+    ):
+        if apart:
+            known[family] = True
+        elif not by_centre and not by_edge:
+            known[family] = False
+    return known
+
+
+def false_families(stated: set[str], subject: Box, target: Box) -> list[str]:
+    """Families that are safely untrue of a pair whose listed relations belong to `stated`."""
+    known = box_families(subject, target)
+    possible = set(stated).union(*(_COMPATIBLE.get(family, frozenset()) for family in stated))
+    opposites = {OPPOSITE[family] for family in stated if family in OPPOSITE}
+    result = []
+    for family in FAMILIES:
+        if family in possible:
+            continue
+        if family in ("left", "right", "above", "below"):
+            is_false = known.get(family) is False
+        else:
+            is_false = family in opposites or (
+                family in ("on", "inside") and bool(stated & {"front", "behind", "below"})
+            )
+            is_false = is_false or (family == "inside" and not _overlap(subject, target))
+        if is_false:
+            result.append(family)
+    return sorted(result, key=lambda family: family not in opposites)
+
+
+def centre(box: Box) -> tuple[float, float]:
+    """The middle of a box."""
+    return (box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2
+
+
+def gap_px(a: Box, b: Box) -> float:
+    """The shortest distance between two boxes, 0 where they touch or overlap."""
+    dx = max(a.x1 - b.x2, b.x1 - a.x2, 0.0)
+    dy = max(a.y1 - b.y2, b.y1 - a.y2, 0.0)
+    return (dx * dx + dy * dy) ** 0.5
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a.x1 < b.x2 and b.x1 < a.x2 and a.y1 < b.y2 and b.y1 < a.y2
+
+
+COLUMNS, ROWS = ("left", "center", "right"), ("top", "middle", "bottom")
+PLACES = tuple(
+    "center" if (row, column) == ("middle", "center") else f"{row} {column}" for row in ROWS for column in COLUMNS
+)
+
+
+def place_of(box: Box, width: int, height: int, margin: float = 0.0) -> str | None:
+    """The ninth of the image that holds a box's centre; None where it is nearer than `margin` (a share of the side)
+    to the border of two ninths."""
+    names = []
+    for position, bands in ((centre(box)[1] / height, ROWS), (centre(box)[0] / width, COLUMNS)):
+        if min(abs(position - 1 / 3), abs(position - 2 / 3)) < margin:
+            return None
+        names.append(bands[min(int(position * 3), 2)])
+    return "center" if names == ["middle", "center"] else " ".join(names)

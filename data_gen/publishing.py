@@ -1,0 +1,114 @@
+"""The stage that makes a data set: select, split, write, describe, and upload only where that was asked for."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_gen.card import write_card
+from data_gen.commands import check_repo, claim_output
+from data_gen.export import export_csv, export_parquet, save_dataset
+from data_gen.records import read_records, read_settings
+from data_gen.selection import Selection, select
+from data_gen.sources import open_source
+from data_gen.tables import format_tables, tables
+
+FOLDER = "hf_data"
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """Arguments of generate_hf_data; see there."""
+
+    input_file: Path
+    out: Path
+    source: str | None
+    target_samples: int | None
+    relation_percent: float
+    val_split: float
+    seed: int
+    repo: str | None
+    is_uploaded: bool
+    is_private: bool
+    is_saved: bool
+    is_overwritten: bool
+
+
+def publish(options: PublishOptions) -> Path:
+    """Write the data set's folder, its CSV copies and its card; return the folder."""
+    repo = check_repo(options.repo) if options.is_uploaded else None
+    folder = options.out / FOLDER
+    for path in (folder, *(options.out / f"data_{split}.csv" for split in ("train", "val"))):
+        claim_output(path, options.is_overwritten)
+    settings = read_settings(options.input_file)
+    selection = select(
+        read_records(options.input_file),
+        options.target_samples,
+        options.relation_percent,
+        options.val_split,
+        options.seed,
+    )
+    if not any(selection.splits.values()):
+        raise ValueError(f"--input_file {options.input_file} holds no row that could be exported")
+    source = open_source(_image_source(options, settings), settings.get("seed", 0)).check(needs_graph=False)
+    paths = export_parquet(selection.splits, source, folder)
+    export_csv(selection.splits, options.out)
+    summary = summarize(selection, options, settings)
+    (folder / "selection.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    write_card(folder / "README.md", selection, summary)
+    if options.is_saved:
+        save_dataset(paths, options.out / f"{FOLDER}_saved")
+    print_selection(selection, folder)
+    if repo is not None:
+        upload_folder(folder, repo, options.is_private)
+    return folder
+
+
+def _image_source(options: PublishOptions, settings: dict[str, Any]) -> str:
+    if options.source is not None:
+        return str(options.source)
+    if options.input_file.suffix == ".parquet":
+        return str(options.input_file)
+    if "source" in settings:
+        return settings["source"]
+    raise ValueError(f"--input_file {options.input_file} does not say where its images are; name it with --source")
+
+
+def summarize(selection: Selection, options: PublishOptions, settings: dict[str, Any]) -> dict[str, Any]:
+    """What was chosen and why, as JSON values."""
+    return {
+        "rows": {split: len(records) for split, records in selection.splits.items()},
+        "wanted": selection.allocation.wanted,
+        "taken": selection.allocation.taken,
+        "shortfalls": selection.allocation.shortfalls,
+        "left_out": dict(selection.left_out),
+        "seed": options.seed,
+        "generation": settings,
+    }
+
+
+def print_selection(selection: Selection, folder: Path) -> None:
+    """Print the numbers of a selection."""
+    print(format_tables(tables(record for records in selection.splits.values() for record in records)))  # noqa: T201
+    for split, records in selection.splits.items():
+        print(f"{split}: {len(records)} rows")  # noqa: T201
+    for name, number in selection.allocation.shortfalls.items():
+        print(f"{name}: {number} rows short of its quota, taken from the other categories")  # noqa: T201
+    for reason, number in selection.left_out.items():
+        print(f"left out {number}: {reason}")  # noqa: T201
+    print(f"data set: {folder}")  # noqa: T201
+
+
+def upload_folder(folder: Path, repo: str, is_private: bool) -> None:
+    """Upload a folder as a data set repository. Raises ValueError without a token."""
+    import os
+
+    from huggingface_hub import HfApi
+
+    token = os.environ.get("HF_TOKEN")
+    if not token:
+        raise ValueError(f"uploading to {repo} needs the environment variable HF_TOKEN; the data set is in {folder}")
+    api = HfApi(token=token)
+    api.create_repo(repo, repo_type="dataset", private=is_private, exist_ok=True)
+    api.upload_folder(repo_id=repo, repo_type="dataset", folder_path=str(folder))
+    print(f"uploaded to {repo} ({'private' if is_private else 'public'})")  # noqa: T201

@@ -1,0 +1,105 @@
+"""Stages that read records and leave some out: by their counts, by their rating. Nothing is edited."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_gen.checks import check_count
+from data_gen.draft import Draft
+from data_gen.journal import ACCEPTED, QUARANTINED, Journal, Line
+from data_gen.quotas import split_in_proportion
+from data_gen.records import Record, journal_of, read_records, read_settings, write_csv
+from data_gen.scenes import Scene
+from data_gen.selection import digest
+from spatialthinker.scene_graph import Relation, SceneObject
+
+
+def record_key(record: Record) -> str:
+    """The key of a record in the journal of a stage: an image may have several questions."""
+    return f"{record.image_id}/{digest(record, 0, 'key')[:10]}"
+
+
+def record_line(record: Record, index: int, status: str = ACCEPTED, **more: Any) -> Line:
+    """The journal's line of a record after a stage."""
+    return {"key": record_key(record), "index": index, "status": status, "record": record.as_dict(), **more}
+
+
+def write_stage(path: Path, lines: Iterable[Line], settings: Line, is_overwritten: bool) -> None:
+    """Write a stage's journal and, from it, its CSV."""
+    with Journal(journal_of(path), settings, is_overwritten) as journal:
+        for line in lines:
+            journal.add(line)
+    write_csv(read_records(path), path)
+
+
+def scene_of(record: Record) -> Scene:
+    """The whole graph of a record, or its reference scene where the file holds no more."""
+    graph = record.full_scene or record.scene
+    objects = tuple(SceneObject(item["id"], tuple(item["bbox"])) for item in graph["objects"])
+    relations = tuple(Relation(r["subject"], r["predicate"], r["object"]) for r in graph["relationships"])
+    return Scene(record.image_id, b"", record.width, record.height, objects, relations)
+
+
+def draft_of(record: Record) -> Draft:
+    """The record as a draft, its evidence the objects of its reference scene."""
+    return Draft(
+        category=record.category,
+        level=record.level,
+        question=record.question,
+        options=record.options,
+        answer_index=record.answer_index,
+        rating=record.rating,
+        evidence=tuple(item["id"] for item in record.scene["objects"]),
+        relations=tuple(Relation(r["subject"], r["predicate"], r["object"]) for r in record.scene["relationships"]),
+    )
+
+
+def count_fault(record: Record) -> str | None:
+    """Why a count question disagrees with its graph; None for any other record."""
+    return check_count(draft_of(record), scene_of(record)) if record.category == "count" else None
+
+
+def revise_counts(path: Path) -> Counter[str]:
+    """Quarantine the count questions of a file that disagree with their graphs; return the reasons.
+
+    The journal gets a line for each of them, and the CSV is written anew from it. A CSV without a journal is kept as
+    NAME.before_fix.csv.
+    """
+    records = list(read_records(path))
+    faults = {i: fault for i, record in enumerate(records) if (fault := count_fault(record))}
+    journal_path = journal_of(path)
+    if journal_path.is_file():
+        keys = [line["key"] for line in _accepted_lines(journal_path)]
+        with Journal(journal_path, read_settings(path)) as journal:
+            for i, fault in faults.items():
+                journal.add({"key": keys[i], "index": i, "status": QUARANTINED, "reason": fault})
+    else:
+        path.replace(path.with_name(f"{path.stem}.before_fix.csv"))
+        lines = (
+            record_line(record, i, QUARANTINED if i in faults else ACCEPTED, reason=faults.get(i))
+            for i, record in enumerate(records)
+        )
+        write_stage(path, lines, {"stage": "fix_count_questions"}, is_overwritten=False)
+    write_csv(read_records(path), path)
+    return Counter(faults.values())
+
+
+def _accepted_lines(path: Path) -> Iterator[Line]:
+    from data_gen.journal import newest_lines
+
+    return (line for line in newest_lines(path) if line["status"] == ACCEPTED)
+
+
+def best_rated(records: Sequence[Record], top_k: int, seed: int = 0) -> list[Record]:
+    """The top_k records by rating, each category with its share, in the order in which they came."""
+    available = Counter(record.category for record in records)
+    quota = split_in_proportion(min(top_k, len(records)), available)
+    ranked = sorted(records, key=lambda record: (-record.rating, digest(record, seed, "top")))
+    taken: Counter[str] = Counter()
+    kept: set[int] = set()
+    for record in ranked:
+        if taken[record.category] < quota.get(record.category, 0):
+            taken[record.category] += 1
+            kept.add(id(record))
+    return [record for record in records if id(record) in kept]

@@ -1,0 +1,320 @@
+"""From scenes to a folder that trains: quotas, splits, letters, columns, and every command of the command line."""
+
+import csv
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from data_gen.export import export_schema
+from data_gen.generate_data import main
+from data_gen.quotas import allocate, val_rows
+from data_gen.records import RAW_COLUMNS, Record, answer_index, journal_of, read_rating, read_records
+from data_gen.revision import best_rated
+from data_gen.selection import select
+from spatialthinker.response import section
+from spatialthinker.rewards import REWARDS, RewardInput, check_ground_truth
+from spatialthinker.schema import CATEGORIES, COLUMNS, VqaRow, read_parquet
+
+NUM_ROWS = 360
+
+
+def run(*arguments: str) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def gold_reply(row: VqaRow) -> str:
+    scene = section(row.answer_option_text, "scene")
+    return f"<observe>o</observe><scene>{scene}</scene><think>t</think><answer>{row.answer_option_text_only}</answer>"
+
+
+def gold_scores(rows: list[VqaRow]) -> list[float]:
+    for row in rows:
+        check_ground_truth(row.answer_option_text, row.problem)
+    inputs = [RewardInput(gold_reply(row), row.answer_option_text, row.problem) for row in rows]
+    return [score["overall"] for score in REWARDS["spatial_sgg"](inputs)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A finished data set of template questions."""
+    path = tmp_path_factory.mktemp("data_gen")
+    source = f"--source=synthetic:{NUM_ROWS}"
+    assert run("preprocess_data", "--provider=template", source, f"--out={path / 'train.csv'}") == 0
+    arguments = ("--save_to_disk=True", f"--out={path}", "--upload_to_hf=false")
+    assert run("generate_hf_data", f"--input_file={path / 'train.csv'}", *arguments) == 0
+    return path
+
+
+def test_every_row_earns_the_full_reward_with_its_own_answer(folder):
+    rows = read_parquet(folder / "hf_data/train-00000-of-00001.parquet")
+    rows += read_parquet(folder / "hf_data/val-00000-of-00001.parquet")
+    assert len(rows) == NUM_ROWS
+    assert gold_scores(rows) == pytest.approx([1.0] * NUM_ROWS)
+    assert {row.category for row in rows} == set(CATEGORIES)
+
+
+def test_columns_are_the_public_ones_and_provenance_after_them(folder):
+    schema = pq.read_schema(folder / "hf_data/train-00000-of-00001.parquet")
+    assert tuple(schema.names[:15]) == COLUMNS
+    assert schema.names[15:] == ["source", "provider", "model", "prompt_version", "seed"]
+    assert schema.equals(export_schema())
+    row = pq.read_table(folder / "hf_data/val-00000-of-00001.parquet").to_pylist()[0]
+    assert row["source"] == f"synthetic:{NUM_ROWS}" and row["model"] == "rules"
+
+
+def test_trainer_evaluation_and_datasets_read_the_folder(folder):
+    import datasets
+    from transformers import AutoProcessor
+
+    from evaluation.benchmarks import BENCHMARKS
+    from evaluation.samples import load_samples
+    from verl.dataset import RLHFDataset
+
+    processor = AutoProcessor.from_pretrained("configs/toy_model")
+    for locator in (f"{folder / 'hf_data'}@val", f"{folder / 'hf_data_saved'}@val"):
+        prompts = RLHFDataset(locator, processor, row_check=lambda p, g: check_ground_truth(g, p))
+        assert len(prompts) == len(pq.read_table(folder / "hf_data/val-00000-of-00001.parquet"))
+    for path in (folder / "hf_data", folder / "hf_data_saved/val"):
+        samples = load_samples("stvqa", BENCHMARKS["stvqa"], str(path), "val")
+        assert samples[0].ground_truth and samples[0].read_images()[0].size == (112, 112)
+    assert "images" in datasets.load_from_disk(str(folder / "hf_data_saved"))["train"].features
+
+
+def test_csvs_have_the_released_columns_and_the_journal_is_the_truth(folder):
+    with (folder / "train.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == RAW_COLUMNS and len(rows) == NUM_ROWS
+    from_journal = list(read_records(folder / "train.csv"))
+    copy = folder / "copy.csv"
+    copy.write_bytes((folder / "train.csv").read_bytes())
+    from_csv = list(read_records(copy))
+    assert [(r.question, r.options, r.answer_index, r.scene) for r in from_csv] == [
+        (r.question, r.options, r.answer_index, r.scene) for r in from_journal
+    ]
+
+
+def test_letters_are_balanced_and_images_keep_their_split(folder):
+    splits = {name: read_parquet(folder / f"hf_data/{name}-00000-of-00001.parquet") for name in ("train", "val")}
+    assert not {row.image_id for row in splits["train"]} & {row.image_id for row in splits["val"]}
+    for category in CATEGORIES:
+        letters = Counter(
+            row.answer_only for row in splits["train"] if row.category == category and len(row.options) == 4
+        )
+        counts = [letters[letter] for letter in "ABCD"] if letters else [0]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_a_half_of_the_rows_is_relation(folder):
+    counts = Counter(record.category for record in read_records(folder / "train.csv"))
+    assert counts["relation"] == NUM_ROWS / 2
+    assert all(abs(counts[name] - NUM_ROWS / 16) <= 1 for name in CATEGORIES[1:])
+
+
+def test_the_same_command_again_changes_nothing(folder):
+    before = journal_of(folder / "train.csv").read_bytes()
+    csv_before = (folder / "train.csv").read_bytes()
+    source = f"--source=synthetic:{NUM_ROWS}"
+    assert run("preprocess_data", "--provider=template", source, f"--out={folder / 'train.csv'}") == 0
+    assert journal_of(folder / "train.csv").read_bytes() == before
+    assert (folder / "train.csv").read_bytes() == csv_before
+
+
+def test_outputs_and_journals_of_other_settings_are_never_overwritten(folder, capsys, tmp_path):
+    out = f"--out={folder / 'train.csv'}"
+    assert run("preprocess_data", "--provider=template", "--source=synthetic:9", "--seed=1", out) == 2
+    message = capsys.readouterr().err
+    assert "source: 'synthetic:360' there, 'synthetic:9' now" in message and "--overwrite" in message
+    assert run("generate_hf_data", f"--input_file={folder / 'train.csv'}", f"--out={folder}") == 2
+    assert "exists" in capsys.readouterr().err
+    foreign = tmp_path / "other.csv"
+    foreign.write_text("a,b\n")
+    assert run("preprocess_data", "--provider=template", "--source=synthetic:9", f"--out={foreign}") == 2
+    assert "without a journal" in capsys.readouterr().err and foreign.read_text() == "a,b\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("generate_hf_data", "--upload_to_hf=maybe"), "--upload_to_hf 'maybe' is no boolean"),
+        (("generate_hf_data", "--upload_to_hf=true"), "needs --target_repo=OWNER/NAME"),
+        (("generate_hf_data", "--val_split=1.5"), "--val_split 1.5"),
+        (("generate_hf_data", "--input_file=nothing.csv"), "nothing.csv: no such file"),
+        (("preprocess_data", "--provider=anthropc"), "nearest is anthropic"),
+        (("preprocess_data", "--data_cap=-3"), "--data_cap -3"),
+        (("preprocess_data", "--source=synthetic:3", "--provider=template", "--resume=True"), "no journal"),
+        (("preprocess_data", "--source=missing.parquet", "--provider=template"), "no such file"),
+        (("data_review", "--dataset_name=."), "holds no train-*.parquet"),
+        (("print_data_stats", "--filename=pyproject.toml"), "no such file"),
+    ],
+)
+def test_mistakes_end_with_one_message_and_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_rows_are_quarantined_and_the_rest_is_kept(tmp_path, capsys):
+    from data_gen.sources import synthetic_row
+
+    good = synthetic_row(0, 0)
+    image = tmp_path / "good.png"
+    image.write_bytes(good["image"]["bytes"])
+    rows = [
+        good | {"image": "good.png"},
+        {"image_id": "b", "image": "good.png", "objects": []},
+        {"image_id": "c", "image": "none.png", "objects": [], "relationships": []},
+        {"image": "good.png", "objects": [], "relationships": []},
+        {
+            "image_id": "e",
+            "image": "good.png",
+            "objects": [{"id": "a", "bbox": [0, 0, 112, 112]}],
+            "relationships": [],
+        },
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "out.csv"
+    assert run("preprocess_data", "--provider=template", f"--source={tmp_path / 'rows.jsonl'}", f"--out={out}") == 0
+    lines = [json.loads(line) for line in journal_of(out).read_text().splitlines()[1:]]
+    assert [line["status"] for line in lines] == ["accepted", *["quarantined"] * 3, "accepted"]
+    assert [line.get("reason", "")[:20] for line in lines[1:4]] == [
+        "the row has no key '",
+        "its image file canno",
+        "row 3 has no image_i",
+    ]
+
+
+def test_allocation_follows_the_table():
+    many = dict.fromkeys(CATEGORIES, 10_000)
+    exact = allocate(many, 10_000, 50)
+    assert exact.taken["relation"] == 5000 and exact.taken["depth"] == 625
+    assert val_rows(exact.taken, 0.1)["relation"] == 500 and val_rows(exact.taken, 0.1)["depth"] == 62
+    assert sum(allocate(many, 1000, 33).taken.values()) == 1000
+    assert allocate(many, 1000, 33).taken["relation"] == 330
+    assert allocate(many, 100, 100).taken == {name: 100 * (name == "relation") for name in CATEGORIES}
+    assert set(val_rows(exact.taken, 0).values()) == {0}
+    for bad in (1, -0.1):
+        with pytest.raises(ValueError, match="val_split"):
+            val_rows(exact.taken, bad)
+
+
+def test_what_a_category_lacks_comes_from_the_others():
+    uniform = dict.fromkeys(CATEGORIES, 1333)
+    found = allocate(uniform, 10_000, 50)
+    assert sum(found.taken.values()) == 10_000
+    assert found.shortfalls == {"relation": 3667}
+    assert allocate(uniform, 20_000, 50).taken == uniform
+
+
+def record(index: int, category: str = "depth", rating: int = 5, image: str | None = None) -> Record:
+    scene = {"objects": [{"id": "a.1", "bbox": [0, 0, 1, 1]}], "relationships": []}
+    return Record(image or str(index), 9, 9, f"q{index}?", ("w", "x", "y", "z"), 0, category, "easy", rating, scene)
+
+
+def test_selection_depends_on_content_alone_and_keeps_everything_without_a_target():
+    records = [record(i, CATEGORIES[i % 9], 1 + i % 10) for i in range(200)]
+    shuffled = random.Random(0).sample(records, 200)
+    for target in (None, 90):
+        first, second = (select(r, target, 50, 0.1, 7).splits for r in (records, shuffled))
+        assert first == second
+        assert sum(map(len, first.values())) == (target or 200)
+    assert select(records, None, 50, 0.1, 8).splits != first
+
+
+def test_unknown_categories_and_repeated_questions_are_left_out_with_the_reason():
+    found = select([record(1), record(1), record(2, "Relation")], None, 50, 0, 0)
+    assert [r.image_id for r in found.splits["train"]] == ["1"] and found.splits["val"] == []
+    assert found.left_out == {"the same question on the same image": 1, "unknown category 'Relation'": 1}
+
+
+def test_questions_on_one_image_share_a_split():
+    records = [record(i, image=str(i // 4)) for i in range(80)]
+    splits = select(records, None, 50, 0.25, 0).splits
+    assert len(splits["val"]) == 20
+    assert not {r.image_id for r in splits["val"]} & {r.image_id for r in splits["train"]}
+
+
+def test_the_best_rated_keep_the_shares_of_their_categories():
+    records = [record(i, "relation", 9) for i in range(5)] + [record(10 + i, "depth", i + 1) for i in range(5)]
+    kept = best_rated(records, 4)
+    assert Counter(r.category for r in kept) == {"relation": 2, "depth": 2}
+    assert [r.rating for r in kept if r.category == "depth"] == [4, 5]
+
+
+def test_answers_and_ratings_as_models_write_them():
+    options = ["on", "under", "A"]
+    assert [answer_index(text, options) for text in ("B", "(B)", "B.", "(B) under", "Under", "A")] == [
+        1,
+        1,
+        1,
+        1,
+        1,
+        0,
+    ]
+    for bad in ("D", "", "(A) under", "AB", "1"):
+        with pytest.raises(ValueError, match="names none"):
+            answer_index(bad, options)
+    assert [read_rating(x) for x in (8, "8", "8/10", "7.5")] == [8, 8, 8, 7]
+    for bad in ("11", "0", "good", None):
+        with pytest.raises(ValueError, match="rating"):
+            read_rating(bad)
+
+
+def test_count_questions_that_disagree_are_left_out_and_nothing_is_edited(tmp_path):
+    out = tmp_path / "train.csv"
+    assert run("preprocess_data", "--provider=template", "--source=synthetic:90", f"--out={out}") == 0
+    before = list(read_records(out))
+    journal = journal_of(out)
+    lines = journal.read_text().splitlines()
+    index = next(i for i, line in enumerate(lines) if '"category": "count"' in line)
+    line = json.loads(lines[index])
+    line["record"]["answer_index"] = (line["record"]["answer_index"] + 1) % 4
+    lines[index] = json.dumps(line)
+    journal.write_text("\n".join(lines) + "\n")
+    assert run("fix_count_questions", f"--file={out}") == 0
+    after = list(read_records(out))
+    assert len(after) == 89 and all(r in before for r in after)
+    assert len(journal.read_text().splitlines()) == len(lines) + 1
+    journal.unlink()
+    assert run("fix_count_questions", f"--file={out}") == 0
+    assert len(list(read_records(out))) == 89 and out.with_name("train.before_fix.csv").is_file()
+
+
+def test_commands_on_a_finished_data_set(folder, tmp_path, capsys):
+    review = tmp_path / "review.csv"
+    assert run("data_review", f"--dataset_name={folder / 'hf_data'}", f"--out={review}") == 0
+    with review.open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == NUM_ROWS
+    assert run("easy_hard_split", f"--dataset_name={folder / 'hf_data'}", f"--out={tmp_path}") == 0
+    old_val = {r.image_id for r in read_parquet(folder / "hf_data/val-00000-of-00001.parquet")}
+    for group, levels in (("easy", {"easy"}), ("hard", {"medium", "hard"})):
+        rows = read_parquet(tmp_path / f"hf_data_{group}/val-00000-of-00001.parquet")
+        assert {row.image_id for row in rows} <= old_val and {row.level for row in rows} <= levels
+    kept = tmp_path / "best.csv"
+    assert run("filter_by_rating", f"--input_file={folder / 'train.csv'}", f"--output_file={kept}", "--top_k=40") == 0
+    assert len(list(read_records(kept))) == 40
+    assert run("print_data_stats", f"--filename={kept}") == 0
+    assert "40 rows" in capsys.readouterr().out
+    card = (folder / "hf_data/README.md").read_text()
+    assert "| relation | 180 | 50.0 % |" in card and "path: val-*.parquet" in card
+
+
+@pytest.mark.nightly
+def test_ten_thousand_rows_in_thirty_seconds_at_the_same_time_per_row(tmp_path):
+    seconds = {}
+    for number in (1_000, 10_000):
+        out = tmp_path / str(number)
+        start = time.process_time()
+        assert run("preprocess_data", "--provider=template", f"--source=synthetic:{number}", f"--out={out}/t.csv") == 0
+        assert run("generate_hf_data", f"--input_file={out}/t.csv", f"--out={out}") == 0
+        seconds[number] = time.process_time() - start
+    rows = read_parquet(out / "hf_data/train-00000-of-00001.parquet")
+    rows += read_parquet(out / "hf_data/val-00000-of-00001.parquet")
+    print(seconds)
+    assert len(rows) == 10_000 and min(gold_scores(rows)) == pytest.approx(1.0)
+    assert seconds[10_000] < 30
+    assert seconds[10_000] / 10 < 1.1 * seconds[1_000]

@@ -1,0 +1,247 @@
+"""Scene graphs as sources write them, the rules that ask about them, and the checks that judge a question."""
+
+import io
+import random
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from data_gen.checks import find_faults
+from data_gen.draft import Draft, strip_letters
+from data_gen.naming import is_plural, kind_of, may_be_confused, plural, singular
+from data_gen.predicates import false_families, place_of
+from data_gen.quotas import Steering
+from data_gen.scenes import Scene, SceneFault, read_scene
+from data_gen.sources import open_source, synthetic_row
+from data_gen.stages import propose
+from data_gen.templates import TEMPLATES
+from spatialthinker.geometry import Box
+from spatialthinker.scene_graph import Relation, SceneObject
+from spatialthinker.schema import CATEGORIES
+
+
+def encode(mode: str = "RGB", size: tuple[int, int] = (100, 80), kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def row(objects: list, relationships: list | str = "[]", image: object = None) -> dict:
+    data = encode() if image is None else image
+    return {"image_id": 7, "image": {"bytes": data}, "objects": objects, "relationships": relationships}
+
+
+def make_scene(boxes: dict[str, tuple], relations: tuple = ()) -> Scene:
+    objects = tuple(SceneObject(name, box) for name, box in boxes.items())
+    return Scene("1", b"", 100, 80, objects, tuple(Relation(*r) for r in relations))
+
+
+def make_draft(category: str, question: str, options: tuple, answer: int, evidence: tuple, relations=()) -> Draft:
+    return Draft(category, "easy", question, options, answer, 5, evidence, tuple(Relation(*r) for r in relations))
+
+
+def test_ids_get_the_form_that_the_reward_reads():
+    scene = read_scene(
+        row(
+            [
+                {"id": "Traffic light.1", "bbox": [0, 0, 10, 10]},
+                {"id": "dog", "bbox": [20, 0, 30, 10]},
+                {"id": "dog.1", "bbox": [40, 0, 50, 10]},
+                {"id": "t-shirt.3", "bbox": [60, 0, 70, 10]},
+            ],
+            [{"subject": "dog", "predicate": " Near ", "object": "Traffic light.1"}],
+        )
+    )
+    assert [item.id for item in scene.objects] == ["traffic_light.1", "dog.2", "dog.1", "t_shirt.3"]
+    assert scene.relations == (Relation("dog.2", "near", "traffic_light.1"),)
+    assert scene.image_id == "7"
+
+
+def test_boxes_end_at_the_border_and_objects_outside_are_left_out():
+    scene = read_scene(
+        row(
+            [
+                {"id": "car.1", "bbox": [-20, 10, 130, 200]},
+                {"id": "bus.1", "bbox": [100, 0, 150, 50]},
+                {"id": "van.1", "bbox": [10, 10, 10, 30]},
+                {"id": "cab.1", "bbox": [1, 2, float("nan"), 4]},
+                {"id": "cat.1"},
+            ]
+        )
+    )
+    assert scene.objects == (SceneObject("car.1", (0, 10, 100, 80)),)
+    assert len(scene.notes) == 4 and "'bus.1'" in scene.notes[0]
+
+
+def test_a_repeated_id_is_numbered_anew_and_its_relations_are_left_out():
+    objects = [
+        {"id": "man.1", "bbox": [0, 0, 10, 10]},
+        {"id": "man.1", "bbox": [0, 0, 10, 10]},
+        {"id": "man.1", "bbox": [50, 0, 60, 10]},
+        {"id": "hat.1", "bbox": [0, 0, 5, 5]},
+    ]
+    scene = read_scene(row(objects, [{"subject": "man.1", "predicate": "holding", "object": "hat.1"}]))
+    assert [item.id for item in scene.objects] == ["man.1", "man.2", "hat.1"]
+    assert scene.relations == ()
+    assert any("stands twice" in note for note in scene.notes)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"objects": None}, "no object"),
+        ({"objects": "[{"}, "objects is no JSON"),
+        ({"objects": {}}, "must be a list"),
+        ({"image": {"bytes": b"broken"}}, "cannot be decoded"),
+        ({"image": {"bytes": encode(kind="JPEG")[:-300]}}, "cannot be decoded"),
+        ({"image": None}, "no image"),
+        ({"image": "no/such/file.jpg"}, "cannot be read"),
+        ({"image_id": None}, "no image_id"),
+    ],
+)
+def test_rows_that_cannot_be_used_say_why(change, reason):
+    with pytest.raises(SceneFault, match=reason):
+        read_scene(row([{"id": "a.1", "bbox": [0, 0, 9, 9]}]) | change)
+
+
+def test_a_missing_key_is_named():
+    bad = row([])
+    del bad["relationships"], bad["objects"]
+    with pytest.raises(SceneFault, match="'objects'"):
+        read_scene(bad)
+
+
+@pytest.mark.parametrize("mode, kind", [("L", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"), ("CMYK", "JPEG"), ("1", "PNG")])
+def test_every_kind_of_image_is_passed_on_as_it_is(mode, kind):
+    data = encode(mode, kind=kind)
+    scene = read_scene(row([{"id": "a.1", "bbox": [0, 0, 9, 9]}], image=data))
+    assert (scene.image, scene.width, scene.height) == (data, 100, 80)
+
+
+def test_an_image_turned_by_exif_has_the_size_in_which_it_is_seen():
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (100, 80)).save(buffer, "JPEG", exif=exif)
+    scene = read_scene(row([{"id": "a.1", "bbox": [0, 0, 9, 9]}], image=buffer.getvalue()))
+    assert (scene.width, scene.height) == (80, 100)
+
+
+def test_a_source_without_images_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"image_id": "1", "objects": [], "relationships": []}\n')
+    with pytest.raises(ValueError, match="no column image or images"):
+        open_source(str(path)).check()
+    with pytest.raises(ValueError, match="no such file"):
+        open_source(str(tmp_path / "rows.parquet"))
+    with pytest.raises(ValueError, match="synthetic:N"):
+        open_source("synthetic:x")
+
+
+def test_names_and_their_kinds():
+    assert [plural(x) for x in ("man", "bus", "lady", "traffic light", "sheep", "people")] == [
+        *("men", "buses", "ladies", "traffic lights", "sheep", "people")
+    ]
+    assert [singular(x) for x in ("men", "buses", "ladies", "glasses", "bus", "grass")] == [
+        *("man", "bus", "lady", "glasses", "bus", "grass")
+    ]
+    assert is_plural("people") and is_plural("plates") and not is_plural("bus") and not is_plural("sheep")
+    assert {"man", "woman", "boy"} <= kind_of("people") and "woman" not in kind_of("men")
+    assert may_be_confused("person", "woman") and not may_be_confused("man", "woman")
+
+
+def test_synonyms_make_a_name_ambiguous():
+    boxes = {"man.1": (0, 0, 9, 9), "person.1": (20, 0, 29, 9), "dog.1": (40, 0, 49, 9), "dog.2": (60, 0, 69, 9)}
+    assert make_scene(boxes | {"cat.1": (0, 40, 9, 49)}).unique_names == {"cat"}
+
+
+def test_options_that_may_be_true_are_never_called_false():
+    left, right = Box(0, 0, 10, 10), Box(50, 0, 60, 10)
+    assert "left" not in false_families({"front"}, left, right) and "right" in false_families({"front"}, left, right)
+    assert "above" not in false_families({"on"}, left, right)
+    assert false_families({"behind"}, left, right)[0] == "front"
+    assert place_of(left, 100, 80) == "top left" and place_of(Box(31, 0, 35, 10), 100, 80, 0.04) is None
+
+
+def test_every_template_passes_the_checks_and_all_categories_appear():
+    seen = set()
+    for index in range(60):
+        scene = read_scene(synthetic_row(3, index))
+        for category, template in TEMPLATES.items():
+            for draft in template(scene, random.Random(index)):
+                assert find_faults(draft, scene) == []
+                assert find_faults(replace(draft, evidence=("ghost.1",)), scene)
+                seen.add(draft.category)
+                assert draft.category == category
+    assert seen == set(CATEGORIES)
+
+
+def test_the_same_seed_asks_the_same_question():
+    scene = read_scene(synthetic_row(0, 5))
+    assert propose(scene, Steering(50), 1) == propose(scene, Steering(50), 1)
+
+
+SCENE = make_scene(
+    {
+        "plate.1": (0, 40, 10, 50),
+        "plate.2": (20, 40, 30, 50),
+        "plate.3": (40, 40, 50, 50),
+        "table.1": (0, 30, 60, 80),
+        "man.1": (70, 0, 80, 20),
+        "woman.1": (85, 0, 95, 20),
+        "cat.1": (62, 60, 72, 70),
+    },
+    (("plate.1", "on", "table.1"), ("man.1", "behind", "table.1")),
+)
+PLATES = ("plate.1", "plate.2", "plate.3")
+SCENE_ON = (("plate.1", "on", "table.1"),)
+
+
+@pytest.mark.parametrize(
+    "draft, fault",
+    [
+        (make_draft("count", "How many plates are on the table?", ("2", "3", "4"), 1, PLATES), None),
+        (make_draft("count", "How many plates are on the table?", ("2", "3", "4"), 2, PLATES), "the graph has 3"),
+        (make_draft("count", "How many plates are there?", ("two", "three"), 1, PLATES), None),
+        (make_draft("count", "How many people are there?", ("2", "1"), 0, ("man.1", "woman.1")), None),
+        (make_draft("count", "How many people are there?", ("2", "1"), 1, ("man.1",)), "the graph has 2"),
+        (make_draft("count", "How many plates are there?", ("few", "3"), 1, PLATES), "whole numbers"),
+        (make_draft("count", "How many plates are there?", ("2", "3"), 1, PLATES[:2]), "names 2 of the 3"),
+        (make_draft("size", "How big is it?", ("larger", "smaller"), 0, ("table.1", "cat.1")), None),
+        (make_draft("size", "How big is it?", ("larger", "smaller"), 1, ("table.1", "cat.1")), "contradicts"),
+        (make_draft("size", "Which is larger?", ("the table", "the cat"), 0, ("cat.1", "table.1")), None),
+        (make_draft("size", "How tall is the man?", ("taller", "shorter"), 0, ("man.1", "cat.1")), None),
+        (make_draft("size", "How big is it?", ("red", "blue"), 0, ("man.1", "cat.1")), "no comparative"),
+        (make_draft("distance", "Nearer?", ("woman", "cat"), 0, ("man.1", "woman.1", "cat.1")), None),
+        (make_draft("distance", "Nearer?", ("woman", "cat"), 1, ("man.1", "woman.1", "cat.1")), "do not show"),
+        (make_draft("instance_location", "Where?", ("bottom right", "top left"), 0, ("cat.1",)), None),
+        (make_draft("instance_location", "Where?", ("bottom right", "top left"), 1, ("cat.1",)), "contradicts"),
+        (make_draft("instance_location", "Where?", ("right", "bottom right"), 0, ("cat.1",)), "true as well"),
+        (make_draft("instance_location", "Where?", ("left", "right"), 0, ("plate.1",)), "name of its own"),
+        (make_draft("existence", "Is it?", ("yes", "maybe"), 0, ("cat.1",)), "yes and no"),
+        (make_draft("relation", "Where?", ("on", "under"), 0, ("plate.1", "table.1")), "listed relation"),
+        (
+            make_draft(
+                "relation", "Where?", ("on", "under"), 0, ("plate.1", "table.1"), [("plate.1", "on", "table.1")]
+            ),
+            None,
+        ),
+        (
+            make_draft("relation", "Where?", ("on", "under"), 0, ("plate.1", "cat.1"), [("plate.1", "on", "cat.1")]),
+            "not in the graph",
+        ),
+        (make_draft("depth", "Nearer to the camera?", ("man", "dog"), 1, ("man.1", "cat.1")), "names 0"),
+        (make_draft("Count", "How many?", ("1", "2"), 0, PLATES), "category 'Count'"),
+        (make_draft("depth", "Is man.1 nearer?", ("man", "cat"), 0, ("man.1", "cat.1")), "names the id"),
+        (make_draft("depth", "Nearer?", ("man", "Man"), 0, ("man.1", "cat.1")), "are the same"),
+        (make_draft("depth", "Nearer?", ("man", "cat"), 3, ("man.1", "cat.1")), "not one of the 2"),
+    ],
+)
+def test_checks(draft, fault):
+    faults = find_faults(draft, SCENE)
+    assert (faults == []) if fault is None else any(fault in found for found in faults), faults
+
+
+def test_letters_leave_options_only_together():
+    assert strip_letters(["(a) on", "B) under", "C. in"]) == ["on", "under", "in"]
+    assert strip_letters(["A. on", "under"]) == ["A. on", "under"]

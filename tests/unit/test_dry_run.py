@@ -1,0 +1,72 @@
+"""A dry run says what a run would do and starts none of it."""
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from spatialthinker.rewards import REWARDS, RewardInput
+from spatialthinker.rewards.gold import gold_response
+from spatialthinker.synthetic import generate
+from verl.config_loading import load_config
+from verl.trainer import main as program
+from verl.trainer.dry_run import describe_batch, describe_steps
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_dry_run_prints_everything_and_exits_with_0(tmp_path, capsys, monkeypatch):
+    def no_ray(*_):
+        raise AssertionError("a dry run starts nothing")
+
+    monkeypatch.setattr(program, "start_ray", no_ray)
+    monkeypatch.chdir(ROOT)
+    rows = [vars(row) | {"images": {"bytes": row.images, "path": None}} for _, row in generate(40, seed=1)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    arguments = ["config=configs/toy_cpu.yaml", "trainer.dry_run=true", f"data.train_files={tmp_path}/rows.parquet"]
+    arguments += [f"data.val_files={tmp_path}/rows.parquet", f"trainer.save_checkpoint_path={tmp_path}/run"]
+    assert program.main(arguments) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        '"rollout_batch_size": 32',
+        "36 of 32 prompts each; 40 prompts make 1 steps an epoch, so these are 36.0 epochs",
+        "32 prompts x 8 responses = 256 responses a step",
+        "16 prompts for each of 2 ranks",
+        "Memory, estimated",
+        "log-probs",
+        "This machine has",
+    ):
+        assert words in printed
+    assert printed.count("Reward of the ground truth: overall 1.000") == 3
+    assert printed.count("16 of them for 1 images") == 3
+    assert rows[0]["question_only"] in printed and "<|im_start|>" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_and_passes_by_hand():
+    config = load_config(["trainer.val_freq=10", "trainer.save_freq=-1"])
+    steps = describe_steps(config, 6895, 75)
+    assert "6895 prompts make 13 steps an epoch, so these are 5.8 epochs" in steps[0]
+    assert steps[1] == "Validations: 9; checkpoints: 1"  # 10, 20, ..., 70, 75 and before the first
+    # A full group has 6144 + 8 x 2048 = 22528 tokens: one fits into 4 x 8192 and five into 16 x 8192.
+    lines = describe_batch(config)
+    assert "4 a step, each of 128 prompts = 1024 responses; 32 prompts for each of 4 ranks" in lines[1]
+    assert "at full length 32 passes" in lines[2] and "at full length 26 passes" in lines[3]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_the_gold_response_of_every_reward_earns_all(name):
+    truth = '<scene>{"objects": [{"id": "a.1", "bbox": [0, 0, 5, 5]}], "relationships": []}</scene>\n'
+    truth += "<answer>(B) left</answer>"
+    problem = "<image>Image size: (10 x 10)"
+    for ground_truth in (truth, "(B) left") if name in ("r1v", "math") else (truth,):
+        expected = "(B) left" if name == "math" else ground_truth
+        (score,) = REWARDS[name]([RewardInput(gold_response(name, ground_truth), expected, problem)])
+        assert score["overall"] == pytest.approx(1.0)
+
+
+def test_gpus_that_are_not_there_are_named(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config(["trainer.device=cuda", "trainer.n_gpus_per_node=64", "worker.actor.global_batch_size=128"])
+    with pytest.raises(program.ConfigError, match=r"trainer.n_gpus_per_node = 64: this machine has \d GPUs"):
+        program.choose_device(config)

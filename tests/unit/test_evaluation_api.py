@@ -1,0 +1,182 @@
+"""Questions over the official clients against a local server: faults, speed, resume, batches, bad input."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from evaluation import evals
+from spatialthinker import model_api
+from spatialthinker.model_api import ApiRequest, RequestFault, encode_image
+from spatialthinker.prices import Price, Usage, cost_usd, find_price
+from spatialthinker.schema import parquet_path, write_parquet
+from spatialthinker.synthetic import generate
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_parquet([row for _, row in generate(320, seed=3, split="val")], parquet_path(folder, "val"))
+    return folder
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """Starts the stand-in with the given options; returns its address and the file of answered requests."""
+    processes = []
+    for key in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(key, "test")
+
+    def start(**options):
+        calls = tmp_path / "calls.txt"
+        command = [sys.executable, "tests/mock_api.py", "--calls", str(calls)]
+        command += [text for key, value in options.items() for text in (f"--{key}", str(value))]
+        processes.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        return processes[-1].stdout.readline().strip(), calls
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+def arguments(data_dir, out_dir, address, *more, provider="openai"):
+    base = f"{address}/v1" if provider == "openai" else address
+    model = {"openai": "gpt-4o", "anthropic": "claude-sonnet-4-5"}[provider]
+    given = ["--dataset", "stvqa", "--template", "reasoning", "--data_path", str(data_dir), "--model_path", model]
+    given += ["--provider", provider, "--base_url", base, "--output_dir", str(out_dir), "--custom_filename", "run"]
+    return [*given, *more]
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_faults_are_waited_out_and_nothing_is_asked_again_after_an_answer(data_dir, tmp_path, serve, provider):
+    address, calls = serve(faults=0.2, timeout_s=0.2)
+    given = arguments(data_dir, tmp_path, address, "--num_samples", "60", provider=provider)
+    assert evals.main(given) == 0
+    records = read(tmp_path / "run.json")
+    assert len(records) == 60 and all(record["status"] == "ok" for record in records)
+    assert max(Counter(calls.read_text().split()).values()) == 1
+    assert read(tmp_path / "run.summary.json")["cost_usd"] > 0
+
+
+@pytest.mark.e2e
+def test_a_second_of_latency_is_shared_by_all_that_are_under_way(data_dir, tmp_path, serve):
+    address, _ = serve(latency_s=1)
+    start = time.monotonic()
+    assert evals.main(arguments(data_dir, tmp_path, address, "--concurrency", "32")) == 0
+    assert len(read(tmp_path / "run.json")) == 320
+    assert time.monotonic() - start < 60  # 320 s one by one; 13 s on two busy cores
+
+
+def test_a_killed_run_loses_at_most_what_was_under_way(data_dir, tmp_path, serve):
+    address, calls = serve(latency_s=0.3)
+    given = arguments(data_dir, tmp_path, address, "--num_samples", "80", "--concurrency", "8")
+    process = subprocess.Popen([sys.executable, "evaluation/evals.py", *given], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not calls.exists() or len(calls.read_text().split()) < 24:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert evals.main([*given, "--resume"]) == 0
+    asked = Counter(calls.read_text().split())
+    assert len(read(tmp_path / "run.json")) == 80
+    assert sum(asked.values()) - 80 <= 8
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_batch_is_submitted_once_and_collected_by_the_same_command(data_dir, tmp_path, serve, provider, capsys):
+    address, _ = serve()
+    given = arguments(data_dir, tmp_path, address, "--num_samples", "5", "--batch_api", provider=provider)
+    assert evals.main(given) == 0 and "submitted" in capsys.readouterr().out
+    assert not (tmp_path / "run.json").exists()
+    for _ in range(3):
+        assert evals.main(given) == 0
+        if (tmp_path / "run.json").exists():
+            break
+    assert len(read(tmp_path / "run.json")) == 5
+
+
+def test_a_wrong_key_ends_with_the_providers_message(data_dir, tmp_path, serve, monkeypatch, capsys):
+    address, _ = serve()
+    monkeypatch.setenv("OPENAI_API_KEY", "bad-key")
+    assert evals.main(arguments(data_dir, tmp_path, address, "--num_samples", "5")) == 2
+    assert "401" in capsys.readouterr().err
+
+
+def test_a_missing_key_names_its_variable(data_dir, tmp_path, monkeypatch, capsys):
+    for key in model_api.OpenAiApi.KEYS:
+        monkeypatch.delenv(key, raising=False)
+    given = arguments(data_dir, tmp_path, "http://x")
+    given.remove("--base_url")
+    given.remove("http://x/v1")
+    assert evals.main(given) == 2
+    assert "OPENAI_API_KEY" in capsys.readouterr().err
+
+
+def test_errors_of_one_kind_end_the_run(data_dir, tmp_path, serve, monkeypatch, capsys):
+    address, _ = serve(faults=1.0, timeout_s=0.05)
+    monkeypatch.setattr(model_api, "MAX_TRIES", 1)
+    assert evals.main(arguments(data_dir, tmp_path, address, "--num_samples", "60")) == 2
+    error = capsys.readouterr().err
+    assert "errors of one kind in a row" in error and "--resume" in error
+
+
+def picture(mode="RGB", size=(40, 30), form="PNG", orientation=None):
+    import io
+
+    from PIL import Image
+
+    image, buffer = Image.new(mode, size), io.BytesIO()
+    exif = image.getexif()
+    if orientation:
+        exif[0x0112] = orientation
+    image.save(buffer, form, exif=exif)
+    return buffer.getvalue()
+
+
+def decoded(encoded):
+    import base64
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(base64.b64decode(encoded)))
+
+
+def test_images_are_sent_as_they_are_or_upright_and_smaller():
+    import base64
+
+    plain = picture()
+    assert encode_image(plain, 10**6, 8000) == ("image/png", base64.b64encode(plain).decode())
+    kind, data = encode_image(picture(form="JPEG", orientation=6), 10**6, 8000)
+    assert kind == "image/png" and decoded(data).size == (30, 40)
+    assert decoded(encode_image(picture("CMYK", form="JPEG"), 10**6, 8000)[1]).mode == "RGB"
+    assert decoded(encode_image(picture(size=(4000, 1000)), 10**6, 2000)[1]).size == (2000, 500)
+    assert len(base64.b64decode(encode_image(picture(size=(3000, 3000)), 2000, 8000)[1])) <= 2000
+    with pytest.raises(RequestFault, match="cannot be decoded"):
+        encode_image(b"no image", 10**6, 8000)
+
+
+def test_models_that_fix_their_temperature_are_not_sent_one(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "test")
+    request = ApiRequest("hello")
+    assert "temperature" not in model_api.OpenAiApi("gpt-5-mini").body(request)
+    assert model_api.OpenAiApi("gpt-4o").body(request)["temperature"] == 0.0
+
+
+def test_prices_by_hand():
+    assert find_price("gpt-4o-2024-11-20") == Price(2.5, 10.0, 1.25, 2.5) and find_price("mystery") is None
+    usage = Usage(input=1_000_000, output=100_000, cache_read=2_000_000)
+    price = find_price("claude-sonnet-4-5")
+    assert price is not None
+    assert cost_usd(usage, price) == pytest.approx(3.0 + 1.5 + 0.6)
+    assert cost_usd(usage, price, is_batch=True) == pytest.approx(2.55)

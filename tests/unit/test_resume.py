@@ -1,0 +1,175 @@
+"""A run that ended anywhere goes on as if it had not; real loop, ranks, updates and checkpoints, recorded rollouts."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests.e2e.training import learned, metrics
+from tests.forked_run import finish, fork, kill_at, make_config, make_inputs, run
+from verl import checkpoint
+
+KILLS = {
+    "while sampling at the epoch's end": ("generate", 3),  # a validation samples too
+    "in the middle of an epoch's update": ("update_actor", 2),
+    "while a checkpoint is written": ("save_fault", 2),
+}
+EVERY_STEP = [1, 2, 3, 4, 5]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    make_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(inputs):
+    folders = {}
+
+    def find(ranks: int):
+        if ranks not in folders:
+            folders[ranks] = inputs / f"unbroken_{ranks}"
+            assert run(make_config(inputs, folders[ranks], f"trainer.n_gpus_per_node={ranks}")) == 0
+        return steps(folders[ranks])
+
+    return find
+
+
+def steps(folder):
+    return {step: learned(row) for step, row in metrics(folder).items()}
+
+
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.nightly), 2])
+def test_a_killed_run_repeats_the_unbroken_one(inputs, unbroken, tmp_path, ranks):
+    """kill -9 at three points, one after the other: afterwards every step's metrics are the same bit for bit."""
+    config = make_config(inputs, tmp_path / "run", f"trainer.n_gpus_per_node={ranks}")
+    for point in KILLS.values():
+        assert run(config, kill_at(*point)) == -signal.SIGKILL
+    assert run(config) == 0
+    assert sorted(steps(tmp_path / "run")) == EVERY_STEP
+    assert steps(tmp_path / "run") == unbroken(ranks)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_killed_at_random_moments_repeats_the_unbroken_one(inputs, unbroken, tmp_path, ranks):
+    config = make_config(inputs, tmp_path / "run", f"trainer.n_gpus_per_node={ranks}")
+    moments = random.Random(ranks)
+    for _ in range(12):
+        process = fork(config)
+        time.sleep(moments.uniform(0.5, 6))
+        finish(process, 0)
+    assert run(config) == 0
+    assert steps(tmp_path / "run") == unbroken(ranks)
+
+
+def test_two_ranks_become_one(inputs, unbroken, tmp_path):
+    assert run(make_config(inputs, tmp_path / "run"), kill_at("update_actor", 4)) == -signal.SIGKILL
+    assert run(make_config(inputs, tmp_path / "run", "trainer.n_gpus_per_node=1")) == 0
+    actual, expected = steps(tmp_path / "run"), unbroken(2)
+    for step in EVERY_STEP:
+        assert actual[step] == pytest.approx(expected[step], rel=1e-5, abs=1e-5), step
+    assert actual[4] != expected[4]  # sums in another order
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
+def test_an_interrupted_run_saves_and_goes_on(inputs, unbroken, tmp_path, signum):
+    config = make_config(inputs, tmp_path / "run", "trainer.n_gpus_per_node=1", "trainer.save_freq=-1")
+
+    def interrupt(method: str, times: int) -> None:
+        if (method, times) == ("compute_ref_log_probs" if signum == signal.SIGINT else "update_actor", 3):
+            os.kill(os.getpid(), signum)
+
+    assert run(config, interrupt) == 128 + signum
+    saved = 2 if signum == signal.SIGINT else 3  # an update that has begun is finished first
+    assert checkpoint.find_latest(tmp_path / "run").name == f"global_step_{saved}"
+    assert run(config) == 0
+    assert steps(tmp_path / "run") == unbroken(1)
+
+
+def test_a_reward_that_raises_leaves_all_that_was_trained(inputs, unbroken, tmp_path):
+    config = make_config(inputs, tmp_path / "run", "trainer.n_gpus_per_node=1", "trainer.save_freq=-1")
+    assert run(config, fails_at=4) == 2  # in step 3: a validation is scored too
+    assert (tmp_path / "run.log").read_text().count("ZeroDivisionError: no score today") == 1
+    assert run(config) == 0
+    assert steps(tmp_path / "run") == unbroken(1)
+
+
+def fill_disk(at: int, until: int):
+    """From one save to another no rank can write a file of more than 100 kB, as if the disk was full."""
+
+    def on_call(method: str, times: int) -> None:
+        if method == "save" and times in (at, until):
+            limit = 100_000 if times == at else resource.RLIM_INFINITY
+            for rank in psutil.Process().children():
+                resource.prlimit(rank.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    return on_call
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on(inputs, unbroken, tmp_path):
+    config = make_config(inputs, tmp_path / "run", "trainer.on_save_error=continue")
+    assert run(config, fill_disk(2, 4)) == 0
+    output = (tmp_path / "run.log").read_text()
+    assert "Warning: the checkpoint of step 2 could not be written (" in output and "GiB free)" in output
+    assert f"the newest whole checkpoint is {tmp_path / 'run' / 'global_step_1'}; going on" in output
+    rows = steps(tmp_path / "run")
+    assert rows[5].pop("checkpoint/failed_saves") == 2
+    assert rows[5] == {key: value for key, value in unbroken(2)[5].items() if key != "checkpoint/failed_saves"}
+    assert checkpoint.find_latest(tmp_path / "run").name == "global_step_5"
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+@pytest.mark.nightly
+def test_a_full_disk_stops_the_run_and_the_checkpoint_before_is_whole(inputs, unbroken, tmp_path):
+    config = make_config(inputs, tmp_path / "run", "trainer.n_gpus_per_node=1")
+    assert run(config, fill_disk(2, 9)) == 2
+    message = (tmp_path / "run.log").read_text()
+    assert "could not be written" in message and "trainer.on_save_error=continue" in message
+    assert checkpoint.find_latest(tmp_path / "run").name == "global_step_1"
+    assert run(config) == 0
+    assert steps(tmp_path / "run") == unbroken(1)
+
+
+@pytest.mark.nightly
+def test_weights_alone_are_smaller_and_train_on_with_a_new_optimizer(inputs, unbroken, tmp_path):
+    chosen = ["trainer.n_gpus_per_node=1", "trainer.save_model_only=true"]
+    assert run(make_config(inputs, tmp_path / "run", *chosen, "trainer.max_steps=2")) == 0
+    unbroken(1)
+    whole, alone = (size(folder / "global_step_2") for folder in (inputs / "unbroken_1", tmp_path / "run"))
+    assert alone < 0.5 * whole
+    assert run(make_config(inputs, tmp_path / "run", *chosen)) == 0
+    assert "it holds no optimizer, which starts anew" in (tmp_path / "run.log").read_text()
+    assert sorted(steps(tmp_path / "run")) == EVERY_STEP
+
+
+def size(folder) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.distcp"))
+
+
+def test_the_best_checkpoint_stays_and_old_ones_go(inputs, unbroken):
+    unbroken(1)
+    folder = inputs / "unbroken_1"
+    scores = {step: row["val/reward_score"] for step, row in metrics(folder).items() if "val/reward_score" in row}
+    best = max(scores, key=lambda step: scores[step])
+    kept = {int(path.name.split("_")[-1]) for path in folder.glob("global_step_*")}
+    assert kept == {best, 4, 5}
+    assert checkpoint.read_trainer_state(folder / "global_step_5")["best"] == {"step": best, "score": scores[best]}
+
+
+def test_a_damaged_checkpoint_is_named_or_passed_over(inputs, unbroken, tmp_path):
+    unbroken(1)
+    shutil.copytree(inputs / "unbroken_1", tmp_path / "run")
+    shard = next((tmp_path / "run" / "global_step_5" / "actor").glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    config = make_config(inputs, tmp_path / "run", "trainer.n_gpus_per_node=1")
+    assert run(config) == 0
+    assert f"Skipping checkpoint: {shard} should have" in (tmp_path / "run.log").read_text()
+    assert steps(tmp_path / "run") == unbroken(1)

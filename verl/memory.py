@@ -1,0 +1,188 @@
+"""How much memory a run will need, from the model's shape and the run's sizes alone.
+
+Letters: N parameters, W ranks, L layers, D hidden size, I intermediate size, P prompt and R response tokens,
+T packed tokens of a micro-batch, n responses per prompt; b bytes of a number in some type.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from verl.config import Config
+
+GB = 1024**3
+NUM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+PIXEL_BYTES = 4  # patches are kept in float32
+BATCH_COPIES = 3  # of what travels: the driver's, the object store's and the rank's
+DEVICE_ALLOWANCE_GB = 2.0  # CUDA context, NCCL's buffers, what the allocator cannot reuse
+LOGIT_CHUNK_GB = 1.0  # logits of one chunk; its gradient takes their place, the product before it the same again
+PROCESS_GB = {"driver": 1.0, "rank": 1.2, "engine": 2.5, "scoring": 0.7}  # interpreter, libraries, tokenizer
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the estimate asks of a model; numbers of parameters, where no unit is given.
+
+    Attributes:
+        parameters, vision_parameters: of the whole model, and of its vision tower (0 without one).
+        largest_block: of the largest layer, which is gathered as a whole.
+        root: outside of all layers: embeddings, output, norms.
+        layers, hidden, intermediate: L, D, I of the decoder.
+        kv_width: of keys and values of one layer and token together, in numbers.
+        vision_depth, vision_hidden, patch_numbers, patches_per_token: of the tower; numbers of one patch.
+    """
+
+    parameters: int
+    vision_parameters: int
+    largest_block: int
+    root: int
+    layers: int
+    hidden: int
+    intermediate: int
+    kv_width: int
+    vision_depth: int = 0
+    vision_hidden: int = 0
+    patch_numbers: int = 0
+    patches_per_token: int = 1
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What the estimate asks of the data: bytes of encoded images and patches of a prompt."""
+
+    mean_image_bytes: float
+    mean_patches: float
+    max_patches: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Memory of one phase of a step: of each rank's device, and of each machine beside its devices, in GiB."""
+
+    name: str
+    device_gb: float
+    host_gb: float
+
+
+def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[Phase]:
+    """The phases of a run and the memory of each.
+
+    device, kept: policy Nb/W + reference Nb/W + optimizer Nb/W times 2 (adamw) or 3 (adamw_bf16: moments and
+        compensation), b of worker.actor.fsdp.torch_dtype.
+    device, load: kept + Nb, since a rank loads the whole model before it keeps its part.
+    device, rollout: kept + engine Nb / tensor_parallel_size + keys and values of one response of full length for each
+        place of a batch of max_num_batched_tokens; the engine then takes all up to gpu_memory_utilization.
+    device, log-probs: kept + gathered layers and root + one layer's activations T (8D + 4I) b + logits.
+    device, update: the same + gradients Nb/W + kept activations T L D b (checkpointing; without it L times one
+        layer's) + the tower's + the gradients of the gathered parameters.
+    host, always: processes + encoded images of the batch, BATCH_COPIES times + tokens and log-probs of the batch.
+    host, load: + Nb for each rank of the machine. host, log-probs and update: + all patches of the batch.
+    """
+    actor, ranks, per_machine = config.worker.actor, config.num_ranks, config.trainer.n_gpus_per_node
+    keep, compute = NUM_BYTES[actor.fsdp.torch_dtype], NUM_BYTES[actor.fsdp.mp_param_dtype]
+    whole = model.parameters * keep
+    states = 3 if actor.optim.strategy == "adamw_bf16" else 2
+    trained = model.parameters - (model.vision_parameters if actor.model.freeze_vision_tower else 0)
+    kept = whole / ranks + states * trained * keep / ranks
+    kept += 0 if config.algorithm.disable_kl else whole / ranks
+    gathered = (2 * model.largest_block + model.root) * compute
+    logits = 2 * LOGIT_CHUNK_GB * GB
+    engine = model.parameters * NUM_BYTES[config.worker.rollout.dtype] / config.worker.rollout.tensor_parallel_size
+    cache = (
+        model.layers * model.kv_width * NUM_BYTES[config.worker.rollout.dtype]
+    ) * config.worker.rollout.max_num_batched_tokens
+    forward = _passing_bytes(model, _micro_tokens(config, actor.micro_batch_size_per_device_for_experience), compute)
+    tokens = _micro_tokens(config, actor.micro_batch_size_per_device_for_update)
+    update = _kept_bytes(config, model, data, tokens, compute) + trained * keep / ranks
+    update += (model.largest_block + model.root) * (compute + NUM_BYTES[actor.fsdp.mp_reduce_dtype])
+    batch, patches = _batch_bytes(config, data), _patch_bytes(config, model, data)
+    processes = GB * (
+        PROCESS_GB["driver"]
+        + config.worker.reward.num_processes * PROCESS_GB["scoring"]
+        + per_machine * (PROCESS_GB["rank"] + PROCESS_GB["engine"])
+    )
+    phases = [
+        ("load", kept + whole, processes + per_machine * whole),
+        ("rollout", kept + engine + cache, processes + batch),
+        ("log-probs", kept + gathered + forward + logits, processes + batch + patches),
+        ("update", kept + gathered + update + logits, processes + batch + patches),
+    ]
+    return [Phase(name, device / GB + DEVICE_ALLOWANCE_GB, host / GB) for name, device, host in phases]
+
+
+def _micro_tokens(config: Config, num_sequences: int) -> int:
+    """T: the token budget, or one prompt with one response when that is more."""
+    return num_sequences * (config.data.max_prompt_length + config.data.max_response_length)
+
+
+def _passing_bytes(model: ModelShape, tokens: int, num_bytes: int) -> float:
+    """Activations inside one layer: two norms, queries, keys, values, output, two sums; gate, up, their product."""
+    return float(tokens) * (8 * model.hidden + 4 * model.intermediate) * num_bytes
+
+
+def _kept_bytes(config: Config, model: ModelShape, data: DataShape, tokens: int, num_bytes: int) -> float:
+    """Activations of a micro-batch that wait for the backward pass, the tower's included."""
+    settings, sizes = config.worker.actor.model, config.data
+    inside = _passing_bytes(model, tokens, num_bytes)
+    group_tokens = sizes.max_prompt_length + config.worker.rollout.n * sizes.max_response_length
+    num_images = max(1, tokens // group_tokens)
+    patches = num_images * data.max_patches
+    if settings.freeze_vision_tower:
+        tower = 0
+    else:
+        tower = patches * model.vision_depth * model.vision_hidden * num_bytes
+    if not settings.enable_gradient_checkpointing:
+        return model.layers * inside + 12 * tower
+    return tokens * model.layers * model.hidden * num_bytes + inside + tower + settings.activation_budget_gb * GB
+
+
+def _batch_bytes(config: Config, data: DataShape) -> float:
+    """Images once per prompt; per response token its id, mask, and log-probs and entropies of two policies."""
+    prompts = config.data.rollout_batch_size
+    per_token = 8 + 1 + 4 * 2 * (1 if config.algorithm.disable_kl else 2)
+    tokens = prompts * config.worker.rollout.n * config.data.max_response_length * per_token
+    return BATCH_COPIES * (prompts * data.mean_image_bytes + tokens)
+
+
+def _patch_bytes(config: Config, model: ModelShape, data: DataShape) -> float:
+    """Patches of the batch's images on the ranks of one machine."""
+    prompts = config.data.rollout_batch_size / config.trainer.nnodes
+    return prompts * data.mean_patches * model.patch_numbers * PIXEL_BYTES
+
+
+def measure_data(grids: Sequence[Sequence[Sequence[int]]], image_bytes: Sequence[int]) -> DataShape:
+    """The shape of data with the given image grids per prompt, and bytes of images per prompt of a sample."""
+    patches = [sum(frames * rows * columns for frames, rows, columns in images) for images in grids]
+    return DataShape(sum(image_bytes) / len(image_bytes), sum(patches) / len(patches), max(patches))
+
+
+def measure_model(model: Any) -> ModelShape:
+    """The shape of a transformers model; one on the `meta` device takes no memory."""
+    blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    sizes = [
+        sum(parameter.numel() for parameter in module.parameters())
+        for module in model.modules()
+        if type(module).__name__ in blocks
+    ]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    text, vision = model.config.get_text_config(), getattr(model.config, "vision_config", None)
+    tower = getattr(model.model, "visual", None)
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    shape: dict[str, int] = {
+        "parameters": parameters,
+        "vision_parameters": sum(parameter.numel() for parameter in tower.parameters()) if tower is not None else 0,
+        "largest_block": max(sizes),
+        "root": parameters - sum(sizes),
+        "layers": text.num_hidden_layers,
+        "hidden": text.hidden_size,
+        "intermediate": text.intermediate_size,
+        "kv_width": 2 * text.num_key_value_heads * head_dim,
+    }
+    if vision is not None:
+        shape |= {
+            "vision_depth": vision.depth,
+            "vision_hidden": getattr(vision, "embed_dim", None) or vision.hidden_size,
+            "patch_numbers": vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+            "patches_per_token": vision.spatial_merge_size**2,
+        }
+    return ModelShape(**shape)

@@ -1,0 +1,140 @@
+"""`trainer.dry_run=true`: what a run would do and need, and its first prompts, without starting anything."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoConfig
+
+from verl.batching import plan_micro_batches
+from verl.config import Config, config_to_dict
+from verl.dataset import Prompt, RLHFDataset
+from verl.memory import DataShape, ModelShape, Phase, estimate_memory, measure_data, measure_model
+from verl.model_families import model_class
+
+NUM_SHOWN = 3
+NUM_SAMPLED_IMAGES = 64
+GB = 1024**3
+
+
+def print_dry_run(
+    config: Config,
+    processor: Any,
+    train_set: RLHFDataset,
+    num_steps: int,
+    phases: list[Phase],
+    score_gold: Callable[[Prompt], dict[str, float]],
+) -> None:
+    """Prints the resolved configuration, the steps, the arithmetic of a batch, the memory and the first prompts."""
+    print(json.dumps(config_to_dict(config), indent=2))  # noqa: T201
+    lines = [*describe_steps(config, len(train_set), num_steps), *describe_batch(config), *describe_memory(phases)]
+    print("\n".join(["", *lines]))  # noqa: T201
+    for index in range(min(NUM_SHOWN, len(train_set))):
+        print("\n" + describe_prompt(train_set[index], processor, score_gold(train_set[index])))  # noqa: T201
+
+
+def describe_steps(config: Config, num_prompts: int, num_steps: int) -> list[str]:
+    """How many steps, over how many epochs, with how many validations and checkpoints."""
+    trainer, size = config.trainer, config.data.rollout_batch_size
+    per_epoch = num_prompts // size
+    epochs = num_steps / per_epoch if per_epoch else 0
+
+    def count(frequency: int) -> int:
+        return num_steps // frequency + (num_steps % frequency > 0) if frequency > 0 else 1
+
+    return [
+        f"Steps: {num_steps} of {size} prompts each; {num_prompts} prompts make {per_epoch} steps an epoch, "
+        f"so these are {epochs:.1f} epochs",
+        f"Validations: {count(trainer.val_freq) + trainer.val_before_train}; checkpoints: {count(trainer.save_freq)}",
+    ]
+
+
+def describe_batch(config: Config) -> list[str]:
+    """What becomes of the prompts of a step."""
+    data, actor, n, ranks = config.data, config.worker.actor, config.worker.rollout.n, config.num_ranks
+    updates = data.rollout_batch_size // actor.global_batch_size * actor.ppo_epochs
+    share = actor.global_batch_size // ranks
+    longest = data.max_prompt_length + data.max_response_length
+    lines = [
+        f"Batch: {data.rollout_batch_size} prompts x {n} responses = {data.rollout_batch_size * n} responses a step",
+        f"Updates: {updates} a step, each of {actor.global_batch_size} prompts = {actor.global_batch_size * n} "
+        f"responses; {share} prompts for each of {ranks} ranks",
+    ]
+    for name, size, groups in (
+        ("update", actor.micro_batch_size_per_device_for_update, share),
+        ("log-probs", actor.micro_batch_size_per_device_for_experience, data.rollout_batch_size // ranks),
+    ):
+        plan = plan_micro_batches(
+            [data.max_prompt_length] * groups,
+            [[data.max_response_length] * n] * groups,
+            size * longest,
+            actor.shared_prompt,
+        )
+        lines.append(
+            f"Micro-batches of {name}: {size} x {longest} = {size * longest} tokens; at full length {len(plan)} "
+            "passes of a rank, with shorter prompts and responses fewer"
+        )
+    return lines
+
+
+def describe_memory(phases: list[Phase]) -> list[str]:
+    """A table of the phases, and what this machine has."""
+    memory = psutil.virtual_memory()
+    lines = ["Memory, estimated:          each rank's device   each machine beside devices"]
+    lines += [f"  {phase.name:<22}{phase.device_gb:>16.1f} GiB {phase.host_gb:>20.1f} GiB" for phase in phases]
+    lines.append(f"This machine has {memory.total / GB:.1f} GiB, {memory.available / GB:.1f} GiB of them free")
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        lines.append(f"Its first GPU has {total / GB:.1f} GiB, {free / GB:.1f} GiB of them free")
+    return lines
+
+
+def host_memory_warning(phases: list[Phase], is_on_cpu: bool, ranks_per_machine: int) -> str | None:
+    """One sentence when this machine is likely to run out of memory; without GPUs the ranks use the same memory."""
+    needed, phase = max(
+        (phase.host_gb + is_on_cpu * ranks_per_machine * phase.device_gb, phase.name) for phase in phases
+    )
+    total = psutil.virtual_memory().total / GB
+    if needed <= total:
+        return None
+    return (
+        f"{phase} is estimated to need {needed:.1f} GiB of host memory, and this machine has {total:.1f} GiB; lower "
+        "data.rollout_batch_size, data.max_pixels or data.max_response_length; trainer.dry_run=true shows the estimate"
+    )
+
+
+def plan_memory(config: Config, train_set: RLHFDataset) -> list[Phase]:
+    """The estimate for a run on these prompts, from the model's config.json and a sample of the images."""
+    return estimate_memory(config, read_model_shape(config), read_data_shape(train_set))
+
+
+def read_model_shape(config: Config) -> ModelShape:
+    """The shape of the configured model, none of whose weights are loaded."""
+    model = config.worker.actor.model
+    settings = AutoConfig.from_pretrained(model.model_path, trust_remote_code=model.trust_remote_code)
+    with torch.device("meta"):
+        return measure_model(model_class(model.model_path, model.trust_remote_code)(settings))
+
+
+def read_data_shape(train_set: RLHFDataset) -> DataShape:
+    """Patches of all prompts, and bytes of the images of some, evenly taken."""
+    stride = -(-len(train_set) // NUM_SAMPLED_IMAGES)
+    sampled = [sum(map(len, train_set[index].images)) for index in range(0, len(train_set), stride)]
+    return measure_data([entry.grids for entry in train_set.entries], sampled)
+
+
+def describe_prompt(prompt: Prompt, processor: Any, score: dict[str, float]) -> str:
+    """A prompt as the model reads it, its ground truth, and what a response with that ground truth earns."""
+    parts = ", ".join(f"{name} {value:.3f}" for name, value in score.items())
+    num_images = len(prompt.images)
+    num_image_tokens = len(prompt.ids) - len(prompt.raw_ids) + num_images
+    return "\n".join(
+        [
+            f"Row {prompt.row_id}: {len(prompt.ids)} tokens, {num_image_tokens} of them for {num_images} images",
+            processor.tokenizer.decode(prompt.raw_ids),
+            f"Ground truth: {prompt.ground_truth}",
+            f"Reward of the ground truth: {parts}",
+        ]
+    )

@@ -1,0 +1,146 @@
+"""Loggers that keep runs on a server: Weights & Biases, MLflow, SwanLab.
+
+Each goes on with the same run when training is resumed: its id lies in the run's folder.
+"""
+
+import io
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RUN_ID_CHARACTERS = 21  # what SwanLab asks for
+
+
+def _stored_id(folder: Path, service: str) -> str | None:
+    file = folder / f"{service}_run_id"
+    return file.read_text().strip() if file.is_file() else None
+
+
+def _store_id(folder: Path, service: str, run_id: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{service}_run_id").write_text(f"{run_id}\n")
+
+
+def _own_id(folder: Path, service: str) -> str:
+    """The id of the run in this folder, made when there is none."""
+    run_id = _stored_id(folder, service) or uuid.uuid4().hex[:RUN_ID_CHARACTERS]
+    _store_id(folder, service, run_id)
+    return run_id
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _pictures(sample: Mapping[str, Any]) -> list[Any]:
+    from PIL import Image
+
+    return [Image.open(io.BytesIO(data)) for data in sample.get("images", ())]
+
+
+def _text_columns(samples: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for sample in samples for name in sample if name != "images"))
+
+
+class WandbLogger:
+    """Metrics by step, and a table of validation samples with their images per validation."""
+
+    def __init__(self, run: Any):
+        import wandb
+
+        run_id = _own_id(run.folder, "wandb")
+        names = {"project": run.project, "name": run.experiment, "dir": str(run.folder)}
+        self.wandb = wandb
+        self.run = wandb.init(**names, config=run.config, id=run_id, resume="allow")
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        self.run.log(dict(metrics), step=step)
+
+    def log_generations(self, samples: Sequence[Mapping[str, Any]], step: int) -> None:
+        columns = _text_columns(samples)
+        table = self.wandb.Table(columns=["step", *columns, "images"])
+        for sample in samples:
+            images = [self.wandb.Image(picture) for picture in _pictures(sample)]
+            table.add_data(step, *(str(sample.get(name, "")) for name in columns), images)
+        self.run.log({"val/generations": table}, step=step)
+
+    def resume(self, step: int) -> None:
+        """The server keeps what it has of later steps, and takes them again only as they grow past it."""
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class MlflowLogger:
+    """Metrics by step, and one table of all validation samples with their images."""
+
+    def __init__(self, run: Any):
+        import mlflow
+
+        self.mlflow = mlflow
+        mlflow.set_experiment(run.project)
+        known = _stored_id(run.folder, "mlflow")
+        active = mlflow.start_run(run_id=known, run_name=run.experiment)
+        _store_id(run.folder, "mlflow", active.info.run_id)
+        if known is None:
+            mlflow.log_params(_flat(run.config))
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        self.mlflow.log_metrics(_numbers(metrics), step=step)
+
+    def log_generations(self, samples: Sequence[Mapping[str, Any]], step: int) -> None:
+        if not samples:
+            return
+        columns: dict[str, list[Any]] = {"step": [step] * len(samples)}
+        columns |= {name: [str(sample.get(name, "")) for sample in samples] for name in _text_columns(samples)}
+        pictures = [_pictures(sample) for sample in samples]
+        if all(pictures):  # a column holds images alone
+            columns["image"] = [self.mlflow.Image(images[0]) for images in pictures]
+        self.mlflow.log_table(columns, artifact_file="generations.json")
+
+    def resume(self, step: int) -> None:
+        """Values of later steps are kept beside the new ones: MLflow deletes none."""
+
+    def close(self) -> None:
+        self.mlflow.end_run()
+
+
+class SwanlabLogger:
+    """Metrics by step, and validation samples as texts and images."""
+
+    def __init__(self, run: Any):
+        import swanlab
+
+        self.swanlab = swanlab
+        run_id = _own_id(run.folder, "swanlab")
+        names = {"project": run.project, "experiment_name": run.experiment, "logdir": str(run.folder / "swanlab")}
+        swanlab.init(**names, config=run.config, id=run_id, resume="allow")
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        self.swanlab.log(_numbers(metrics), step=step)
+
+    def log_generations(self, samples: Sequence[Mapping[str, Any]], step: int) -> None:
+        columns = _text_columns(samples)
+        texts = [
+            self.swanlab.Text("\n\n".join(f"{name}: {sample.get(name, '')}" for name in columns)) for sample in samples
+        ]
+        images = [self.swanlab.Image(picture) for sample in samples for picture in _pictures(sample)]
+        shown = {"val/generations": texts} | ({"val/images": images} if images else {})
+        self.swanlab.log(shown, step=step)
+
+    def resume(self, step: int) -> None:
+        """The server ignores steps that it has."""
+
+    def close(self) -> None:
+        self.swanlab.finish()
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,70 @@
+"""Stacks of processes that do not come back from a call, for whoever must find out why a run stands still.
+
+Each worker process arms a timer of the interpreter's own around its calls; it fires without the interpreter's lock, so
+that a process that hangs inside a library is shown too.
+"""
+
+import faulthandler
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+TIMEOUT_VARIABLE, FILE_VARIABLE = "VERL_WATCHDOG_TIMEOUT_S", "VERL_WATCHDOG_FILE"
+
+_process: dict[str, Any] = {"is_armed": False, "file": None}
+
+
+@dataclass(frozen=True)
+class Watchdog:
+    """How long a call to a worker may take, and where the stacks of the processes go then."""
+
+    timeout_s: float
+    folder: Path
+
+    @property
+    def patience_s(self) -> float:
+        """After which the caller gives up: long enough for processes that were called a little later to write too."""
+        return self.timeout_s + max(2.0, 0.05 * self.timeout_s)
+
+    def environment(self, name: str, rank: int) -> dict[str, str]:
+        """Variables with which a worker's process arms its timer."""
+        return {TIMEOUT_VARIABLE: str(self.timeout_s), FILE_VARIABLE: str(self.folder / f"{name}_rank_{rank}.txt")}
+
+    def remove_empty(self) -> None:
+        """Removes the files of processes that never stalled."""
+        for file in self.folder.glob("*_rank_*.txt"):
+            if file.stat().st_size == 0:
+                file.unlink()
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+def watched(method: Callable) -> Callable:
+    """The method, with the timer armed while it runs if the environment asks for it; calls inside it are not timed."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        timeout_s = os.environ.get(TIMEOUT_VARIABLE)
+        if timeout_s is None or _process["is_armed"]:
+            return method(*args, **kwargs)
+        _process["is_armed"] = True
+        faulthandler.dump_traceback_later(float(timeout_s), file=_open_file())
+        try:
+            return method(*args, **kwargs)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            _process["is_armed"] = False
+
+    return call
+
+
+def _open_file() -> IO[str]:
+    """The file of this process, open as long as it lives: the timer writes to its descriptor."""
+    if _process["file"] is None:
+        path = Path(os.environ[FILE_VARIABLE])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _process["file"] = path.open("w")
+    return _process["file"]
