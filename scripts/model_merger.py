@@ -6,7 +6,7 @@ The actor folder holds a torch.distributed.checkpoint whose "model" entry is the
 `model_world_size_W_rank_r.pt` of EasyR1 and of SpatialThinker's release; and `huggingface/` with config, tokenizer
 and processor. Weights go into `huggingface/` as safetensors; no process group and no GPU is needed, and at most one
 output file of weights is in memory at a time. Of a run with LoRA, `lora_adapter/` beside it is merged into the base
-model that it names, all of it in memory; the adapters stay. The index of a torch.distributed.checkpoint is a pickle:
+model that it names, as a whole in memory; the adapters stay. The index of a torch.distributed.checkpoint is a pickle:
 merge only those that you trust. Files of ranks are read as tensors alone.
 """
 

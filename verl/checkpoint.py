@@ -67,10 +67,11 @@ class ShardWriter:
 
 
 def _shards(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """This rank's part of the model, of a model with adapters these alone, and of the optimizer."""
     weights = get_model_state_dict(model)
-    if has_adapters(model):  # the rest is the base model, which has not changed
+    if has_adapters(model):
         weights = {name: weight for name, weight in weights.items() if is_adapter(name)}
-    state = {"model": weights}
+    state: dict[str, Any] = {"model": weights}
     return state if optimizer is None else state | {"optimizer": get_optimizer_state_dict(model, optimizer)}
 
 

@@ -242,7 +242,7 @@ class FSDPWorker:
         """Begins to write this rank's shards under `folder`/actor; returns when the state has been copied."""
         actor_folder = Path(folder) / "actor"
         self.save_error = ""
-        adapters = gather_adapters(self.policy.model, whole)
+        adapters = gather_adapters(self.policy.model, whole)  # outside: a fault of one rank must not part them here
         try:
             checkpoint.save_rng(actor_folder, self.rank)
             if self.rank == 0:
