@@ -180,9 +180,6 @@ def merge_checkpoint(local_dir: str | Path, dtype: str | None = None) -> Path:
         raise FileNotFoundError(f"{actor_dir}: no such folder")
     adapters_dir = actor_dir / "lora_adapter"
     has_adapters = (adapters_dir / "adapter_config.json").is_file()
-    if not has_adapters:
-        model = build_meta_model(hf_dir)
-        weights = with_current_names(read_weights(actor_dir), model)
     for left_over in hf_dir.glob(".merging-*"):  # of a merge that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     temporary_dir = Path(tempfile.mkdtemp(prefix=".merging-", dir=hf_dir))
@@ -190,6 +187,8 @@ def merge_checkpoint(local_dir: str | Path, dtype: str | None = None) -> Path:
         if has_adapters:
             dtypes = write_merged_adapters(adapters_dir, temporary_dir, dtype)
         else:
+            model = build_meta_model(hf_dir)
+            weights = with_current_names(read_weights(actor_dir), model)
             dtypes = write_weights(weights, temporary_dir, model, dtype)
         write_config(hf_dir, temporary_dir, dtypes)
         publish_files(temporary_dir, hf_dir)

@@ -41,9 +41,14 @@ def join_store(host: str, port: int) -> dist.TCPStore:
 
 
 def init_mesh(
-    store: dist.Store, rank: int, world_size: int, device: torch.device, start_timeout_s: float = START_TIMEOUT_S
+    store: dist.Store,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    start_timeout_s: float = START_TIMEOUT_S,
+    with_host_memory: bool = False,
 ) -> DeviceMesh:
-    """A mesh of all ranks over NCCL or gloo, tried with one all-reduce.
+    """A mesh of all ranks over NCCL or gloo, with host memory over both, tried with one all-reduce.
 
     Raises:
         RuntimeError: the ranks do not find each other, or the all-reduce does not end, within `start_timeout_s`.
@@ -51,7 +56,7 @@ def init_mesh(
     limit = datetime.timedelta(seconds=start_timeout_s)
     store.set_timeout(limit)
     try:
-        mesh = _join(store, rank, world_size, device, limit)
+        mesh = _join(store, rank, world_size, device, limit, with_host_memory)
         total = torch.ones(1, device=device)
         work = dist.all_reduce(total, async_op=True)
         assert work is not None
@@ -69,9 +74,14 @@ def init_mesh(
 
 
 def _join(
-    store: dist.Store, rank: int, world_size: int, device: torch.device, limit: datetime.timedelta
+    store: dist.Store,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    limit: datetime.timedelta,
+    with_host_memory: bool,
 ) -> DeviceMesh:
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "gloo" if device.type != "cuda" else "cpu:gloo,cuda:nccl" if with_host_memory else "nccl"
     dist.init_process_group(
         backend,
         store=store,

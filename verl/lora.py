@@ -117,13 +117,17 @@ def _merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype)
 
 
-def save_adapters(model: PreTrainedModel, gather: Callable[[Tensor], Tensor], folder: Path | None) -> None:
-    """Writes the adapters as peft reads them; all ranks must call it, and give a folder where it is written."""
-    tensors = {name: gather(value).detach().cpu() for name, value in get_peft_model_state_dict(model).items()}
-    if folder is None:
-        return
+def gather_adapters(model: PreTrainedModel, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The whole adapters on the host by peft's names; empty in a model without any. All ranks must call it."""
+    if not has_adapters(model):
+        return {}
+    return {name: gather(value).detach().cpu() for name, value in get_peft_model_state_dict(model).items()}
+
+
+def save_adapters(model: PreTrainedModel, adapters: dict[str, Tensor], folder: Path) -> None:
+    """Writes the gathered adapters of the model as peft reads them."""
     folder.mkdir(parents=True, exist_ok=True)
-    prefixed = {f"{SAVED_PREFIX}{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    prefixed = {f"{SAVED_PREFIX}{name}": tensor.contiguous() for name, tensor in adapters.items()}
     save_file(prefixed, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = copy(model.peft_config[ADAPTER])
     base = str(config.base_model_name_or_path)

@@ -14,7 +14,15 @@ from tests.unit.test_actor import make_groups, one_update, settings
 from verl import checkpoint
 from verl.config import AdapterConfig, ConfigError
 from verl.fsdp import full_weights
-from verl.lora import ADAPTER_FOLDER, adapted_layers, adapters_off, add_adapters, load_merged, save_adapters
+from verl.lora import (
+    ADAPTER_FOLDER,
+    adapted_layers,
+    adapters_off,
+    add_adapters,
+    gather_adapters,
+    load_merged,
+    save_adapters,
+)
 from verl.qwen_vl import ResponseLogProbs, attend_packed, load_model
 from verl.workers.actor import Actor
 
@@ -106,8 +114,8 @@ def test_checkpoints_hold_the_adapters_alone_and_bring_them_back(folder, tmp_pat
     writer.start(tmp_path / "actor", model, optimizer)
     assert writer.fault(is_waiting=True) == ""
     stored = FileSystemReader(tmp_path / "actor").read_metadata().state_dict_metadata
-    sizes = [entry.size.numel() for name, entry in stored.items() if name.startswith("model.")]
-    assert sum(sizes) == sum(p.numel() for p in trainable)
+    names = {name for name in stored if name.startswith("model.")}
+    assert names == {f"model.{name}" for name, p in model.named_parameters() if p.requires_grad}
     other = adapted(folder)
     fresh = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad])
     checkpoint.load_shards(tmp_path / "actor", other, fresh)
@@ -116,7 +124,7 @@ def test_checkpoints_hold_the_adapters_alone_and_bring_them_back(folder, tmp_pat
 
 def test_the_merger_writes_the_policy_and_keeps_the_adapters(folder, tmp_path):
     model, actor_dir = adapted(folder, seed=1), tmp_path / "actor"
-    save_adapters(model, lambda tensor: tensor, actor_dir / ADAPTER_FOLDER)
+    save_adapters(model, gather_adapters(model, lambda tensor: tensor), actor_dir / ADAPTER_FOLDER)
     shutil.copytree(folder, actor_dir / "huggingface", ignore=shutil.ignore_patterns("*.safetensors"))
     kept = (actor_dir / "huggingface" / "generation_config.json").read_bytes()
     assert model_merger.main(["--local_dir", str(actor_dir)]) == 0
@@ -135,6 +143,6 @@ def test_the_merger_writes_the_policy_and_keeps_the_adapters(folder, tmp_path):
 def test_adapters_of_another_model_are_refused(folder, tmp_path):
     model = adapted(folder)
     model.peft_config["default"].base_model_name_or_path = str(save_tiny_model(tmp_path / "other", family="qwen2"))
-    save_adapters(model, lambda tensor: tensor, tmp_path / "adapters")
+    save_adapters(model, gather_adapters(model, lambda tensor: tensor), tmp_path / "adapters")
     with pytest.raises(ValueError, match="fits no layer of"):
         load_merged(tmp_path / "adapters")

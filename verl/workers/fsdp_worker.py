@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from verl import checkpoint
 from verl.config import Config, OptimConfig
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_store, shard, whole
-from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, has_adapters, save_adapters
+from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
 from verl.model_families import stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS
 from verl.processor import load_run_processor, pixel_limits
@@ -60,7 +60,9 @@ class FSDPWorker:
     def load(self, host: str, port: int) -> None:
         """Joins the other ranks and builds the sharded models."""
         store = self.store if self.rank == 0 else join_store(host, port)
-        self.mesh = init_mesh(store, self.rank, self.world_size, self.device)
+        worker = self.config.worker
+        with_host_memory = worker.actor.fsdp.enable_cpu_offload or worker.ref.fsdp.enable_cpu_offload
+        self.mesh = init_mesh(store, self.rank, self.world_size, self.device, with_host_memory=with_host_memory)
         self.shard_writer = checkpoint.ShardWriter()
         actor = self.config.worker.actor
         self.processor = load_run_processor(self.config)
@@ -304,14 +306,15 @@ class FSDPWorker:
         """
         actor_folder = Path(folder) / "actor"
         self.save_error = ""
+        adapters = gather_adapters(self.policy.model, whole)  # outside: a fault of one rank must not part them here
         try:
             checkpoint.save_rng(actor_folder, self.rank)
             if self.rank == 0:
                 self._save_huggingface_files(actor_folder / "huggingface")
+                if adapters:
+                    save_adapters(self.policy.model, adapters, actor_folder / ADAPTER_FOLDER)
         except (OSError, RuntimeError) as error:  # told by save_fault: the other ranks wait for this one below
             self.save_error = f"rank {self.rank}: {error}"
-        if has_adapters(self.policy):
-            save_adapters(self.policy.model, whole, actor_folder / ADAPTER_FOLDER if self.rank == 0 else None)
         self.shard_writer.start(actor_folder, self.policy.model, None if model_only else self.optimizer)
         if self.critic is not None:
             optimizer = None if model_only else self.critic.optimizer
