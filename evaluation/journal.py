@@ -32,6 +32,15 @@ class Record:
     prompt_tokens: int = 0
     response_tokens: int = 0
     cost_usd: float = 0.0
+    seconds: float = 0.0
+    """From sending to answer; of a batch, its whole time."""
+    correct_strict: int | None = None
+    correct_paper: int | None = None
+    """By the released rule, whatever the run was scored by; None where there is no answer."""
+    groups: dict[str, str] | None = None
+    """The group the item belongs to, by the grouping's name; a group is right when all of its items are."""
+    cluster: str | None = None
+    """Items of one cluster depend on each other."""
     reward: dict[str, float] | None = None
     """The dense reward and its parts, where the row holds a reference scene."""
 
