@@ -143,7 +143,8 @@ def vision_attention(
     if has_flash(query.device, query.dtype):
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
         ends = cu_seq_lens_q.to(torch.int32)
-        out = _varlen(q, k, v, (ends, ends), (int(max_length_q),) * 2, scale=scaling, window_size=EVERYTHING)
+        longest = int(max_length_q)
+        out = _varlen(q, k, v, (ends, ends), (longest, longest), scale=scaling, window_size=EVERYTHING)
         return out.unsqueeze(0), None
     lengths = cu_seq_lens_q.diff().tolist()
     windows = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)

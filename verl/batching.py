@@ -69,9 +69,9 @@ class GroupLayout:
 
     def to(self, device: torch.device) -> "GroupLayout":
         """This layout with every tensor on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()}
-        return GroupLayout(**moved)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        moved = {k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **moved)
 
     @cached_property
     def padded(self) -> PaddedTables:

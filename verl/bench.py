@@ -164,12 +164,12 @@ def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str) -
         def _validate(self) -> dict[str, float]:
             return {}
 
-        def _save(self) -> None:
+        def _save(self, score: float | None = None) -> None:
             pass
 
-        def _balanced(self, groups: Any) -> Any:
-            self.groups = super()._balanced(groups)
-            return self.groups
+        def _run_passes(self, groups: Any) -> None:
+            self.groups = groups
+            super()._run_passes(groups)
 
         @contextmanager
         def _timer(self, name: str) -> Iterator[None]:
@@ -202,7 +202,7 @@ def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]
     seconds = {}
     carrier = groups.select(["response_mask"], [])
     carrier.batch["advantages"] = torch.randn(carrier.batch["response_mask"].shape[:2])
-    carrier.meta_info["step"] = 1
+    carrier.meta_info |= {"step": 1, "kl_coef": trainer.kl_coef}
     for name, key, method in (
         ("old", "old_log_probs", trainer.actor.compute_log_probs),
         ("ref", "ref_log_probs", trainer.actor.compute_ref_log_probs),
@@ -335,7 +335,7 @@ def print_ratio(trainer: Any, num_groups: int) -> dict[str, dict[str, float]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and runs the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m verl.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m verl.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["step"])
     parser.add_argument("--config", required=True)
     parser.add_argument("--image", default="800x600", help="width x height of the pictures")

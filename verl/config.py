@@ -38,6 +38,8 @@ class DataConfig:
     """R: longest response in tokens."""
     rollout_batch_size: int = 512
     """Prompts per training step."""
+    mini_rollout_batch_size: int | None = None
+    """Prompts per call of the engines; null is rollout_batch_size."""
     val_batch_size: int = 512
     """Prompts per validation batch; -1 takes the whole validation set at once."""
     format_prompt: str | None = None
@@ -58,16 +60,46 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    adv_estimator: Literal["grpo"] = "grpo"
-    """How scores become advantages."""
+    adv_estimator: Literal["grpo", "grpo_passk", "dr_grpo", "rloo", "remax", "reinforce_plus_plus", "gae"] = "grpo"
+    """How scores become advantages, see `verl.advantages`; gae trains a critic."""
+    gamma: float = 1.0
+    """Discount of later rewards, for gae and reinforce_plus_plus."""
+    lam: float = 1.0
+    """Lambda of gae: 0 trusts the critic, 1 the rewards."""
     disable_kl: bool = False
     """Whether to train without a reference model; wins over the other KL keys."""
     use_kl_loss: bool = True
-    """Whether the divergence from the reference is a term of the loss."""
-    kl_penalty: Literal["kl", "abs", "mse", "low_var_kl", "chi2"] = "low_var_kl"
-    """Estimator of that divergence, see `verl.core_algos.compute_kl`."""
+    """Whether the divergence from the reference is a term of the loss; otherwise the rewards are reduced by it."""
+    kl_penalty: Literal["kl", "abs", "mse", "low_var_kl", "chi2", "full"] = "low_var_kl"
+    """Estimator of that divergence, see `verl.divergences`; full is exact and computes both distributions anew."""
     kl_coef: float = 1e-2
-    """Weight of that divergence."""
+    """Weight of that divergence; at the start of the run, if it is adaptive."""
+    kl_type: Literal["fixed", "adaptive"] = "fixed"
+    """`fixed`, or `adaptive`: the weight moves until the divergence is kl_target."""
+    kl_target: float = 0.1
+    """Divergence per token that an adaptive weight aims at."""
+    kl_horizon: float = 10000.0
+    """Responses in which an adaptive weight moves by at most a fifth."""
+    online_filtering: bool = False
+    """Whether only groups whose mean filter_key lies between filter_low and filter_high are trained on."""
+    filter_key: str = "overall"
+    """Part of the reward that online_filtering looks at."""
+    filter_low: float = 0.01
+    """Groups are kept whose mean is above this."""
+    filter_high: float = 0.99
+    """Groups are kept whose mean is below this."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    rank: int = 0
+    """Rank of LoRA adapters, which alone are trained; 0 trains the whole model."""
+    alpha: int = 64
+    """An adapter's output counts alpha / rank times."""
+    target_modules: str = "all-linear"
+    """Layers with adapters: their names, separated by commas, or all-linear."""
+    exclude_modules: str | None = None
+    """Regular expression for whole names of layers without adapters, such as `.*visual.*`."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +118,7 @@ class ModelConfig:
     """Whether a GPU runs Liger's fused RMSNorm and SwiGLU where that package is installed and knows the model."""
     freeze_vision_tower: bool = False
     """Whether the vision tower keeps its weights."""
+    lora: AdapterConfig = field(default_factory=AdapterConfig)
 
 
 @dataclass(frozen=True)
@@ -116,6 +149,34 @@ class FSDPConfig:
     """Type in which the forward and backward passes compute."""
     mp_reduce_dtype: TrainDtype = "fp32"
     """Type in which gradients are summed over ranks."""
+    enable_cpu_offload: bool = False
+    """Whether parameters, gradients and optimizer live in host memory; a layer is on its GPU while it computes."""
+
+
+@dataclass(frozen=True)
+class OffloadConfig:
+    offload_params: bool = False
+    """Whether parameters wait in host memory between passes."""
+    offload_optimizer: bool = False
+    """Whether the optimizer's states wait in host memory between updates."""
+
+
+@dataclass(frozen=True)
+class ReferenceFSDPConfig:
+    enable_cpu_offload: bool = False
+    """Whether the reference's parameters live in host memory; a layer is on its GPU while it computes."""
+
+
+@dataclass(frozen=True)
+class ReferenceOffloadConfig:
+    offload_params: bool = False
+    """Whether the reference's parameters wait in host memory between passes."""
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    fsdp: ReferenceFSDPConfig = field(default_factory=ReferenceFSDPConfig)
+    offload: ReferenceOffloadConfig = field(default_factory=ReferenceOffloadConfig)
 
 
 @dataclass(frozen=True)
@@ -129,13 +190,21 @@ class ActorConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     clip_ratio_low: float = 0.2
-    """The probability ratio is clipped from below at 1 minus this."""
+    """The probability ratio is clipped from below at 1 minus this; 1 leaves it without a lower bound."""
     clip_ratio_high: float = 0.3
     """The probability ratio is clipped from above at 1 plus this."""
     clip_ratio_dual: float = 3.0
     """With a negative advantage A the loss of a token is at most -A times this."""
-    loss_avg_mode: Literal["token"] = "token"
-    """`token`: every response token of the mini-batch counts the same."""
+    loss_type: Literal["default", "gspo", "gspo_token", "cispo", "sapo"] = "default"
+    """Surrogate loss, see `verl.losses.compute_policy_loss`; default with two clip ranges is DAPO's."""
+    tau_positive: float = 1.0
+    """Temperature of sapo's gate for advantages of 0 and above."""
+    tau_negative: float = 1.05
+    """Temperature of sapo's gate for advantages below 0."""
+    loss_avg_mode: Literal["token", "seq", "fixed_length"] = "token"
+    """What counts the same in a mini-batch: every token, every response (seq), or a token in units of R."""
+    tis_imp_ratio_cap: float | None = None
+    """Bound of the weights p(training) / p(engine) that correct for the engine's rounding; null: no weights."""
     ppo_epochs: int = 1
     """Passes over each rollout batch."""
     shared_prompt: bool = True
@@ -143,6 +212,40 @@ class ActorConfig:
     images_once: bool = True
     """Whether an image passes the vision tower once per micro-batch instead of once for every prompt that shows it."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    fsdp: FSDPConfig = field(default_factory=FSDPConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
+
+
+@dataclass(frozen=True)
+class CriticModelConfig:
+    model_path: str | None = None
+    """Folder or hub name of the model that the critic starts from; null is the actor's. Token ids must agree."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
+    enable_gradient_checkpointing: bool = True
+    """Whether activations are computed again in the backward pass instead of kept."""
+    freeze_vision_tower: bool = False
+    """Whether the vision tower keeps its weights."""
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    global_batch_size: int = 128
+    """Prompts per optimizer step of the critic, over all ranks."""
+    micro_batch_size_per_device_for_update: int = 4
+    """Sequences per forward and backward pass of a rank: its token budget is this times (P + R)."""
+    micro_batch_size_per_device_for_experience: int = 16
+    """The same for the pass that computes values."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    cliprange_value: float = 0.5
+    """A value counts as moved by at most this in one training step."""
+    loss_avg_mode: Literal["token", "seq", "fixed_length"] = "token"
+    """As worker.actor.loss_avg_mode."""
+    ppo_epochs: int = 1
+    """Passes over each rollout batch."""
+    model: CriticModelConfig = field(default_factory=CriticModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
 
@@ -202,6 +305,8 @@ class RolloutConfig:
 @dataclass(frozen=True)
 class WorkerConfig:
     actor: ActorConfig = field(default_factory=ActorConfig)
+    ref: ReferenceConfig = field(default_factory=ReferenceConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
@@ -212,6 +317,12 @@ class TrainerConfig:
     """Passes over the training rows, when max_steps does not end the run earlier."""
     max_steps: int | None = 75
     """Training steps; null trains total_epochs."""
+    max_try_make_batch: int = 20
+    """Calls of the engines after which a step whose groups were filtered away ends the run; -1: no limit."""
+    critic_warmup: int = 0
+    """Steps before this one train the critic alone."""
+    max_skipped_updates: int = 10
+    """Optimizer steps in a row with a gradient that is not finite after which the run ends; -1: no limit."""
     project_name: str = "spatialthinker"
     """Name under which loggers file several runs."""
     experiment_name: str = "spatialthinker_3b_grpo"

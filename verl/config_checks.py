@@ -30,12 +30,18 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "data.max_prompt_length",
             "data.max_response_length",
             "data.rollout_batch_size",
+            "data.mini_rollout_batch_size",
             "data.min_pixels",
             "data.max_pixels",
             "worker.actor.global_batch_size",
             "worker.actor.micro_batch_size_per_device_for_update",
             "worker.actor.micro_batch_size_per_device_for_experience",
+            "worker.actor.model.lora.alpha",
             "worker.actor.ppo_epochs",
+            "worker.critic.global_batch_size",
+            "worker.critic.micro_batch_size_per_device_for_update",
+            "worker.critic.micro_batch_size_per_device_for_experience",
+            "worker.critic.ppo_epochs",
             "worker.reward.num_processes",
             "worker.rollout.n",
             "worker.rollout.tensor_parallel_size",
@@ -48,15 +54,23 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "trainer.n_gpus_per_node",
         ),
     ),
-    "at least 1, or -1": (lambda value: value >= 1 or value == -1, ("data.val_batch_size", "worker.rollout.top_k")),
+    "at least 1, or -1": (
+        lambda value: value >= 1 or value == -1,
+        ("data.val_batch_size", "worker.rollout.top_k", "trainer.max_try_make_batch", "trainer.max_skipped_updates"),
+    ),
     "at least 0": (
         lambda value: value >= 0,
         (
             "data.seed",
             "algorithm.kl_coef",
+            "worker.actor.model.lora.rank",
             "worker.actor.optim.lr",
             "worker.actor.optim.weight_decay",
             "worker.actor.optim.lr_warmup_steps",
+            "worker.critic.optim.lr",
+            "worker.critic.optim.weight_decay",
+            "worker.critic.optim.lr_warmup_steps",
+            "trainer.critic_warmup",
             "worker.rollout.seed",
             "worker.rollout.limit_images",
             "trainer.seed",
@@ -65,7 +79,16 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     ),
     "above 0": (
         lambda value: value > 0,
-        ("worker.actor.max_grad_norm", "worker.actor.clip_ratio_high", "trainer.watchdog_timeout_s"),
+        (
+            "worker.actor.max_grad_norm",
+            "worker.actor.clip_ratio_high",
+            "worker.actor.tau_positive",
+            "worker.actor.tau_negative",
+            "worker.actor.tis_imp_ratio_cap",
+            "worker.critic.max_grad_norm",
+            "worker.critic.cliprange_value",
+            "trainer.watchdog_timeout_s",
+        ),
     ),
     "above 0 (training log-probs are divided by it)": (lambda value: value > 0, ("worker.rollout.temperature",)),
     "above 1": (lambda value: value > 1, ("worker.actor.clip_ratio_dual",)),
@@ -73,14 +96,21 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         lambda value: 0 < value <= 1,
         ("worker.rollout.top_p", "worker.rollout.gpu_memory_utilization", "trainer.max_host_memory_share"),
     ),
-    "at least 0 and below 1": (lambda value: 0 <= value < 1, ("worker.actor.clip_ratio_low",)),
     "from 0 to 1": (
         lambda value: 0 <= value <= 1,
-        ("worker.actor.optim.lr_warmup_ratio", "worker.actor.optim.min_lr_ratio"),
+        (
+            "algorithm.gamma",
+            "algorithm.lam",
+            "worker.actor.clip_ratio_low",
+            "worker.actor.optim.lr_warmup_ratio",
+            "worker.actor.optim.min_lr_ratio",
+            "worker.critic.optim.lr_warmup_ratio",
+            "worker.critic.optim.min_lr_ratio",
+        ),
     ),
     "two rates, each at least 0 and below 1": (
         lambda betas: all(0 <= beta < 1 for beta in betas),
-        ("worker.actor.optim.betas",),
+        ("worker.actor.optim.betas", "worker.critic.optim.betas"),
     ),
     "a list with at least one logger": (
         lambda names: len(names) > 0,
@@ -143,33 +173,48 @@ def _is_multiple(number: int, divisor: int) -> bool:
 
 def _batch_faults(config: Config) -> Iterator[str]:
     data, actor, ranks = config.data, config.worker.actor, config.num_ranks
-    if not _is_multiple(data.rollout_batch_size, actor.global_batch_size):
-        yield (
-            f"data.rollout_batch_size = {data.rollout_batch_size}: must be a multiple of "
-            f"worker.actor.global_batch_size = {actor.global_batch_size}, so that every optimizer step of a training "
-            "step has as many prompts; change one of the two"
-        )
-    for key, size in (
-        ("data.rollout_batch_size", data.rollout_batch_size),
-        ("worker.actor.global_batch_size", actor.global_batch_size),
-    ):
+    roles = {"actor": actor.global_batch_size}
+    if config.algorithm.adv_estimator == "gae":
+        roles["critic"] = config.worker.critic.global_batch_size
+    for role, size in roles.items():
+        if not _is_multiple(data.rollout_batch_size, size):
+            yield (
+                f"data.rollout_batch_size = {data.rollout_batch_size}: must be a multiple of "
+                f"worker.{role}.global_batch_size = {size}, so that every optimizer step of a training step has as "
+                "many prompts; change one of the two"
+            )
+    sizes = {f"worker.{role}.global_batch_size": size for role, size in roles.items()}
+    for key, size in ({"data.rollout_batch_size": data.rollout_batch_size} | sizes).items():
         if not _is_multiple(size, ranks):
             yield (
                 f"{key} = {size}: must be a multiple of trainer.nnodes x trainer.n_gpus_per_node = {ranks}, "
                 "so that ranks share it evenly; change one of them"
             )
+    mini = data.mini_rollout_batch_size
+    if mini and not config.algorithm.online_filtering and not _is_multiple(data.rollout_batch_size, mini):
+        yield (
+            f"data.mini_rollout_batch_size = {mini}: must divide data.rollout_batch_size = {data.rollout_batch_size} "
+            "when nothing is filtered; change one of the two, or set algorithm.online_filtering=true"
+        )
     if data.min_pixels and data.max_pixels and data.min_pixels > data.max_pixels:
         yield f"data.min_pixels = {data.min_pixels}: must be at most data.max_pixels = {data.max_pixels}"
 
 
 def _algorithm_faults(config: Config) -> Iterator[str]:
     algorithm, n = config.algorithm, config.worker.rollout.n
-    if algorithm.adv_estimator == "grpo" and n == 1:
-        yield "worker.rollout.n = 1: grpo compares responses of one prompt, got a group of 1; raise worker.rollout.n"
-    if not algorithm.disable_kl and not algorithm.use_kl_loss:
+    if algorithm.adv_estimator in ("grpo", "grpo_passk", "dr_grpo", "rloo") and n == 1:
         yield (
-            "algorithm.use_kl_loss = False: with algorithm.disable_kl = False the divergence would go nowhere; "
-            "set algorithm.use_kl_loss=true, or algorithm.disable_kl=true to train without a reference"
+            f"worker.rollout.n = 1: {algorithm.adv_estimator} compares responses of one prompt, got a group of 1; "
+            "raise worker.rollout.n"
+        )
+    if algorithm.kl_type == "adaptive" and not algorithm.disable_kl:
+        for key, value in (("kl_target", algorithm.kl_target), ("kl_horizon", algorithm.kl_horizon)):
+            if value <= 0:
+                yield f"algorithm.{key} = {value}: must be above 0 with algorithm.kl_type=adaptive; raise it"
+    if algorithm.online_filtering and algorithm.filter_low >= algorithm.filter_high:
+        yield (
+            f"algorithm.filter_low = {algorithm.filter_low}: must be below algorithm.filter_high = "
+            f"{algorithm.filter_high}, or no group is ever kept; lower it"
         )
 
 
@@ -243,12 +288,18 @@ def _path_faults(config: Config) -> Iterator[str]:
     yield from _template_faults(data)
     if data.image_dir is not None and not os.path.isdir(data.image_dir):
         yield f"data.image_dir = {data.image_dir!r}: there is no such folder; correct it, or set it to null"
-    tokenizer_path = config.worker.actor.model.tokenizer_path or model_path
-    for key, path, file in (("model_path", model_path, "config.json"), ("tokenizer_path", tokenizer_path, "")):
+    models = config.worker.actor.model, config.worker.critic.model
+    paths = {
+        "actor.model.model_path": (model_path, "config.json"),
+        "actor.model.tokenizer_path": (models[0].tokenizer_path or model_path, ""),
+    }
+    if config.algorithm.adv_estimator == "gae" and models[1].model_path:
+        paths["critic.model.model_path"] = (models[1].model_path, "config.json")
+    for key, (path, file) in paths.items():
         if not (os.path.exists(path) or _is_hub_name(path)):
-            yield f"worker.actor.model.{key} = {path!r}: is neither a folder nor a hub name; correct it"
+            yield f"worker.{key} = {path!r}: is neither a folder nor a hub name; correct it"
         elif os.path.exists(path) and not os.path.exists(os.path.join(path, file)):
-            yield f"worker.actor.model.{key} = {path!r}: holds no {file}; give a Hugging Face folder"
+            yield f"worker.{key} = {path!r}: holds no {file}; give a Hugging Face folder"
     if os.path.exists(trainer.save_checkpoint_path) and not os.path.isdir(trainer.save_checkpoint_path):
         yield f"trainer.save_checkpoint_path = {trainer.save_checkpoint_path!r}: is a file; name a folder"
     loaded = trainer.load_checkpoint_path

@@ -27,6 +27,7 @@ _PATH_KEYS = {
     "data.format_prompt": "",
     "data.override_chat_template": "",
     "worker.actor.model.model_path": "",
+    "worker.critic.model.model_path": "",
     "worker.actor.model.tokenizer_path": "",
     "worker.reward.reward_function": ":",
     "trainer.load_checkpoint_path": "",

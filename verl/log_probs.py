@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from verl.divergences import compute_full_kl
 
 LOGIT_CHUNK_BYTES = 1 << 30
 
@@ -26,6 +29,30 @@ def response_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, temperat
     """
     log_probs, entropies = _ResponseLogProbs.apply(hidden, weight, targets, temperature)  # type: ignore[misc]
     return log_probs, entropies
+
+
+def full_divergence(
+    hidden: Tensor, weight: Tensor, ref_hidden: Tensor, ref_weight: Tensor, temperature: float
+) -> Tensor:
+    """[N] exact divergences of one model's distributions of the next token from another's, in float32.
+
+    Args:
+        hidden, ref_hidden: [N, D] states that predict the same tokens.
+        weight, ref_weight: [V, D] output embeddings.
+        temperature: divides the logits of both.
+    """
+
+    def divergence(states: Tensor, ref_states: Tensor) -> Tensor:
+        log_probs, ref_log_probs = (
+            (part @ head.T).float().div(temperature).log_softmax(dim=-1)
+            for part, head in ((states, weight), (ref_states, ref_weight))
+        )
+        return compute_full_kl(log_probs, ref_log_probs)
+
+    size = max(1, _chunk_rows(weight) // 4)  # several tensors of float32 logits at a time
+    chunks = zip(hidden.split(size), ref_hidden.split(size), strict=True)
+    parts = [checkpoint(divergence, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.cat(parts)  # type: ignore[arg-type]
 
 
 def _chunk_rows(weight: Tensor) -> int:

@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from verl.attention import TEXT_ATTENTION, VISION_ATTENTION
 from verl.batching import PackedBatch
-from verl.log_probs import response_log_probs
+from verl.log_probs import full_divergence, response_log_probs
 from verl.model_families import decode, model_class, vision_tower
 
 EXIF_ORIENTATION_TAG = 0x0112
@@ -96,8 +96,14 @@ class ResponseLogProbs(nn.Module):
         self.model = model
 
     def forward(
-        self, batch: PackedBatch, pixel_values: Tensor | None, image_grid_thw: Tensor | None, temperature: float
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        batch: PackedBatch,
+        pixel_values: Tensor | None,
+        image_grid_thw: Tensor | None,
+        temperature: float,
+        reference: tuple[Tensor, Tensor] | None = None,
+        with_states: bool = False,
+    ) -> tuple[Tensor, ...]:
         """Log-probs [N] and entropies [N] of the batch's response tokens.
 
         Args:
@@ -107,9 +113,32 @@ class ResponseLogProbs(nn.Module):
                 in step) or None.
             image_grid_thw: [images, 3] their grids.
             temperature: of the sampling that is scored.
+            reference: another model's states and output embedding for the same row: then the exact divergence [N]
+                from its distributions comes third.
+            with_states: return what another model's pass takes as reference, and nothing else.
         """
-        states = decode(self.model, batch, pixel_values, image_grid_thw)
-        return response_log_probs(states[batch.predict_index], self.model.lm_head.weight, batch.targets, temperature)
+        states = decode(self.model, batch, pixel_values, image_grid_thw)[batch.predict_index]
+        weight = self.model.lm_head.weight
+        if with_states:
+            return states, weight
+        scores = response_log_probs(states, weight, batch.targets, temperature)
+        return scores if reference is None else (*scores, full_divergence(states, weight, *reference, temperature))
+
+
+class ResponseValues(nn.Module):
+    """The same with a value in place of a distribution: what reward is expected before each response token."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        model.lm_head = nn.Linear(model.config.get_text_config().hidden_size, 1, dtype=model.dtype)
+        nn.init.zeros_(model.lm_head.weight)  # a critic that knows nothing expects nothing
+        nn.init.zeros_(model.lm_head.bias)
+        self.model = model
+
+    def forward(self, batch: PackedBatch, pixel_values: Tensor | None, image_grid_thw: Tensor | None) -> Tensor:
+        """[N] values, in float32; arguments as of ResponseLogProbs."""
+        states = decode(self.model, batch, pixel_values, image_grid_thw)[batch.predict_index]
+        return self.model.lm_head(states).squeeze(-1).float()
 
 
 def load_model(path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -109,10 +109,20 @@ def test_values_are_yaml_of_the_annotated_type(argument, section, name, value):
         ("worker.rollout.val_override_config={temprature: 0}", ["temprature", "unknown key"]),
         ("worker.rollout.val_override_config={n: 0}", ["val_override_config.n = 0", "at least 1"]),
         ("worker.actor.global_batch_size=3", ["data.rollout_batch_size = 8", "global_batch_size = 3"]),
-        ("worker.actor.clip_ratio_low=1", ["worker.actor.clip_ratio_low = 1", "below 1"]),
+        ("worker.actor.clip_ratio_low=1.1", ["worker.actor.clip_ratio_low = 1.1", "from 0 to 1"]),
+        ("worker.actor.tau_negative=0", ["worker.actor.tau_negative = 0", "above 0"]),
+        ("worker.actor.tis_imp_ratio_cap=0", ["worker.actor.tis_imp_ratio_cap = 0", "above 0"]),
+        ("worker.actor.loss_type=ppo", ["worker.actor.loss_type", "gspo_token"]),
+        ("worker.actor.loss_avg_mode=sum", ["worker.actor.loss_avg_mode", "fixed_length"]),
+        ("worker.critic.cliprange_value=0", ["worker.critic.cliprange_value = 0", "above 0"]),
+        ("worker.critic.loss_avg_mode=sum", ["worker.critic.loss_avg_mode", "fixed_length"]),
+        ("trainer.critic_warmup=-1", ["trainer.critic_warmup = -1", "at least 0"]),
+        ("trainer.max_try_make_batch=0", ["trainer.max_try_make_batch = 0", "or -1"]),
+        ("trainer.max_skipped_updates=0", ["trainer.max_skipped_updates = 0", "or -1"]),
+        ("data.mini_rollout_batch_size=3", ["data.mini_rollout_batch_size = 3", "online_filtering=true"]),
+        ("algorithm.gamma=1.5", ["algorithm.gamma = 1.5", "from 0 to 1"]),
         ("worker.actor.clip_ratio_dual=1", ["worker.actor.clip_ratio_dual = 1", "above 1"]),
         ("data.min_pixels=5000000", ["data.min_pixels = 5000000", "data.max_pixels = 4194304"]),
-        ("algorithm.use_kl_loss=false", ["algorithm.use_kl_loss", "disable_kl=true"]),
         ("trainer.load_checkpoint_path=runs/step_5", ["load_checkpoint_path", "global_step_N"]),
         ("trainer.load_checkpoint_path=runs/global_step_5", ["load_checkpoint_path", "no such folder"]),
         ("data.format_prompt=answer.jinja", ["data.format_prompt", "no such file"]),
@@ -136,14 +146,14 @@ def test_all_faults_are_reported_together_and_none_follows_from_another():
         "data.sed=1",
         "worker.rollout.n=1",
         "trainer.nnodes=0",
-        "algorithm.use_kl_loss=false",
+        "algorithm.gamma=2",
     )
     assert [fault.split(" = ")[0] for fault in faults] == [
         "data.rollout_batch_size",
         "data.sed",
         "trainer.nnodes",
+        "algorithm.gamma",
         "worker.rollout.n",
-        "algorithm.use_kl_loss",
     ]
 
 
@@ -151,6 +161,42 @@ def test_ranks_must_share_batches_evenly():
     faults = faults_of("trainer.n_gpus_per_node=3")
     assert [fault.split(" = ")[0] for fault in faults] == ["data.rollout_batch_size", "worker.actor.global_batch_size"]
     assert all("trainer.n_gpus_per_node = 3" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["algorithm.adv_estimator=rloo", "worker.rollout.n=1"], ["rloo", "got a group of 1; raise worker.rollout.n"]),
+        (["algorithm.adv_estimator=grpo_passk", "worker.rollout.n=1"], ["grpo_passk", "raise worker.rollout.n"]),
+        (["algorithm.kl_type=adaptive", "algorithm.kl_horizon=0"], ["algorithm.kl_horizon = 0.0", "above 0"]),
+        (["algorithm.kl_type=adaptive", "algorithm.kl_target=0"], ["algorithm.kl_target = 0.0", "above 0"]),
+        (
+            ["algorithm.online_filtering=true", "algorithm.filter_low=0.5", "algorithm.filter_high=0.5"],
+            ["algorithm.filter_low = 0.5", "no group is ever kept"],
+        ),
+        (
+            ["algorithm.adv_estimator=gae", "worker.critic.global_batch_size=6"],
+            ["data.rollout_batch_size = 8", "worker.critic.global_batch_size = 6"],
+        ),
+        (
+            [
+                "algorithm.adv_estimator=gae",
+                "worker.critic.global_batch_size=4",
+                "worker.critic.model.model_path=verl",
+            ],
+            ["worker.critic.model.model_path = ", "no config.json"],
+        ),
+    ],
+)
+def test_choices_that_do_not_fit_together(arguments, words):
+    (fault,) = faults_of(*arguments)
+    assert all(word in fault for word in words), fault
+
+
+def test_what_an_unused_choice_needs_is_not_asked_for():
+    load_config([*SMALL, "algorithm.kl_horizon=0", "algorithm.filter_low=1", "worker.critic.global_batch_size=3"])
+    load_config([*SMALL, "algorithm.adv_estimator=remax", "worker.rollout.n=1", "algorithm.use_kl_loss=false"])
+    load_config([*SMALL, "algorithm.online_filtering=true", "data.mini_rollout_batch_size=3"])
 
 
 def test_the_reward_must_be_one_of_those_offered_unless_a_file_gives_it(tmp_path):

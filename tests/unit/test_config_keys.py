@@ -181,26 +181,11 @@ ALL = {f"{section}.{name}": value for section, values in KEYS.items() for name, 
 
 # Sections and keys of features that are not here; each is refused as an unknown key.
 MISSING = (
-    "worker.critic.",
-    "worker.ref.fsdp.enable_cpu_offload",
-    "worker.ref.offload.",
-    "worker.actor.fsdp.enable_cpu_offload",
-    "worker.actor.offload.",
-    "worker.actor.model.lora.",
+    "worker.critic.offload.",
+    "worker.critic.model.lora.",
+    "worker.critic.model.override_config",
+    "worker.critic.model.tokenizer_path",
     "worker.actor.model.override_config",
-    "worker.actor.loss_type",
-    "worker.actor.tau_",
-    "algorithm.gamma",
-    "algorithm.lam",
-    "algorithm.kl_type",
-    "algorithm.kl_horizon",
-    "algorithm.kl_target",
-    "algorithm.online_filtering",
-    "algorithm.filter_",
-    "data.mini_rollout_batch_size",
-    "trainer.max_try_make_batch",
-    "trainer.critic_warmup",
-    "trainer.save_model_only",
 )
 
 

@@ -19,7 +19,9 @@ def groups() -> DataProto:
             "prompt_mask": torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]),
             "response_mask": torch.tensor([[[1, 0, 0], [1, 1, 1]], [[1, 1, 0], [0, 0, 0]]]),
             "scores": torch.tensor([[0.0, 1.0], [0.5, 0.5]]),
+            "rewards": torch.tensor([[-0.5, 1.0], [0.5, 0.0]]),
             "advantages": torch.tensor([[-1.0, 1.0], [0.25, 9.0]]),
+            "returns": torch.tensor([[-1.0, 1.0], [0.25, 9.0]]),
         }
     )
 
@@ -29,7 +31,8 @@ def test_data_metrics():
     expected = {
         "critic/score/mean": 0.5,
         "critic/score/max": 1.0,
-        "critic/rewards/min": 0.0,
+        "critic/rewards/min": -0.5,
+        "critic/rewards/mean": 0.25,
         # (-1 x 1 + 1 x 3 + 0.25 x 2) / 6 tokens; the response without tokens has no say.
         "critic/advantages/mean": 2.5 / 6,
         "critic/advantages/max": 1.0,
@@ -44,6 +47,18 @@ def test_data_metrics():
         "perf/total_num_tokens": 6 + 2 * 7,
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+
+
+def test_a_critic_is_measured_by_the_returns_that_it_explains():
+    data = groups()
+    # Response tokens in order: returns 1 2 3 4 5 6, values off by 1 -1 1 -1 1 -1; variances 3.5 and 1.2.
+    data.batch["returns"] = torch.tensor([[[1.0, 9, 9], [2, 3, 4]], [[5, 6, 9], [9, 9, 9]]])
+    data.batch["values"] = torch.tensor([[[0.0, 9, 9], [3, 2, 5]], [[4, 7, 9], [9, 9, 9]]])
+    data.batch["advantages"] = data.batch["returns"] - data.batch["values"]
+    metrics = compute_data_metrics(data, 4, 3)
+    assert metrics["critic/vf_explained_var"] == pytest.approx(1 - 1.2 / 3.5, abs=1e-5)
+    assert metrics["critic/values/max"] == 7 and metrics["critic/returns/mean"] == 3.5
+    assert metrics["critic/advantages/mean"] == 0
 
 
 def test_data_metrics_without_any_response_token_are_zero_and_not_nan():

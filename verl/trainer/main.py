@@ -58,12 +58,20 @@ def main(argv: list[str] | None = None) -> int:
     from verl.reward import RewardError
     from verl.single_controller import WorkerError
     from verl.trainer.interrupt import Interrupted
-    from verl.trainer.ray_trainer import MemoryLimitError
+    from verl.trainer.ray_trainer import DivergenceError, MemoryLimitError
     from verl.trainer.saving import CheckpointError
 
     try:
         train(config)
-    except (ConfigError, DataError, RewardError, WorkerError, CheckpointError, MemoryLimitError) as error:
+    except (
+        ConfigError,
+        DataError,
+        RewardError,
+        WorkerError,
+        CheckpointError,
+        DivergenceError,
+        MemoryLimitError,
+    ) as error:
         print(f"\nError: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
     except KeyboardInterrupt as interrupt:
@@ -81,8 +89,9 @@ def train(config: Config) -> None:
     from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
     from verl.trainer.saving import find_start
-    from verl.trainer.tracking import Tracker
+    from verl.trainer.tracking import Tracker, check_loggers
 
+    check_loggers(config.trainer.logger)
     device = choose_device(config)
     model_class(config.worker.actor.model.model_path, config.worker.actor.model.trust_remote_code)
     processor = load_run_processor(config)
@@ -98,7 +107,9 @@ def train(config: Config) -> None:
         if config.trainer.dry_run:
             print_dry_run(config, processor, train_set, num_steps, phases, score_gold)
             return
-        print(describe_prompt(train_set[0], processor, score_gold(train_set[0])))  # noqa: T201
+        scores = score_gold(train_set[0])
+        check_filter_key(config, scores)
+        print(describe_prompt(train_set[0], processor, scores))  # noqa: T201
         if warning := host_memory_warning(phases, device == "cpu", config.trainer.n_gpus_per_node):
             print(f"Warning: {warning}")  # noqa: T201
         tracker = Tracker(
@@ -145,6 +156,13 @@ class GoldScore:
     def __call__(self, prompt: Any) -> dict[str, float]:
         name = "" if self.reward.reward_function else self.reward.score_function
         return self.manager.probe(gold_response(name, prompt.ground_truth), prompt.problem, prompt.ground_truth)
+
+
+def check_filter_key(config: Config, scores: dict[str, float]) -> None:
+    """Passes if the reward has what online filtering looks at; ConfigError says what it has."""
+    key = config.algorithm.filter_key
+    if config.algorithm.online_filtering and key not in scores:
+        raise ConfigError([f"algorithm.filter_key = {key!r}: the reward returns only {', '.join(scores)}; name one"])
 
 
 def build_reward(config: Config) -> Any:
@@ -228,7 +246,7 @@ def check_this_machine(config: Config, device: str) -> None:
 
 
 def build_workers(
-    config: Config, device: str, processor: Any, num_steps: int, watchdog: Watchdog | None
+    config: Config, device: str, processor: Any, num_steps: int, watchdog: Watchdog | None = None
 ) -> tuple[Any, Any]:
     """Training ranks and engines, loaded side by side: on GPUs one engine per rank, on a CPU one for all."""
     from verl.single_controller import ResourcePool, WorkerGroup, WorkerSpec

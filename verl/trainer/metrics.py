@@ -12,32 +12,38 @@ from torch import Tensor
 from verl.protocol import DataProto
 
 TIMED_PER_RESPONSE_TOKEN = ("gen", "reward")
-TIMED_PER_TOKEN = ("old", "ref", "adv", "update_actor")
+TIMED_PER_TOKEN = ("old", "ref", "values", "adv", "update_critic", "update_actor")
 
 
 def compute_data_metrics(groups: DataProto, max_prompt_length: int, max_response_length: int) -> dict[str, float]:
     """Scores, advantages and lengths of a step, and the numbers of its tokens.
 
-    critic/score and critic/rewards (the same: the divergence is a term of the loss), and the lengths count every
-    response once; critic/advantages and critic/returns (the same for group-relative advantages) every response token.
+    critic/score, critic/rewards (scores less what the divergence takes off them), and the lengths count every
+    response once; critic/advantages, critic/returns (the same for group-relative advantages) and, with a critic,
+    critic/values every response token. critic/vf_explained_var is 1 - Var(returns - values) / (Var(returns) + 1e-5).
     clip_ratio is the share of the longest possible length. perf/total_num_tokens counts the prompt once per response,
     as EasyR1 does, whatever was computed.
 
     Args:
-        groups: tensors scores, advantages [G, n], response_mask [G, n, R], prompt_mask [G, P].
+        groups: tensors scores, rewards [G, n], advantages, returns [G, n] or [G, n, R], response_mask [G, n, R],
+            prompt_mask [G, P], and with a critic values [G, n, R].
         max_prompt_length, max_response_length: P and R, in tokens.
     """
     batch = groups.batch
     response_lengths = batch["response_mask"].sum(-1)  # [G, n]
     prompt_lengths = batch["prompt_mask"].sum(-1)  # [G]
-    per_token = batch["advantages"].flatten().repeat_interleave(response_lengths.flatten())
+    per_token = {
+        key: _per_token(batch[key], batch["response_mask"])
+        for key in ("advantages", "returns", "values")
+        if key in batch.keys()
+    }
     num_response_tokens = int(response_lengths.sum())
     num_samples = response_lengths.shape[1]
     return {
         **_mean_max_min("critic/score", batch["scores"]),
-        **_mean_max_min("critic/rewards", batch["scores"]),
-        **_mean_max_min("critic/advantages", per_token),
-        **_mean_max_min("critic/returns", per_token),
+        **_mean_max_min("critic/rewards", batch["rewards"]),
+        **{name: v for key, tokens in per_token.items() for name, v in _mean_max_min(f"critic/{key}", tokens).items()},
+        **(_explained_variance(per_token["returns"], per_token["values"]) if "values" in per_token else {}),
         **_length_metrics("response_length", response_lengths, max_response_length),
         **_length_metrics("prompt_length", prompt_lengths, max_prompt_length),
         "perf/num_response_tokens": num_response_tokens,
@@ -91,6 +97,17 @@ def reduce_metrics(rank_metrics: Sequence[Mapping[str, tuple[float, float]]]) ->
         else:
             reduced[name] = sum(total for total, _ in pairs) / sum(weight for _, weight in pairs)
     return reduced
+
+
+def _per_token(values: Tensor, mask: Tensor) -> Tensor:
+    """The values [G, n] or [G, n, R] of all response tokens, in a row."""
+    return (values.unsqueeze(-1).expand(mask.shape) if values.dim() == 2 else values)[mask.bool()]
+
+
+def _explained_variance(returns: Tensor, values: Tensor) -> dict[str, float]:
+    if returns.numel() < 2:
+        return {}
+    return {"critic/vf_explained_var": float(1 - (returns - values).var() / (returns.var() + 1e-5))}
 
 
 def _length_metrics(name: str, lengths: Tensor, limit: int) -> dict[str, float]:

@@ -14,19 +14,24 @@ import torch
 from tqdm import tqdm
 
 from verl import checkpoint
-from verl.batching import balanced_order
+from verl.advantages import compute_advantages
 from verl.config import Config, config_to_dict
-from verl.core_algos import compute_grpo_advantages
-from verl.dataset import BatchOrder, RLHFDataset, collate_prompts
+from verl.dataset import RLHFDataset, collate_prompts
+from verl.divergences import FULL_KL, adapt_kl_coef, compute_kl
 from verl.protocol import DataProto, pad_dataproto_to_divisor, unpad_dataproto
 from verl.reward import RewardManager
 from verl.single_controller import WorkerError, WorkerGroup
+from verl.trainer.batches import BatchMaker, train_sampling
 from verl.trainer.interrupt import Interrupt
 from verl.trainer.metrics import compute_data_metrics, compute_memory_metrics, compute_timing_metrics, reduce_metrics
 from verl.trainer.saving import CheckpointSaver
 from verl.trainer.tracking import Tracker
 
 GROUP_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids", "responses", "response_mask")
+
+
+class DivergenceError(RuntimeError):
+    """Training that has stopped to make sense; the message says how, and what to change."""
 
 
 @dataclass
@@ -69,8 +74,8 @@ class GRPOTrainer:
     ):
         self.config, self.actor, self.rollout, self.reward = config, actor, rollout, reward
         self.train_set, self.val_set, self.pad_token_id, self.tracker = train_set, val_set, pad_token_id, tracker
-        data = config.data
-        self.order = BatchOrder(len(train_set), data.rollout_batch_size, data.shuffle, data.seed)
+        self.batches = BatchMaker(config, train_set, reward, pad_token_id, len(actor))
+        self.kl_coef = config.algorithm.kl_coef
         self.num_steps = count_steps(config, len(train_set))
         self.root = Path(config.trainer.save_checkpoint_path)
         self.saver = CheckpointSaver(self.root, [actor], config.trainer)
@@ -78,6 +83,7 @@ class GRPOTrainer:
         self.start = start
         self.global_step = 0
         self.trained_step = 0
+        self.trained_position, self.trained_kl_coef = self.batches.position, self.kl_coef
         self.unlogged: dict[str, Any] = {}
         self.timing: dict[str, float] = {}
 
@@ -107,7 +113,7 @@ class GRPOTrainer:
         while self.global_step < self.num_steps:
             self.global_step += 1
             with self._timer("step"):
-                metrics = self._step(self._prompts(self.order.rows(self.global_step - 1)))
+                metrics = self._step()
                 if self._is_due(trainer.val_freq):
                     with self._timer("validation"), self.interrupt.allowed():
                         metrics |= self._validate()
@@ -142,41 +148,123 @@ class GRPOTrainer:
                 "lower data.rollout_batch_size or data.max_pixels, or free memory; the same command goes on"
             )
 
-    def _step(self, prompts: DataProto) -> dict[str, Any]:
-        """One training step on G prompts; its metrics."""
+    def _step(self) -> dict[str, Any]:
+        """One training step; its metrics."""
         with self.interrupt.allowed():
-            groups, scores = self._experience(prompts)
-        groups.batch["scores"] = scores["overall"]
-        groups.batch["advantages"] = compute_grpo_advantages(scores["overall"])
-        with self._timer("update_actor"):
-            keys = [key for key in ("advantages", "old_log_probs", "ref_log_probs") if key in groups.batch.keys()]
-            update = groups.select(keys, [])
-            update.meta_info["step"] = self.global_step
-            actor_metrics = self.actor.update_actor(update)
+            groups, scores, metrics = self._experience()
+        with self._timer("adv"):
+            metrics |= self._compute_advantages(groups, scores["overall"])
+        metrics |= self._update(groups)
         self.trained_step = self.global_step
-        self.unlogged = {f"reward/{key}": float(value.mean()) for key, value in scores.items()}
-        self.unlogged |= compute_data_metrics(
-            groups, self.config.data.max_prompt_length, self.config.data.max_response_length
-        )
-        self.unlogged |= reduce_metrics(actor_metrics)
-        return self.unlogged
+        self.trained_position, self.trained_kl_coef = self.batches.position, self.kl_coef
+        metrics |= {f"reward/{key}": float(value.mean()) for key, value in scores.items()}
+        data = self.config.data
+        metrics |= compute_data_metrics(groups, data.max_prompt_length, data.max_response_length)
+        self.unlogged = metrics
+        self._check_skipped(metrics)
+        return metrics
 
-    def _experience(self, prompts: DataProto) -> tuple[DataProto, dict[str, torch.Tensor]]:
-        """Responses with the log-probs that the update needs, and their scores; the policy stays as it is."""
+    def _experience(self) -> tuple[DataProto, dict[str, torch.Tensor], dict[str, float]]:
+        """Responses with all that the update needs, their scores, and how they were chosen; the policy stays."""
         with self._timer("gen"), self._engines_awake():
-            groups = self._balanced(self._generate(prompts, self._train_sampling(), seed=self.global_step))
-        pending = self.reward.submit(groups)
+            rollout = self.batches.make(self._generate)
         with self._timer("load"):
-            self.actor.load_groups(groups.select(list(GROUP_KEYS), ["images"]))
+            self.actor.load_groups(rollout.groups.select(list(GROUP_KEYS), ["images"]))
+        self._run_passes(rollout.groups)
+        with self._timer("reward"):
+            return rollout.groups, rollout.scores(), rollout.metrics
+
+    def _run_passes(self, groups: DataProto) -> None:
+        """Adds what the policy, the reference and the critic say of the responses, as far as it is needed."""
+        algorithm = self.config.algorithm
         carrier = groups.select(["response_mask"], [])
-        if not self._is_single_update:
+        is_estimated = not algorithm.disable_kl and algorithm.kl_penalty != FULL_KL
+        if not self._is_single_update or self._is_kl_in_reward and is_estimated:
             with self._timer("old"):
                 groups.union(self.actor.compute_log_probs(carrier))
-        if not self.config.algorithm.disable_kl:
+        if is_estimated:
             with self._timer("ref"):
                 groups.union(self.actor.compute_ref_log_probs(carrier))
-        with self._timer("reward"):
-            return groups, pending.result()
+        elif self._is_kl_in_reward:
+            with self._timer("ref"):
+                groups.union(self.actor.compute_full_kl(carrier))
+        if algorithm.adv_estimator == "gae":
+            with self._timer("values"):
+                groups.union(self.actor.compute_values(carrier))
+
+    def _compute_advantages(self, groups: DataProto, scores: torch.Tensor) -> dict[str, float]:
+        """Adds `scores` [G, n], `rewards`, `advantages` and `returns`; the metrics of a divergence in the reward."""
+        algorithm, batch = self.config.algorithm, groups.batch
+        mask = batch["response_mask"]
+        metrics, penalties = {}, None
+        batch["scores"] = batch["rewards"] = scores
+        if self._is_kl_in_reward:
+            if "kl" in batch.keys():
+                kls = batch["kl"]
+            else:
+                kls = compute_kl(batch["old_log_probs"], batch["ref_log_probs"], algorithm.kl_penalty)
+            kls = kls.masked_fill(~mask.bool(), 0.0)
+            penalties = self.kl_coef * kls
+            batch["rewards"] = scores - penalties.sum(-1)
+            kl = float((kls.sum(-1) / mask.sum(-1)).mean())
+            metrics = {"actor/kl_penalty": kl, "actor/kl_coef": self.kl_coef}
+            self._adapt_kl_coef(kl)
+        batch["advantages"], batch["returns"] = compute_advantages(
+            algorithm.adv_estimator,
+            scores,
+            mask,
+            algorithm.gamma,
+            algorithm.lam,
+            penalties,
+            batch.get("baselines"),
+            batch.get("values"),
+        )
+        return metrics
+
+    def _update(self, groups: DataProto) -> dict[str, float]:
+        """Updates the critic, if there is one, and the policy, once the critic is warm."""
+        algorithm, batch, metrics = self.config.algorithm, groups.batch, {}
+        is_kl_loss = not algorithm.disable_kl and algorithm.use_kl_loss
+        if algorithm.adv_estimator == "gae":
+            with self._timer("update_critic"):
+                update = groups.select(["values", "returns"], [])
+                update.meta_info["step"] = self.global_step
+                metrics |= reduce_metrics(self.actor.update_critic(update))
+        if self.global_step >= self.config.trainer.critic_warmup:
+            with self._timer("update_actor"):
+                keys = ["advantages", "old_log_probs", "rollout_log_probs"] + ["ref_log_probs"] * is_kl_loss
+                update = groups.select([key for key in keys if key in batch.keys()], [])
+                update.meta_info |= {"step": self.global_step, "kl_coef": self.kl_coef if is_kl_loss else 0.0}
+                metrics |= reduce_metrics(self.actor.update_actor(update))
+            if is_kl_loss:
+                metrics["actor/kl_coef"] = self.kl_coef
+                self._adapt_kl_coef(metrics["actor/kl_loss"])
+        return metrics
+
+    def _adapt_kl_coef(self, kl: float) -> None:
+        algorithm = self.config.algorithm
+        if algorithm.kl_type == "adaptive":
+            num_responses = self.config.data.rollout_batch_size * self.config.worker.rollout.n
+            target, horizon = algorithm.kl_target, algorithm.kl_horizon
+            self.kl_coef = adapt_kl_coef(self.kl_coef, kl, target, horizon, num_responses)
+
+    def _check_skipped(self, metrics: dict[str, float]) -> None:
+        """Says which updates were left out, and ends the run after too many in a row."""
+        limit = self.config.trainer.max_skipped_updates
+        for role in ("actor", "critic"):
+            if not metrics.get(f"{role}/skipped_steps"):
+                continue
+            in_a_row = int(metrics[f"{role}/skipped_in_a_row"])
+            fault = (
+                f"step {self.global_step}: {int(metrics[f'{role}/skipped_steps'])} optimizer steps of the {role} were "
+                f"left out because their gradient was not finite, {in_a_row} in a row by now"
+            )
+            if 0 < limit <= in_a_row:
+                raise DivergenceError(
+                    f"{fault}; the limit is trainer.max_skipped_updates={limit}. Lower worker.{role}.optim.lr or "
+                    "check the rewards, and start the run again: it goes on from its last checkpoint"
+                )
+            print(fault[0].upper() + fault[1:], flush=True)  # noqa: T201
 
     @property
     def _is_single_update(self) -> bool:
@@ -184,17 +272,18 @@ class GRPOTrainer:
         actor = self.config.worker.actor
         return actor.ppo_epochs == 1 and actor.global_batch_size == self.config.data.rollout_batch_size
 
-    def _prompts(self, rows: list[int]) -> DataProto:
-        return collate_prompts([self.train_set[row] for row in rows], self.pad_token_id)
-
-    def _train_sampling(self) -> dict[str, Any]:
-        rollout = self.config.worker.rollout
-        return {key: getattr(rollout, key) for key in ("n", "temperature", "top_p", "top_k", "ignore_eos")}
+    @property
+    def _is_kl_in_reward(self) -> bool:
+        return not self.config.algorithm.disable_kl and not self.config.algorithm.use_kl_loss
 
     def _generate(self, prompts: DataProto, sampling: dict[str, Any], seed: int) -> DataProto:
         """The prompts with n responses each; the engines are awake."""
         request = prompts.select([], ["raw_prompt_ids", "images"])
-        request.meta_info = {"sampling": sampling, "seed": self.config.worker.rollout.seed * 1_000_003 + seed}
+        request.meta_info = {
+            "sampling": sampling,
+            "seed": self.config.worker.rollout.seed * 1_000_003 + seed,
+            "log_probs": self.config.worker.actor.tis_imp_ratio_cap is not None,
+        }
         request, num_padded = pad_dataproto_to_divisor(request, len(self.rollout))
         responses = unpad_dataproto(self.rollout.generate(request), num_padded)
         return prompts.select().union(responses)
@@ -209,12 +298,6 @@ class GRPOTrainer:
         yield
         with self._timer("sleep"):
             self.rollout.sleep()
-
-    def _balanced(self, groups: DataProto) -> DataProto:
-        """The groups in an order that gives every rank an equal part of every mini-batch."""
-        tokens = groups.batch["prompt_mask"].sum(-1) + groups.batch["response_mask"].sum((-1, -2))
-        order = balanced_order(tokens.tolist(), self.config.worker.actor.global_batch_size, len(self.actor))
-        return groups[order]
 
     def _is_due(self, frequency: int) -> bool:
         """Whether something happens at this step: every `frequency` steps if positive, and always at the last."""
@@ -238,7 +321,8 @@ class GRPOTrainer:
 
     def evaluate(self) -> Validation:
         """Scores of the current policy on the validation prompts."""
-        sampling = self._train_sampling() | {"n": 1} | self.config.worker.rollout.val_override_config
+        rollout = self.config.worker.rollout
+        sampling = train_sampling(rollout) | {"n": 1} | rollout.val_override_config
         size = self.config.data.val_batch_size
         size = len(self.val_set) if size < 0 else size
         totals: dict[str, list[float]] = {}
@@ -274,7 +358,9 @@ class GRPOTrainer:
     def _save(self, score: float | None = None) -> None:
         """Begins the checkpoint of the last trained step; `score` is the validation's at that step."""
         with self._timer("save_checkpoint"):
-            self.saver.save(self.trained_step, {"config": config_to_dict(self.config)}, score)
+            state = {"config": config_to_dict(self.config), "kl_coef": self.trained_kl_coef}
+            state |= {"num_drawn": self.trained_position.num_drawn}
+            self.saver.save(self.trained_step, state, score, self.trained_position.write_surplus)
 
     def _keep_what_was_trained(self) -> None:
         """Logs and saves the last update, unless it is on disk; for a run that ends early."""
@@ -294,6 +380,10 @@ class GRPOTrainer:
         state = checkpoint.read_trainer_state(self.start)
         self.global_step = self.trained_step = self.saver.saved_step = state["global_step"]
         self.saver.best = state.get("best")
+        self.batches.restore(self.start, state["num_drawn"])
+        if self.config.algorithm.kl_type == "adaptive":
+            self.kl_coef = state["kl_coef"]
+        self.trained_position, self.trained_kl_coef = self.batches.position, self.kl_coef
         model_only = state.get("model_only", False)
         self.actor.restore(str(self.start), model_only)
         self.tracker.resume(self.global_step)
@@ -309,5 +399,6 @@ class GRPOTrainer:
 
 def count_steps(config: Config, num_rows: int) -> int:
     """Training steps of the run: max_steps, else the whole batches of all epochs."""
-    trainer = config.trainer
-    return trainer.max_steps or num_rows // config.data.rollout_batch_size * trainer.total_epochs
+    trainer, size = config.trainer, config.data.rollout_batch_size
+    drawn = config.data.mini_rollout_batch_size or size
+    return trainer.max_steps or num_rows // drawn * drawn // size * trainer.total_epochs

@@ -3,7 +3,7 @@
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,19 @@ class CheckpointSaver:
         self.fault = ""
         self.thread: threading.Thread | None = None
 
-    def save(self, step: int, state: dict[str, Any], score: float | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        score: float | None = None,
+        write: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
         """Begins the checkpoint of `step`; returns once training may change the weights again.
 
         Args:
             state: what else the loop must remember, ready for JSON.
             score: of the validation at this step, if there was one; the highest makes the best checkpoint.
+            write: writes into the checkpoint's folder what JSON should not hold.
 
         Raises:
             CheckpointError: this or the one before failed, with on_save_error=stop.
@@ -52,6 +59,7 @@ class CheckpointSaver:
         state = state | {"global_step": step, "best": best, "model_only": self.settings.save_model_only}
         try:
             folder = checkpoint.begin(self.root, step)
+            write(folder)
         except OSError as error:
             self._report(step, str(error))
             return

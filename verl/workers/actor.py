@@ -1,10 +1,11 @@
-"""The policy on one rank: log-probs of its groups, and clipped policy updates on them.
+"""The policy on one rank: log-probs of its groups, and policy updates on them; and what a critic shares with it.
 
 Letters: G local groups, n samples, R padded response tokens, N response tokens of one forward pass.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from verl.batching import PackedBatch, Piece, pack, plan_micro_batches, split_to_count
-from verl.core_algos import compute_kl, compute_policy_loss
+from verl.divergences import FULL_KL, compute_kl
 from verl.fsdp import clip_grad_norm
+from verl.losses import average_denominator, average_weights, compute_policy_loss, compute_rollout_weights
 from verl.protocol import DataProto
-from verl.qwen_vl import ResponseLogProbs, keep_activations
+from verl.qwen_vl import ResponseLogProbs, ResponseValues, keep_activations
 
 
 @dataclass
@@ -89,6 +91,10 @@ class Groups:
         stand_in = [Piece(0, (0,))]
         return pack(pieces or stand_in, self.prompts, self.positions, self.responses, self.images)
 
+    def lengths(self, pieces: list[Piece]) -> Tensor:
+        """[S] tokens of each of the pieces' responses."""
+        return torch.tensor([len(self.responses[piece.group][i]) for piece in pieces for i in piece.samples])
+
     def gather(self, padded: Tensor, pieces: list[Piece]) -> Tensor:
         """[N] values of the pieces' response tokens out of a padded [G, n, R]."""
         rows = [
@@ -108,21 +114,54 @@ class Groups:
                 cursor += length
 
 
-@dataclass(frozen=True)
-class UpdateSettings:
-    """What a policy update needs to know; every field is the config key of the same name."""
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """How any update is cut into optimizer steps and passes; every field is the config key of the same name."""
 
     num_groups_per_mini_batch: int
     max_tokens: int
     shared_prompt: bool
     ppo_epochs: int
+    max_grad_norm: float
+    loss_avg_mode: str
+    max_response_length: int
+    temperature: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSettings(StepSettings):
+    """What a policy update needs to know; every field is the config key of the same name.
+
+    kl_coef is 0 where the divergence is no term of the loss.
+    """
+
+    loss_type: str
     clip_ratio_low: float
     clip_ratio_high: float
     clip_ratio_dual: float
-    max_grad_norm: float
+    tau_positive: float
+    tau_negative: float
+    tis_imp_ratio_cap: float | None
     kl_penalty: str
     kl_coef: float
-    temperature: float
+
+
+@dataclass
+class PolicyBatch:
+    """What a policy update learns from, padded.
+
+    Attributes:
+        advantages: [G, n], or [G, n, R] where tokens differ.
+        old_log_probs: [G, n, R]; None when the sampled policy is the current one for the only update, where the ratio
+            is 1 by definition.
+        ref_log_probs: [G, n, R]; None without a divergence in the loss, and where it is computed in full.
+        rollout_log_probs: [G, n, R] the engine's; None without importance sampling.
+    """
+
+    advantages: Tensor
+    old_log_probs: Tensor | None = None
+    ref_log_probs: Tensor | None = None
+    rollout_log_probs: Tensor | None = None
 
 
 @dataclass
@@ -141,12 +180,15 @@ class MetricSums:
         return {name: (self.sums[name], self.weights[name]) for name in self.sums}
 
 
-class Actor:
-    """Log-probs and updates of one sharded model over this rank's groups."""
+class Learner:
+    """Passes and optimizer steps of one sharded model over this rank's groups."""
+
+    name: str
+    """What the metrics' names begin with."""
 
     def __init__(
         self,
-        model: ResponseLogProbs,
+        model: ResponseLogProbs | ResponseValues,
         device: torch.device,
         optimizer: torch.optim.Optimizer | None = None,
         images_once: bool = True,
@@ -158,10 +200,10 @@ class Actor:
         self.images_once = images_once
         self.activation_budget_gb = activation_budget_gb  # None: layers keep what they were told to
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
-        self.num_skipped_steps = 0
+        self.num_skipped_in_a_row = 0
 
-    def _forward(self, groups: Groups, pieces: list[Piece], temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies [N] of a micro-batch."""
+    def forward(self, groups: Groups, pieces: list[Piece], *args: Any, **kwargs: Any) -> Any:
+        """What the model gives for the [N] response tokens of a micro-batch."""
         batch = groups.pack(pieces)
         shown = list(dict.fromkeys(batch.image_ids)) if self.images_once else batch.image_ids
         if not shown and groups.pixels:  # the tower's parameters are gathered by all ranks together
@@ -175,8 +217,69 @@ class Actor:
             batch.to(self.device),
             pixel_values.to(self.device) if pixel_values is not None else None,
             grids.to(self.device) if grids is not None else None,
-            temperature,
+            *args,
+            **kwargs,
         )
+
+    def learn(
+        self,
+        groups: Groups,
+        settings: StepSettings,
+        metrics: MetricSums,
+        micro_losses: Callable[[list[Piece]], Tensor],
+    ) -> None:
+        """One optimizer step per mini-batch and epoch.
+
+        The loss of a mini-batch is a weighted sum over its response tokens, divided once by what all ranks hold of it
+        together, so that neither micro-batches nor ranks change the gradient.
+
+        Args:
+            micro_losses: [N] losses of a micro-batch; of an empty one, anything that depends on all parameters.
+        """
+        self.model.train()
+        num_skipped = 0
+        for _ in range(settings.ppo_epochs):
+            for start in range(0, len(groups), settings.num_groups_per_mini_batch):
+                mini_batch = range(start, min(start + settings.num_groups_per_mini_batch, len(groups)))
+                denominator = self._denominator(groups, mini_batch, settings)
+                for pieces in groups.plan(settings.max_tokens, settings.shared_prompt, mini_batch):
+                    losses = micro_losses(pieces)
+                    weights = (
+                        average_weights(settings.loss_avg_mode, groups.lengths(pieces)) if pieces else 0.0 * losses
+                    )
+                    loss = (losses * weights.to(losses)).sum()
+                    (loss * (self.world_size / denominator)).backward()
+                num_skipped += not self._step(settings.max_grad_norm, metrics)
+        metrics.add(f"{self.name}/skipped_steps", num_skipped, 1)
+        metrics.add(f"{self.name}/skipped_in_a_row", self.num_skipped_in_a_row, 1)
+
+    def _denominator(self, groups: Groups, mini_batch: range, settings: StepSettings) -> float:
+        """What the loss of the mini-batch over all ranks is divided by."""
+        lengths = [len(row) for group in mini_batch for row in groups.responses[group]]
+        totals = torch.tensor([float(sum(lengths)), float(len(lengths))])
+        if self.world_size > 1:
+            totals = totals.to(self.device)
+            dist.all_reduce(totals)
+        num_tokens, num_responses = totals.tolist()
+        return average_denominator(settings.loss_avg_mode, num_tokens, num_responses, settings.max_response_length)
+
+    def _step(self, max_grad_norm: float, metrics: MetricSums) -> bool:
+        """Clips and applies the gradient, unless it is not finite; whether it was applied."""
+        assert self.optimizer is not None
+        norm = clip_grad_norm(self.model, max_grad_norm)
+        is_finite = math.isfinite(norm)
+        if is_finite:
+            self.optimizer.step()
+            metrics.add(f"{self.name}/grad_norm", norm, 1)
+        self.num_skipped_in_a_row = 0 if is_finite else self.num_skipped_in_a_row + 1
+        self.optimizer.zero_grad(set_to_none=True)
+        return is_finite
+
+
+class Actor(Learner):
+    """Log-probs and updates of the policy, or log-probs of the reference."""
+
+    name = "actor"
 
     @torch.no_grad()
     def compute_log_probs(
@@ -187,105 +290,97 @@ class Actor:
         shape = (len(groups), groups.num_samples, groups.width)
         log_probs, entropies = torch.zeros(shape), torch.zeros(shape)
         for pieces in groups.plan(max_tokens, shared_prompt):
-            values, entropy = self._forward(groups, pieces, temperature)
+            values, entropy = self.forward(groups, pieces, temperature)
             if pieces:
                 groups.scatter(log_probs, values.float().cpu(), pieces)
                 groups.scatter(entropies, entropy.float().cpu(), pieces)
         return log_probs, entropies
 
+    @torch.no_grad()
+    def compute_full_kl(
+        self, reference: "Actor", groups: Groups, max_tokens: int, shared_prompt: bool, temperature: float
+    ) -> Tensor:
+        """Each token's exact divergence [G, n, R] of this policy from the reference, 0 where padded."""
+        self.model.eval()
+        kl = torch.zeros((len(groups), groups.num_samples, groups.width))
+        for pieces in groups.plan(max_tokens, shared_prompt):
+            values = self.forward(groups, pieces, temperature, reference.distributions(groups, pieces))[2]
+            if pieces:
+                groups.scatter(kl, values.float().cpu(), pieces)
+        return kl
+
+    @torch.no_grad()
+    def distributions(self, groups: Groups, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
+        """Hidden states [N, D] and output embedding [V, D], from which the whole distributions follow."""
+        self.model.eval()
+        return self.forward(groups, pieces, 1.0, with_states=True)
+
     def update(
         self,
         groups: Groups,
-        advantages: Tensor,
-        old_log_probs: Tensor | None,
-        ref_log_probs: Tensor | None,
+        batch: PolicyBatch,
         settings: UpdateSettings,
+        reference: "Actor | None" = None,
     ) -> dict[str, tuple[float, float]]:
         """One optimizer step per mini-batch and epoch; metrics as (sum, weight).
 
-        The loss of a mini-batch is the sum over its response tokens divided by their number over all ranks, so that
-        neither micro-batches nor ranks change the gradient.
-
         Args:
-            advantages: [G, n].
-            old_log_probs: [G, n, R]; None when the sampled policy is the current one for the only update, where
-                the ratio is 1 by definition.
-            ref_log_probs: [G, n, R]; None without a KL term.
+            reference: for the full divergence as a term of the loss.
         """
-        self.model.train()
         metrics = MetricSums()
-        for _ in range(settings.ppo_epochs):
-            for mini_batch in self._mini_batches(len(groups), settings.num_groups_per_mini_batch):
-                num_tokens = self._total_tokens(groups, mini_batch)
-                plan = groups.plan(settings.max_tokens, settings.shared_prompt, mini_batch)
-                for pieces in plan:
-                    loss = self._micro_loss(
-                        groups, pieces, advantages, old_log_probs, ref_log_probs, settings, metrics
-                    )
-                    (loss * (self.world_size / num_tokens)).backward()
-                self._step(settings.max_grad_norm, metrics)
+        if settings.kl_coef == 0 or settings.kl_penalty != FULL_KL:
+            reference = None
+        self.learn(
+            groups, settings, metrics, lambda pieces: self._losses(groups, pieces, batch, settings, metrics, reference)
+        )
         return metrics.as_pairs()
 
-    @staticmethod
-    def _mini_batches(num_groups: int, size: int) -> Iterator[range]:
-        for start in range(0, num_groups, size):
-            yield range(start, min(start + size, num_groups))
-
-    def _total_tokens(self, groups: Groups, mini_batch: range) -> float:
-        """Response tokens of the mini-batch over all ranks."""
-        total = torch.tensor(float(sum(len(row) for g in mini_batch for row in groups.responses[g])))
-        if self.world_size > 1:
-            total = total.to(self.device)
-            dist.all_reduce(total)
-        return float(total)
-
-    def _micro_loss(
+    def _losses(
         self,
         groups: Groups,
         pieces: list[Piece],
-        advantages: Tensor,
-        old_log_probs: Tensor | None,
-        ref_log_probs: Tensor | None,
+        batch: PolicyBatch,
         settings: UpdateSettings,
         metrics: MetricSums,
+        reference: "Actor | None",
     ) -> Tensor:
-        """Sum of the loss over the micro-batch's response tokens."""
-        log_probs, entropy = self._forward(groups, pieces, settings.temperature)
+        """[N] losses of the micro-batch's response tokens."""
+        distributions = reference.distributions(groups, pieces) if reference is not None else None
+        log_probs, entropy, *full_kl = self.forward(groups, pieces, settings.temperature, distributions)
         if not pieces:
-            return log_probs.sum() * 0.0
+            return log_probs
 
         def values(padded: Tensor) -> Tensor:
             return groups.gather(padded, pieces).to(self.device)
 
-        advantage = values(advantages.unsqueeze(-1).expand(-1, -1, groups.width))
-        old = values(old_log_probs) if old_log_probs is not None else log_probs.detach()
+        advantages = batch.advantages
+        if advantages.dim() == 2:
+            advantages = advantages.unsqueeze(-1).expand(-1, -1, groups.width)
+        old = values(batch.old_log_probs) if batch.old_log_probs is not None else log_probs.detach()
         losses, details = compute_policy_loss(
-            log_probs, old, advantage, settings.clip_ratio_low, settings.clip_ratio_high, settings.clip_ratio_dual
+            settings.loss_type,
+            log_probs,
+            old,
+            values(advantages),
+            groups.lengths(pieces).to(self.device),
+            settings.clip_ratio_low,
+            settings.clip_ratio_high,
+            settings.clip_ratio_dual,
+            settings.tau_positive,
+            settings.tau_negative,
         )
-        num_tokens = len(losses)
-        metrics.add("actor/pg_loss", losses.detach().sum(), num_tokens)
-        metrics.add("actor/entropy_loss", entropy.sum(), num_tokens)
+        if batch.rollout_log_probs is not None and settings.tis_imp_ratio_cap is not None:
+            weights, gap = compute_rollout_weights(old, values(batch.rollout_log_probs), settings.tis_imp_ratio_cap)
+            losses, details = losses * weights, details | gap
+        details = {"pg_loss": losses, "entropy_loss": entropy} | details
+        if batch.ref_log_probs is not None:
+            full_kl = [compute_kl(log_probs, values(batch.ref_log_probs), settings.kl_penalty)]
+        for kl in full_kl:
+            details["kl_loss"] = kl
+            losses = losses + settings.kl_coef * kl
         for name, tokens in details.items():
-            metrics.add(f"actor/{name}", tokens.sum(), num_tokens)
-        loss = losses.sum()
-        if ref_log_probs is not None:
-            kl = compute_kl(log_probs, values(ref_log_probs), settings.kl_penalty)
-            metrics.add("actor/kl_loss", kl.detach().sum(), num_tokens)
-            loss = loss + settings.kl_coef * kl.sum()
-        return loss
-
-    def _step(self, max_grad_norm: float, metrics: MetricSums) -> None:
-        """Clips and applies the gradient; a non-finite one is skipped and counted."""
-        assert self.optimizer is not None
-        norm = clip_grad_norm(self.model, max_grad_norm)
-        finite = norm == norm and norm not in (float("inf"), float("-inf"))
-        if finite:
-            self.optimizer.step()
-            metrics.add("actor/grad_norm", norm, 1)
-        else:
-            self.num_skipped_steps += 1
-        metrics.add("actor/skipped_steps", 0.0 if finite else 1.0, 1)
-        self.optimizer.zero_grad(set_to_none=True)
+            metrics.add(f"actor/{name}", tokens.detach().sum(), len(losses))
+        return losses
 
 
 def image_patches(images: Sequence[Any], image_processor: Any, **size: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,6 +1,7 @@
 """The training worker of one rank: sharded policy and reference, their passes, updates and checkpoints."""
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from verl import checkpoint
-from verl.config import Config
-from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, open_store, shard
+from verl.config import Config, OptimConfig
+from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_store, shard, whole
+from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
 from verl.model_families import stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS
 from verl.processor import load_run_processor, pixel_limits
 from verl.protocol import DataProto
-from verl.qwen_vl import ResponseLogProbs, decode_image, fuse_layers, load_model
+from verl.qwen_vl import ResponseLogProbs, ResponseValues, decode_image, fuse_layers, load_model
 from verl.single_controller import Dispatch, register
-from verl.workers.actor import Actor, Groups, UpdateSettings, image_patches
+from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings, image_patches
+from verl.workers.critic import Critic, ValueSettings
 from verl.workers.weight_sync import send_weights
 
 
@@ -57,36 +60,75 @@ class FSDPWorker:
     def load(self, host: str, port: int) -> None:
         """Joins the other ranks and builds the sharded models."""
         store = self.store if self.rank == 0 else join_store(host, port)
-        self.mesh = init_mesh(store, self.rank, self.world_size, self.device)
+        worker = self.config.worker
+        with_host_memory = worker.actor.fsdp.enable_cpu_offload or worker.ref.fsdp.enable_cpu_offload
+        self.mesh = init_mesh(store, self.rank, self.world_size, self.device, with_host_memory=with_host_memory)
         self.shard_writer = checkpoint.ShardWriter()
         actor = self.config.worker.actor
         self.processor = load_run_processor(self.config)
         self.policy = self._build_model(trainable=True)
-        trainable = [p for p in self.policy.parameters() if p.requires_grad]
-        optim = actor.optim
-        self.optimizer = OPTIMIZERS[optim.strategy](
-            trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
-        )
+        self.optimizer = build_optimizer(self.policy, actor.optim)
         budget = actor.model.activation_budget_gb if actor.model.enable_gradient_checkpointing else None
         self.actor = Actor(self.policy, self.device, self.optimizer, actor.images_once, budget)
         self.reference = None
         if not self.config.algorithm.disable_kl:
-            self.reference = Actor(self._build_model(trainable=False), self.device, images_once=actor.images_once)
+            model = self.policy if has_adapters(self.policy) else self._build_model(trainable=False)
+            self.reference = Actor(model, self.device, images_once=actor.images_once)
+        self.critic = None
+        if self.config.algorithm.adv_estimator == "gae":
+            model = self._build_critic()
+            optimizer = build_optimizer(model, self.config.worker.critic.optim)
+            self.critic_writer = checkpoint.ShardWriter()
+            self.critic = Critic(model, self.device, optimizer, actor.images_once)
 
     def _build_model(self, trainable: bool) -> ResponseLogProbs:
-        settings = self.config.worker.actor
-        dtype = DTYPES[settings.fsdp.torch_dtype]
-        model = load_model(settings.model.model_path, dtype, settings.model.trust_remote_code)
-        if self.device.type == "cuda" and settings.model.use_fused_layers:
+        """The sharded policy or reference; what is not trained is kept in the type that passes compute in."""
+        settings, model_config = self.config.worker.actor, self.config.worker.actor.model
+        kept, computed = DTYPES[settings.fsdp.torch_dtype], DTYPES[settings.fsdp.mp_param_dtype]
+        is_frozen = not trainable or model_config.lora.rank > 0
+        model = load_model(model_config.model_path, computed if is_frozen else kept, model_config.trust_remote_code)
+        if self.device.type == "cuda" and model_config.use_fused_layers:
             fuse_layers(model)
         if not trainable:
             model.requires_grad_(False)
-        elif settings.model.freeze_vision_tower and (tower := vision_tower(model)) is not None:
+        elif model_config.lora.rank:
+            add_adapters(model, model_config.lora, kept, self.config.trainer.seed)
+        if model_config.freeze_vision_tower and (tower := vision_tower(model)) is not None:
             tower.requires_grad_(False)
-        if trainable and settings.model.enable_gradient_checkpointing:
+        if trainable and model_config.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        wrapped = ResponseLogProbs(model).to(self.device)
-        shard(wrapped, self.mesh, DTYPES[settings.fsdp.mp_param_dtype], DTYPES[settings.fsdp.mp_reduce_dtype])
+        fsdp = settings.fsdp if trainable else self.config.worker.ref.fsdp
+        offload = settings.offload if trainable else self.config.worker.ref.offload
+        wrapped = ResponseLogProbs(model)
+        if not fsdp.enable_cpu_offload:
+            wrapped.to(self.device)
+        shard(wrapped, self.mesh, computed, DTYPES[settings.fsdp.mp_reduce_dtype], fsdp.enable_cpu_offload)
+        if offload.offload_params:
+            wrapped.to("cpu")
+        return wrapped
+
+    def _policy_on_device(self, with_optimizer: bool = False) -> AbstractContextManager[None]:
+        """Brings what waits in host memory to the device for a pass."""
+        offload = self.config.worker.actor.offload
+        return on_device(
+            self.device,
+            self.policy if offload.offload_params else None,
+            self.optimizer if offload.offload_optimizer and with_optimizer else None,
+        )
+
+    def _build_critic(self) -> ResponseValues:
+        settings = self.config.worker.critic
+        path = settings.model.model_path or self.config.worker.actor.model.model_path
+        model = load_model(path, DTYPES[settings.fsdp.torch_dtype], settings.model.trust_remote_code)
+        if settings.model.freeze_vision_tower and (tower := vision_tower(model)) is not None:
+            tower.requires_grad_(False)
+        if settings.model.enable_gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        wrapped, fsdp = ResponseValues(model), settings.fsdp
+        if not fsdp.enable_cpu_offload:
+            wrapped.to(self.device)
+        types = DTYPES[fsdp.mp_param_dtype], DTYPES[fsdp.mp_reduce_dtype]
+        shard(wrapped, self.mesh, *types, fsdp.enable_cpu_offload)
         return wrapped
 
     @register(Dispatch.DP_COMPUTE_METRIC)
@@ -97,7 +139,7 @@ class FSDPWorker:
         """
         settings = self.config.worker.actor
         self.shared_prompt = data.meta_info.get("shared_prompt", settings.shared_prompt)
-        for actor in filter(None, (self.actor, self.reference)):
+        for actor in filter(None, (self.actor, self.reference, self.critic)):
             actor.images_once = data.meta_info.get("images_once", settings.images_once)
         images = [decode_image(image) for row in data.non_tensor_batch["images"] for image in row]
         data_config = self.config.data
@@ -139,41 +181,92 @@ class FSDPWorker:
     @register(Dispatch.DP_COMPUTE_PROTO)
     def compute_log_probs(self, data: DataProto) -> DataProto:
         """`old_log_probs` [G, n, R] of the loaded groups under the current policy; `data` only carries the split."""
-        return self._log_probs(self.actor, "old_log_probs")
+        with self._policy_on_device():
+            return self._log_probs(self.actor, "old_log_probs")
 
     @register(Dispatch.DP_COMPUTE_PROTO)
     def compute_ref_log_probs(self, data: DataProto) -> DataProto:
         """`ref_log_probs` [G, n, R] of the loaded groups under the reference; `data` only carries the split."""
         assert self.reference is not None
-        return self._log_probs(self.reference, "ref_log_probs")
+        if self.reference.model is self.policy:
+            with self._policy_on_device(), adapters_off(self.policy):
+                return self._log_probs(self.reference, "ref_log_probs")
+        is_parked = self.config.worker.ref.offload.offload_params
+        with on_device(self.device, self.reference.model if is_parked else None):
+            return self._log_probs(self.reference, "ref_log_probs")
+
+    @register(Dispatch.DP_COMPUTE_PROTO)
+    def compute_full_kl(self, data: DataProto) -> DataProto:
+        """`kl` [G, n, R] of the loaded groups, exact; `data` only carries the split."""
+        assert self.groups is not None and self.reference is not None
+        settings = self.config.worker.actor
+        kl = self.actor.compute_full_kl(
+            self.reference,
+            self.groups,
+            self._max_tokens(settings.micro_batch_size_per_device_for_experience),
+            self.shared_prompt,
+            self.config.worker.rollout.temperature,
+        )
+        return DataProto.from_dict(tensors={"kl": kl})
+
+    @register(Dispatch.DP_COMPUTE_PROTO)
+    def compute_values(self, data: DataProto) -> DataProto:
+        """`values` [G, n, R] of the loaded groups under the critic; `data` only carries the split."""
+        assert self.groups is not None and self.critic is not None
+        budget = self._max_tokens(self.config.worker.critic.micro_batch_size_per_device_for_experience)
+        values = self.critic.compute_values(self.groups, budget, self.shared_prompt)
+        return DataProto.from_dict(tensors={"values": values})
+
+    def _step_settings(self, settings: Any) -> dict[str, Any]:
+        """What updates of actor and critic have in common, from the section of the one or the other."""
+        return {
+            "num_groups_per_mini_batch": settings.global_batch_size // self.world_size,
+            "max_tokens": self._max_tokens(settings.micro_batch_size_per_device_for_update),
+            "shared_prompt": self.shared_prompt,
+            "ppo_epochs": settings.ppo_epochs,
+            "max_grad_norm": settings.max_grad_norm,
+            "loss_avg_mode": settings.loss_avg_mode,
+            "max_response_length": self.config.data.max_response_length,
+            "temperature": self.config.worker.rollout.temperature,
+        }
+
+    @register(Dispatch.DP_COMPUTE_METRIC)
+    def update_critic(self, data: DataProto) -> dict[str, tuple[float, float]]:
+        """Updates the critic on the loaded groups with the `values` it gave them and their `returns`."""
+        assert self.groups is not None and self.critic is not None and self.critic.optimizer is not None
+        critic = self.config.worker.critic
+        settings = ValueSettings(cliprange_value=critic.cliprange_value, **self._step_settings(critic))
+        lr = self._set_lr(self.critic.optimizer, critic.optim, data.meta_info["step"])
+        metrics = self.critic.update(self.groups, data.batch["values"], data.batch["returns"], settings)
+        return metrics | {"critic/lr": (lr, 1.0)}
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def update_actor(self, data: DataProto) -> dict[str, tuple[float, float]]:
-        """Updates the policy on the loaded groups with `advantages` and, when there, `old_` and `ref_log_probs`."""
+        """Updates the policy on the loaded groups with `advantages` and, when there, old, ref and rollout log-probs.
+
+        Meta: `step`, `kl_coef` (0: the divergence is no term of the loss).
+        """
         assert self.groups is not None, "load_groups comes first"
-        actor, algorithm = self.config.worker.actor, self.config.algorithm
+        actor = self.config.worker.actor
         settings = UpdateSettings(
-            num_groups_per_mini_batch=actor.global_batch_size // self.world_size,
-            max_tokens=self._max_tokens(actor.micro_batch_size_per_device_for_update),
-            shared_prompt=self.shared_prompt,
-            ppo_epochs=actor.ppo_epochs,
+            loss_type=actor.loss_type,
             clip_ratio_low=actor.clip_ratio_low,
             clip_ratio_high=actor.clip_ratio_high,
             clip_ratio_dual=actor.clip_ratio_dual,
-            max_grad_norm=actor.max_grad_norm,
-            kl_penalty=algorithm.kl_penalty,
-            kl_coef=algorithm.kl_coef,
-            temperature=self.config.worker.rollout.temperature,
+            tau_positive=actor.tau_positive,
+            tau_negative=actor.tau_negative,
+            tis_imp_ratio_cap=actor.tis_imp_ratio_cap,
+            kl_penalty=self.config.algorithm.kl_penalty,
+            kl_coef=data.meta_info["kl_coef"],
+            **self._step_settings(actor),
         )
-        batch = data.batch
         self._reset_peak_memory()
-        lr = self._set_lr(data.meta_info["step"])
-        metrics = self.actor.update(
-            self.groups, batch["advantages"], batch.get("old_log_probs"), batch.get("ref_log_probs"), settings
-        )
+        lr = self._set_lr(self.optimizer, actor.optim, data.meta_info["step"])
+        keys = ("advantages", "old_log_probs", "ref_log_probs", "rollout_log_probs")
+        batch = PolicyBatch(*(data.batch.get(key) for key in keys))
+        with self._policy_on_device(with_optimizer=True):
+            metrics = self.actor.update(self.groups, batch, settings, self.reference)
         metrics["actor/lr"] = (lr, 1.0)
-        if "ref_log_probs" in batch.keys():
-            metrics["actor/kl_coef"] = (algorithm.kl_coef, 1.0)
         memory = psutil.virtual_memory()
         metrics["perf/max_rank_memory_gb"] = (psutil.Process().memory_info().rss / 2**30, 1.0)
         metrics["perf/max_host_memory_share"] = (1 - memory.available / memory.total, 1.0)
@@ -185,38 +278,47 @@ class FSDPWorker:
             torch.cuda.empty_cache()  # the engine that wakes next finds it free
         return metrics
 
-    def _set_lr(self, step: int) -> float:
+    def _set_lr(self, optimizer: torch.optim.Optimizer, optim: OptimConfig, step: int) -> float:
         """Sets and returns the learning rate of training step `step`, counted from 1."""
-        optim = self.config.worker.actor.optim
         num_warmup_steps = optim.lr_warmup_steps
         if num_warmup_steps is None:
             num_warmup_steps = int(optim.lr_warmup_ratio * self.num_steps)
         factor = lr_factor(
             step - 1, self.num_steps, num_warmup_steps, optim.lr_scheduler_type, optim.min_lr_ratio or 0
         )
-        for group in self.optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = optim.lr * factor
         return optim.lr * factor
 
     @register(Dispatch.ONE_TO_ALL)
     def send_weights(self, engines: list[Any]) -> None:
         """Loads the current policy into the engines."""
-        send_weights(self.policy.model, engines, self.device, DTYPES[self.config.worker.rollout.dtype])
+        with self._policy_on_device():
+            send_weights(self.policy.model, engines, self.device, DTYPES[self.config.worker.rollout.dtype])
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what a pass has left cached is room for the engine's keys and values
 
     @register(Dispatch.ONE_TO_ALL)
     def save(self, folder: str, model_only: bool = False) -> None:
-        """Begins to write this rank's shards under `folder`/actor; returns when the state has been copied."""
+        """Begins to write this rank's shards under `folder`/actor; returns when the state has been copied.
+
+        A critic's go to `folder`/critic.
+        """
         actor_folder = Path(folder) / "actor"
         self.save_error = ""
+        adapters = gather_adapters(self.policy.model, whole)  # outside: a fault of one rank must not part them here
         try:
             checkpoint.save_rng(actor_folder, self.rank)
             if self.rank == 0:
                 self._save_huggingface_files(actor_folder / "huggingface")
+                if adapters:
+                    save_adapters(self.policy.model, adapters, actor_folder / ADAPTER_FOLDER)
         except (OSError, RuntimeError) as error:  # told by save_fault: the other ranks wait for this one below
             self.save_error = f"rank {self.rank}: {error}"
         self.shard_writer.start(actor_folder, self.policy.model, None if model_only else self.optimizer)
+        if self.critic is not None:
+            optimizer = None if model_only else self.critic.optimizer
+            self.critic_writer.start(Path(folder) / "critic", self.critic.model, optimizer)
 
     def _save_huggingface_files(self, folder: Path) -> None:
         """Everything of the Hugging Face folder but the weights."""
@@ -229,12 +331,23 @@ class FSDPWorker:
     @register(Dispatch.ONE_TO_ALL)
     def save_fault(self) -> str | None:
         """None while `save` is still writing, "" when all is on disk, else what went wrong."""
-        fault = self.shard_writer.fault()
-        return fault if fault is None else self.save_error or fault
+        writers = [self.shard_writer] if self.critic is None else [self.shard_writer, self.critic_writer]
+        faults = [writer.fault() for writer in writers]
+        return None if None in faults else self.save_error or next(filter(None, faults), "")
 
     @register(Dispatch.ONE_TO_ALL)
     def restore(self, folder: str, model_only: bool = False) -> None:
         """Reads what `save` wrote, on any number of ranks; the optimizer stays new if only the model was saved."""
         actor_folder = Path(folder) / "actor"
-        checkpoint.load_shards(actor_folder, self.policy.model, None if model_only else self.optimizer)
+        with self._policy_on_device(with_optimizer=True):  # states are read to where their parameters are
+            checkpoint.load_shards(actor_folder, self.policy.model, None if model_only else self.optimizer)
         checkpoint.load_rng(actor_folder, self.rank)
+        if self.critic is not None:
+            optimizer = None if model_only else self.critic.optimizer
+            checkpoint.load_shards(Path(folder) / "critic", self.critic.model, optimizer)
+
+
+def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """The configured optimizer over the model's trainable parameters."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return OPTIMIZERS[optim.strategy](trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)

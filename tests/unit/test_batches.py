@@ -1,0 +1,170 @@
+"""How a step gets its groups: order, filtering, surplus, baselines; engine and rewards have known values."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from verl.config import Config
+from verl.dataset import DataError, Prompt
+from verl.protocol import DataProto
+from verl.reward import PendingRewards
+from verl.trainer.batches import GREEDY, BatchMaker, join_groups
+
+NUM_ROWS = 12
+
+
+class KnownRewards:
+    """The reward of a response is its first token / 10; `tens` is there only where a reward is 1 or more."""
+
+    def submit(self, groups: DataProto) -> PendingRewards:
+        first = groups.batch["responses"][..., 0].float()
+        scores = {"overall": first / 10}
+        if (first >= 10).any():
+            scores["tens"] = (first >= 10).float()
+        pending = PendingRewards([], tuple(first.shape))
+        pending.result = lambda: scores
+        return pending
+
+
+class Engine:
+    """Answers row r with first tokens r - 1 and r + 1, greedily with r; remembers what it was asked."""
+
+    def __init__(self):
+        self.calls: list[tuple[list[int], dict[str, Any], int]] = []
+
+    def __call__(self, prompts: DataProto, sampling: dict[str, Any], seed: int) -> DataProto:
+        rows = [int(uid) for uid in prompts.non_tensor_batch["uid"]]
+        self.calls.append((rows, sampling, seed))
+        shifts = [0] if sampling is GREEDY else [-1, 1]
+        responses = torch.tensor([[[row + shift, 7] for shift in shifts] for row in rows])
+        answers = DataProto.from_dict({"responses": responses, "response_mask": torch.ones_like(responses)})
+        return prompts.select().union(answers)
+
+
+def make_maker(**choices) -> tuple[BatchMaker, Engine]:
+    config = Config()
+    for section, values in choices.items():
+        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+    rollout = dataclasses.replace(config.worker.rollout, n=2)
+    actor = dataclasses.replace(config.worker.actor, global_batch_size=2)
+    config = dataclasses.replace(config, worker=dataclasses.replace(config.worker, rollout=rollout, actor=actor))
+    rows: Any = [
+        Prompt([1], torch.arange(1 + row % 3), torch.zeros(3, 1 + row % 3), [b"png"], "question", "answer", str(row))
+        for row in range(NUM_ROWS)
+    ]
+    reward: Any = KnownRewards()
+    return BatchMaker(config, rows, reward, pad_token_id=0, num_ranks=1), Engine()
+
+
+def rows_of(groups: DataProto) -> list[int]:
+    return sorted(int(uid) for uid in groups.non_tensor_batch["uid"])
+
+
+def test_mini_batches_make_the_same_step_as_one_call():
+    data = {"rollout_batch_size": 6, "shuffle": False}
+    whole, engine = make_maker(data=data)
+    parts, small_engine = make_maker(data=data | {"mini_rollout_batch_size": 2})
+    for _ in range(3):  # beyond the epoch's end
+        one, many = whole.make(engine), parts.make(small_engine)
+        assert torch.equal(one.groups.batch["responses"], many.groups.batch["responses"])
+        assert torch.equal(one.groups.batch["prompt_ids"], many.groups.batch["prompt_ids"])
+        scores = many.scores()
+        assert torch.equal(one.scores()["overall"], scores["overall"])
+        assert torch.equal(scores["overall"], many.groups.batch["responses"][..., 0] / 10)  # each with its own
+    assert [seed for _, _, seed in small_engine.calls] == list(range(1, 10))
+    assert [len(rows) for rows, _, _ in small_engine.calls] == [2] * 9
+
+
+class TestFiltering:
+    # Rows in order; the mean of row r is r / 10. Kept: 0.25 < r / 10 < 0.9, rows 3 to 8.
+    CHOICES = {
+        "data": {"rollout_batch_size": 4, "mini_rollout_batch_size": 3, "shuffle": False},
+        "algorithm": {"online_filtering": True, "filter_low": 0.25, "filter_high": 0.9},
+    }
+
+    def test_by_hand(self):
+        maker, engine = make_maker(**self.CHOICES)
+        first = maker.make(engine)  # 0 1 2 | 3 4 5 | 6 7 8
+        assert rows_of(first.groups) == [3, 4, 5, 6] and len(engine.calls) == 3
+        assert maker.position.surplus is not None and rows_of(maker.position.surplus) == [7, 8]
+        assert first.metrics == pytest.approx(
+            {
+                "online_filtering/attempts": 3,
+                "online_filtering/kept_share": 6 / 9,
+                "online_filtering/surplus": 2,
+                "online_filtering/overall_of_all": 0.4,
+            }
+        )
+        second = maker.make(engine)  # 9 10 11 | 0 1 2 | 3 4 5 of the next epoch; the surplus comes first
+        assert rows_of(second.groups) == [3, 4, 7, 8] and len(engine.calls) == 6
+        assert torch.equal(second.scores()["overall"], second.groups.batch["responses"][..., 0] / 10)
+
+    def test_bounds_are_strict(self):
+        choices = self.CHOICES | {"algorithm": {"online_filtering": True, "filter_low": 0.3, "filter_high": 0.8}}
+        maker, engine = make_maker(**choices)
+        assert rows_of(maker.make(engine).groups) == [4, 5, 6, 7]
+
+    def test_a_run_that_resumes_has_the_same_steps(self, tmp_path):
+        maker, engine = make_maker(**self.CHOICES)
+        maker.make(engine)
+        maker.position.write_surplus(tmp_path)
+        resumed, other = make_maker(**self.CHOICES)
+        resumed.restore(tmp_path, maker.position.num_drawn)
+        for _ in range(3):
+            expected, actual = maker.make(engine), resumed.make(other)
+            assert rows_of(actual.groups) == rows_of(expected.groups) and actual.metrics == expected.metrics
+            assert torch.equal(actual.scores()["overall"], expected.scores()["overall"])
+            assert list(actual.groups.non_tensor_batch["images"]) == list(expected.groups.non_tensor_batch["images"])
+
+    def test_the_limit_says_what_was_kept_and_what_to_change(self):
+        algorithm = {"online_filtering": True, "filter_low": 0.25, "filter_high": 0.45}
+        maker, engine = make_maker(**self.CHOICES | {"algorithm": algorithm, "trainer": {"max_try_make_batch": 4}})
+        with pytest.raises(DataError) as caught:  # rows 3 and 4 in four attempts
+            maker.make(engine)
+        assert len(engine.calls) == 4
+        for words in (
+            "kept 2 groups of the 12 sampled in 4 attempts",
+            "filter_high=0.45",
+            "trainer.max_try_make_batch",
+        ):
+            assert words in str(caught.value)
+
+    def test_without_a_limit_it_draws_on(self):
+        algorithm = {"online_filtering": True, "filter_low": 0.25, "filter_high": 0.35}
+        maker, engine = make_maker(**self.CHOICES | {"algorithm": algorithm, "trainer": {"max_try_make_batch": -1}})
+        assert rows_of(maker.make(engine).groups) == [3, 3, 3, 3] and len(engine.calls) == 14
+
+    def test_a_part_of_the_reward_that_few_responses_have_is_zero_elsewhere(self):
+        algorithm = {"online_filtering": True, "filter_low": 0.75, "filter_high": 1.05}
+        maker, engine = make_maker(**self.CHOICES | {"algorithm": algorithm})
+        rollout = maker.make(engine)  # rows 8 9 10 and 8 again; 9 and 10 answer with 10 or 11
+        rows = [int(uid) for uid in rollout.groups.non_tensor_batch["uid"]]
+        assert rollout.scores()["tens"].tolist() == [[0.0, float(row >= 9)] for row in rows]
+
+
+def test_remax_takes_the_reward_of_the_greedy_response_of_the_same_prompt():
+    maker, engine = make_maker(
+        data={"rollout_batch_size": 4, "mini_rollout_batch_size": 2}, algorithm={"adv_estimator": "remax"}
+    )
+    groups = maker.make(engine).groups
+    rows = torch.tensor([int(uid) for uid in groups.non_tensor_batch["uid"]])
+    assert torch.equal(groups.batch["baselines"], rows / 10)
+    assert [sampling["temperature"] for _, sampling, _ in engine.calls] == [0.0, 1.0] * 2
+
+
+def test_joined_prompts_are_padded_in_front():
+    def part(width: int) -> DataProto:
+        shape = (1, width)
+        tensors = {
+            "prompt_ids": torch.ones(shape),
+            "prompt_mask": torch.ones(shape),
+            "prompt_position_ids": torch.ones(1, 3, width),
+            "responses": torch.zeros(1, 2, 4),
+        }
+        return DataProto.from_dict(tensors, {"uid": [str(width)]})
+
+    joined = join_groups([part(1), part(3)])
+    assert joined.batch["prompt_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert joined.batch["prompt_position_ids"].shape == (2, 3, 3)

@@ -1,0 +1,152 @@
+"""What a step asks of the workers, what it makes of a divergence in the reward, and when it gives up."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from verl.config import Config
+from verl.protocol import DataProto
+from verl.trainer.ray_trainer import DivergenceError, GRPOTrainer
+
+# Two prompts with two responses of 1 and 2 tokens; the policy's log-probs lie 0.5 above the reference's.
+MASK = torch.tensor([[[1, 0], [1, 1]]] * 2)
+SCORES = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+
+
+class Workers:
+    """Training ranks that answer with known values and remember what they were asked."""
+
+    def __init__(self, **metrics: float):
+        self.asked: list[str] = []
+        self.updates: dict[str, DataProto] = {}
+        self.metrics = {"actor/kl_loss": 0.05} | metrics
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getattr__(self, method: str) -> Any:
+        def call(data: DataProto) -> Any:
+            self.asked.append(method)
+            if method.startswith("update_"):
+                self.updates[method] = data
+                return [{name: (value, 1.0) for name, value in self.metrics.items()}]
+            key, value = {
+                "compute_log_probs": ("old_log_probs", -1.0),
+                "compute_ref_log_probs": ("ref_log_probs", -1.5),
+                "compute_full_kl": ("kl", 0.25),
+                "compute_values": ("values", 0.1),
+            }[method]
+            return DataProto.from_dict({key: torch.full(MASK.shape, value)})
+
+        return call
+
+
+def make_trainer(workers: Workers, algorithm: dict[str, Any], batch_size: int = 2, **trainer: Any) -> GRPOTrainer:
+    config = Config()
+    actor = dataclasses.replace(config.worker.actor, global_batch_size=2)
+    rollout = dataclasses.replace(config.worker.rollout, n=2)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, rollout_batch_size=batch_size),
+        algorithm=dataclasses.replace(config.algorithm, **algorithm),
+        worker=dataclasses.replace(config.worker, actor=actor, rollout=rollout),
+        trainer=dataclasses.replace(config.trainer, **trainer),
+    )
+    nothing: Any = None
+    group: Any = workers
+    rows: Any = range(8)
+    loop = GRPOTrainer(config, group, nothing, nothing, rows, nothing, 0, nothing)
+    loop.global_step = 1
+    return loop
+
+
+def run(loop: GRPOTrainer) -> tuple[DataProto, dict[str, float]]:
+    groups = DataProto.from_dict({"response_mask": MASK})
+    loop._run_passes(groups)
+    metrics = loop._compute_advantages(groups, SCORES)
+    metrics |= loop._update(groups)
+    loop._check_skipped(metrics)
+    return groups, metrics
+
+
+IN_REWARD = {"use_kl_loss": False, "kl_penalty": "kl", "kl_coef": 0.1, "adv_estimator": "dr_grpo"}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "batch_size", "passes"),
+    [
+        ({}, 2, ["compute_ref_log_probs", "update_actor"]),
+        ({}, 4, ["compute_log_probs", "compute_ref_log_probs", "update_actor"]),
+        ({"disable_kl": True, "use_kl_loss": False}, 2, ["update_actor"]),
+        ({"use_kl_loss": False}, 2, ["compute_log_probs", "compute_ref_log_probs", "update_actor"]),
+        ({"kl_penalty": "full"}, 2, ["update_actor"]),
+        ({"kl_penalty": "full", "use_kl_loss": False}, 2, ["compute_full_kl", "update_actor"]),
+        (
+            {"adv_estimator": "gae"},
+            2,
+            ["compute_ref_log_probs", "compute_values", "update_critic", "update_actor"],
+        ),
+    ],
+)
+def test_only_the_passes_that_a_choice_needs_are_run(algorithm, batch_size, passes):
+    workers = Workers()
+    run(make_trainer(workers, algorithm, batch_size))
+    assert workers.asked == passes
+
+
+def test_a_divergence_in_the_reward_by_hand():
+    workers = Workers()
+    loop = make_trainer(workers, IN_REWARD)
+    groups, metrics = run(loop)
+    # 0.5 a token: off 1 and 0 go 0.05 and 0.1, off 0.5 and 0.5 the same.
+    torch.testing.assert_close(groups.batch["rewards"], torch.tensor([[0.95, -0.1], [0.45, 0.4]]))
+    torch.testing.assert_close(groups.batch["advantages"], torch.tensor([[0.525, -0.525], [0.025, -0.025]]))
+    assert torch.equal(groups.batch["scores"], SCORES)
+    assert metrics["actor/kl_penalty"] == pytest.approx(0.5) and metrics["actor/kl_coef"] == 0.1
+    sent = workers.updates["update_actor"]
+    assert sent.meta_info["kl_coef"] == 0.0 and "ref_log_probs" not in sent.batch.keys()
+    assert loop.kl_coef == 0.1  # fixed
+
+
+def test_the_full_divergence_in_the_reward_by_hand():
+    groups, metrics = run(make_trainer(Workers(), IN_REWARD | {"kl_penalty": "full"}))
+    torch.testing.assert_close(groups.batch["rewards"], torch.tensor([[0.975, -0.05], [0.475, 0.45]]))
+    assert metrics["actor/kl_penalty"] == pytest.approx(0.25)
+
+
+def test_an_adaptive_weight_follows_the_divergence_in_reward_and_loss():
+    adaptive = {"kl_type": "adaptive", "kl_target": 0.1, "kl_horizon": 40.0, "kl_coef": 0.1}
+    loop = make_trainer(Workers(), IN_REWARD | adaptive)
+    _, metrics = run(loop)  # 0.5 is far above 0.1: up by 0.2 x 4 responses / 40
+    assert metrics["actor/kl_coef"] == 0.1 and loop.kl_coef == pytest.approx(0.1 * 1.02)
+    workers = Workers()
+    loop = make_trainer(workers, {"use_kl_loss": True} | adaptive)
+    _, metrics = run(loop)  # 0.05 is half of it: down by as much
+    assert metrics["actor/kl_coef"] == workers.updates["update_actor"].meta_info["kl_coef"] == 0.1
+    assert loop.kl_coef == pytest.approx(0.1 * 0.98)
+
+
+def test_the_critic_warms_up_alone():
+    workers = Workers()
+    loop = make_trainer(workers, {"adv_estimator": "gae"}, critic_warmup=3)
+    for step in (1, 2, 3):
+        loop.global_step = step
+        run(loop)
+    assert [name for name in workers.asked if name.startswith("update_")] == ["update_critic"] * 3 + ["update_actor"]
+    sent = workers.updates["update_critic"]
+    assert sorted(sent.batch.keys()) == ["returns", "values"] and sent.meta_info["step"] == 3
+
+
+def test_updates_that_were_left_out_are_said_and_end_the_run_in_the_end(capsys):
+    skipped = {"actor/skipped_steps": 2.0, "actor/skipped_in_a_row": 3.0}
+    run(make_trainer(Workers(**skipped), {}, max_skipped_updates=4))
+    assert "2 optimizer steps of the actor were left out" in capsys.readouterr().out
+    run(make_trainer(Workers(**skipped), {}, max_skipped_updates=-1))
+    with pytest.raises(DivergenceError) as caught:
+        run(make_trainer(Workers(**skipped), {}, max_skipped_updates=3))
+    message = str(caught.value)
+    assert "3 in a row" in message and "trainer.max_skipped_updates=3" in message and "optim.lr" in message
+    run(make_trainer(Workers(**{"actor/skipped_steps": 0.0, "actor/skipped_in_a_row": 0.0}), {}))
+    assert "left out" not in capsys.readouterr().out.rpartition("3 in a row")[2]

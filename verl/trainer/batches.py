@@ -1,0 +1,199 @@
+"""The groups of a training step: prompts in their order, sampled, scored and, with online filtering, chosen.
+
+Letters: G groups (prompts of a step), n samples, P padded prompt tokens.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from verl.batching import balanced_order
+from verl.config import Config, RolloutConfig
+from verl.dataset import BatchOrder, DataError, RLHFDataset, collate_prompts
+from verl.protocol import DataProto
+from verl.reward import PendingRewards, RewardManager
+
+GREEDY = {"n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": -1}
+PROMPT_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids")
+SCORE = "score/"  # of names of tensors that carry a group's scores with it
+SURPLUS_FILE = "surplus_groups.pt"
+
+Generate = Callable[[DataProto, dict[str, Any], int], DataProto]
+
+
+@dataclass
+class Rollout:
+    """A step's groups, in an order that gives every rank an equal part of every mini-batch.
+
+    Attributes:
+        groups: G prompts with their responses.
+        metrics: of how they were chosen.
+    """
+
+    groups: DataProto
+    metrics: dict[str, float]
+    _pending: list[PendingRewards]
+    _order: list[int]
+
+    def scores(self) -> dict[str, Tensor]:
+        """Every key of the reward as [G, n]; waits for the scoring processes."""
+        if self._pending:
+            scores = _join_scores([pending.result() for pending in self._pending])
+            return {key: values[self._order] for key, values in scores.items()}
+        known = {key for key in self.groups.batch.keys() if key.startswith(SCORE)}
+        return {key.removeprefix(SCORE): self.groups.batch[key] for key in sorted(known)}
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the drawing of prompts has come to: how many mini-batches, and the groups beyond what steps took."""
+
+    num_drawn: int = 0
+    surplus: DataProto | None = None
+
+    def write_surplus(self, folder: Path) -> None:
+        """Writes the surplus groups, if there are any, without their prompts."""
+        if self.surplus is not None and len(self.surplus):
+            sampled = [key for key in self.surplus.batch.keys() if key not in PROMPT_KEYS]
+            self.surplus.select(sampled, [], []).save_to_disk(str(folder / SURPLUS_FILE))
+
+
+class BatchMaker:
+    """Draws prompts until a step has all its groups.
+
+    Online filtering keeps a group when the mean of filter_key over its responses lies strictly between filter_low and
+    filter_high, and draws on until enough are kept: dynamic sampling of DAPO, https://arxiv.org/abs/2503.14476,
+    section 3.2. Groups kept beyond what a step takes begin the next one; checkpoints hold them.
+
+    Args:
+        config: of the run.
+        train_set: prompts.
+        reward: scores responses.
+        pad_token_id: of the tokenizer.
+        num_ranks: that share a step.
+    """
+
+    def __init__(
+        self, config: Config, train_set: RLHFDataset, reward: RewardManager, pad_token_id: int, num_ranks: int
+    ):
+        self.config, self.train_set, self.reward = config, train_set, reward
+        self.pad_token_id, self.num_ranks = pad_token_id, num_ranks
+        data = config.data
+        size = data.mini_rollout_batch_size or data.rollout_batch_size
+        self.order = BatchOrder(len(train_set), size, data.shuffle, data.seed)
+        self.position = Position()
+
+    def make(self, generate: Generate) -> Rollout:
+        """The groups of the next step.
+
+        Args:
+            generate: prompts, sampling settings and a seed -> the prompts with their responses.
+
+        Raises:
+            DataError: too few groups were kept after trainer.max_try_make_batch calls.
+        """
+        size = self.config.data.rollout_batch_size
+        self._num_drawn = self.position.num_drawn
+        if self.config.algorithm.online_filtering:
+            groups, metrics = self._draw_filtered(generate, size)
+            self.position = Position(self._num_drawn, groups[size:])
+            return self._balanced(groups[:size], metrics, [])
+        parts, pending = [], []
+        for _ in range(size // self.order.batch_size):
+            parts.append(self._sample(generate))
+            pending.append(self.reward.submit(parts[-1]))
+        self.position = Position(self._num_drawn)
+        return self._balanced(join_groups(parts), {}, pending)
+
+    def _draw_filtered(self, generate: Generate, size: int) -> tuple[DataProto, dict[str, float]]:
+        algorithm, limit = self.config.algorithm, self.config.trainer.max_try_make_batch
+        kept = [self.position.surplus] if self.position.surplus is not None else []
+        means = []
+        for attempt in itertools.count(1):
+            groups = self._sample(generate)
+            scores = self.reward.submit(groups).result()
+            means.append(scores[algorithm.filter_key].mean(dim=-1))
+            for key, values in scores.items():
+                groups.batch[SCORE + key] = values
+            kept.append(groups[(means[-1] > algorithm.filter_low) & (means[-1] < algorithm.filter_high)])
+            num_kept, num_sampled = sum(map(len, kept)), sum(map(len, means))
+            if num_kept >= size:
+                metrics = {
+                    "attempts": attempt,
+                    "kept_share": sum(map(len, kept[-attempt:])) / num_sampled,
+                    "surplus": num_kept - size,
+                    f"{algorithm.filter_key}_of_all": float(torch.cat(means).mean()),
+                }
+                named = {f"online_filtering/{name}": float(value) for name, value in metrics.items()}
+                return join_groups(kept), named
+            if attempt == limit:
+                raise DataError(
+                    f"online filtering kept {num_kept} groups of the {num_sampled} sampled in {limit} attempts, and a "
+                    f"step needs data.rollout_batch_size={size}: the mean of algorithm.filter_key="
+                    f"{algorithm.filter_key} was {float(torch.cat(means).mean()):.3f} and must lie between "
+                    f"algorithm.filter_low={algorithm.filter_low} and algorithm.filter_high={algorithm.filter_high}; "
+                    "widen them, raise worker.rollout.n, or raise trainer.max_try_make_batch"
+                )
+        raise AssertionError("count ends only by return or raise")
+
+    def _sample(self, generate: Generate) -> DataProto:
+        """The next prompts with their responses and, for remax, the rewards of their greedy ones as `baselines`."""
+        rows = self.order.rows(self._num_drawn)
+        prompts = self._prompts(rows)
+        self._num_drawn += 1
+        greedy = None
+        if self.config.algorithm.adv_estimator == "remax":
+            greedy = self.reward.submit(generate(prompts, GREEDY, self._num_drawn))
+        sampling = train_sampling(self.config.worker.rollout)
+        groups = generate(prompts, sampling, self._num_drawn)
+        groups.batch["row"] = torch.tensor(rows)
+        if greedy is not None:
+            groups.batch["baselines"] = greedy.result()["overall"][:, 0]
+        return groups
+
+    def _prompts(self, rows: list[int]) -> DataProto:
+        return collate_prompts([self.train_set[row] for row in rows], self.pad_token_id)
+
+    def _balanced(self, groups: DataProto, metrics: dict[str, float], pending: list[PendingRewards]) -> Rollout:
+        tokens = groups.batch["prompt_mask"].sum(-1) + groups.batch["response_mask"].sum((-1, -2))
+        order = balanced_order(tokens.tolist(), self.config.worker.actor.global_batch_size, self.num_ranks)
+        return Rollout(groups[order], metrics, pending, order)
+
+    def restore(self, folder: Path, num_drawn: int) -> None:
+        """Goes on from a position that a checkpoint holds."""
+        path = folder / SURPLUS_FILE
+        surplus = None
+        if path.is_file():
+            sampled = DataProto.load_from_disk(str(path))
+            surplus = self._prompts(sampled.batch["row"].tolist()).union(sampled)
+        self.position = Position(num_drawn, surplus)
+
+
+def train_sampling(rollout: RolloutConfig) -> dict[str, Any]:
+    """How responses are sampled in training."""
+    return {key: getattr(rollout, key) for key in ("n", "temperature", "top_p", "top_k", "ignore_eos")}
+
+
+def join_groups(parts: list[DataProto]) -> DataProto:
+    """The groups of all parts; prompts are padded to the longest, and a score that a part lacks is 0."""
+    width = max(part.batch["prompt_ids"].shape[-1] for part in parts)
+    keys = dict.fromkeys(key for part in parts for key in part.batch.keys() if key.startswith(SCORE))
+    joined = []
+    for part in parts:
+        tensors = dict(part.batch.items())
+        for key in PROMPT_KEYS:
+            tensors[key] = pad(tensors[key], (width - tensors[key].shape[-1], 0))
+        missing = {key: torch.zeros(tensors["responses"].shape[:2]) for key in keys if key not in tensors}
+        joined.append(DataProto.from_dict(tensors | missing, dict(part.non_tensor_batch)))
+    return DataProto.concat(joined)
+
+
+def _join_scores(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    keys = dict.fromkeys(key for part in parts for key in part)
+    return {key: torch.cat([part.get(key, torch.zeros_like(part["overall"])) for part in parts]) for key in keys}
