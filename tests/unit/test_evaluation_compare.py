@@ -76,7 +76,7 @@ def write_journal(folder: Path, data_dir: Path, name: str, share_right: float, *
                 text = re.sub(r"<answer>.*</answer>", "<answer> <b>(Z)</b> nowhere </answer>", text, flags=re.DOTALL)
             if index == 0:
                 text = "<answer>I cannot see"
-            journal.add(evals.grade(sample, Answer(row.problem, text, "stop", 300, 150)))
+            journal.add(evals.grade(sample, Answer(row.problem, text, "stop", 300, 150), BENCHMARKS["stvqa"]))
     return journal.path
 
 
@@ -296,7 +296,7 @@ def test_a_question_of_two_images_shows_both_and_a_broken_one_says_so(tmp_path):
     settings = {"dataset": "blink-multi-view", "model_path": "a/b", "data_fingerprint": fingerprint_samples(samples)}
     with Journal(tmp_path / "x.jsonl", settings, is_resumed=False) as journal:
         for sample in samples:
-            journal.add(evals.grade(sample, Answer("p", "(A)", "stop")))
+            journal.add(evals.grade(sample, Answer("p", "(A)", "stop"), BENCHMARKS["stvqa"]))
     assert compare.main([str(tmp_path / "x"), "--data_path", str(tmp_path / "data"), "--out", str(tmp_path)]) == 0
     whole, broken = page_items((tmp_path / "index.html").read_text())
     assert whole.count("data:image/webp") == 2 and 'width="448" height="224"' in whole and "<rect" not in whole
