@@ -1,4 +1,4 @@
-"""The engines that answer on this machine.
+"""The engines that answer on this machine: plain transformers and vLLM.
 
 A back end is made from ModelOptions (this loads the model) and then yields (sample, answer) pairs in any order, so
 that every answer reaches the journal as soon as it is there. Both engines get the same text: the chat template of the

@@ -141,7 +141,7 @@ def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
 def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
     """Return the engine with the model in it."""
     from evaluation.backends import ModelOptions
-    from evaluation.local_backends import LOCAL_BACKENDS
+    from evaluation.engines import LOCAL_BACKENDS
 
     start = time.monotonic()
     print(f"loading {args.model_path} for {args.provider} ...", flush=True)

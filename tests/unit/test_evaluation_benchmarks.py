@@ -10,7 +10,7 @@ from evaluation import evals
 from evaluation.backends import Answer
 from evaluation.benchmarks import BENCHMARKS, FULL_TEMPLATE
 from evaluation.command_line import parse_arguments
-from evaluation.local_backends import LOCAL_BACKENDS
+from evaluation.engines import LOCAL_BACKENDS
 from evaluation.samples import IMAGE_MARK, build_request, find_choices
 from tests.benchmark_rows import ROWS, write_benchmark
 
