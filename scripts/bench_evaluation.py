@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def measure(provider: str, args: argparse.Namespace, data: Path, out: Path) -> tuple[float, float]:
     """Return (seconds to answer all items, peak memory in GiB) of one run in a process of its own."""
-    command = [sys.executable, "evaluation/evals.py", "--dataset", "stvqa", "--template", "spatial_thinker_full"]
+    # Not the training prompt: its answers are rewarded as well, which is no work of the engine.
+    command = [sys.executable, "evaluation/evals.py", "--dataset", "stvqa", "--template", "reasoning"]
     command += ["--data_path", str(data), "--model_path", args.model_path, "--provider", provider]
     command += ["--batch_size", str(args.batch_size), "--max_tokens", str(args.max_tokens), "--output_dir", str(out)]
     log = out / f"{provider}.log"
