@@ -205,7 +205,7 @@ class FSDPWorker:
         settings = ValueSettings(cliprange_value=critic.cliprange_value, **self._step_settings(critic))
         lr = self._set_lr(self.critic.optimizer, critic.optim, data.meta_info["step"])
         metrics = self.critic.update(self.groups, data.batch["values"], data.batch["returns"], settings)
-        return metrics | {"critic/lr": (lr, 1.0)}
+        return metrics | {"critic/lr": (lr, 1.0)} | host_memory()
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def update_actor(self, data: DataProto) -> dict[str, tuple[float, float]]:
@@ -233,9 +233,7 @@ class FSDPWorker:
         batch = PolicyBatch(*(data.batch.get(key) for key in keys))
         metrics = self.actor.update(self.groups, batch, settings, self.reference)
         metrics["actor/lr"] = (lr, 1.0)
-        memory = psutil.virtual_memory()
-        metrics["perf/max_rank_memory_gb"] = (psutil.Process().memory_info().rss / 2**30, 1.0)
-        metrics["perf/max_host_memory_share"] = (1 - memory.available / memory.total, 1.0)
+        metrics |= host_memory()
         if self.device.type == "cuda":
             self.peak_memory["update"] = self._peak_memory_gb()
             metrics |= {f"perf/max_memory_gb/{phase}": (peak, 1.0) for phase, peak in self.peak_memory.items()}
@@ -306,6 +304,15 @@ class FSDPWorker:
         if self.critic is not None:
             optimizer = None if model_only else self.critic.optimizer
             checkpoint.load_shards(Path(folder) / "critic", self.critic.model, optimizer)
+
+
+def host_memory() -> dict[str, tuple[float, float]]:
+    """What this process holds of its machine's memory and what all hold, as metrics."""
+    memory = psutil.virtual_memory()
+    return {
+        "perf/max_rank_memory_gb": (psutil.Process().memory_info().rss / 2**30, 1.0),
+        "perf/max_host_memory_share": (1 - memory.available / memory.total, 1.0),
+    }
 
 
 def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
