@@ -36,8 +36,7 @@ def write_card(path: Path, selection: Selection, summary: dict[str, Any]) -> Non
     generation = summary["generation"]
     if generation:
         parts.append(f"Settings of the generation: `{json.dumps(generation)}`")
-    if "price" in summary:
-        parts += ["## Price", summary["price"]]
+    parts += ["## Price", summary["price"]]
     parts.append("## Contents")
     parts += [markdown_table(name, table) for name, table in tables(records).items()]
     if summary["shortfalls"]:

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from data_gen.records import PROVENANCE, Record, write_csv
+from data_gen.records import PROVENANCE, Record, read_settings, write_csv
 from data_gen.scenes import SceneFault, image_bytes, read_image_id
-from data_gen.sources import Source
+from data_gen.sources import Source, open_source
 from spatialthinker.schema import parquet_path, parquet_schema
 
 ROW_GROUP_ROWS = 200
@@ -49,7 +49,7 @@ def export_parquet(splits: Mapping[str, Sequence[Record]], source: Source, out_d
     with ExitStack() as stack:
         writers = {s: stack.enter_context(pq.ParquetWriter(path, schema)) for s, path in partial.items()}
         waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in paths}
-        for image_id, image in _images(source, places.keys()):
+        for image_id, image in find_images(source, places.keys()):
             for split, record in places.pop(image_id):
                 waiting[split].append(_as_arrow(record, image))
                 if len(waiting[split]) == ROW_GROUP_ROWS:
@@ -77,7 +77,19 @@ def _as_arrow(record: Record, image: bytes) -> dict[str, Any]:
     return {**dict.fromkeys(PROVENANCE, ""), **row, **record.provenance, "images": {"bytes": image, "path": None}}
 
 
-def _images(source: Source, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+def image_source(path: Path, locator: str | None) -> Source:
+    """The source of a file's images: the one named, the one of its journal, or the parquet file itself.
+
+    Raises ValueError where none of them says it.
+    """
+    settings = read_settings(path)
+    locator = locator or settings.get("source") or (str(path) if path.suffix == ".parquet" else None)
+    if locator is None:
+        raise ValueError(f"--input_file {path} does not say where its images are; name it with --source")
+    return open_source(locator, settings.get("seed", 0)).check(needs_graph=False)
+
+
+def find_images(source: Source, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:
     """The encoded image of each wanted id, in the order of the source, each once."""
     missing = set(wanted)
     for index, row in enumerate(source.rows()):

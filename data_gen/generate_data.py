@@ -7,10 +7,16 @@
 goes on when the same command is given again.
 """
 
+import difflib
+import inspect
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from data_gen.commands import check_repo, claim_output, read_bool, read_choice, read_count, read_share
+
+if TYPE_CHECKING:
+    from data_gen.generation_options import GenerationOptions
 
 VG150 = "JosephZ/vg150_train_sgg_prompt"
 TRAIN_CSV = "data/spatialthinker_vqa_train.csv"
@@ -65,28 +71,24 @@ class Commands:
             overwrite: start over and lose an existing output.
         """
         from data_gen.generation import generate
-        from data_gen.generation_options import GenerationOptions
 
-        generate(
-            GenerationOptions(
-                source=str(source),
-                out=Path(out or resume_file),
-                must_exist=read_bool("resume", resume),
-                data_cap=read_count("data_cap", data_cap),
-                provider=read_choice("provider", provider, PROVIDERS),
-                model=str(model_name),
-                temperature=read_share("temperature", temperature, 0, 2),
-                base_url=base_url,
-                concurrency=read_count("concurrency", concurrency) or 1,
-                is_batch=read_bool("batch_api", batch_api),
-                max_cost_usd=None if max_cost_usd is None else read_share("max_cost_usd", max_cost_usd, 0, 1e9),
-                relation_percent=read_share("relation_percent", relation_percent, 0, 100),
-                has_image=read_bool("with_image", with_image),
-                seed=read_count("seed", seed, 0) or 0,
-                is_dry_run=read_bool("dry_run", dry_run),
-                is_overwritten=read_bool("overwrite", overwrite),
-            )
-        )
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "generate")}
+        generate(_generation_options(**arguments))
+
+    def preprocess_on_cluster(
+        self, block_rows: int = 10_000, ray_address: str | None = "auto", **arguments: Any
+    ) -> None:
+        """Do the work of preprocess_data, block by block, over a Ray cluster.
+
+        Args:
+            block_rows: images a task; each has a journal of its own.
+            ray_address: of the cluster; None starts one on this machine.
+            arguments: those of preprocess_data; concurrency holds for each task.
+        """
+        from data_gen.cluster import run_cluster
+
+        size = read_count("block_rows", block_rows) or 1
+        run_cluster(_generation_options(**arguments), size, None if ray_address in (None, "None") else ray_address)
 
     def generate_hf_data(
         self,
@@ -138,6 +140,63 @@ class Commands:
             )
         )
 
+    def validate_with_gpt4o(
+        self,
+        input_file: str = TRAIN_CSV,
+        output_file: str = "data/spatialthinker_vqa_validated.csv",
+        sample_limit: int | None = None,
+        save_every: int = 100,
+        source: str | None = None,
+        provider: str = "openai",
+        model_name: str = "gpt-4o",
+        base_url: str | None = None,
+        concurrency: int = 32,
+        votes: int | None = None,
+        blind_control: str = "off",
+        seed: int = 0,
+        max_cost_usd: float | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Keep the rows whose answer a vision model gives too; given again, go on where it stopped.
+
+        Args:
+            input_file: CSV (its journal counts) or parquet.
+            output_file: CSV or parquet to write.
+            sample_limit: judge only so many rows from the start.
+            save_every: accepted and without effect: every answer is saved at once.
+            source: where the images are (default: the source that input_file names, or its own images).
+            provider: openai or anthropic.
+            model_name: model of the provider.
+            base_url: another address of the provider's API.
+            concurrency: requests under way at once, at most.
+            votes: ask so many times with reshuffled options and keep what more than half agree with; by default up
+                to four times until the first agreement.
+            blind_control: off, flag or drop: ask also without the image, to find questions that need no looking.
+            seed: of the order of options.
+            max_cost_usd: ask nothing more once this is spent.
+            overwrite: start over and lose an existing output.
+        """
+        from data_gen.validation import BLIND_MODES, ValidationOptions, validate
+        from spatialthinker.model_api import APIS
+
+        read_count("save_every", save_every)
+        options = ValidationOptions(
+            input_file=Path(input_file),
+            output_file=Path(output_file),
+            source=source,
+            sample_limit=read_count("sample_limit", sample_limit),
+            provider=read_choice("provider", provider, tuple(APIS)),
+            model=str(model_name),
+            base_url=base_url,
+            concurrency=read_count("concurrency", concurrency) or 1,
+            votes=read_count("votes", votes),
+            blind=read_choice("blind_control", blind_control, BLIND_MODES),
+            seed=read_count("seed", seed, 0) or 0,
+            max_cost_usd=None if max_cost_usd is None else read_share("max_cost_usd", max_cost_usd, 0, 1e9),
+            is_overwritten=read_bool("overwrite", overwrite),
+        )
+        validate(options, APIS[options.provider](options.model, options.base_url, options.concurrency))
+
     def fix_count_questions(self, file: str = TRAIN_CSV) -> None:
         """Leave out count questions that disagree with their scene graphs; nothing is edited.
 
@@ -187,6 +246,33 @@ class Commands:
 
         print(format_tables(tables(read_records(Path(filename)))))
 
+    def report(
+        self,
+        input_file: str = TRAIN_CSV,
+        source: str | None = None,
+        out: str | None = None,
+        num_rows: int = 18,
+        seed: int = 0,
+    ) -> None:
+        """Write an HTML page: distributions, outcomes, reasons, and a sample of rows drawn on their images.
+
+        Args:
+            input_file: CSV (its journal counts) or parquet.
+            source: where the images are (default: the source that input_file names, or its own images).
+            out: page to write (default: beside input_file); an older page is replaced.
+            num_rows: size of the sample.
+            seed: of the sample.
+        """
+        from data_gen.export import image_source
+        from data_gen.report import write_report
+
+        path = Path(input_file)
+        number, seed = read_count("num_rows", num_rows) or 1, read_count("seed", seed, 0) or 0
+        page = write_report(
+            path, image_source(path, source), Path(out) if out else path.with_suffix(".html"), number, seed
+        )
+        print(f"report: {page}")
+
     def data_review(self, dataset_name: str = PUBLIC_SET, out: str | None = None, overwrite: bool = False) -> None:
         """Write a CSV for reading: image_id, question_with_options, answer_only, category, split.
 
@@ -234,11 +320,60 @@ class Commands:
         )
 
 
+def _generation_options(**arguments: Any) -> "GenerationOptions":
+    """The checked arguments of preprocess_data, its defaults filled in."""
+    from data_gen.generation_options import GenerationOptions
+
+    signature = inspect.signature(Commands.preprocess_data)
+    if unknown := [name for name in arguments if name not in signature.parameters]:
+        raise ValueError(f"--{unknown[0]} is no argument of preprocess_data; see preprocess_data --help")
+    given = {name: p.default for name, p in signature.parameters.items() if name != "self"} | arguments
+    limit = given["max_cost_usd"]
+    return GenerationOptions(
+        source=str(given["source"]),
+        out=Path(given["out"] or given["resume_file"]),
+        must_exist=read_bool("resume", given["resume"]),
+        data_cap=read_count("data_cap", given["data_cap"]),
+        provider=read_choice("provider", given["provider"], PROVIDERS),
+        model=str(given["model_name"]),
+        temperature=read_share("temperature", given["temperature"], 0, 2),
+        base_url=given["base_url"],
+        concurrency=read_count("concurrency", given["concurrency"]) or 1,
+        is_batch=read_bool("batch_api", given["batch_api"]),
+        max_cost_usd=None if limit is None else read_share("max_cost_usd", limit, 0, 1e9),
+        relation_percent=read_share("relation_percent", given["relation_percent"], 0, 100),
+        has_image=read_bool("with_image", given["with_image"]),
+        seed=read_count("seed", given["seed"], 0) or 0,
+        is_dry_run=read_bool("dry_run", given["dry_run"]),
+        is_overwritten=read_bool("overwrite", given["overwrite"]),
+    )
+
+
+def check_flags(argv: list[str]) -> None:
+    """Raise ValueError for a flag that its command does not have: fire would say so only after the command ran."""
+    command = getattr(Commands, argv[0].replace("-", "_"), None) if argv else None
+    if command is None:
+        return
+    known = set(inspect.signature(command).parameters)
+    if command is Commands.preprocess_on_cluster:
+        known |= set(inspect.signature(Commands.preprocess_data).parameters)
+    known = known - {"self", "arguments"} | {"help"}
+    for token in argv[1:]:
+        name = token[2:].split("=")[0].replace("-", "_")
+        if token == "--":
+            return
+        if token.startswith("--") and name not in known and name.removeprefix("no") not in known:
+            nearest = difflib.get_close_matches(name, known, 1, 0)[0]
+            raise ValueError(f"{argv[0]} has no argument --{name}; nearest is --{nearest}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after one message about a mistake."""
     import fire
 
+    argv = sys.argv[1:] if argv is None else argv
     try:
+        check_flags(argv)
         fire.Fire(Commands, command=argv, name="generate_data.py")
     except (ValueError, OSError) as error:
         print(f"generate_data: {error}", file=sys.stderr)

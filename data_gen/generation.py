@@ -14,6 +14,11 @@ def generate(options: GenerationOptions) -> None:
     source = open_source(options.source, options.seed).check()
     if options.data_cap is not None and source.num_rows is not None and options.data_cap > source.num_rows:
         print(f"--data_cap {options.data_cap}: the source has {source.num_rows} rows; all are used")  # noqa: T201
+    if options.is_dry_run:
+        from data_gen.estimate import print_price
+
+        print_price(options, source)
+        return
     check_output(options)
     start = time.monotonic()
     with Journal(journal_of(options.out), options.settings(), options.is_overwritten) as journal:
@@ -33,7 +38,17 @@ def run_provider(options: GenerationOptions, source: Source, journal: Journal) -
     from data_gen.running import run_model
     from spatialthinker.model_api import APIS
 
-    run_model(options, source, journal, APIS[options.provider](options.model, options.base_url, options.concurrency))
+    api = APIS[options.provider](options.model, options.base_url, options.concurrency)
+    if options.max_cost_usd is not None and api.price is None:
+        raise JournalFault(
+            f"--max_cost_usd needs a price, and none is known of {api.model!r}; see spatialthinker/prices.py"
+        )
+    if options.is_batch:
+        from data_gen.batching import run_batches
+
+        run_batches(options, source, journal, api)
+    else:
+        run_model(options, source, journal, api)
 
 
 def check_output(options: GenerationOptions) -> None:

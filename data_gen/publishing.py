@@ -1,16 +1,17 @@
 """The stage that makes a data set: select, split, write, describe, and upload only where that was asked for."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_gen.card import write_card
 from data_gen.commands import check_repo, claim_output
-from data_gen.export import export_csv, export_parquet, save_dataset
-from data_gen.records import read_records, read_settings
+from data_gen.export import export_csv, export_parquet, image_source, save_dataset
+from data_gen.journal import read_lines
+from data_gen.records import journal_of, read_records, read_settings
 from data_gen.selection import Selection, select
-from data_gen.sources import open_source
 from data_gen.tables import format_tables, tables
 
 FOLDER = "hf_data"
@@ -50,7 +51,7 @@ def publish(options: PublishOptions) -> Path:
     )
     if not any(selection.splits.values()):
         raise ValueError(f"--input_file {options.input_file} holds no row that could be exported")
-    source = open_source(_image_source(options, settings), settings.get("seed", 0)).check(needs_graph=False)
+    source = image_source(options.input_file, options.source)
     paths = export_parquet(selection.splits, source, folder)
     export_csv(selection.splits, options.out)
     summary = summarize(selection, options, settings)
@@ -64,16 +65,6 @@ def publish(options: PublishOptions) -> Path:
     return folder
 
 
-def _image_source(options: PublishOptions, settings: dict[str, Any]) -> str:
-    if options.source is not None:
-        return str(options.source)
-    if options.input_file.suffix == ".parquet":
-        return str(options.input_file)
-    if "source" in settings:
-        return settings["source"]
-    raise ValueError(f"--input_file {options.input_file} does not say where its images are; name it with --source")
-
-
 def summarize(selection: Selection, options: PublishOptions, settings: dict[str, Any]) -> dict[str, Any]:
     """What was chosen and why, as JSON values."""
     return {
@@ -84,7 +75,22 @@ def summarize(selection: Selection, options: PublishOptions, settings: dict[str,
         "left_out": dict(selection.left_out),
         "seed": options.seed,
         "generation": settings,
+        "price": describe_price(journal_of(options.input_file)),
     }
+
+
+def describe_price(journal: Path) -> str:
+    """What the stage before cost, by its journal."""
+    if not journal.is_file():
+        return "Not recorded in the input."
+    outcomes: Counter[str] = Counter()
+    dollars = 0.0
+    for line in read_lines(journal):
+        if "key" in line:
+            outcomes[line["status"]] += 1
+            dollars += line.get("cost_usd", 0.0)
+    numbers = ", ".join(f"{number} {status}" for status, number in sorted(outcomes.items()))
+    return f"{dollars:.2f} US dollars by list prices in {journal.name}: {numbers}."
 
 
 def print_selection(selection: Selection, folder: Path) -> None:

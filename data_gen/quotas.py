@@ -1,7 +1,7 @@
 """Which category and level to ask next, and how many rows of each a data set takes."""
 
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -121,9 +121,3 @@ def val_rows(taken: Mapping[str, int], val_split: float) -> dict[str, int]:
         raise ValueError(f"--val_split {val_split}: need 0 up to, but not including, 1")
     share = Fraction(str(val_split))
     return {name: max(1, int(n * share)) if n > 1 and share else 0 for name, n in taken.items()}
-
-
-def percentages(values: Collection[str], names: Collection[str]) -> dict[str, float]:
-    """Percent of each name among the values."""
-    counts = Counter(values)
-    return {name: 100 * counts[name] / max(len(values), 1) for name in names}

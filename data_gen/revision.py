@@ -7,7 +7,7 @@ from typing import Any
 
 from data_gen.checks import check_count
 from data_gen.draft import Draft
-from data_gen.journal import ACCEPTED, QUARANTINED, Journal, Line
+from data_gen.journal import ACCEPTED, QUARANTINED, Journal, Line, newest_lines
 from data_gen.quotas import split_in_proportion
 from data_gen.records import Record, journal_of, read_records, read_settings, write_csv
 from data_gen.scenes import Scene
@@ -86,8 +86,6 @@ def revise_counts(path: Path) -> Counter[str]:
 
 
 def _accepted_lines(path: Path) -> Iterator[Line]:
-    from data_gen.journal import newest_lines
-
     return (line for line in newest_lines(path) if line["status"] == ACCEPTED)
 
 

@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ BATCH_ROWS = 32
 
 @dataclass(frozen=True)
 class Source:
-    """A readable source: iterating it starts from its first row each time."""
+    """A readable source; every call of `rows` reads it anew."""
 
     locator: str
     columns: tuple[str, ...]
     num_rows: int | None
-    rows: Callable[[], Iterator[Row]]
+    rows: Callable[..., Iterator[Row]]
+    """rows(start=0): the rows from number `start` on."""
     root: Path = Path(".")
     """Where relative image paths start."""
 
@@ -80,10 +82,16 @@ def _open_parquet(locator: str, paths: list[Path]) -> Source:
     except pa.ArrowInvalid as error:
         raise ValueError(f"--source {locator} is no parquet: {error}") from error
 
-    def rows() -> Iterator[Row]:
+    def rows(start: int = 0) -> Iterator[Row]:
         for file in files:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                yield from batch.to_pylist()
+            for group in range(file.num_row_groups):
+                number = file.metadata.row_group(group).num_rows
+                if start < number:
+                    for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group]):
+                        yield from batch.slice(min(start, len(batch))).to_pylist()
+                        start = max(0, start - len(batch))
+                else:
+                    start -= number
 
     num_rows = sum(file.metadata.num_rows for file in files)
     return Source(locator, tuple(files[0].schema_arrow.names), num_rows, rows, paths[0].parent)
@@ -96,17 +104,16 @@ def _open_json(path: Path) -> Source:
         items = json.loads(path.read_text(encoding="utf-8"))
         num_rows = len(items)
 
-        def rows() -> Iterator[Row]:
-            yield from items
+        def rows(start: int = 0) -> Iterator[Row]:
+            yield from items[start:]
     else:
         with path.open("rb") as file:
             num_rows = sum(1 for line in file if line.strip())
 
-        def rows() -> Iterator[Row]:
+        def rows(start: int = 0) -> Iterator[Row]:
             with path.open(encoding="utf-8") as file:
-                for line in file:
-                    if line.strip():
-                        yield json.loads(line)
+                for line in islice((line for line in file if line.strip()), start, None):
+                    yield json.loads(line)
 
     first = next(rows(), None)
     if not isinstance(first, dict):
@@ -127,8 +134,8 @@ def _open_dataset(locator: str, split: str) -> Source:
         if isinstance(data.features.get(column), datasets.Image):
             data = data.cast_column(column, datasets.Image(decode=False))
 
-    def rows() -> Iterator[Row]:
-        for row in data:
+    def rows(start: int = 0) -> Iterator[Row]:
+        for row in data.select(range(start, len(data))):
             yield dict(row)
 
     return Source(locator, tuple(data.column_names), len(data), rows)
@@ -139,8 +146,8 @@ def _open_synthetic(locator: str, seed: int) -> Source:
     if not number.isdigit() or int(number) < 1:
         raise ValueError(f"--source {locator}: write {SYNTHETIC}N with N from 1 up, such as {SYNTHETIC}100")
 
-    def rows() -> Iterator[Row]:
-        for index in range(int(number)):
+    def rows(start: int = 0) -> Iterator[Row]:
+        for index in range(start, int(number)):
             yield synthetic_row(seed, index)
 
     return Source(locator, ("image_id", "image", "objects", "relationships"), int(number), rows)

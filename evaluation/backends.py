@@ -7,8 +7,10 @@ model's own processor. Images are decoded when an item is sent.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import batched
 from typing import Any, Protocol
 
@@ -39,6 +41,8 @@ class ModelOptions:
     """Another server that speaks the provider's language."""
     batch_file: str | None = None
     """Where the id of a submitted batch is kept; None asks one by one."""
+    tensor_parallel_size: int = 1
+    """GPUs that share one model, for vllm."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,13 @@ class Answer:
     prompt_tokens: int = 0
     response_tokens: int = 0
     cost_usd: float = 0.0
+    seconds: float = 0.0
+    """From sending to answer; of a batch, its whole time."""
     error: str | None = None
 
 
 class Backend(Protocol):
     """What answers questions."""
-
-    def __init__(self, options: ModelOptions) -> None: ...
 
     def answer(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Answer]]:
         """Yield each sample's answer as soon as it is complete."""
@@ -103,7 +107,9 @@ class HuggingFaceBackend:
         self.processor.tokenizer.padding_side = "left"
         has_gpu = torch.cuda.is_available()
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
-            options.model_path, dtype="auto" if has_gpu else torch.float32, attn_implementation="sdpa"
+            options.model_path,
+            dtype="auto" if has_gpu else torch.float32,
+            attn_implementation="flash_attention_2" if has_gpu and find_spec("flash_attn") else "sdpa",
         )
         self.model.to("cuda" if has_gpu else "cpu").eval()
         torch.manual_seed(options.seed)
@@ -125,6 +131,7 @@ class HuggingFaceBackend:
     def _generate(self, requests: Sequence[Request]) -> list[Answer]:
         import torch
 
+        start = time.monotonic()
         texts = [render_chat(self.processor, request) for request in requests]
         images = [request.images for request in requests]
         inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt").to(self.model.device)
@@ -138,6 +145,7 @@ class HuggingFaceBackend:
         stop_ids = self.model.generation_config.eos_token_id or self.processor.tokenizer.eos_token_id
         is_stop = torch.isin(responses, torch.as_tensor(stop_ids, device=responses.device))
         decoded = self.processor.batch_decode(responses, skip_special_tokens=True)
+        seconds = time.monotonic() - start
         answers = []
         for index, (request, text) in enumerate(zip(requests, decoded, strict=True)):
             stops = is_stop[index].nonzero()
@@ -148,6 +156,7 @@ class HuggingFaceBackend:
                     finish_reason="stop" if len(stops) else "length",
                     prompt_tokens=int(inputs["attention_mask"][index].sum()),
                     response_tokens=int(stops[0]) + 1 if len(stops) else responses.shape[1],
+                    seconds=seconds,
                 )
             )
         return answers
@@ -173,6 +182,7 @@ class VllmBackend:
             options.model_path,
             dtype="auto" if has_gpu else "float32",
             seed=options.seed,
+            tensor_parallel_size=options.tensor_parallel_size,
             max_model_len=-1,  # the model's own length, or what fits into the cache
             limit_mm_per_prompt={"image": options.images_per_prompt, "video": 0},
             mm_processor_cache_gb=0,  # every image is seen once
@@ -193,7 +203,7 @@ class VllmBackend:
         engine = self.llm.llm_engine
         limit = 2 * engine.vllm_config.scheduler_config.max_num_seqs
         waiting = iter(samples)
-        in_flight: dict[str, tuple[Sample, Request]] = {}
+        in_flight: dict[str, tuple[Sample, Request, float]] = {}
         is_exhausted = False
         while in_flight or not is_exhausted:
             for _ in range(min(SENT_PER_STEP, limit - len(in_flight))):
@@ -203,13 +213,13 @@ class VllmBackend:
                     break
                 try:
                     request = build_request(sample, self.options.template)
-                    in_flight[self._send(request)] = sample, request
+                    in_flight[self._send(request)] = sample, request, time.monotonic()
                 except ValueError as error:  # an unreadable image, a prompt beyond the model's length
                     yield sample, Answer(error=str(error))
             for output in engine.step() if in_flight else ():
                 if output.finished:
-                    sample, request = in_flight.pop(output.request_id)
-                    yield sample, _read_output(output, request)
+                    sample, request, sent = in_flight.pop(output.request_id)
+                    yield sample, _read_output(output, request, time.monotonic() - sent)
 
     def _send(self, request: Request) -> str:
         images = {"image": request.images}
@@ -218,7 +228,7 @@ class VllmBackend:
         return request_id.partition("-")[0]  # outputs come back without the engine's own random suffix
 
 
-def _read_output(output: Any, request: Request) -> Answer:
+def _read_output(output: Any, request: Request, seconds: float) -> Answer:
     completion = output.outputs[0]
     return Answer(
         prompt=request.prompt,
@@ -226,13 +236,12 @@ def _read_output(output: Any, request: Request) -> Answer:
         finish_reason=completion.finish_reason,
         prompt_tokens=len(output.prompt_token_ids or ()),
         response_tokens=len(completion.token_ids),
+        seconds=seconds,
     )
 
 
 def _set_engine_environment(has_gpu: bool) -> None:
     """Set what vLLM reads when it is imported; what the user has set stays."""
-    from importlib.util import find_spec
-
     settings = {"VLLM_LOGGING_LEVEL": "WARNING"}
     if not has_gpu:
         settings["VLLM_LOGGING_LEVEL"] = "ERROR"  # at WARNING the CPU engine writes two lines a request
@@ -248,4 +257,22 @@ def _set_engine_environment(has_gpu: bool) -> None:
         os.environ.setdefault(key, value)
 
 
-LOCAL_BACKENDS: dict[str, type[Backend]] = {"huggingface": HuggingFaceBackend, "vllm": VllmBackend}
+def load_vllm(options: ModelOptions) -> Backend:
+    """Return one engine, or one for each group of `tensor_parallel_size` visible GPUs.
+
+    Errors: ValueError if a group needs more GPUs than are visible.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if options.tensor_parallel_size > max(gpus, 1):
+        raise ValueError(f"--tensor_parallel_size {options.tensor_parallel_size}: {gpus} GPUs are visible")
+    num_replicas = gpus // options.tensor_parallel_size
+    if num_replicas < 2:
+        return VllmBackend(options)
+    from evaluation.data_parallel import DataParallelBackend
+
+    return DataParallelBackend(VllmBackend, options, num_replicas, options.tensor_parallel_size)
+
+
+LOCAL_BACKENDS: dict[str, Callable[[ModelOptions], Backend]] = {"huggingface": HuggingFaceBackend, "vllm": load_vllm}

@@ -32,6 +32,15 @@ class Record:
     prompt_tokens: int = 0
     response_tokens: int = 0
     cost_usd: float = 0.0
+    seconds: float = 0.0
+    """From sending to answer; of a batch, its whole time."""
+    correct_strict: int | None = None
+    correct_paper: int | None = None
+    """By the released rule, whatever the run was scored by; None where there is no answer."""
+    groups: dict[str, str] | None = None
+    """The group the item belongs to, by the grouping's name; a group is right when all of its items are."""
+    cluster: str | None = None
+    """Items of one cluster depend on each other."""
     reward: dict[str, float] | None = None
     """The dense reward and its parts, where the row holds a reference scene."""
 
@@ -128,11 +137,15 @@ def write_released_json(path: Path, records: Iterable[Record]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that appears complete or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as handle:
-        json.dump(value, handle, indent=2, ensure_ascii=False)
-        handle.write("\n")
+        handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(temporary, path)

@@ -5,30 +5,37 @@ number of items.
 """
 
 import ast
+import base64
+import binascii
 import hashlib
 import io
 import json
 import random
 import re
 import tokenize
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.benchmarks import FULL_TEMPLATE, Benchmark
 from evaluation.scoring import LETTERS, Reference, resolve_reference
-from spatialthinker.prompts import render_prompt
+from evaluation.templates import IMAGE_MARK, render_question
 
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGE_MARK = "<image>"
 _QUESTION_IN_PICTURE = "Answer the question in the picture."
 _ANSWER_TAGS = "Put your final answer between <answer> and </answer>."
-# Two benchmarks end their questions with a request that contradicts every template with tags.
-_BARE_ANSWER_REQUEST = re.compile(r"\s*Please answer directly with (only the letter|a single word or number)[^.]*\.")
-_FILE_KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+# Some benchmarks end their questions with a request that contradicts every template with tags.
+_BARE_ANSWER_REQUEST = re.compile(
+    r"\s*(?:Please answer directly with (?:only the letter|a single word or number)"
+    r"|Answer with the option's letter from the given choices)[^.]*\."
+)
+_FILE_KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
+_CHOICE_MARK = re.compile(r"(?<!\w)\(?([A-Z])[).:]\s+")
+_SHORTEST_BASE64 = 64  # the smallest PNG has 67 bytes
 _SPLIT_ALIASES = {"val": ("val", "validation"), "validation": ("validation", "val")}
 
 
@@ -47,6 +54,12 @@ class Sample:
     prompt: str | None = None
     """The complete training prompt where the row holds it."""
     ground_truth: str | None = None
+    answer_cell: str = ""
+    """The answer column as it is written, for the released rule."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """The group that the item belongs to, by the grouping's name."""
+    cluster: str | None = None
+    """Items of one cluster depend on each other."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +79,7 @@ def build_request(sample: Sample, template: str) -> Request:
     if template == FULL_TEMPLATE and sample.prompt is not None:
         prompt = sample.prompt
     else:
-        # Templates state the size of the first image and show one mark at most; here every image gets one.
-        prompt = render_prompt(template, sample.question, *images[0].size).removeprefix(IMAGE_MARK)
+        prompt = render_question(template, sample.question, sample.choices, [image.size for image in images])
     marks = prompt.count(IMAGE_MARK)
     if marks not in (0, len(images)):
         raise ValueError(f"item {sample.id}: its prompt has {marks} image marks for {len(images)} images")
@@ -84,8 +96,7 @@ def load_samples(
     Errors: FileNotFoundError or ValueError that names the path, the missing columns or the faulty row.
     """
     rows = read_rows(benchmark, data_path, split or benchmark.split)
-    texts = [benchmark.question, benchmark.answer, benchmark.choices, benchmark.task]
-    wanted = [column for column in (*texts, *benchmark.images) if column is not None]
+    wanted = benchmark.column_names
     extra = [column for column in (benchmark.prompt, benchmark.ground_truth) if column in rows.column_names]
     if missing := [column for column in wanted if column not in rows.column_names]:
         raise ValueError(f"{name}: no column {', '.join(missing)}; the data has {', '.join(rows.column_names)}")
@@ -96,7 +107,7 @@ def load_samples(
     for index, row in enumerate(text_rows):
         item_id = f"{index:06d}"
         try:
-            sample = _build_sample(benchmark, item_id, row)
+            sample = _build_sample(benchmark, index, item_id, row)
         except ValueError as error:
             raise ValueError(f"{name}, row {index}: {error}") from error
         samples.append(replace(sample, read_images=_image_reader(images, index, item_id, folder)))
@@ -104,12 +115,24 @@ def load_samples(
 
 
 def select_samples(
-    samples: Sequence[Sample], benchmark: Benchmark, seed: int, num_samples: int | None
+    samples: Sequence[Sample],
+    benchmark: Benchmark,
+    seed: int,
+    num_samples: int | None = None,
+    limit_per_task: int | None = None,
 ) -> list[Sample]:
     """Return the items in the order of evaluation: the whole set shuffled, and only then cut."""
     chosen = list(samples)
     if benchmark.is_shuffled:
         random.Random(seed).shuffle(chosen)
+    if limit_per_task is not None:
+        seen: Counter[str | None] = Counter()
+        kept = []
+        for sample in chosen:
+            seen[sample.task] += 1
+            if seen[sample.task] <= limit_per_task:
+                kept.append(sample)
+        chosen = kept
     return chosen[:num_samples]
 
 
@@ -122,29 +145,71 @@ def fingerprint_samples(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _build_sample(benchmark: Benchmark, item_id: str, row: dict[str, Any]) -> Sample:
-    choices = benchmark.fixed_choices
-    if benchmark.choices is not None:
-        choices = _strip_letters(parse_list(row[benchmark.choices]))
+def _build_sample(benchmark: Benchmark, index: int, item_id: str, row: dict[str, Any]) -> Sample:
     question = _QUESTION_IN_PICTURE if benchmark.question is None else str(row[benchmark.question] or "")
     if not question.strip():
         raise ValueError(f"column {benchmark.question} is empty")
-    question = _BARE_ANSWER_REQUEST.sub("", question)
+    question = _BARE_ANSWER_REQUEST.sub("", question).rstrip()
+    choices = _read_choices(benchmark, row, question)
+    if benchmark.has_choices_in_question and not choices:  # written in some other way: its letter still counts
+        reference = resolve_reference(row[benchmark.answer], "value", ())
+    else:
+        reference = resolve_reference(row[benchmark.answer], benchmark.reference, choices)
     if benchmark.lists_choices and choices:
         lines = (f"({LETTERS[i]}) {text}" for i, text in enumerate(choices))
         question = "\n".join([question, "Options:", *lines])
     if benchmark.asks_for_tags:
         question = f"{question} {_ANSWER_TAGS}"
+    task = None if benchmark.task is None else str(row[benchmark.task])
     return Sample(
         id=item_id,
         question=question,
         choices=choices,
-        reference=resolve_reference(row[benchmark.answer], benchmark.reference, choices),
-        task=None if benchmark.task is None else str(row[benchmark.task]),
+        reference=reference,
+        task=task,
         read_images=list,
         prompt=row.get(benchmark.prompt) if benchmark.prompt else None,
         ground_truth=row.get(benchmark.ground_truth) if benchmark.ground_truth else None,
+        answer_cell=str(row[benchmark.answer]),
+        groups={name: grouping.name_group(index, row, task) for name, grouping in benchmark.groupings.items()},
+        cluster=benchmark.cluster.name_group(index, row, task) if benchmark.cluster else None,
     )
+
+
+def _read_choices(benchmark: Benchmark, row: dict[str, Any], question: str) -> tuple[str, ...]:
+    if benchmark.has_choices_in_question:
+        return find_choices(question)
+    if benchmark.choice_columns:
+        cells = [row[column] for column in benchmark.choice_columns]
+        filled = [cell for cell in cells if cell is not None and str(cell).strip() not in ("", "nan")]
+        if cells[: len(filled)] != filled:
+            raise ValueError(f"a choice is missing before another one in {', '.join(benchmark.choice_columns)}")
+        return tuple(str(cell) for cell in filled)
+    if benchmark.choices is None:
+        return benchmark.fixed_choices
+    choices = parse_list(row[benchmark.choices])
+    if len(choices) > len(LETTERS):
+        raise ValueError(f"{len(choices)} choices, at most {len(LETTERS)} have a letter")
+    return _strip_letters(choices)
+
+
+def find_choices(question: str) -> tuple[str, ...]:
+    """Return the choices that a question lists as "A: ...", "(A) ..." or "A. ..."; () where it lists none."""
+    marks = list(_CHOICE_MARK.finditer(question))
+    for start in reversed(range(len(marks))):
+        if marks[start][1] != "A":
+            continue
+        chosen = [marks[start]]
+        for mark in marks[start + 1 :]:
+            if mark[1] == LETTERS[len(chosen)]:
+                chosen.append(mark)
+        ends = [mark.start() for mark in chosen[1:]] + [len(question)]
+        texts = [
+            question[mark.end() : end].split("\n")[0].rstrip(" ,;") for mark, end in zip(chosen, ends, strict=True)
+        ]
+        if len(texts) > 1:
+            return tuple(texts)
+    return ()
 
 
 def parse_list(value: Any) -> tuple[str, ...]:
@@ -156,7 +221,12 @@ def parse_list(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, str):
-        return tuple(str(element) for element in value)
+        elements = list(value)
+        while elements and elements[-1] is None:
+            elements.pop()
+        if None in elements:
+            raise ValueError(f"{value!r} has an empty element before another one")
+        return tuple(str(element) for element in elements)
     text = value.strip()
     if not text:
         return ()
@@ -179,8 +249,6 @@ def parse_list(value: Any) -> tuple[str, ...]:
 
 def _strip_letters(choices: tuple[str, ...]) -> tuple[str, ...]:
     """Drop the letters of choices that all carry their own, such as "(A) dog"."""
-    if len(choices) > len(LETTERS):
-        raise ValueError(f"{len(choices)} choices, at most {len(LETTERS)} have a letter")
     found = [re.match(rf"\(?{LETTERS[i]}[).:]\s+(?=\S)", text) for i, text in enumerate(choices)]
     if choices and all(found):
         return tuple(text[match.end() :] for text, match in zip(choices, found, strict=True) if match)
@@ -207,13 +275,23 @@ def _open_image(value: Any, item_id: str, folder: Path) -> "Image.Image":
     source: Any = value
     if isinstance(value, dict):
         source = value.get("bytes") or value.get("path")
-    if isinstance(source, str):
-        source = folder / source
     try:
+        if isinstance(source, str):
+            source = _decode_base64(source) or folder / source
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError, AttributeError, Image.DecompressionBombError) as error:
         raise ValueError(f"item {item_id}: its image cannot be decoded: {error}") from error
+
+
+def _decode_base64(text: str) -> bytes | None:
+    """Return the bytes of a text that is an image in base64 and no path, or None."""
+    if len(text) < _SHORTEST_BASE64:
+        return None
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return None
 
 
 def read_rows(benchmark: Benchmark, data_path: str | None, split: str) -> Any:
@@ -222,13 +300,12 @@ def read_rows(benchmark: Benchmark, data_path: str | None, split: str) -> Any:
 
     rows: Any
     if data_path is None:
-        rows = datasets.load_dataset(benchmark.repo, benchmark.config, split=split, revision=benchmark.revision)
+        rows = _read_hub(benchmark, split)
     elif (Path(data_path) / "state.json").is_file():
         rows = datasets.load_from_disk(data_path)
     else:
         files = find_files(Path(data_path), split)
-        kind = _FILE_KINDS[files[0].suffix]
-        rows = datasets.load_dataset(kind, data_files={split: [str(path) for path in files]}, split=split)
+        rows = _read_files([str(path) for path in files])
     for column in benchmark.images:
         feature = rows.features.get(column)
         if isinstance(feature, datasets.Image):
@@ -236,6 +313,34 @@ def read_rows(benchmark: Benchmark, data_path: str | None, split: str) -> Any:
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
             rows = rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
     return rows
+
+
+def _read_hub(benchmark: Benchmark, split: str) -> Any:
+    import datasets
+
+    if benchmark.archive:
+        raise ValueError(
+            f"{benchmark.repo} is published as {benchmark.archive}: unpack it and give its folder as --data_path"
+        )
+    if benchmark.data_file:
+        from huggingface_hub import hf_hub_download
+
+        options = {"repo_type": "dataset", "revision": benchmark.revision}
+        return _read_files([hf_hub_download(benchmark.repo, benchmark.data_file, **options)])
+    return datasets.load_dataset(benchmark.repo, benchmark.config, split=split, revision=benchmark.revision)
+
+
+def _read_files(files: list[str]) -> Any:
+    """Return the rows of files of one kind. Errors: ValueError for a file that cannot be read."""
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    suffix = Path(files[0]).suffix
+    options: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
+    try:
+        return datasets.load_dataset(_FILE_KINDS[suffix], data_files={"rows": files}, split="rows", **options)
+    except DatasetGenerationError as error:
+        raise ValueError(f"{files[0]}: cannot be read: {error.__cause__ or error}") from error
 
 
 def find_files(path: Path, split: str) -> list[Path]:

@@ -55,10 +55,16 @@ def resolve_reference(value: Any, kind: str, choices: Sequence[str]) -> Referenc
             raise ValueError(f"answer {value!r} is neither 0 nor 1")
         return Reference("A" if text == "1" else "B", "Yes" if text == "1" else "No")
     if choices and kind != "value":
+        exact = [i for i, choice in enumerate(choices) if choice.strip() == text]
         by_text = [i for i, choice in enumerate(choices) if normalize(choice) == normalize(text)]
         bare = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", text)
-        # A choice's own text goes before the reading as a letter: among the choices d, c, b "b" is the third.
-        if len(by_text) == 1:
+        # A choice's own text goes before the reading as a letter: among the choices d, c, b "b" is the third; but "C"
+        # is written as no choice, so it is the letter.
+        if len(exact) == 1:
+            index = exact[0]
+        elif bare and bare[1] in LETTERS[: len(choices)]:
+            index = LETTERS.index(bare[1])
+        elif len(by_text) == 1:
             index = by_text[0]
         elif bare and bare[1].upper() in LETTERS[: len(choices)]:
             index = LETTERS.index(bare[1].upper())

@@ -1,8 +1,8 @@
 """From records to figures: accuracy with its interval, per task, how answers were read, mean rewards."""
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.journal import Record
@@ -36,11 +36,48 @@ def mean_interval(values: Sequence[float], z: float = Z_95) -> tuple[float, floa
     return mean, mean - half, mean + half
 
 
-def summarize(records: Sequence[Record], settings: dict[str, Any]) -> dict[str, Any]:
+def clustered_standard_error(records: Sequence[Record]) -> float | None:
+    """Return the standard error of the accuracy when items of one cluster depend on each other; None below two.
+
+    sqrt(G / (G - 1) sum_g (sum_{i in g} (y_i - p))^2) / n over G clusters; an item without cluster is its own.
+    https://doi.org/10.3368/jhr.50.2.317
+    """
+    if not records:
+        return None
+    n = len(records)
+    p = sum(record.correct for record in records) / n
+    sums: dict[str, float] = defaultdict(float)
+    for record in records:
+        sums[record.cluster if record.cluster is not None else f"item {record.id}"] += record.correct - p
+    if len(sums) < 2:
+        return None
+    return math.sqrt(len(sums) / (len(sums) - 1) * sum(value * value for value in sums.values())) / n
+
+
+def summarize_groups(records: Sequence[Record], sizes: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """Return, by grouping, the accuracy over groups, each right when all its items are.
+
+    `sizes` holds the number of items of every group in the data; groups of which an item is missing do not count.
+    """
+    answered: dict[str, dict[str, list[int]]] = {name: defaultdict(list) for name in sizes}
+    for record in records:
+        for name, group in (record.groups or {}).items():
+            answered[name][group].append(record.correct)
+    result = {}
+    for name, groups in answered.items():
+        complete = [all(values) for group, values in groups.items() if len(values) == sizes[name][group]]
+        result[name] = _proportion(sum(complete), len(complete)) | {"incomplete": len(groups) - len(complete)}
+    return result
+
+
+def summarize(
+    records: Sequence[Record], settings: dict[str, Any], group_sizes: Mapping[str, Mapping[str, int]] | None = None
+) -> dict[str, Any]:
     """Return the run's summary.
 
     Items that ended in an error (a broken image) got no answer: `accuracy` is over answered items, and
-    `accuracy_errors_wrong` counts them as wrong. `macro_accuracy` is the mean over the tasks seen.
+    `accuracy_errors_wrong` counts them as wrong. `macro_accuracy` is the mean over the tasks seen. `scorings` sets
+    the strict reading of answers beside the released rule.
     """
     answered = [record for record in records if record.status == "ok"]
     kinds = Counter(record.kind for record in answered)
@@ -56,6 +93,13 @@ def summarize(records: Sequence[Record], settings: dict[str, Any]) -> dict[str, 
         **_accuracy(answered),
         "accuracy_errors_wrong": correct / len(records) if records else 0.0,
         "macro_accuracy": sum(task["accuracy"] for task in tasks.values()) / len(tasks) if tasks else None,
+        "standard_error_clustered": clustered_standard_error(answered),
+        "clusters": len({record.cluster for record in answered if record.cluster is not None}),
+        "groups": summarize_groups(answered, group_sizes or {}),
+        "scorings": {
+            name: _proportion(sum(value for value in values if value), len(values))
+            for name, values in _scorings(answered).items()
+        },
         "parse_failure_rate": sum(kinds[kind] for kind in PARSE_FAILURES) / len(answered) if answered else 0.0,
         "kinds": dict(sorted(kinds.items(), key=lambda item: str(item[0]))),
         "tasks": tasks,
@@ -64,26 +108,31 @@ def summarize(records: Sequence[Record], settings: dict[str, Any]) -> dict[str, 
             for key in (rewards[0] if rewards else ())
         },
         "cost_usd": round(sum(r.cost_usd for r in records), 6),
+        "seconds_mean": sum(r.seconds for r in answered) / len(answered) if answered else 0.0,
         "response_tokens_mean": sum(r.response_tokens for r in answered) / len(answered) if answered else 0.0,
     }
 
 
+def _scorings(records: Sequence[Record]) -> dict[str, list[int | None]]:
+    return {
+        "strict": [record.correct_strict for record in records if record.correct_strict is not None],
+        "paper": [record.correct_paper for record in records if record.correct_paper is not None],
+    }
+
+
 def _accuracy(records: Sequence[Record]) -> dict[str, Any]:
-    correct = sum(record.correct for record in records)
-    low, high = wilson_interval(correct, len(records))
-    accuracy = correct / len(records) if records else 0.0
-    return {"n": len(records), "correct": correct, "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
+    return _proportion(sum(record.correct for record in records), len(records))
+
+
+def _proportion(correct: int, n: int) -> dict[str, Any]:
+    low, high = wilson_interval(correct, n)
+    accuracy = correct / n if n else 0.0
+    return {"n": n, "correct": correct, "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
 
 
 def format_table(summary: dict[str, Any]) -> str:
     """Return the summary as a table for the terminal."""
-    rows = [("task", "n", "accuracy", "95 % interval")]
-    for name, task in [*summary["tasks"].items(), ("all", summary)]:
-        interval = f"{task['accuracy_low']:.3f} - {task['accuracy_high']:.3f}"
-        rows.append((name, str(task["n"]), f"{task['accuracy']:.3f}", interval))
-    for key, value in summary["rewards"].items():
-        count = str(summary["answered"])
-        rows.append((f"reward/{key}", count, f"{value['mean']:.3f}", f"{value['low']:.3f} - {value['high']:.3f}"))
+    rows = [_HEADER, *_table_rows(summary)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         "  ".join(
@@ -93,8 +142,49 @@ def format_table(summary: dict[str, Any]) -> str:
         for row in rows
     ]
     lines.insert(1, "-" * len(lines[0]))
+    return "\n".join([*lines, *_notes(summary)])
+
+
+def format_markdown(summary: dict[str, Any]) -> str:
+    """Return the summary as a page: what was evaluated, the table, how answers were read."""
+    settings = summary["settings"]
+    title = f"# {settings.get('dataset', 'evaluation')}: {settings.get('model_path', '')}"
+    table = [_HEADER, ("---", "---:", "---:", "---:"), *_table_rows(summary)]
+    lines = [title, "", *("| " + " | ".join(row) + " |" for row in table), ""]
+    lines += [f"- {note}" for note in _notes(summary)]
+    lines += ["", "| setting | value |", "| --- | --- |"]
+    lines += [f"| {key} | {value} |" for key, value in settings.items()]
+    return "\n".join(lines) + "\n"
+
+
+_HEADER = ("task", "n", "accuracy", "95 % interval")
+
+
+def _table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    named = [*summary["tasks"].items(), ("all", summary)]
+    named += [(f"groups right: {name}", group) for name, group in summary["groups"].items()]
+    named += [(f"all, scoring {name}", scoring) for name, scoring in summary["scorings"].items()]
+    rows = []
+    for name, part in named:
+        interval = f"{part['accuracy_low']:.3f} - {part['accuracy_high']:.3f}"
+        rows.append((name, str(part["n"]), f"{part['accuracy']:.3f}", interval))
+    for key, value in summary["rewards"].items():
+        count = str(summary["answered"])
+        rows.append((f"reward/{key}", count, f"{value['mean']:.3f}", f"{value['low']:.3f} - {value['high']:.3f}"))
+    return rows
+
+
+def _notes(summary: dict[str, Any]) -> list[str]:
     kinds = ", ".join(f"{kind} {count}" for kind, count in summary["kinds"].items())
-    lines.append(f"answers read as: {kinds or 'none'}; parse failures {summary['parse_failure_rate']:.1%}")
+    notes = [f"answers read as: {kinds or 'none'}; parse failures {summary['parse_failure_rate']:.1%}"]
+    if len(summary["tasks"]) > 1:
+        notes.append(f"mean over the {len(summary['tasks'])} tasks: {summary['macro_accuracy']:.3f}")
+    if summary["clusters"] and summary["standard_error_clustered"] is not None:
+        error = summary["standard_error_clustered"]
+        notes.append(f"standard error over {summary['clusters']} clusters of dependent items: {error:.4f}")
+    for name, group in summary["groups"].items():
+        if group["incomplete"]:
+            notes.append(f"{group['incomplete']} groups of {name} lack an item and do not count")
     if summary["errors"]:
-        lines.append(f"{summary['errors']} of {summary['items']} items ended in an error and have no answer")
-    return "\n".join(lines)
+        notes.append(f"{summary['errors']} of {summary['items']} items ended in an error and have no answer")
+    return notes

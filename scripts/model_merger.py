@@ -5,8 +5,9 @@
 The actor folder holds a torch.distributed.checkpoint whose "model" entry is the state dict, or the files
 `model_world_size_W_rank_r.pt` of EasyR1 and of SpatialThinker's release; and `huggingface/` with config, tokenizer
 and processor. Weights go into `huggingface/` as safetensors; no process group and no GPU is needed, and at most one
-output file of weights is in memory at a time. The index of a torch.distributed.checkpoint is a pickle: merge only
-those that you trust. Files of ranks are read as tensors alone.
+output file of weights is in memory at a time. Of a run with LoRA, `lora_adapter/` beside it is merged into the base
+model that it names, as a whole in memory; the adapters stay. The index of a torch.distributed.checkpoint is a pickle:
+merge only those that you trust. Files of ranks are read as tensors alone.
 """
 
 import argparse
@@ -126,6 +127,20 @@ def write_weights(weights: Weights, out_dir: Path, model: Any, dtype: str | None
     return {str(tensor.dtype).removeprefix("torch.") for tensor in plan.values() if tensor.is_floating_point()}
 
 
+def write_merged_adapters(adapters_dir: Path, out_dir: Path, dtype: str | None) -> set[str]:
+    """Write the base model with the adapters merged as safetensors files; return the dtypes written."""
+    import torch
+
+    from verl.lora import load_merged
+
+    model = load_merged(adapters_dir)
+    if dtype:
+        model.to(getattr(torch, dtype))
+    model.save_pretrained(out_dir, max_shard_size=MAX_FILE_SIZE)
+    (out_dir / "generation_config.json").unlink(missing_ok=True)  # the trainer has saved it already
+    return {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+
+
 def write_config(hf_dir: Path, out_dir: Path, dtypes: set[str]) -> None:
     """Write config.json with the dtype of the weights beside it: loaders with dtype="auto" believe the config."""
     config = json.loads((hf_dir / "config.json").read_text())
@@ -163,14 +178,18 @@ def merge_checkpoint(local_dir: str | Path, dtype: str | None = None) -> Path:
     hf_dir = actor_dir / "huggingface"
     if not actor_dir.is_dir():
         raise FileNotFoundError(f"{actor_dir}: no such folder")
-    weights = read_weights(actor_dir)
-    model = build_meta_model(hf_dir)
-    weights = with_current_names(weights, model)
+    adapters_dir = actor_dir / "lora_adapter"
+    has_adapters = (adapters_dir / "adapter_config.json").is_file()
     for left_over in hf_dir.glob(".merging-*"):  # of a merge that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     temporary_dir = Path(tempfile.mkdtemp(prefix=".merging-", dir=hf_dir))
     try:
-        dtypes = write_weights(weights, temporary_dir, model, dtype)
+        if has_adapters:
+            dtypes = write_merged_adapters(adapters_dir, temporary_dir, dtype)
+        else:
+            model = build_meta_model(hf_dir)
+            weights = with_current_names(read_weights(actor_dir), model)
+            dtypes = write_weights(weights, temporary_dir, model, dtype)
         write_config(hf_dir, temporary_dir, dtypes)
         publish_files(temporary_dir, hf_dir)
     finally:
@@ -198,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         hf_dir = merge_checkpoint(args.local_dir, args.dtype)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"model_merger: {error}", file=sys.stderr)
         return 2
     print(f"merged model: {hf_dir}")

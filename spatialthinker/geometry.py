@@ -44,25 +44,32 @@ def _corners(boxes: ArrayLike) -> tuple[Array, Array, Array, Array]:
     return array[..., 0], array[..., 1], array[..., 2], array[..., 3]
 
 
-def _iou_and_union(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
-    ax1, ay1, ax2, ay2 = _corners(a)
-    bx1, by1, bx2, by2 = _corners(b)
-    width = np.maximum(np.minimum(ax2, bx2) - np.maximum(ax1, bx1), 0.0)
-    height = np.maximum(np.minimum(ay2, by2) - np.maximum(ay1, by1), 0.0)
-    intersection = width * height
-    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - intersection + EPS
-    return intersection / union, union
+class _Pair(NamedTuple):
+    """What two boxes share, from as few passes over all pairs as there can be.
+
+    The enclosing sides follow from max(p, q) = p + q - min(p, q), without minima and maxima of their own.
+    """
+
+    overlap: Array  # IoU
+    union: Array
+    enclosing_width: Array
+    enclosing_height: Array
 
 
-def _enclosing_size(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
+def _pair(a: ArrayLike, b: ArrayLike) -> _Pair:
     ax1, ay1, ax2, ay2 = _corners(a)
     bx1, by1, bx2, by2 = _corners(b)
-    return np.maximum(ax2, bx2) - np.minimum(ax1, bx1), np.maximum(ay2, by2) - np.minimum(ay1, by1)
+    a_width, a_height, b_width, b_height = ax2 - ax1, ay2 - ay1, bx2 - bx1, by2 - by1
+    width = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)  # negative: the gap between them
+    height = np.minimum(ay2, by2) - np.maximum(ay1, by1)
+    intersection = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    union = a_width * a_height + (b_width * b_height + EPS) - intersection
+    return _Pair(intersection / union, union, a_width + b_width - width, a_height + b_height - height)
 
 
 def iou(a: ArrayLike, b: ArrayLike) -> Array:
     """Intersection over union in [0, 1]: |A n B| / (|A u B| + EPS)."""
-    return _iou_and_union(a, b)[0]
+    return _pair(a, b).overlap
 
 
 def giou(a: ArrayLike, b: ArrayLike) -> Array:
@@ -70,10 +77,9 @@ def giou(a: ArrayLike, b: ArrayLike) -> Array:
 
     Source: Rezatofighi et al. 2019, https://arxiv.org/abs/1902.09630, algorithm 1.
     """
-    overlap, union = _iou_and_union(a, b)
-    width, height = _enclosing_size(a, b)
-    enclosing = width * height + EPS
-    return overlap - (enclosing - union) / enclosing
+    pair = _pair(a, b)
+    enclosing = pair.enclosing_width * pair.enclosing_height + EPS
+    return pair.overlap - (enclosing - pair.union) / enclosing
 
 
 def ciou(a: ArrayLike, b: ArrayLike) -> Array:
@@ -85,14 +91,12 @@ def ciou(a: ArrayLike, b: ArrayLike) -> Array:
     """
     ax1, ay1, ax2, ay2 = _corners(a)
     bx1, by1, bx2, by2 = _corners(b)
-    overlap, _ = _iou_and_union(a, b)
-    width, height = _enclosing_size(a, b)
-    diagonal = width * width + height * height + EPS
-    distance = ((ax1 + ax2 - bx1 - bx2) ** 2 + (ay1 + ay2 - by1 - by2) ** 2) / 4.0
-    angle = np.arctan((ax2 - ax1) / (ay2 - ay1 + EPS)) - np.arctan((bx2 - bx1) / (by2 - by1 + EPS))
-    aspect = (4.0 / np.pi**2) * angle * angle
-    alpha = aspect / (1.0 - overlap + aspect + EPS)
-    return overlap - (distance / diagonal + alpha * aspect)
+    pair = _pair(a, b)
+    diagonal = pair.enclosing_width**2 + pair.enclosing_height**2 + EPS
+    distance = ((ax1 + ax2) / 2.0 - (bx1 + bx2) / 2.0) ** 2 + ((ay1 + ay2) / 2.0 - (by1 + by2) / 2.0) ** 2
+    a_angle, b_angle = np.arctan((ax2 - ax1) / (ay2 - ay1 + EPS)), np.arctan((bx2 - bx1) / (by2 - by1 + EPS))
+    aspect = (2.0 / np.pi * a_angle - 2.0 / np.pi * b_angle) ** 2
+    return pair.overlap - distance / diagonal - aspect * aspect / (aspect - pair.overlap + (1.0 + EPS))
 
 
 def l1(a: ArrayLike, b: ArrayLike) -> Array:

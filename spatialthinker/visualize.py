@@ -44,11 +44,7 @@ def draw_scene(
     scale = max(1, math.ceil(min_side_px / max(image.size)))
     canvas = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(canvas)
-    boxes = [
-        (item.id, _on_canvas(item.box, scale, canvas.size), is_predicted)
-        for graph, is_predicted in ((reference, False), (predicted, True))
-        for item in (graph.objects if graph else ())
-    ]
+    boxes = _labelled(predicted, reference, scale, canvas.size)
     for width, is_halo in ((_LINE_PX + 2, True), (_LINE_PX, False)):  # every halo first: none may hide a line
         for _, box, is_predicted in boxes:
             color = PREDICTED_COLOR if is_predicted else REFERENCE_COLOR
@@ -57,7 +53,59 @@ def draw_scene(
     return canvas
 
 
-def _on_canvas(box: Sequence[float], scale: int, size: tuple[int, int]) -> Rectangle:
+def svg_scene(
+    picture: str, size: tuple[int, int], predicted: SceneGraph | None = None, reference: SceneGraph | None = None
+) -> str:
+    """Return what `draw_scene` draws as an SVG element, with `picture` (of `svg_image`, or a reuse of it) below.
+
+    Boxes are in pixels of an image of this size.
+    """
+    scale, canvas = _svg_canvas(size)
+    boxes = _labelled(predicted, reference, scale, canvas)
+    shapes = [picture]
+    for width, is_halo in ((_LINE_PX + 2, True), (_LINE_PX, False)):
+        for _, (x1, y1, x2, y2), is_predicted in boxes:
+            color = PREDICTED_COLOR if is_predicted else REFERENCE_COLOR
+            dash = "" if is_predicted or is_halo else f' stroke-dasharray="{_DASH_PX}"'
+            shapes.append(
+                f'<rect x="{x1:.0f}" y="{y1:.0f}" width="{x2 - x1:.0f}" height="{y2 - y1:.0f}" fill="none" '
+                f'stroke="{_HALO_COLOR if is_halo else color}" stroke-width="{width}"{dash}/>'
+            )
+    for text, (x1, y1, x2, y2), is_predicted in _place_labels(canvas, boxes):
+        color = PREDICTED_COLOR if is_predicted else REFERENCE_COLOR
+        shapes.append(
+            f'<rect x="{x1:.0f}" y="{y1:.0f}" width="{x2 - x1:.0f}" height="{y2 - y1:.0f}" fill="{color}"/>'
+            f'<text x="{x1 + _LABEL_PAD_PX:.0f}" y="{(y1 + y2) / 2:.0f}" dominant-baseline="central" fill="#ffffff" '
+            f'font-size="{_FONT_PX}" textLength="{x2 - x1 - 2 * _LABEL_PAD_PX:.0f}" '
+            f'lengthAdjust="spacingAndGlyphs">{escape(text)}</text>'
+        )
+    return f'<svg viewBox="0 0 {canvas[0]} {canvas[1]}" role="img">{"".join(shapes)}</svg>'
+
+
+def svg_image(element_id: str, uri: str, size: tuple[int, int]) -> str:
+    """Return an SVG image of this size in pixels; `<use href="#ID"/>` shows it again without holding it again."""
+    _, (width, height) = _svg_canvas(size)
+    name = escape(element_id)
+    return f'<image id="{name}" href="{uri}" width="{width}" height="{height}" preserveAspectRatio="none"/>'
+
+
+def _svg_canvas(size: tuple[int, int]) -> tuple[float, tuple[int, int]]:
+    """Return units per pixel and the canvas: its longer side is the same for all, so that lines and labels are."""
+    scale = MIN_SIDE_PX / max(size)
+    return scale, (round(size[0] * scale), round(size[1] * scale))
+
+
+def _labelled(
+    predicted: SceneGraph | None, reference: SceneGraph | None, scale: float, size: tuple[int, int]
+) -> list[Labelled]:
+    return [
+        (item.id, _on_canvas(item.box, scale, size), is_predicted)
+        for graph, is_predicted in ((reference, False), (predicted, True))
+        for item in (graph.objects if graph else ())
+    ]
+
+
+def _on_canvas(box: Sequence[float], scale: float, size: tuple[int, int]) -> Rectangle:
     x1, x2 = sorted(min(max(x * scale, 0), size[0] - 1) for x in (box[0], box[2]))
     y1, y2 = sorted(min(max(y * scale, 0), size[1] - 1) for y in (box[1], box[3]))
     return x1, y1, x2, y2
@@ -77,28 +125,31 @@ def _draw_box(pen: ImageDraw.ImageDraw, box: Rectangle, color: str, width: int, 
 
 
 def _draw_labels(pen: ImageDraw.ImageDraw, size: tuple[int, int], boxes: Sequence[Labelled]) -> None:
-    """Name every box; a reference that a prediction of the same id overlaps shares its name."""
-    taken: list[Rectangle] = []
+    font = ImageFont.load_default(_FONT_PX)
+    for text, place, is_predicted in _place_labels(size, boxes):
+        left, top, _, _ = font.getbbox(text)
+        pen.rectangle(place, fill=PREDICTED_COLOR if is_predicted else REFERENCE_COLOR)
+        corner = (place[0] + _LABEL_PAD_PX - left, place[1] + _LABEL_PAD_PX - top)
+        pen.text(corner, text, fill="#ffffff", font=font)
+
+
+def _place_labels(size: tuple[int, int], boxes: Sequence[Labelled]) -> list[Labelled]:
+    """Return every box's name with its rectangle; a reference that a prediction of its id overlaps shares its name."""
+    placed: list[Labelled] = []
     predicted = [(text, box) for text, box, is_predicted in boxes if is_predicted]
     for text, box, is_predicted in boxes:
         if not is_predicted and any(text == other and _overlap(box, near) > 0 for other, near in predicted):
             continue
-        color = PREDICTED_COLOR if is_predicted else REFERENCE_COLOR
-        taken.append(_draw_label(pen, size, text, box, color, taken, [other for _, other, _ in boxes]))
+        place = _place_label(size, text, box, [other for _, other, _ in placed], [other for _, other, _ in boxes])
+        placed.append((text, place, is_predicted))
+    return placed
 
 
-def _draw_label(
-    pen: ImageDraw.ImageDraw,
-    size: tuple[int, int],
-    text: str,
-    box: Rectangle,
-    color: str,
-    taken: Sequence[Rectangle],
-    boxes: Sequence[Rectangle],
+def _place_label(
+    size: tuple[int, int], text: str, box: Rectangle, taken: Sequence[Rectangle], boxes: Sequence[Rectangle]
 ) -> Rectangle:
-    """Draw the text where it covers least of the labels so far, then least of the boxes; return its rectangle."""
-    font = ImageFont.load_default(_FONT_PX)
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    """Return the rectangle at the box that covers least of the labels so far, then least of the boxes."""
+    left, top, right, bottom = ImageFont.load_default(_FONT_PX).getbbox(text)
     width, height = right - left + 2 * _LABEL_PAD_PX, bottom - top + 2 * _LABEL_PAD_PX
     x1, y1, x2, y2 = box
     corners = [(x, y) for y in (y1 - height, y2, y1, y2 - height) for x in (x1, x2 - width)]
@@ -108,10 +159,7 @@ def _draw_label(
     def cost(place: Rectangle) -> tuple[float, float]:
         return sum(_overlap(place, other) for other in taken), sum(_overlap(place, other) for other in boxes)
 
-    chosen = min(((x, y, x + width, y + height) for x, y in places), key=cost)
-    pen.rectangle(chosen, fill=color)
-    pen.text((chosen[0] + _LABEL_PAD_PX - left, chosen[1] + _LABEL_PAD_PX - top), text, fill="#ffffff", font=font)
-    return chosen
+    return min(((x, y, x + width, y + height) for x, y in places), key=cost)
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> float:
@@ -130,9 +178,9 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def data_uri(png: bytes) -> str:
-    """Return the PNG file as a `data:` address, so that a page needs no file beside it."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def data_uri(picture: bytes, kind: str = "png") -> str:
+    """Return the picture file as a `data:` address, so that a page needs no file beside it."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def escape(text: object) -> str:
@@ -168,10 +216,10 @@ def html_scene_key() -> str:
     )
 
 
-def html_page(title: str, body: str) -> str:
+def html_page(title: str, body: str, style: str = "") -> str:
     """Return a complete page: one column on a phone, light or dark as the reader's screen is, no outside file."""
     viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    head = f'<meta charset="utf-8">{viewport}<title>{escape(title)}</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8">{viewport}<title>{escape(title)}</title><style>{_STYLE}{style}</style>'
     return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 

@@ -24,11 +24,14 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+
+from verl.lora import has_adapters, is_adapter
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
@@ -64,7 +67,11 @@ class ShardWriter:
 
 
 def _shards(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    state = {"model": get_model_state_dict(model)}
+    """This rank's part of the model, of a model with adapters these alone, and of the optimizer."""
+    weights = get_model_state_dict(model)
+    if has_adapters(model):
+        weights = {name: weight for name, weight in weights.items() if is_adapter(name)}
+    state: dict[str, Any] = {"model": weights}
     return state if optimizer is None else state | {"optimizer": get_optimizer_state_dict(model, optimizer)}
 
 
@@ -80,7 +87,7 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     except CheckpointException as error:  # a BaseException: it would pass every handler of the callers
         causes = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
         raise ValueError(f"{folder} cannot be loaded: {causes}") from error
-    set_model_state_dict(model, state["model"])
+    set_model_state_dict(model, state["model"], options=StateDictOptions(strict=not has_adapters(model)))
     if optimizer is not None:
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
 

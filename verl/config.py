@@ -91,6 +91,18 @@ class AlgorithmConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    rank: int = 0
+    """Rank of LoRA adapters, which alone are trained; 0 trains the whole model."""
+    alpha: int = 64
+    """An adapter's output counts alpha / rank times."""
+    target_modules: str = "all-linear"
+    """Layers with adapters: their names, separated by commas, or all-linear."""
+    exclude_modules: str | None = None
+    """Regular expression for whole names of layers without adapters, such as `.*visual.*`."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     model_path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
     """Folder or hub name of the model to train, with its tokenizer and processor."""
@@ -106,6 +118,7 @@ class ModelConfig:
     """Whether a GPU runs Liger's fused RMSNorm and SwiGLU where that package is installed and knows the model."""
     freeze_vision_tower: bool = False
     """Whether the vision tower keeps its weights."""
+    lora: AdapterConfig = field(default_factory=AdapterConfig)
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,34 @@ class FSDPConfig:
     """Type in which the forward and backward passes compute."""
     mp_reduce_dtype: TrainDtype = "fp32"
     """Type in which gradients are summed over ranks."""
+    enable_cpu_offload: bool = False
+    """Whether parameters, gradients and optimizer live in host memory; a layer is on its GPU while it computes."""
+
+
+@dataclass(frozen=True)
+class OffloadConfig:
+    offload_params: bool = False
+    """Whether parameters wait in host memory between passes."""
+    offload_optimizer: bool = False
+    """Whether the optimizer's states wait in host memory between updates."""
+
+
+@dataclass(frozen=True)
+class ReferenceFSDPConfig:
+    enable_cpu_offload: bool = False
+    """Whether the reference's parameters live in host memory; a layer is on its GPU while it computes."""
+
+
+@dataclass(frozen=True)
+class ReferenceOffloadConfig:
+    offload_params: bool = False
+    """Whether the reference's parameters wait in host memory between passes."""
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    fsdp: ReferenceFSDPConfig = field(default_factory=ReferenceFSDPConfig)
+    offload: ReferenceOffloadConfig = field(default_factory=ReferenceOffloadConfig)
 
 
 @dataclass(frozen=True)
@@ -173,6 +214,7 @@ class ActorConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
 
 
 @dataclass(frozen=True)
@@ -263,6 +305,7 @@ class RolloutConfig:
 @dataclass(frozen=True)
 class WorkerConfig:
     actor: ActorConfig = field(default_factory=ActorConfig)
+    ref: ReferenceConfig = field(default_factory=ReferenceConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -36,6 +36,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "worker.actor.global_batch_size",
             "worker.actor.micro_batch_size_per_device_for_update",
             "worker.actor.micro_batch_size_per_device_for_experience",
+            "worker.actor.model.lora.alpha",
             "worker.actor.ppo_epochs",
             "worker.critic.global_batch_size",
             "worker.critic.micro_batch_size_per_device_for_update",
@@ -62,6 +63,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         (
             "data.seed",
             "algorithm.kl_coef",
+            "worker.actor.model.lora.rank",
             "worker.actor.optim.lr",
             "worker.actor.optim.weight_decay",
             "worker.actor.optim.lr_warmup_steps",

@@ -41,6 +41,7 @@ for _model in _MODELS:
 SETTLED_KEYS |= {
     "worker.actor.use_torch_compile": (_ANY, "log-probs are computed in pieces and need no compilation"),
     "worker.ref.strategy": SETTLED_KEYS["worker.actor.strategy"],
+    "worker.ref.offload.offload_optimizer": (_ANY, "a reference has no optimizer"),
 }
 for _model in (*_MODELS, "worker.ref"):
     SETTLED_KEYS |= {

@@ -1,15 +1,19 @@
-"""FSDP2 around a model: process group, sharding, optimizer, schedule, gradient norm, full weights."""
+"""FSDP2 around a model: process group, sharding, host memory, schedule, gradient norm, full weights."""
 
 import datetime
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+
+from verl.lora import merged_weights
 
 COLLECTIVE_TIMEOUT_S = 1800
 START_TIMEOUT_S = 180
@@ -37,9 +41,14 @@ def join_store(host: str, port: int) -> dist.TCPStore:
 
 
 def init_mesh(
-    store: dist.Store, rank: int, world_size: int, device: torch.device, start_timeout_s: float = START_TIMEOUT_S
+    store: dist.Store,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    start_timeout_s: float = START_TIMEOUT_S,
+    with_host_memory: bool = False,
 ) -> DeviceMesh:
-    """A mesh of all ranks over NCCL or gloo, tried with one all-reduce.
+    """A mesh of all ranks over NCCL or gloo, with host memory over both, tried with one all-reduce.
 
     Raises:
         RuntimeError: the ranks do not find each other, or the all-reduce does not end, within `start_timeout_s`.
@@ -47,11 +56,12 @@ def init_mesh(
     limit = datetime.timedelta(seconds=start_timeout_s)
     store.set_timeout(limit)
     try:
-        mesh = _join(store, rank, world_size, device)
+        mesh = _join(store, rank, world_size, device, limit, with_host_memory)
         total = torch.ones(1, device=device)
         work = dist.all_reduce(total, async_op=True)
         assert work is not None
         work.wait(limit)
+        dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S))
     except (RuntimeError, TimeoutError) as error:
         interfaces = "NCCL_SOCKET_IFNAME" if device.type == "cuda" else "GLOO_SOCKET_IFNAME"
         raise RuntimeError(
@@ -63,26 +73,73 @@ def init_mesh(
     return mesh
 
 
-def _join(store: dist.Store, rank: int, world_size: int, device: torch.device) -> DeviceMesh:
-    backend = "nccl" if device.type == "cuda" else "gloo"
+def _join(
+    store: dist.Store,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    limit: datetime.timedelta,
+    with_host_memory: bool,
+) -> DeviceMesh:
+    backend = "gloo" if device.type != "cuda" else "cpu:gloo,cuda:nccl" if with_host_memory else "nccl"
     dist.init_process_group(
         backend,
         store=store,
         rank=rank,
         world_size=world_size,
-        timeout=datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+        timeout=limit,
     )
     return init_device_mesh(device.type, (world_size,), mesh_dim_names=("fsdp",))
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, param_dtype: torch.dtype, reduce_dtype: torch.dtype) -> None:
-    """Shards the model in place: each block that it declares unsplittable is one FSDP unit, the rest the root."""
+def shard(
+    model: nn.Module,
+    mesh: DeviceMesh,
+    param_dtype: torch.dtype,
+    reduce_dtype: torch.dtype,
+    is_in_host_memory: bool = False,
+) -> None:
+    """Shards the model in place: each block that it declares unsplittable is one FSDP unit, the rest the root.
+
+    With `is_in_host_memory` parameters, gradients and so the optimizer stay on the CPU, and each unit visits its
+    device to compute.
+    """
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=True)
+    offload = CPUOffloadPolicy() if is_in_host_memory and mesh.device_type == "cuda" else OffloadPolicy()
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in list(model.modules()):
         if type(module).__name__ in names:
-            fully_shard(module, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+            fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload)
+    fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
+    if isinstance(offload, CPUOffloadPolicy):
+        for buffer in model.buffers():  # only parameters visit the device by themselves
+            buffer.data = buffer.data.to(mesh.device_type)
+
+
+def move_optimizer(optimizer: torch.optim.Optimizer, device: torch.device | str) -> None:
+    """Moves the states of the optimizer; step counters stay where they are."""
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.dim() > 0:
+                state[key] = value.to(device)
+
+
+@contextmanager
+def on_device(
+    device: torch.device, model: nn.Module | None, optimizer: torch.optim.Optimizer | None = None
+) -> Iterator[None]:
+    """Inside, the sharded model and the optimizer's states are on the device; outside, in host memory."""
+    if model is not None:
+        model.to(device)
+    if optimizer is not None:
+        move_optimizer(optimizer, device)
+    try:
+        yield
+    finally:
+        if model is not None:
+            model.to("cpu")
+        if optimizer is not None:
+            move_optimizer(optimizer, "cpu")
 
 
 def lr_factor(
@@ -106,8 +163,15 @@ def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor put together from all ranks, on the device of its mesh; all ranks must call it."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    there: Any = tensor.to(tensor.device_mesh.device_type)
+    return there.full_tensor()
+
+
 def full_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole tensors of the model, gathered one at a time; all ranks must iterate."""
-    for name, value in model.state_dict().items():
-        tensor = value.full_tensor() if isinstance(value, DTensor) else value
+    """Names and whole tensors of the model, adapters merged, gathered one at a time; all ranks must iterate."""
+    for name, tensor in merged_weights(model, whole):
         yield name, tensor.to(dtype) if dtype is not None else tensor

@@ -68,7 +68,8 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     """The phases of a run and the memory of each.
 
     device, kept: policy Nb/W + reference Nb/W + optimizer Nb/W times 2 (adamw) or 3 (adamw_bf16: moments and
-        compensation), b of worker.actor.fsdp.torch_dtype.
+        compensation), b of worker.actor.fsdp.torch_dtype; gradients and states only of what is trained, and no
+        reference beside LoRA. What is offloaded leaves the device while the engine writes and counts on the host.
     device, load: kept + Nb, since a rank loads the whole model before it keeps its part.
     device, rollout: kept + engine Nb / tensor_parallel_size + keys and values of one response of full length for each
         place of a batch of max_num_batched_tokens; the engine then takes all up to gpu_memory_utilization.
@@ -81,10 +82,15 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     actor, ranks, per_machine = config.worker.actor, config.num_ranks, config.trainer.n_gpus_per_node
     keep, compute = NUM_BYTES[actor.fsdp.torch_dtype], NUM_BYTES[actor.fsdp.mp_param_dtype]
     whole = model.parameters * keep
-    states = 3 if actor.optim.strategy == "adamw_bf16" else 2
-    trained = model.parameters - (model.vision_parameters if actor.model.freeze_vision_tower else 0)
-    kept = whole / ranks + states * trained * keep / ranks
-    kept += 0 if config.algorithm.disable_kl else whole / ranks
+    trained = trained_parameters(config, model) * keep
+    reads_reference = not config.algorithm.disable_kl and not actor.model.lora.rank  # adapters off: the base itself
+    policy, reference = whole / ranks, whole / ranks * reads_reference
+    states = (3 if actor.optim.strategy == "adamw_bf16" else 2) * trained / ranks
+    kept = policy + states + reference
+    waiting = policy * (actor.offload.offload_params or actor.fsdp.enable_cpu_offload)
+    waiting += states * (actor.offload.offload_optimizer or actor.fsdp.enable_cpu_offload)
+    ref = config.worker.ref
+    waiting += reference * (ref.offload.offload_params or ref.fsdp.enable_cpu_offload)
     gathered = (2 * model.largest_block + model.root) * compute
     logits = 2 * LOGIT_CHUNK_GB * GB
     engine = model.parameters * NUM_BYTES[config.worker.rollout.dtype] / config.worker.rollout.tensor_parallel_size
@@ -93,7 +99,7 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     ) * config.worker.rollout.max_num_batched_tokens
     forward = _passing_bytes(model, _micro_tokens(config, actor.micro_batch_size_per_device_for_experience), compute)
     tokens = _micro_tokens(config, actor.micro_batch_size_per_device_for_update)
-    update = _kept_bytes(config, model, data, tokens, compute) + trained * keep / ranks
+    update = _kept_bytes(config, model, data, tokens, compute) + trained / ranks
     update += (model.largest_block + model.root) * (compute + NUM_BYTES[actor.fsdp.mp_reduce_dtype])
     batch, patches = _batch_bytes(config, data), _patch_bytes(config, model, data)
     processes = GB * (
@@ -103,11 +109,21 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     )
     phases = [
         ("load", kept + whole, processes + per_machine * whole),
-        ("rollout", kept + engine + cache, processes + batch),
+        ("rollout", kept - waiting + engine + cache, processes + batch),
         ("log-probs", kept + gathered + forward + logits, processes + batch + patches),
         ("update", kept + gathered + update + logits, processes + batch + patches),
     ]
-    return [Phase(name, device / GB + DEVICE_ALLOWANCE_GB, host / GB) for name, device, host in phases]
+    waiting *= per_machine
+    return [Phase(name, device / GB + DEVICE_ALLOWANCE_GB, (host + waiting) / GB) for name, device, host in phases]
+
+
+def trained_parameters(config: Config, model: ModelShape) -> int:
+    """Parameters with gradients: all, all but the tower's, or LoRA's r (9D + 3I + keys and values) per layer."""
+    settings = config.worker.actor.model
+    if settings.lora.rank:
+        width = 9 * model.hidden + 3 * model.intermediate + model.kv_width
+        return settings.lora.rank * model.layers * width
+    return model.parameters - (model.vision_parameters if settings.freeze_vision_tower else 0)
 
 
 def _micro_tokens(config: Config, num_sequences: int) -> int:

@@ -62,9 +62,9 @@ def measure(reward: str, batch_size: int, num_objects: tuple[int, int], seconds:
 def report(reward: str, batch_size: int, seconds: float) -> Iterator[str]:
     """Yields a table of speeds over the size of the scenes."""
     yield f"{reward}, batches of {batch_size} responses, every scene fresh, one core"
-    yield f"{'objects a scene':>16} {'responses/s':>12} {'us/response':>12}"
+    yield f"{'objects a scene':>16} {'responses/s':>12} {'us/response':>12} {'us/object':>12}"
     for num_objects in ((1, 8), (8, 8), (16, 16), (32, 32), (64, 64), (100, 100)):
         size = batch_size if num_objects[1] <= 8 else max(64, batch_size // num_objects[1])
         rate = measure(reward, size, num_objects, seconds)
         label = f"{num_objects[0]} to {num_objects[1]}" if num_objects[0] < num_objects[1] else str(num_objects[0])
-        yield f"{label:>16} {rate:>12,.0f} {1e6 / rate:>12.1f}"
+        yield f"{label:>16} {rate:>12,.0f} {1e6 / rate:>12.1f} {2e6 / rate / sum(num_objects):>12.2f}"

@@ -181,16 +181,10 @@ ALL = {f"{section}.{name}": value for section, values in KEYS.items() for name, 
 
 # Sections and keys of features that are not here; each is refused as an unknown key.
 MISSING = (
-    "worker.critic.fsdp.enable_cpu_offload",
     "worker.critic.offload.",
     "worker.critic.model.lora.",
     "worker.critic.model.override_config",
     "worker.critic.model.tokenizer_path",
-    "worker.ref.fsdp.enable_cpu_offload",
-    "worker.ref.offload.",
-    "worker.actor.fsdp.enable_cpu_offload",
-    "worker.actor.offload.",
-    "worker.actor.model.lora.",
     "worker.actor.model.override_config",
 )
 

@@ -16,8 +16,8 @@ from data_gen.quotas import allocate, val_rows
 from data_gen.records import RAW_COLUMNS, Record, answer_index, journal_of, read_rating, read_records
 from data_gen.revision import best_rated
 from data_gen.selection import select
-from spatialthinker.response import section
 from spatialthinker.rewards import REWARDS, RewardInput, check_ground_truth
+from spatialthinker.rewards.gold import gold_response
 from spatialthinker.schema import CATEGORIES, COLUMNS, VqaRow, read_parquet
 
 NUM_ROWS = 360
@@ -27,15 +27,13 @@ def run(*arguments: str) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def gold_reply(row: VqaRow) -> str:
-    scene = section(row.answer_option_text, "scene")
-    return f"<observe>o</observe><scene>{scene}</scene><think>t</think><answer>{row.answer_option_text_only}</answer>"
-
-
 def gold_scores(rows: list[VqaRow]) -> list[float]:
     for row in rows:
         check_ground_truth(row.answer_option_text, row.problem)
-    inputs = [RewardInput(gold_reply(row), row.answer_option_text, row.problem) for row in rows]
+    inputs = [
+        RewardInput(gold_response("spatial_sgg", row.answer_option_text), row.answer_option_text, row.problem)
+        for row in rows
+    ]
     return [score["overall"] for score in REWARDS["spatial_sgg"](inputs)]
 
 
@@ -146,6 +144,7 @@ def test_outputs_and_journals_of_other_settings_are_never_overwritten(folder, ca
         (("generate_hf_data", "--input_file=nothing.csv"), "nothing.csv: no such file"),
         (("preprocess_data", "--provider=anthropc"), "nearest is anthropic"),
         (("preprocess_data", "--data_cap=-3"), "--data_cap -3"),
+        (("preprocess_data", "--sorce=synthetic:3"), "has no argument --sorce; nearest is --source"),
         (("preprocess_data", "--source=synthetic:3", "--provider=template", "--resume=True"), "no journal"),
         (("preprocess_data", "--source=missing.parquet", "--provider=template"), "no such file"),
         (("data_review", "--dataset_name=."), "holds no train-*.parquet"),
@@ -301,6 +300,35 @@ def test_commands_on_a_finished_data_set(folder, tmp_path, capsys):
     assert "40 rows" in capsys.readouterr().out
     card = (folder / "hf_data/README.md").read_text()
     assert "| relation | 180 | 50.0 % |" in card and "path: val-*.parquet" in card
+
+
+def test_a_report_shows_distributions_reasons_and_drawn_rows(folder):
+    assert run("report", f"--input_file={folder / 'train.csv'}", "--num_rows=9") == 0
+    page = (folder / "train.html").read_text()
+    assert page.count("data:image/png") == 9 and "left out because" not in page
+    assert all(f"<td>{name}</td>" in page for name in CATEGORIES)
+
+
+def test_every_kind_of_source_gives_the_same_rows_from_any_start(tmp_path):
+    import datasets
+    import pyarrow as pa
+
+    from data_gen.sources import open_source, synthetic_row
+
+    rows = [synthetic_row(0, i) for i in range(70)]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table.slice(0, 50), tmp_path / "train-0.parquet", row_group_size=20)
+    pq.write_table(table.slice(50), tmp_path / "train-1.parquet", row_group_size=20)
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    texts = [row | {"image": "x.png"} for row in rows]
+    (tmp_path / "rows.json").write_text(json.dumps(texts))
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    ids = [row["image_id"] for row in rows]
+    for name in ("", "saved", "rows.json", "rows.jsonl"):
+        source = open_source(str(tmp_path / name)).check()
+        assert source.num_rows == 70
+        for start in (0, 19, 33, 50, 69):
+            assert [row["image_id"] for row in source.rows(start)] == ids[start:], name
 
 
 @pytest.mark.nightly

@@ -70,3 +70,20 @@ def test_gpus_that_are_not_there_are_named(monkeypatch):
     config = load_config(["trainer.device=cuda", "trainer.n_gpus_per_node=64", "worker.actor.global_batch_size=128"])
     with pytest.raises(program.ConfigError, match=r"trainer.n_gpus_per_node = 64: this machine has \d GPUs"):
         program.choose_device(config)
+
+
+def test_a_run_shows_a_prompt_and_its_gold_reward_before_anything_starts(tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise program.ConfigError(["stopped before Ray"])
+
+    monkeypatch.setattr(program, "start_ray", stop)
+    monkeypatch.chdir(ROOT)
+    rows = [vars(row) | {"images": {"bytes": row.images, "path": None}} for _, row in generate(32, seed=1)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    arguments = ["config=configs/toy_cpu.yaml", f"data.train_files={tmp_path}/rows.parquet"]
+    arguments += [f"data.val_files={tmp_path}/rows.parquet", f"trainer.save_checkpoint_path={tmp_path}/run"]
+    assert program.main(arguments) == program.USER_ERROR
+    shown = capsys.readouterr()
+    assert "stopped before Ray" in shown.err
+    assert "Reward of the ground truth: overall 1.000, format 1.000" in shown.out
+    assert rows[0]["question_only"] in shown.out

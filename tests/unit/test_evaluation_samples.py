@@ -1,6 +1,5 @@
 """Every benchmark row reads data of its own schema; what is wrong with a row or a path is named."""
 
-import io
 import random
 
 import datasets
@@ -8,13 +7,20 @@ import pytest
 from PIL import Image
 
 from evaluation.benchmarks import BENCHMARKS, FULL_TEMPLATE
-from evaluation.samples import IMAGE_MARK, build_request, find_files, load_samples, parse_list, select_samples
-from evaluation.scoring import grade_response
+from evaluation.samples import (
+    IMAGE_MARK,
+    _build_sample,
+    build_request,
+    find_files,
+    load_samples,
+    parse_list,
+    select_samples,
+)
+from evaluation.templates import check_template_file, render_question
 from spatialthinker.prompts import PROMPTS
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
-
-STRING_LISTS = ("mmmu_pro", "mmmu_pro_vision_only", "mmmu-pro-vision")
+from tests.benchmark_rows import PICTURE, ROWS, png
 
 
 @pytest.fixture(autouse=True)
@@ -22,33 +28,12 @@ def private_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def png(size=(40, 30), color="red", **options):
-    buffer = io.BytesIO()
-    Image.new("RGB", size, color).save(buffer, "PNG", **options)
-    return {"bytes": buffer.getvalue(), "path": None}
+def picture(**options):
+    return {"bytes": png(**options), "path": None}
 
 
 def fixture_rows(name):
-    """Two rows in the schema of a benchmark; the second one's answer is its second choice."""
-    benchmark = BENCHMARKS[name]
-    answers = {"choice": ("A", "(B)"), "value": ("A", "7"), "choice_or_value": ("A", "7.5"), "flag": ("1", "0")}
-    rows = []
-    for index in range(2):
-        row = {column: png() if i == 0 or index == 0 else None for i, column in enumerate(benchmark.images)}
-        row[benchmark.answer] = answers[benchmark.reference][index]
-        if benchmark.question:
-            row[benchmark.question] = f"What is this, number {index}?"
-        if benchmark.choices:
-            choices = ["dog", "cat"] if index == 0 or benchmark.reference == "choice" else []
-            row[benchmark.choices] = str(choices) if name in STRING_LISTS else choices
-        if benchmark.task:
-            row[benchmark.task] = f"task {index}"
-        if benchmark.prompt:
-            row[benchmark.prompt] = f"{IMAGE_MARK}Image size: (40 x 30) number {index}"
-        if benchmark.ground_truth:
-            row[benchmark.ground_truth] = "<scene>{}</scene>"
-        rows.append(row)
-    return rows
+    return [dict(row) for row in ROWS[name]]
 
 
 def save_rows(rows, folder, split, images):
@@ -58,25 +43,6 @@ def save_rows(rows, folder, split, images):
         table = table.cast_column(column, datasets.Image())
     table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
     return str(folder)
-
-
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_benchmark_reads_its_own_schema(name, tmp_path):
-    benchmark = BENCHMARKS[name]
-    path = save_rows(fixture_rows(name), tmp_path / "data", benchmark.split, benchmark.images)
-    first, second = load_samples(name, benchmark, path)
-    assert (first.id, second.id) == ("000000", "000001")
-    assert (first.task, second.task) == (("task 0", "task 1") if benchmark.task else (None, None))
-    for template in benchmark.templates:
-        request = build_request(first, template)
-        assert len(request.images) == len(benchmark.images) == request.prompt.count(IMAGE_MARK)
-        if template in ("spatial_thinker", FULL_TEMPLATE):
-            assert "(40 x 30)" in request.prompt
-    assert len(build_request(second, benchmark.templates[0]).images) == 1
-    for sample in (first, second):
-        right = f"<answer>({sample.reference})</answer>" if sample.reference.letter else sample.reference.text
-        assert grade_response(right, sample.choices, sample.reference, "stop").is_correct
-        assert not grade_response("nothing", sample.choices, sample.reference, "stop").is_correct
 
 
 def test_every_template_belongs_to_a_prompt():
@@ -97,7 +63,7 @@ def test_the_training_prompt_is_the_row_s_own(tmp_path):
 def test_images_are_turned_upright_and_left_encoded_until_asked_for(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # taken with the camera on its side
-    rows = [fixture_rows("mmvp")[0] | {"image": png(exif=exif)}, fixture_rows("mmvp")[0]]
+    rows = [fixture_rows("mmvp")[0] | {"image": picture(exif=exif)}, fixture_rows("mmvp")[0]]
     rows[1]["image"] = {"bytes": rows[1]["image"]["bytes"][:60], "path": None}
     path = save_rows(rows, tmp_path / "data", "train", ["image"])
     turned, broken = load_samples("mmvp", BENCHMARKS["mmvp"], path)
@@ -107,7 +73,7 @@ def test_images_are_turned_upright_and_left_encoded_until_asked_for(tmp_path):
 
 
 def test_a_row_without_image_is_an_error_of_that_item(tmp_path):
-    rows = [row | {"image": png() if index else None} for index, row in enumerate(fixture_rows("mmvp"))]
+    rows = [row | {"image": PICTURE if index else None} for index, row in enumerate(fixture_rows("mmvp"))]
     path = save_rows(rows, tmp_path / "data", "train", ["image"])
     with pytest.raises(ValueError, match="item 000000: no image"):
         build_request(load_samples("mmvp", BENCHMARKS["mmvp"], path)[0], "reasoning")
@@ -170,3 +136,64 @@ def test_odd_lists():
     for text in ("a, b", "['a', b(]", "{'a': 1}", "['a"):
         with pytest.raises(ValueError, match="is no list"):
             parse_list(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"options": []}, "no choices in the row"),
+        ({"options": [None, "b"]}, "empty element before another"),
+        ({"options": "left, right"}, "is no list"),
+        ({"options": [f"choice {i}" for i in range(27)]}, "27 choices, at most 26"),
+        ({"question_with_options": "  "}, "question_with_options is empty"),
+        ({"answer_only": None}, "the answer column is empty"),
+    ],
+)
+def test_a_faulty_row_is_named_with_its_fault(change, message):
+    row = ROWS["stvqa"][0] | change
+    with pytest.raises(ValueError, match=message):
+        _build_sample(BENCHMARKS["stvqa"], 0, "000000", row)
+
+
+def test_integer_labels_and_many_options_are_read():
+    row = ROWS["stvqa"][0] | {"options": [f"choice {i}" for i in range(12)], "answer_only": 10}
+    sample = _build_sample(BENCHMARKS["stvqa"], 0, "000000", row)
+    assert (sample.reference.letter, sample.reference.text) == ("K", "choice 10")
+
+
+def test_a_limit_holds_for_each_task():
+    samples = [
+        _build_sample(BENCHMARKS["lego"], i, f"{i:06d}", ROWS["lego"][0] | {"category": "ab"[i % 3 == 0]})
+        for i in range(12)
+    ]
+    chosen = select_samples(samples, BENCHMARKS["lego"], 42, limit_per_task=2)
+    assert sorted(sample.task for sample in chosen) == ["a", "a", "b", "b"]
+    assert len(select_samples(samples, BENCHMARKS["lego"], 42, 3, 2)) == 3
+
+
+def test_several_images_state_each_size():
+    prompt = render_question("spatial_thinker", "Which?", (), [(40, 30), (20, 10)])
+    assert "Image size: (40 x 30)\nSize of image 2: (20 x 10)" in prompt
+
+
+def test_a_template_may_be_a_file(tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text(
+        "{{ question }} {{ width }}x{{ height }}{% for c in choices %} {{ letters[loop.index0] }}={{ c }}{% endfor %}"
+    )
+    assert render_question(str(path), "Which?", ("dog", "cat"), [(40, 30)]) == "Which? 40x30 A=dog B=cat"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{{ question }", "line 1"),
+        ("{{ question }} {{ widht }}", "unknown variable 'widht'; known: question"),
+        ("Think.", "does not use"),
+    ],
+)
+def test_a_faulty_template_file_is_named(text, message, tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        check_template_file(str(path))

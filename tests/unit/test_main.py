@@ -6,9 +6,16 @@ import pytest
 from datasets import Dataset
 
 from spatialthinker.synthetic import generate
+from verl.config import ConfigError
+from verl.config_loading import load_config
 from verl.trainer import main as program
 
 ROOT = Path(__file__).parents[2]
+EXISTING = [
+    f"worker.actor.model.model_path={ROOT / 'configs' / 'toy_model'}",
+    "data.train_files=owner/name",
+    "data.val_files=owner/name",
+]
 
 
 @pytest.fixture
@@ -89,3 +96,27 @@ def test_a_model_folder_without_a_processor_is_named(run, tmp_path):
     (folder / "config.json").write_text("{}")
     message = run(f"worker.actor.model.model_path={folder}")
     assert "worker.actor.model.model_path" in message and str(folder) in message
+
+
+def test_a_damaged_checkpoint_to_go_on_from_is_named(run, tmp_path):
+    folder = tmp_path / "old" / "global_step_3"
+    folder.mkdir(parents=True)
+    assert f"{folder} has no manifest.json" in run(f"trainer.load_checkpoint_path={folder}")
+    (folder / "manifest.json").write_text('{"actor/__0_0.distcp": 1000}')
+    message = run(f"trainer.load_checkpoint_path={folder}")
+    assert "trainer.load_checkpoint_path" in message and "should have 1000 bytes and has None" in message
+    assert "there is no such folder" in run(f"trainer.load_checkpoint_path={tmp_path / 'new' / 'global_step_3'}")
+
+
+def test_a_logger_that_is_not_installed_is_named_with_its_cure(run):
+    assert "pip install swanlab" in run("trainer.logger=[console,swanlab]")
+
+
+def test_more_machines_than_there_are_is_a_fault_of_the_configuration(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config([f"config={ROOT / 'configs' / 'toy_cpu.yaml'}", "trainer.nnodes=2", *EXISTING])
+    with pytest.raises(ConfigError, match=r"trainer.nnodes = 2: several machines need a running Ray cluster"):
+        program.check_this_machine(config, "cpu")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"trainer.n_gpus_per_node = 2: this machine has 1 GPUs"):
+        program.check_this_machine(config, "cuda")

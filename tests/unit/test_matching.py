@@ -37,6 +37,12 @@ def test_unknown_labels():
     assert table.tolist() == [[0.0, 1.0, 0.0, 0.0]] * 2
 
 
+def test_a_label_of_many_odd_words_has_no_vector():
+    table = label_similarity(["dog"], ["dog's " * 2, "dog's " * 3, "x" * 124 + " dog", "x" * 125 + " dog"])
+    assert table[0, 0] > 0.5
+    assert table[0, 1:].tolist() == [0.0, pytest.approx(1.0), 0.0]
+
+
 def test_similarities_do_not_depend_on_company(monkeypatch):
     labels = [label for label in LABELS if label]
     together = label_similarity(labels, labels)

@@ -40,6 +40,17 @@ def test_what_a_rank_keeps_is_its_share_of_policy_reference_and_states():
     assert device_gb("load") - frozen == pytest.approx(3 * 0.1e9 * 2 / 4 / GB)
 
 
+def test_adapters_have_small_states_and_no_reference_and_offloading_moves_to_the_host():
+    adapters = 64 * 30 * (9 * 1000 + 3 * 4000 + 512)
+    assert device_gb("load", "worker.actor.model.lora.rank=64") == pytest.approx(
+        (2e9 + 3 * adapters * 2) / 4 / GB + 2e9 / GB + DEVICE_ALLOWANCE_GB
+    )
+    away = ["worker.actor.offload.offload_params=true", "worker.actor.offload.offload_optimizer=true"]
+    moved = (2e9 + 6e9) / 4 / GB
+    assert device_gb("rollout") - device_gb("rollout", *away) == pytest.approx(moved)
+    assert host_gb("rollout", *away) - host_gb("rollout") == pytest.approx(4 * moved)
+
+
 def test_an_update_keeps_one_hidden_state_per_token_and_layer():
     one, two = (device_gb("update", f"worker.actor.micro_batch_size_per_device_for_update={size}") for size in (1, 2))
     tokens = 6144 + 2048

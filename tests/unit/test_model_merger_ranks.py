@@ -46,16 +46,24 @@ def save_ranks(model, actor_dir: Path, mesh_shape=(2,), rename=lambda name: name
 @pytest.mark.parametrize("mesh_shape", MESHES.values(), ids=MESHES)
 @pytest.mark.parametrize("rename", [lambda name: name, old_name], ids=["new names", "old names"])
 def test_the_model_comes_back_exactly(tmp_path, mesh_shape, rename):
-    model = tiny_model().to(torch.bfloat16).eval()
+    model = tiny_model()
     actor_dir = save_ranks(model, tmp_path / "actor", mesh_shape, rename)
     before = (actor_dir / "huggingface" / "generation_config.json").read_bytes()
     assert model_merger.main(["--local_dir", str(actor_dir)]) == 0
     merged = load_merged(actor_dir)
-    assert merged.dtype == torch.bfloat16
     for name, value in model.state_dict().items():
         assert torch.equal(merged.state_dict()[name], value), name
     assert torch.equal(image_logits(merged), image_logits(model))
     assert (actor_dir / "huggingface" / "generation_config.json").read_bytes() == before
+
+
+def test_the_type_of_the_weights_is_kept(tmp_path):
+    model = tiny_model().to(torch.bfloat16)
+    actor_dir = save_ranks(model, tmp_path / "actor")
+    assert model_merger.main(["--local_dir", str(actor_dir)]) == 0
+    merged = load_merged(actor_dir)
+    assert merged.dtype == torch.bfloat16
+    assert all(torch.equal(merged.state_dict()[name], value) for name, value in model.state_dict().items())
 
 
 def refusal(actor_dir: Path, capsys) -> str:

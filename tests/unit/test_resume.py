@@ -94,6 +94,7 @@ def test_an_interrupted_run_saves_and_goes_on(inputs, unbroken, tmp_path, signum
     assert steps(tmp_path / "run") == unbroken(1)
 
 
+@pytest.mark.nightly
 def test_a_reward_that_raises_leaves_all_that_was_trained(inputs, unbroken, tmp_path):
     config = make_config(inputs, tmp_path / "run", "trainer.n_gpus_per_node=1", "trainer.save_freq=-1")
     assert run(config, fails_at=4) == 2  # in step 3: a validation is scored too
@@ -164,6 +165,7 @@ def test_the_best_checkpoint_stays_and_old_ones_go(inputs, unbroken):
     assert checkpoint.read_trainer_state(folder / "global_step_5")["best"] == {"step": best, "score": scores[best]}
 
 
+@pytest.mark.nightly
 def test_a_damaged_checkpoint_is_named_or_passed_over(inputs, unbroken, tmp_path):
     unbroken(1)
     shutil.copytree(inputs / "unbroken_1", tmp_path / "run")

@@ -10,6 +10,7 @@ from hostile_responses import hostile_input, hostile_response
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spatialthinker.matching import label_vectors
 from spatialthinker.rewards import REWARDS, RewardInput, format_failure
 from spatialthinker.rewards.bench import random_input
 
@@ -97,6 +98,15 @@ def many(number, name):
     return json.dumps({"objects": [{"id": f"{name(i)}.{i}", "bbox": [i % 9, 1, 20, 9]} for i in range(number)]})
 
 
+def word(number):
+    return "".join(chr(97 + number // 26**k % 26) for k in range(3))
+
+
+def many_relations(number, predicate):
+    relations = [f'{{"subject":"a.1","predicate":"{predicate(i)}","object":"b.1"}}' for i in range(number)]
+    return '{"relationships":[' + ",".join(relations) + "]}"
+
+
 LONG = {
     **{
         f"only {unit!r}": fill(unit)
@@ -122,18 +132,27 @@ LONG = {
     "many labels": around(many(600, lambda i: "".join(chr(97 + i // 26**k % 26) for k in range(3)))),
     "special words": around(many(500, lambda i: "cant_im_" + chr(97 + i % 26) + chr(97 + i // 26))),
     "10,000 boxes": around(many(10_000, lambda i: "cat")),
+    "same relations": around(many_relations(540, lambda i: "on")),
+    "odd words": around(many_relations(185, lambda i: " ".join(f"{word(i * 37 + j)}'" for j in range(25)))),
+    "few odd words": around(many_relations(480, lambda i: f"{word(2 * i)}' {word(2 * i + 1)}'")),
+    "plain words": around(many_relations(185, lambda i: " ".join(word(i * 37 + j) for j in range(30)))),
+    "long words": around(many_relations(180, lambda i: chr(0x4E00 + i) * 120)),
 }
 
 
 @pytest.mark.parametrize("kind", LONG)
 def test_long_responses_are_scored_fast(kind):
     row = random_input(random.Random(11), (8, 8))
-    inputs = [RewardInput(LONG[kind], row.ground_truth, row.problem)]
-    REWARDS["spatial_sgg"]([row])
-    for reward in REWARDS.values():
-        seconds = []
-        for _ in range(3):
-            start = time.process_time()
-            reward(inputs)
-            seconds.append(time.process_time() - start)
-        assert min(seconds) < 0.05
+    relation = {"subject": "cat.1", "predicate": "left of", "object": "dog.1"}
+    truth = row.ground_truth.replace('"relationships": []', f'"relationships": {json.dumps([relation] * 6)}')
+    inputs = [RewardInput(LONG[kind], truth, row.problem)]
+    REWARDS["spatial_sgg"]([row], relation_weight=0.3)
+    for name, reward in REWARDS.items():
+        for kwargs in ({}, {"relation_weight": 0.3}) if name == "spatial_sgg" else ({},):
+            seconds = []
+            for _ in range(3):
+                label_vectors()._rows.clear()  # as for labels never seen before
+                start = time.process_time()
+                reward(inputs, **kwargs)
+                seconds.append(time.process_time() - start)
+            assert min(seconds) < 0.05

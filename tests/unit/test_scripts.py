@@ -239,3 +239,11 @@ def test_run_tests_passes_arguments_on(tmp_path: Path):
     assert len(calls) == 1 and calls[0].endswith("-k one name")
     assert "pyright" not in finished.stdout
     assert finished.stdout.splitlines()[-1] == "5 passed, 2 failed, 3 skipped"
+
+
+def test_reward_hacking_draws_every_variant(tmp_path, capsys):
+    import reward_hacking
+
+    reward_hacking.main(["--steps", "2", "--out", str(tmp_path / "figure.png")])
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert [line[:30].strip() for line in capsys.readouterr().out.splitlines()] == list(reward_hacking.VARIANTS)

@@ -1,11 +1,15 @@
 """Loggers: what they write, and what is left after a run was killed and started again."""
 
+import io
 import json
+import sys
+import types
 import typing
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from verl.config import ConfigError, TrainerConfig
 from verl.trainer import tracking
@@ -15,6 +19,15 @@ SAMPLES = [
     {"problem": f"question {i}", "response": "<answer>\nA</answer>", "score": {"overall": np.float32(0.5)}}
     for i in range(6)
 ]
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 2)).save(file, "PNG")
+    return file.getvalue()
+
+
+PNG = png()
 
 
 def make(folder, *loggers: str) -> Tracker:
@@ -39,7 +52,7 @@ def test_the_names_are_those_of_the_configuration():
 
 
 def test_unknown_and_uninstalled_loggers_are_named_with_their_cure(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="'wandbb': must be one of console, file, tensorboard"):
+    with pytest.raises(ConfigError, match="'wandbb': must be one of console, file, tensorboard, wandb"):
         make(tmp_path, "console", "wandbb")
     monkeypatch.setitem(tracking.PACKAGES, "tensorboard", "no_such_package")
     with pytest.raises(ConfigError, match="pip install no_such_package"):
@@ -116,3 +129,74 @@ def test_tensorboard_hides_the_steps_a_resumed_run_repeats(tmp_path):
 def test_an_unused_tracker_closes(tmp_path):
     make(tmp_path, "console", "file", "tensorboard").close()
     assert not (tmp_path / "tensorboard").exists()
+
+
+class FakeWandb(types.ModuleType):
+    """Keeps what it is given."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.started, self.logged = [], []
+        self.Image = lambda picture: picture.size
+        self.Table = FakeTable
+
+    def init(self, **arguments):
+        self.started.append(arguments)
+        return self
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.logged.append("finished")
+
+
+class FakeTable:
+    def __init__(self, columns):
+        self.columns, self.rows = columns, []
+
+    def add_data(self, *row):
+        self.rows.append(row)
+
+
+def test_a_server_gets_tables_with_images_and_the_same_run_again(tmp_path, monkeypatch):
+    server = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", server)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: True)
+    for step in (1, 2):
+        tracker = make(tmp_path, "wandb", "file")
+        tracker.log({"loss": step}, step)
+        tracker.log_generations([{"problem": "q", "response": "r", "images": [PNG]}], step)
+        tracker.close()
+    assert server.started[0]["id"] == server.started[1]["id"] and server.started[1]["resume"] == "allow"
+    assert server.started[0]["project"] == "project" and server.started[0]["config"] == {"data": {"seed": 1}}
+    assert server.logged[0] == (1, {"loss": 1}) and server.logged[2] == "finished"
+    table = server.logged[1][1]["val/generations"]
+    assert table.columns == ["step", "problem", "response", "images"] and table.rows == [(1, "q", "r", [(4, 2)])]
+    assert lines(tmp_path, "generations") == [
+        {"step": 1, "problem": "q", "response": "r"},
+        {"step": 2, "problem": "q", "response": "r"},
+    ]
+
+
+def test_tensorboard_shows_the_images_of_samples(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = make(tmp_path, "tensorboard")
+    tracker.log_generations([{"problem": "q", "images": [PNG]}], 1)
+    tracker.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert (
+        events.Images("val/generation_1/image_1")[0].width,
+        events.Images("val/generation_1/image_1")[0].height,
+    ) == (4, 2)
+
+
+def test_a_logger_that_cannot_write_is_told_and_the_run_goes_on(tmp_path, capsys):
+    tracker = make(tmp_path, "file", "console")
+    (tmp_path / "experiment_log.jsonl").symlink_to("/dev/full")
+    tracker.log({"loss": 1}, 7)
+    output = capsys.readouterr().out
+    assert "Warning: FileLogger could not write 7: [Errno 28] No space left on device" in output
+    assert "step 7\n  loss: loss 1" in output

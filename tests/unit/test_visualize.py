@@ -15,6 +15,8 @@ from spatialthinker.visualize import (
     html_table,
     png_bytes,
     relation_text,
+    svg_image,
+    svg_scene,
 )
 
 
@@ -70,3 +72,16 @@ def test_html_is_escaped_and_complete():
 
 def test_relation_text():
     assert relation_text(Relation("circle.1", "left of", "square.2")) == "circle.1 left of square.2"
+
+
+def test_svg_scenes_are_scaled_to_one_canvas_and_hold_no_markup():
+    picture = svg_image('x"<', "data:image/png;base64,AA==", (896, 448))
+    assert 'id="x&quot;&lt;"' in picture and 'width="448" height="224"' in picture
+    graph = scene([100, 50, 300, 150])
+    drawn = svg_scene(picture, (896, 448), predicted=graph, reference=graph)
+    assert drawn.startswith('<svg viewBox="0 0 448 224"') and drawn.count(picture) == 1
+    box = 'x="50" y="25" width="100" height="50" fill="none"'
+    assert drawn.count(box) == 4  # two boxes and their halos
+    assert drawn.count("stroke-dasharray") == 1 and drawn.count("<text") == 1  # the reference shares the name
+    foreign = parse_scene('{"objects": [{"id": "<b>", "bbox": [0, 0, 9, 9]}]}', is_reference=True)
+    assert "<b>" not in svg_scene("", (112, 112), reference=foreign)

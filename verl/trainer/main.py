@@ -89,8 +89,9 @@ def train(config: Config) -> None:
     from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
     from verl.trainer.saving import find_start
-    from verl.trainer.tracking import Tracker
+    from verl.trainer.tracking import Tracker, check_loggers
 
+    check_loggers(config.trainer.logger)
     device = choose_device(config)
     model_class(config.worker.actor.model.model_path, config.worker.actor.model.trust_remote_code)
     processor = load_run_processor(config)
@@ -245,7 +246,7 @@ def check_this_machine(config: Config, device: str) -> None:
 
 
 def build_workers(
-    config: Config, device: str, processor: Any, num_steps: int, watchdog: Watchdog | None
+    config: Config, device: str, processor: Any, num_steps: int, watchdog: Watchdog | None = None
 ) -> tuple[Any, Any]:
     """Training ranks and engines, loaded side by side: on GPUs one engine per rank, on a CPU one for all."""
     from verl.single_controller import ResourcePool, WorkerGroup, WorkerSpec

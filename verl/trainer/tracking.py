@@ -148,6 +148,22 @@ PACKAGES = {name: name for name in ("tensorboard", "wandb", "mlflow", "swanlab")
 TEXT_ONLY = (ConsoleLogger, FileLogger)
 
 
+def check_loggers(names: Sequence[str]) -> None:
+    """Passes if the loggers exist and are installed.
+
+    Raises:
+        ConfigError: naming each that does not, or how to install it.
+    """
+    faults = []
+    for name in names:
+        if name not in LOGGERS:
+            faults.append(f"trainer.logger holds {name!r}: must be one of {', '.join(LOGGERS)}")
+        elif name in PACKAGES and find_spec(PACKAGES[name]) is None:
+            faults.append(f"trainer.logger holds {name!r}, which is not installed: pip install {PACKAGES[name]}")
+    if faults:
+        raise ConfigError(faults)
+
+
 class Tracker:
     """Hands metrics and samples of a run to its loggers.
 
@@ -164,14 +180,7 @@ class Tracker:
     def __init__(
         self, loggers: Sequence[str], project: str, experiment: str, folder: Path | str, config: dict[str, Any]
     ):
-        faults = []
-        for name in loggers:
-            if name not in LOGGERS:
-                faults.append(f"trainer.logger holds {name!r}: must be one of {', '.join(LOGGERS)}")
-            elif name in PACKAGES and find_spec(PACKAGES[name]) is None:
-                faults.append(f"trainer.logger holds {name!r}, which is not installed: pip install {PACKAGES[name]}")
-        if faults:
-            raise ConfigError(faults)
+        check_loggers(loggers)
         self.folder = Path(folder)
         run = Run(project, experiment, Path(folder), config)
         self.loggers = [LOGGERS[name](run) for name in dict.fromkeys(loggers)]

@@ -1,6 +1,7 @@
 """The training worker of one rank: sharded policy and reference, their passes, updates and checkpoints."""
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from verl import checkpoint
 from verl.config import Config, OptimConfig
-from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, open_store, shard
+from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_store, shard, whole
+from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
 from verl.model_families import stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS
 from verl.processor import load_run_processor, pixel_limits
@@ -58,7 +60,9 @@ class FSDPWorker:
     def load(self, host: str, port: int) -> None:
         """Joins the other ranks and builds the sharded models."""
         store = self.store if self.rank == 0 else join_store(host, port)
-        self.mesh = init_mesh(store, self.rank, self.world_size, self.device)
+        worker = self.config.worker
+        with_host_memory = worker.actor.fsdp.enable_cpu_offload or worker.ref.fsdp.enable_cpu_offload
+        self.mesh = init_mesh(store, self.rank, self.world_size, self.device, with_host_memory=with_host_memory)
         self.shard_writer = checkpoint.ShardWriter()
         actor = self.config.worker.actor
         self.processor = load_run_processor(self.config)
@@ -68,7 +72,8 @@ class FSDPWorker:
         self.actor = Actor(self.policy, self.device, self.optimizer, actor.images_once, budget)
         self.reference = None
         if not self.config.algorithm.disable_kl:
-            self.reference = Actor(self._build_model(trainable=False), self.device, images_once=actor.images_once)
+            model = self.policy if has_adapters(self.policy) else self._build_model(trainable=False)
+            self.reference = Actor(model, self.device, images_once=actor.images_once)
         self.critic = None
         if self.config.algorithm.adv_estimator == "gae":
             model = self._build_critic()
@@ -77,20 +82,39 @@ class FSDPWorker:
             self.critic = Critic(model, self.device, optimizer, actor.images_once)
 
     def _build_model(self, trainable: bool) -> ResponseLogProbs:
-        settings = self.config.worker.actor
-        dtype = DTYPES[settings.fsdp.torch_dtype]
-        model = load_model(settings.model.model_path, dtype, settings.model.trust_remote_code)
-        if self.device.type == "cuda" and settings.model.use_fused_layers:
+        """The sharded policy or reference; what is not trained is kept in the type that passes compute in."""
+        settings, model_config = self.config.worker.actor, self.config.worker.actor.model
+        kept, computed = DTYPES[settings.fsdp.torch_dtype], DTYPES[settings.fsdp.mp_param_dtype]
+        is_frozen = not trainable or model_config.lora.rank > 0
+        model = load_model(model_config.model_path, computed if is_frozen else kept, model_config.trust_remote_code)
+        if self.device.type == "cuda" and model_config.use_fused_layers:
             fuse_layers(model)
         if not trainable:
             model.requires_grad_(False)
-        elif settings.model.freeze_vision_tower and (tower := vision_tower(model)) is not None:
+        elif model_config.lora.rank:
+            add_adapters(model, model_config.lora, kept, self.config.trainer.seed)
+        if model_config.freeze_vision_tower and (tower := vision_tower(model)) is not None:
             tower.requires_grad_(False)
-        if trainable and settings.model.enable_gradient_checkpointing:
+        if trainable and model_config.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        wrapped = ResponseLogProbs(model).to(self.device)
-        shard(wrapped, self.mesh, DTYPES[settings.fsdp.mp_param_dtype], DTYPES[settings.fsdp.mp_reduce_dtype])
+        fsdp = settings.fsdp if trainable else self.config.worker.ref.fsdp
+        offload = settings.offload if trainable else self.config.worker.ref.offload
+        wrapped = ResponseLogProbs(model)
+        if not fsdp.enable_cpu_offload:
+            wrapped.to(self.device)
+        shard(wrapped, self.mesh, computed, DTYPES[settings.fsdp.mp_reduce_dtype], fsdp.enable_cpu_offload)
+        if offload.offload_params:
+            wrapped.to("cpu")
         return wrapped
+
+    def _policy_on_device(self, with_optimizer: bool = False) -> AbstractContextManager[None]:
+        """Brings what waits in host memory to the device for a pass."""
+        offload = self.config.worker.actor.offload
+        return on_device(
+            self.device,
+            self.policy if offload.offload_params else None,
+            self.optimizer if offload.offload_optimizer and with_optimizer else None,
+        )
 
     def _build_critic(self) -> ResponseValues:
         settings = self.config.worker.critic
@@ -100,8 +124,11 @@ class FSDPWorker:
             tower.requires_grad_(False)
         if settings.model.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        wrapped = ResponseValues(model).to(self.device)
-        shard(wrapped, self.mesh, DTYPES[settings.fsdp.mp_param_dtype], DTYPES[settings.fsdp.mp_reduce_dtype])
+        wrapped, fsdp = ResponseValues(model), settings.fsdp
+        if not fsdp.enable_cpu_offload:
+            wrapped.to(self.device)
+        types = DTYPES[fsdp.mp_param_dtype], DTYPES[fsdp.mp_reduce_dtype]
+        shard(wrapped, self.mesh, *types, fsdp.enable_cpu_offload)
         return wrapped
 
     @register(Dispatch.DP_COMPUTE_METRIC)
@@ -154,13 +181,19 @@ class FSDPWorker:
     @register(Dispatch.DP_COMPUTE_PROTO)
     def compute_log_probs(self, data: DataProto) -> DataProto:
         """`old_log_probs` [G, n, R] of the loaded groups under the current policy; `data` only carries the split."""
-        return self._log_probs(self.actor, "old_log_probs")
+        with self._policy_on_device():
+            return self._log_probs(self.actor, "old_log_probs")
 
     @register(Dispatch.DP_COMPUTE_PROTO)
     def compute_ref_log_probs(self, data: DataProto) -> DataProto:
         """`ref_log_probs` [G, n, R] of the loaded groups under the reference; `data` only carries the split."""
         assert self.reference is not None
-        return self._log_probs(self.reference, "ref_log_probs")
+        if self.reference.model is self.policy:
+            with self._policy_on_device(), adapters_off(self.policy):
+                return self._log_probs(self.reference, "ref_log_probs")
+        is_parked = self.config.worker.ref.offload.offload_params
+        with on_device(self.device, self.reference.model if is_parked else None):
+            return self._log_probs(self.reference, "ref_log_probs")
 
     @register(Dispatch.DP_COMPUTE_PROTO)
     def compute_full_kl(self, data: DataProto) -> DataProto:
@@ -231,7 +264,8 @@ class FSDPWorker:
         lr = self._set_lr(self.optimizer, actor.optim, data.meta_info["step"])
         keys = ("advantages", "old_log_probs", "ref_log_probs", "rollout_log_probs")
         batch = PolicyBatch(*(data.batch.get(key) for key in keys))
-        metrics = self.actor.update(self.groups, batch, settings, self.reference)
+        with self._policy_on_device(with_optimizer=True):
+            metrics = self.actor.update(self.groups, batch, settings, self.reference)
         metrics["actor/lr"] = (lr, 1.0)
         metrics |= host_memory()
         if self.device.type == "cuda":
@@ -257,7 +291,8 @@ class FSDPWorker:
     @register(Dispatch.ONE_TO_ALL)
     def send_weights(self, engines: list[Any]) -> None:
         """Loads the current policy into the engines."""
-        send_weights(self.policy.model, engines, self.device, DTYPES[self.config.worker.rollout.dtype])
+        with self._policy_on_device():
+            send_weights(self.policy.model, engines, self.device, DTYPES[self.config.worker.rollout.dtype])
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what a pass has left cached is room for the engine's keys and values
 
@@ -269,10 +304,13 @@ class FSDPWorker:
         """
         actor_folder = Path(folder) / "actor"
         self.save_error = ""
+        adapters = gather_adapters(self.policy.model, whole)  # outside: a fault of one rank must not part them here
         try:
             checkpoint.save_rng(actor_folder, self.rank)
             if self.rank == 0:
                 self._save_huggingface_files(actor_folder / "huggingface")
+                if adapters:
+                    save_adapters(self.policy.model, adapters, actor_folder / ADAPTER_FOLDER)
         except (OSError, RuntimeError) as error:  # told by save_fault: the other ranks wait for this one below
             self.save_error = f"rank {self.rank}: {error}"
         self.shard_writer.start(actor_folder, self.policy.model, None if model_only else self.optimizer)
@@ -299,7 +337,8 @@ class FSDPWorker:
     def restore(self, folder: str, model_only: bool = False) -> None:
         """Reads what `save` wrote, on any number of ranks; the optimizer stays new if only the model was saved."""
         actor_folder = Path(folder) / "actor"
-        checkpoint.load_shards(actor_folder, self.policy.model, None if model_only else self.optimizer)
+        with self._policy_on_device(with_optimizer=True):  # states are read to where their parameters are
+            checkpoint.load_shards(actor_folder, self.policy.model, None if model_only else self.optimizer)
         checkpoint.load_rng(actor_folder, self.rank)
         if self.critic is not None:
             optimizer = None if model_only else self.critic.optimizer

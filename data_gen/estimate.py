@@ -1,0 +1,112 @@
+"""What a run would cost, without a call: tokens counted on the first scenes, prices from one table.
+
+Tokens are estimated from characters (no tokenizer of either provider is public and offline): four characters a token
+for prose, three for boxes and ids. Images: width x height / 750 at Anthropic, 85 + 170 for each tile of 512 pixels at
+OpenAI, after each provider's own downscaling.
+"""
+
+import json
+import math
+from dataclasses import replace
+
+from data_gen.asking import choose_wish, make_request
+from data_gen.generation_options import GenerationOptions
+from data_gen.journal import JournalFault
+from data_gen.prices import RELEASED_IMAGES, RELEASED_USAGE, CallShape, plan_usage
+from data_gen.prompts import REPLY_SCHEMA, SYSTEM_PROMPT
+from data_gen.quotas import Steering
+from data_gen.scenes import Scene, SceneFault, read_scene
+from data_gen.sources import Source
+from spatialthinker.prices import Price, Usage, cost_usd, find_price
+
+SAMPLE_SCENES = 500
+PROSE_CHARS, GRAPH_CHARS = 4.0, 3.0
+OUTPUT_TOKENS = 160
+"""A complete reply of the schema has 110 to 160 tokens."""
+
+REPAIR_SHARE, CACHE_SHARE = 0.1, 0.9
+"""Assumed: one reply in ten is asked for again; nine calls in ten find the static part cached."""
+
+STATIC_TOKENS = round((len(SYSTEM_PROMPT) + len(json.dumps(REPLY_SCHEMA))) / PROSE_CHARS)
+VG150_SHAPE = CallShape(static=STATIC_TOKENS, changing=400, image=640, output=OUTPUT_TOKENS)
+"""A call for an image of Visual Genome: 800 x 600 pixels, twelve objects and seven relations, VG150's means."""
+
+
+def image_tokens(width: int, height: int, provider: str) -> int:
+    """Tokens of an image of this size."""
+    if provider == "anthropic":
+        scale = min(1.0, 1568 / max(width, height), math.sqrt(1600 * 750 / (width * height)))
+        return math.ceil(width * scale * height * scale / 750)
+    scale = min(1.0, 2048 / max(width, height))
+    scale *= min(1.0, 768 / (min(width, height) * scale))
+    return 85 + 170 * math.ceil(width * scale / 512) * math.ceil(height * scale / 512)
+
+
+def measure(source: Source, options: GenerationOptions) -> CallShape:
+    """Mean tokens of a call over the first scenes of a source."""
+    steering = Steering(options.relation_percent)
+    changing, images = [], []
+    for index, row in enumerate(source.rows()):
+        if index >= min(SAMPLE_SCENES, options.data_cap or SAMPLE_SCENES):
+            break
+        try:
+            scene: Scene = read_scene(row, index, source.root)
+        except SceneFault:
+            continue
+        if (wish := choose_wish(scene, steering, options.has_image)) is None:
+            continue
+        steering.add(wish.asked)
+        changing.append(len(make_request(scene, wish, options.has_image, 0.0).text) / GRAPH_CHARS)
+        images.append(image_tokens(scene.width, scene.height, options.provider) if options.has_image else 0)
+    if not changing:
+        raise JournalFault(f"--source {options.source}: none of its first scenes carries a question")
+    mean = round(sum(changing) / len(changing)), round(sum(images) / len(images))
+    return CallShape(STATIC_TOKENS, mean[0], mean[1], OUTPUT_TOKENS)
+
+
+def released_cost_usd(num_images: int, price: Price) -> float:
+    """Dollars of the released generator's run for this many images."""
+    share = num_images / RELEASED_IMAGES
+    return share * cost_usd(RELEASED_USAGE, price)
+
+
+def ways(shape: CallShape, num_images: int) -> dict[str, tuple[Usage, bool]]:
+    """Name of a way to run, its tokens, and whether it goes by batch."""
+    cached = plan_usage(shape, num_images, REPAIR_SHARE, CACHE_SHARE)
+    bare = plan_usage(replace(shape, static=0), num_images, REPAIR_SHARE, 0.0)
+    uncached = replace(bare, input=bare.input + cached.cache_read + cached.cache_write)
+    return {"no cache": (uncached, False), "cache": (cached, False), "cache and batch": (cached, True)}
+
+
+def describe(shape: CallShape, num_images: int, model: str) -> str:
+    """The table of prices that --dry_run prints."""
+    price = find_price(model)
+    if price is None:
+        raise JournalFault(f"no price is known of {model!r}; see spatialthinker/prices.py")
+    released = released_cost_usd(num_images, price)
+    lines = [
+        f"{num_images} images, {model}: {shape.static} static, {shape.changing} changing, {shape.image} image and "
+        f"{shape.output} output tokens a call; {REPAIR_SHARE:.0%} asked twice, {CACHE_SHARE:.0%} of calls cached",
+        f"{'way':<22}{'million in':>12}{'cached':>10}{'out':>8}{'dollars':>10}{'share':>8}",
+        f"{'released, text only':<22}{RELEASED_USAGE.input * num_images / RELEASED_IMAGES / 1e6:>12.1f}{0:>10}"
+        f"{RELEASED_USAGE.output * num_images / RELEASED_IMAGES / 1e6:>8.1f}{released:>10.2f}{1:>8.0%}",
+    ]
+    for name, (usage, is_batch) in ways(shape, num_images).items():
+        dollars = cost_usd(usage, price, is_batch)
+        cached = (usage.cache_read + usage.cache_write) / 1e6
+        lines.append(
+            f"{name:<22}{usage.input / 1e6:>12.1f}{cached:>10.1f}{usage.output / 1e6:>8.1f}{dollars:>10.2f}"
+            f"{dollars / released:>8.0%}"
+        )
+    return "\n".join(lines)
+
+
+def print_price(options: GenerationOptions, source: Source) -> None:
+    """Print what the run would cost, and the paper's run by the same prices."""
+    if options.provider == "template":
+        print("provider template costs nothing")  # noqa: T201
+        return
+    num_images = min(source.num_rows or RELEASED_IMAGES, options.data_cap or source.num_rows or RELEASED_IMAGES)
+    print(describe(measure(source, options), num_images, options.model))  # noqa: T201
+    print(f"\nThe paper's run, {RELEASED_IMAGES} images of Visual Genome:")  # noqa: T201
+    print(describe(VG150_SHAPE, RELEASED_IMAGES, options.model))  # noqa: T201

@@ -1,0 +1,219 @@
+"""Compare evaluations: one table, one figure and a page to browse, over models and benchmarks.
+
+    python3 evaluation/compare.py evaluation/outputs/stvqa_BASE_reasoning evaluation/outputs/stvqa_TRAINED_reasoning
+
+RUN is a file of an evaluation, its name without ending, or a folder of evaluations. The first run's model is the
+baseline. Writes table.md, table.json, figure.png and index.html into --out. Exit code: 0; 2 for bad input.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation.published import DEFAULT_MODELS, MODELS, match_model
+
+if TYPE_CHECKING:
+    from evaluation.comparison import Model
+    from evaluation.samples import Sample
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; markers tell them apart in grey.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS = ("o", "s", "^", "v", "P", "X")
+_ROW_IN = 0.22
+SIGNIFICANT = 0.05
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="evaluation to compare; the first one's model is the baseline")
+    add("--out", type=Path, default=Path("evaluation/outputs/comparison"), help="(default: %(default)s)")
+    add("--published", help=f"models of the paper to show, comma-separated, or none (default: {DEFAULT_MODELS})")
+    add("--data_path", action="append", default=[], metavar="[DATASET=]PATH", help="as in evals.py; may be repeated")
+    add("--split", help="split to read (default: the benchmark's own)")
+    add("--page_items", type=int, default=300, help="items on the page, over all benchmarks (default: 300)")
+    return parser
+
+
+def choose_published(names: str | None, models: "Sequence[Model]") -> list[str]:
+    """Return the published models to show: those asked for, else the default ones and those that were evaluated.
+
+    Errors: ValueError for an unknown name, with the nearest.
+    """
+    if names is None:
+        evaluated = [match_model(model.settings["model_path"]) for model in models]
+        return list(dict.fromkeys(name for name in (*evaluated, *DEFAULT_MODELS) if name is not None))
+    chosen = [] if names == "none" else [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in MODELS:
+            nearest = difflib.get_close_matches(name, MODELS, 1, 0)[0]
+            raise ValueError(f"--published {name}: nearest is {nearest!r}; known: none, {', '.join(MODELS)}")
+    return chosen
+
+
+def format_markdown(comparison: Mapping[str, Any]) -> str:
+    """Return the table in percent. A difference is bold where its adjusted p-value is below SIGNIFICANT."""
+    labels, baseline = list(comparison["models"]), comparison["baseline"]
+    others = [label for label in labels if label != baseline]
+    header = ["benchmark", *labels, *(f"{label} - baseline" for label in others)]
+    header += [f"{name} (paper)" for name in comparison["published"]]
+    rows = [(name, row) for name, row in comparison["benchmarks"].items()]
+    if comparison["average"]:
+        rows.append((f"average of {len(comparison['average']['benchmarks'])}", comparison["average"]))
+    lines = [header, ["---", *("---:" for _ in header[1:])]]
+    for name, row in rows:
+        cells = [name, *(_accuracy_cell(row["accuracy"].get(label)) for label in labels)]
+        cells += [_difference_cell(row["difference"].get(label)) for label in others]
+        cells += [_percent(row["published"].get(model)) for model in comparison["published"]]
+        lines.append(cells)
+    table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    notes = ["Accuracy in % of the answered items with its 95 % Wilson interval."]
+    if others:
+        notes.append(
+            f"Differences in points from {baseline} over the items that both answered, with 95 % bootstrap intervals "
+            f"and p of McNemar's exact test; bold where p, adjusted for the number of tests, is below {SIGNIFICANT}."
+        )
+    if comparison["published"]:
+        notes.append("The paper's figures were graded by the released parser.")
+    return f"{table}\n\n{' '.join(notes)}\n"
+
+
+def _percent(share: float | None, sign: str = "") -> str:
+    return "" if share is None else f"{100 * share:{sign}.1f}"
+
+
+def _accuracy_cell(facts: Mapping[str, Any] | None) -> str:
+    if facts is None:
+        return ""
+    count = f", n {facts['n']}" if "n" in facts else ""
+    return f"{_percent(facts['accuracy'])} [{_percent(facts['low'])}, {_percent(facts['high'])}]{count}"
+
+
+def _difference_cell(facts: Mapping[str, Any] | None) -> str:
+    if facts is None:
+        return ""
+    value = _percent(facts["difference"], "+")
+    if facts.get("q_value", 1) < SIGNIFICANT:
+        value = f"**{value}**"
+    test = f", p {facts['p_value']:.2g}, n {facts['n']}" if "p_value" in facts else ""
+    return f"{value} [{_percent(facts['low'], '+')}, {_percent(facts['high'], '+')}]{test}"
+
+
+def draw_figure(comparison: Mapping[str, Any], path: Path) -> None:
+    """Write every model's accuracies with their intervals, and the published ones as hollow marks."""
+    from matplotlib.figure import Figure
+
+    labels, published = list(comparison["models"]), comparison["published"]
+    rows = list(comparison["benchmarks"].items())
+    height = max(2.4, _ROW_IN * len(rows) * (len(labels) + 1.2) + 1.2 + 0.2 * len(labels + published) / 2)
+    figure = Figure(figsize=(7.2, height), dpi=160, layout="constrained")
+    axes = figure.add_subplot()
+    step = 0.7 / max(1, len(labels))
+    for index, label in enumerate(labels):
+        # Every model lies on its own line, the first on top, so that no interval hides another.
+        places, values, errors = [], [], ([], [])
+        for position, (_, row) in enumerate(rows):
+            if (facts := row["accuracy"].get(label)) is not None:
+                places.append(position + step * (index - (len(labels) - 1) / 2))
+                values.append(100 * facts["accuracy"])
+                errors[0].append(100 * max(0.0, facts["accuracy"] - facts["low"]))
+                errors[1].append(100 * max(0.0, facts["high"] - facts["accuracy"]))
+        color, marker = _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
+        axes.errorbar(values, places, xerr=errors, fmt=marker, color=color, ms=6, capsize=3, lw=1.6, label=label)
+    for index, name in enumerate(published):
+        points = [(100 * row["published"][name], i) for i, (_, row) in enumerate(rows) if name in row["published"]]
+        if points:
+            x, y = zip(*points, strict=True)
+            marker = ("D", "p", "h", "8")[index % 4]
+            axes.scatter(x, y, marker=marker, s=42, facecolors="none", edgecolors="#5c6670", label=f"{name} (paper)")
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("accuracy in %, 95 % interval")
+    axes.grid(axis="x", color="#d9dde2", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    order = [*labels, *(f"{name} (paper)" for name in published)]
+    handles = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda pair: order.index(pair[1]))
+    figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.savefig(path, format="png")
+
+
+def read_samples(args: argparse.Namespace, models: "Sequence[Model]") -> "dict[str, dict[str, Sample]]":
+    """Return each benchmark's samples by item id; a benchmark of the hub that cannot be read is left out with a note.
+
+    Errors: ValueError or OSError where a path that was given holds other data than the runs were asked.
+    """
+    from evaluation.benchmarks import BENCHMARKS
+    from evaluation.samples import fingerprint_samples, load_samples
+
+    paths = {name if found else "": path for name, found, path in (split_path(value) for value in args.data_path)}
+    runs = {name: run for model in reversed(models) for name, run in model.runs.items()}
+    if unknown := paths.keys() - runs.keys() - {""}:
+        raise ValueError(f"--data_path {unknown.pop()}=...: the runs are of {', '.join(runs)}")
+    samples = {}
+    for name, run in runs.items():
+        path = paths.get(name, paths.get(""))
+        try:
+            if name not in BENCHMARKS:
+                raise ValueError(f"{name} of {run.path}: no such benchmark; known: {', '.join(BENCHMARKS)}")
+            every = load_samples(name, BENCHMARKS[name], path, args.split)
+            if fingerprint_samples(every) != run.settings["data_fingerprint"]:
+                raise ValueError(f"{path or name}: not the data of {run.path}; give them with --data_path and --split")
+        except (OSError, ValueError) as error:
+            if path is not None:
+                raise
+            print(f"compare: {name} on the page without images: {error}", file=sys.stderr)
+            continue
+        samples[name] = {sample.id: sample for sample in every}
+    return samples
+
+
+def split_path(value: str) -> tuple[str, bool, str]:
+    """Return (data set, whether there is one, path) of "DATASET=PATH" or "PATH"."""
+    from evaluation.benchmarks import BENCHMARKS
+
+    name, mark, path = value.partition("=")
+    return (name, True, path) if mark and name in BENCHMARKS else ("", False, value)
+
+
+def write_comparison(args: argparse.Namespace) -> str:
+    """Write the four files; return the table. Errors: ValueError or OSError with one message."""
+    from evaluation.compare_page import build_page
+    from evaluation.comparison import compare_models, find_journals, group_models, read_run
+    from evaluation.journal import write_json, write_text
+
+    if args.page_items < 0:
+        raise ValueError(f"--page_items {args.page_items}: need at least 0")
+    models = group_models([read_run(path) for path in find_journals(args.runs)])
+    comparison = compare_models(models, choose_published(args.published, models))
+    samples = read_samples(args, models) if args.page_items else {}
+    table = format_markdown(comparison)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(args.out / "table.json", comparison)
+    write_text(args.out / "table.md", table)
+    draw_figure(comparison, args.out / "figure.png")
+    page = build_page(comparison, models, samples, args.page_items, (args.out / "figure.png").read_bytes())
+    write_text(args.out / "index.html", page)
+    return table
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return 0, or 2 after one message about bad input."""
+    args = build_parser().parse_args(argv)
+    try:
+        table = write_comparison(args)
+    except (ValueError, OSError) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+    print(table)
+    for name in ("table.md", "table.json", "figure.png", "index.html"):
+        print(args.out / name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""Host memory of a step's batch over prompts and responses per prompt: images must count once per prompt.
+
+    python3 scripts/bench_memory.py [--prompts 64 128] [--samples 1 4 16] [--response_tokens 512] [--image_kb 192]
+
+The driver's way of a step, over real Ray and two ranks on this machine: collate prompts with one noise image each,
+send them to be answered, unite, balance, send groups with their images to the ranks. Per line: the images and tokens
+that the driver holds, its resident memory over that before the batch, and the object store over that before, while
+the ranks hold what they were sent.
+"""
+
+import argparse
+import ctypes
+import gc
+import itertools
+import logging
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import ray
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from verl.batching import balanced_order
+from verl.dataset import Prompt, collate_prompts
+from verl.protocol import DataProto
+from verl.single_controller import Dispatch, ResourcePool, WorkerGroup, WorkerSpec, register
+
+MB = 1e6
+PROMPT_TOKENS = 640
+NUM_RANKS = 2
+SENT_TENSORS = ["prompt_ids", "prompt_mask", "prompt_position_ids", "responses", "response_mask"]
+
+
+class Rank:
+    """Answers prompts at random, and holds groups while a gate is closed."""
+
+    def __init__(self, rank: int, world_size: int):
+        self.rank = rank
+        self.generator = np.random.default_rng(rank)
+
+    @register(Dispatch.DP_COMPUTE_PROTO)
+    def generate(self, prompts: DataProto) -> DataProto:
+        """Full-length responses [G, n, R] and their mask."""
+        shape = (len(prompts), prompts.meta_info["n"], prompts.meta_info["response_tokens"])
+        responses = torch.from_numpy(self.generator.integers(0, 150_000, shape))
+        mask = torch.ones(shape, dtype=torch.bool)
+        return DataProto.from_dict(tensors={"responses": responses, "response_mask": mask})
+
+    @register(Dispatch.DP_COMPUTE_METRIC)
+    def load_groups(self, groups: DataProto) -> int:
+        """Bytes of the images that arrived; keeps them until the driver has looked at the store."""
+        gate = Path(groups.meta_info["gate"])
+        (gate / str(self.rank)).touch()
+        while gate.joinpath("closed").exists():
+            time.sleep(0.1)
+        return sum(len(image) for row in groups.non_tensor_batch["images"] for image in row)
+
+
+def make_prompts(count: int, image_bytes: int) -> list[Prompt]:
+    """Prompts with one image of noise each."""
+    generator = np.random.default_rng(0)
+    ids = torch.arange(PROMPT_TOKENS)
+    return [
+        Prompt(ids.tolist(), ids, ids.expand(3, -1), [generator.bytes(image_bytes)], "problem", "truth", str(row))
+        for row in range(count)
+    ]
+
+
+def store_bytes() -> float:
+    """What the object store holds, from Ray's own summary."""
+    from ray._private.internal_api import memory_summary
+
+    match = re.search(r"Plasma memory usage ([\d.]+) MiB", memory_summary(stats_only=True))
+    return float(match[1]) * 1024**2 if match else 0.0
+
+
+def resident_bytes() -> int:
+    """Memory of this process after everything unused went back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return psutil.Process().memory_info().rss
+
+
+def measure(ranks: WorkerGroup, num_prompts: int, samples: int, response_tokens: int, image_kb: int) -> list[float]:
+    """Images, tokens, driver and object store of one step, in MB."""
+    driver_before, store_before = resident_bytes(), store_bytes()
+    prompts = collate_prompts(make_prompts(num_prompts, image_kb * 1000), 0)
+    request = prompts.select([], ["raw_prompt_ids", "images"])
+    request.meta_info = {"n": samples, "response_tokens": response_tokens}
+    groups = prompts.select().union(ranks.generate(request))
+    groups = groups[balanced_order([1] * num_prompts, num_prompts, NUM_RANKS)]
+    sent = groups.select(SENT_TENSORS, ["images"])
+    with tempfile.TemporaryDirectory() as gate:
+        closed = Path(gate, "closed")
+        closed.touch()
+        sent.meta_info["gate"] = gate
+        wait = ranks.start("load_groups", sent)
+        while len(list(Path(gate).iterdir())) <= NUM_RANKS:
+            time.sleep(0.1)
+        driver, store = resident_bytes() - driver_before, store_bytes() - store_before
+        closed.unlink()
+        assert sum(wait()) == num_prompts * image_kb * 1000
+    rows = [row for batch in (prompts, groups) for row in batch.non_tensor_batch["images"]]
+    images = {id(image): len(image) for row in rows for image in row}
+    tokens = sum(groups.batch[key].numel() * groups.batch[key].element_size() for key in SENT_TENSORS[-2:])
+    return [value / MB for value in (sum(images.values()), tokens, driver, store)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--samples", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--response_tokens", type=int, default=512)
+    parser.add_argument("--image_kb", type=int, default=192)
+    options = parser.parse_args()
+    ray.init(num_cpus=NUM_RANKS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    spec = WorkerSpec(cls=Rank, kwargs={}, name="rank", num_cpus=1, num_gpus=0, env=None)
+    ranks = WorkerGroup(ResourcePool(NUM_RANKS, 1, use_gpu=False), spec)
+    measure(ranks, 32, 4, 512, 192)  # what is loaded at the first call is not the batch's
+    print("prompts   n   images MB   response tokens MB   driver MB   object store MB")
+    for prompts, samples in itertools.product(options.prompts, options.samples):
+        sizes = measure(ranks, prompts, samples, options.response_tokens, options.image_kb)
+        images, tokens, driver, store = sizes
+        print(f"{prompts:7} {samples:3} {images:11.1f} {tokens:20.1f} {driver:11.1f} {store:17.1f}", flush=True)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

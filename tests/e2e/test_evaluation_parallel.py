@@ -1,0 +1,23 @@
+"""Two engines side by side give the answers of one."""
+
+import pytest
+
+from evaluation.backends import HuggingFaceBackend, ModelOptions
+from evaluation.benchmarks import BENCHMARKS
+from evaluation.data_parallel import DataParallelBackend
+from evaluation.samples import load_samples
+from spatialthinker.schema import parquet_path, write_parquet
+from spatialthinker.synthetic import generate
+from tests.tiny_model_folder import save_tiny_model
+
+
+@pytest.mark.e2e
+def test_replicas_share_the_items(tmp_path):
+    write_parquet([row for _, row in generate(7, seed=3, split="val")], parquet_path(tmp_path / "data", "val"))
+    samples = load_samples("stvqa", BENCHMARKS["stvqa"], str(tmp_path / "data"))
+    model = str(save_tiny_model(tmp_path / "model"))
+    options = ModelOptions(model, "reasoning", batch_size=4, max_tokens=4)
+    answers = []
+    for backend in (HuggingFaceBackend(options), DataParallelBackend(HuggingFaceBackend, options, 2, 0)):
+        answers.append({sample.id: answer.text for sample, answer in backend.answer(samples)})
+    assert answers[0] == answers[1] and len(answers[0]) == len(samples)

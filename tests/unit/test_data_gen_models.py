@@ -1,0 +1,344 @@
+"""Runs over models against a local mock of both APIs: faults, kills, budgets, prices, validation."""
+
+import csv
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_gen.asking import Wish, make_request
+from data_gen.draft import Draft
+from data_gen.estimate import GRAPH_CHARS, VG150_SHAPE, image_tokens, released_cost_usd, ways
+from data_gen.generate_data import main
+from data_gen.journal import Journal, JournalFault, newest_lines, read_lines
+from data_gen.prices import CallShape, plan_usage
+from data_gen.prompts import SYSTEM_PROMPT, ReplyFault, parse_reply
+from data_gen.quotas import LOOKBACK, Steering
+from data_gen.records import read_records
+from data_gen.scenes import Scene
+from data_gen.validation import read_choice_index
+from spatialthinker.prices import PRICES, Price, Usage, cost_usd, find_price
+from spatialthinker.scene_graph import Relation, SceneObject
+
+MODELS = {"anthropic": "claude-sonnet-4-5", "openai": "gpt-4o"}
+
+
+class Mock:
+    """The mock server in its own process."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.calls = folder / "calls.txt"
+        self.calls.touch()
+        command = [sys.executable, "tests/mock_api.py", "--calls", str(self.calls), *arguments]
+        environment = os.environ | {"PYTHONPATH": os.getcwd()}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().strip()
+
+    def counts(self) -> Counter[str]:
+        return Counter(self.calls.read_text().split())
+
+    def arguments(self, provider: str) -> list[str]:
+        address = self.address + ("/v1" if provider == "openai" else "")
+        return [f"--provider={provider}", f"--base_url={address}", f"--model_name={MODELS[provider]}"]
+
+
+def start(tmp_path_factory: pytest.TempPathFactory, *arguments: str) -> Iterator[Mock]:
+    mock = Mock(tmp_path_factory.mktemp("mock"), *arguments)
+    yield mock
+    mock.process.kill()
+    mock.process.wait()
+
+
+@pytest.fixture(scope="module")
+def mock(tmp_path_factory) -> Iterator[Mock]:
+    yield from start(tmp_path_factory, "--latency_s", "0.02")
+
+
+@pytest.fixture(scope="module")
+def faulty_mock(tmp_path_factory) -> Iterator[Mock]:
+    yield from start(tmp_path_factory, "--latency_s", "0.01", "--faults", "0.3", "--timeout_s", "0.3")
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch) -> None:
+    for name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "test")
+
+
+def preprocess(mock: Mock, out: Path, number: int, *arguments: str, provider: str = "anthropic") -> int:
+    source = f"--source=synthetic:{number}"
+    return main(["preprocess_data", *mock.arguments(provider), source, f"--out={out}", *arguments])
+
+
+@pytest.mark.parametrize("provider", MODELS)
+def test_every_scene_gets_a_checked_question(mock, tmp_path, provider):
+    out = tmp_path / "t.csv"
+    assert preprocess(mock, out, 40, provider=provider) == 0
+    records = list(read_records(out))
+    assert len(records) == 40
+    assert Counter(x["asked"][0] for x in newest_lines(out.with_suffix(".jsonl")))["relation"] == 20
+    line = next(newest_lines(out.with_suffix(".jsonl")))
+    assert line["usage"]["cache_read"] == 1400 and line["usage"]["output"] == 120 and line["cost_usd"] > 0
+    assert line["record"]["provenance"]["model"] == MODELS[provider] and line["replies"]
+
+
+@pytest.mark.parametrize("provider", MODELS)
+def test_with_faults_every_scene_ends_with_a_row_or_a_reason(faulty_mock, tmp_path, provider, monkeypatch):
+    monkeypatch.setattr("spatialthinker.model_api._FIRST_WAIT_S", 0.02)
+    out = tmp_path / "t.csv"
+    assert preprocess(faulty_mock, out, 80, provider=provider) == 0
+    lines = list(newest_lines(out.with_suffix(".jsonl")))
+    assert len(lines) == 80
+    assert all(line["status"] == "accepted" or (line["status"] == "quarantined" and line["reason"]) for line in lines)
+    assert sum(line["status"] == "accepted" for line in lines) > 70
+    assert any(len(line["replies"]) == 2 for line in lines)
+
+
+def kill_and_resume(mock: Mock, folder: Path, number: int, num_kills: int, seed: int) -> None:
+    """Kill a run at random moments, resume it, and compare with an unbroken one."""
+    rng, concurrency = random.Random(seed), 4
+    arguments = (f"--concurrency={concurrency}",)
+    before = mock.counts()
+    assert preprocess(mock, folder / "whole.csv", number, *arguments) == 0
+    whole_calls = mock.counts() - before
+    before = mock.counts()
+    out, journal, context = folder / "broken.csv", folder / "broken.jsonl", multiprocessing.get_context("fork")
+    for num_lines in sorted(rng.sample(range(number), num_kills)):
+        process = context.Process(target=preprocess, args=(mock, out, number, *arguments))
+        process.start()
+        while not journal.is_file() or journal.read_bytes().count(b"\n") < num_lines:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.02))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert preprocess(mock, out, number, *arguments) == 0
+    assert out.read_bytes() == (folder / "whole.csv").read_bytes()
+    calls = mock.counts() - before
+    assert set(calls) == set(whole_calls)
+    assert calls.total() - whole_calls.total() <= num_kills * concurrency
+    keys = [line["key"] for line in read_lines(out.with_suffix(".jsonl")) if "key" in line]
+    assert len(keys) == len(set(keys)) == number
+
+
+def test_a_killed_run_goes_on_and_ends_as_the_unbroken_one(mock, tmp_path):
+    kill_and_resume(mock, tmp_path, 60, num_kills=4, seed=0)
+
+
+@pytest.mark.nightly
+def test_fifty_kills(mock, tmp_path):
+    kill_and_resume(mock, tmp_path, 800, num_kills=50, seed=1)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("provider", MODELS)
+def test_two_thousand_scenes_in_a_minute_with_flat_memory(tmp_path_factory, tmp_path, provider):
+    import resource
+
+    for mock in start(tmp_path_factory, "--latency_s", "1"):
+        began = time.monotonic()
+        assert preprocess(mock, tmp_path / "a.csv", 500, "--concurrency=64", provider=provider) == 0
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        began = time.monotonic()
+        assert preprocess(mock, tmp_path / "b.csv", 2000, "--concurrency=64", provider=provider) == 0
+        seconds = time.monotonic() - began
+        growth_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - peak_mb
+        print(f"{provider}: {seconds:.1f} s, {growth_mb:.1f} MiB more than for 500")
+        assert seconds < 60 and growth_mb < 50
+
+
+def test_a_budget_ends_the_run_and_a_higher_one_goes_on(mock, tmp_path, capsys):
+    out = tmp_path / "t.csv"
+    assert preprocess(mock, out, 60, "--max_cost_usd=0.05", "--concurrency=2") == 0
+    assert "stopped at --max_cost_usd 0.05" in capsys.readouterr().err
+    spent = sum(line["cost_usd"] for line in newest_lines(out.with_suffix(".jsonl")))
+    assert 0.03 < spent < 0.06
+    assert preprocess(mock, out, 60) == 0
+    assert len(list(read_records(out))) == 60
+
+
+@pytest.mark.parametrize("provider", MODELS)
+def test_batches_are_submitted_and_collected_across_runs(faulty_mock, tmp_path, provider, capsys):
+    out, before = tmp_path / "t.csv", faulty_mock.counts().total()
+    for _ in range(20):
+        assert preprocess(faulty_mock, out, 40, "--batch_api=True", provider=provider) == 0
+        if "0 batches with 0 images" in capsys.readouterr().out:
+            break
+    lines = list(newest_lines(out.with_suffix(".jsonl")))
+    assert len(lines) == 40 and sum(line["status"] == "accepted" for line in lines) > 30
+    assert all(line["status"] == "accepted" or line["reason"] for line in lines)
+    assert faulty_mock.counts().total() - before < 40 * 2
+    price = PRICES[MODELS[provider]]
+    for line in lines:
+        assert line["cost_usd"] == pytest.approx(cost_usd(Usage(**line["usage"]), price, is_batch=True), abs=1e-6)
+
+
+def test_a_wrong_key_or_an_unknown_price_ends_with_one_message(mock, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "bad-key")
+    assert preprocess(mock, tmp_path / "a.csv", 5) == 2
+    message = capsys.readouterr().err
+    assert "generate_data: claude-sonnet-4-5: Error code: 401" in message and "Traceback" not in message
+    assert preprocess(mock, tmp_path / "b.csv", 5, "--model_name=my-model", "--max_cost_usd=1") == 2
+    assert "none is known of 'my-model'" in capsys.readouterr().err
+
+
+def test_validation_keeps_agreement_and_flags_what_needs_no_picture(mock, tmp_path, capsys):
+    source = ("--provider=template", "--source=synthetic:24", f"--out={tmp_path / 't.csv'}")
+    assert main(["preprocess_data", *source]) == 0
+    command = ["validate_with_gpt4o", f"--input_file={tmp_path / 't.csv'}", *mock.arguments("openai")]
+    before = mock.counts().total()
+    for name, more in (("a.csv", []), ("v.csv", ["--votes=3"]), ("b.parquet", ["--blind_control=drop"])):
+        assert main([*command, f"--output_file={tmp_path / name}", *more]) == 0
+    once = mock.counts().total()
+    assert 24 * (1 + 3 + 1) < once - before
+    by_tries = [line for line in newest_lines(tmp_path / "a.jsonl")]
+    assert len(by_tries) == 24 and all(len(x["agreements"]) <= 4 for x in by_tries)
+    kept = {line["key"] for line in by_tries if line["status"] == "accepted"}
+    assert {x["key"] for x in by_tries if any(x["agreements"])} == kept
+    assert all(2 * sum(x["agreements"]) > 3 for x in newest_lines(tmp_path / "v.jsonl") if x["status"] == "accepted")
+    blind = [line for line in newest_lines(tmp_path / "b.jsonl") if line.get("is_blind")]
+    assert blind and all(line["status"] == "quarantined" for line in blind)
+    assert len(list(read_records(tmp_path / "b.parquet"))) == 24 - len(blind) - sum(
+        not any(line["agreements"]) for line in newest_lines(tmp_path / "b.jsonl")
+    )
+    assert main([*command, f"--output_file={tmp_path / 'a.csv'}"]) == 0
+    assert mock.counts().total() == once
+    with (tmp_path / "a.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(kept)
+
+
+def test_errors_of_the_validator_never_count_as_disagreement(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("spatialthinker.model_api.MAX_TRIES", 2)
+    monkeypatch.setattr("spatialthinker.model_api._FIRST_WAIT_S", 0.01)
+    source = ("--provider=template", "--source=synthetic:5", f"--out={tmp_path / 't.csv'}")
+    assert main(["preprocess_data", *source]) == 0
+    dead = ["--provider=openai", "--base_url=http://127.0.0.1:9/v1"]
+    command = ["validate_with_gpt4o", f"--input_file={tmp_path / 't.csv'}", f"--output_file={tmp_path / 'v.csv'}"]
+    assert main([*command, *dead]) == 0
+    lines = list(newest_lines(tmp_path / "v.jsonl"))
+    assert [line["status"] for line in lines] == ["error"] * 5 and "no answer after 2 tries" in lines[0]["reason"]
+
+
+def test_replies_are_read_as_what_they_are():
+    options = ("on", "under", "behind")
+    texts = ('{"answer": "B"}', "The answer is B", "Based on the image, (C)", "I can't tell", "under", "")
+    assert [read_choice_index(text, options) for text in texts] == [1, 1, 2, None, 1, None]
+    values = {"question": "Where {a,b}?", "options": ["(A) on", "(B) in"], "answer": "(B)", "category": " Relation"}
+    values |= {"level": "easy", "rating": 7, "evidence_ids": ["a.1"], "evidence_relations": []}
+    wanted = Draft("relation", "easy", "Where {a,b}?", ("on", "in"), 1, 7, ("a.1",))
+    for text in (json.dumps(values), f"Here {{it}} is:\n```json\n{json.dumps(values)}\n``` }}"):
+        assert parse_reply(text) == wanted
+    assert parse_reply(json.dumps(values | {"rating": "8/10"})).rating == 0
+    for bad in ("none", json.dumps(values)[:-20], json.dumps({"question": "?"}), json.dumps(values | {"answer": "C"})):
+        with pytest.raises(ReplyFault):
+            parse_reply(bad)
+
+
+def test_the_static_part_comes_first_and_is_the_same_in_every_call():
+    objects = tuple(SceneObject(f"object_{chr(97 + i)}.1", (10.0 * i, 20, 310, 480)) for i in range(12))
+    relations = tuple(Relation(a.id, "to the left of", b.id) for a, b in zip(objects[:7], objects[1:8], strict=True))
+    scene = Scene("1", b"", 800, 600, objects, relations)
+    request = make_request(scene, Wish("depth", "easy", ("size",)), has_image=False, temperature=0.0)
+    assert request.system == SYSTEM_PROMPT and not any(c in SYSTEM_PROMPT for c in "\t\b$\\")
+    assert len(SYSTEM_PROMPT) / 4 > 1024
+    assert len(request.text) / GRAPH_CHARS <= 1.5 * VG150_SHAPE.changing
+    assert all(item.id in request.text for item in objects) and "800 x 600" in request.text
+
+
+def test_prices_by_hand():
+    price = Price(input=2, output=10, cache_read=0.5, cache_write=4)
+    used = Usage(input=1_000_000, output=100_000, cache_read=2_000_000, cache_write=500_000)
+    assert cost_usd(used, price) == pytest.approx(2 + 1 + 1 + 2)
+    assert cost_usd(used, price, is_batch=True) == pytest.approx(3)
+    shape = CallShape(static=1000, changing=100, image=50, output=20)
+    assert plan_usage(shape, 100, 0.1, 0.9) == Usage(110 * 150 + 10 * 20, 2200, 99_000, 11_000)
+    assert find_price("claude-sonnet-4-5-20250929") is PRICES["claude-sonnet-4-5"]
+    assert find_price("gpt-4o-mini-2024") is PRICES["gpt-4o-mini"] and find_price("gpt-5") is None
+    assert image_tokens(800, 600, "anthropic") == 640 and image_tokens(1024, 1024, "openai") == 765
+
+
+def test_the_papers_run_costs_less_than_a_third_of_the_released_way():
+    price = PRICES["claude-sonnet-4-5"]
+    released = released_cost_usd(56_224, price)
+    assert released == pytest.approx(235 * 3 + 5 * 15)
+    usage, is_batch = ways(VG150_SHAPE, 56_224)["cache and batch"]
+    assert is_batch and cost_usd(usage, price, is_batch) <= 0.3 * released
+
+
+def test_a_dry_run_prints_prices_and_calls_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    out = tmp_path / "t.csv"
+    assert main(["preprocess_data", "--source=synthetic:20", f"--out={out}", "--dry_run"]) == 0
+    text = capsys.readouterr().out
+    assert "20 images" in text and "56224 images" in text and "780.00" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steering_takes_outcomes_in_place_of_wishes():
+    steering = Steering(50)
+    for _ in range(4):
+        steering.add(("relation", "easy"))
+    assert steering.next_categories()[0] != "relation"
+    for _ in range(4):
+        steering.settle(None)
+    assert steering.next_categories()[0] == "relation" and steering.categories.counts.total() == 0
+    assert LOOKBACK >= 512
+
+
+def line(key: str, status: str = "accepted") -> dict:
+    return {"key": key, "index": int(key), "status": status}
+
+
+def test_a_half_written_line_is_removed_and_no_whole_one_lost(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with Journal(path, {"a": 1}) as journal:
+        for key in "210":
+            journal.add(line(key))
+        with pytest.raises(JournalFault, match="another process"):
+            Journal(path, {"a": 1})
+    whole = path.read_bytes()
+    for cut in range(1, 30, 7):
+        path.write_bytes(whole + whole[-30:-cut])
+        with Journal(path, {"a": 1}) as journal:
+            assert set(journal.entries) == set("012")
+        assert path.read_bytes() == whole
+    assert [x["key"] for x in newest_lines(path)] == ["0", "1", "2"]
+    with pytest.raises(JournalFault, match="a: 1 there, 2 now"):
+        Journal(path, {"a": 2})
+    with Journal(path, {"a": 2}, is_overwritten=True) as journal:
+        assert journal.entries == {}
+
+
+def test_the_newest_line_counts_and_errors_are_asked_again(tmp_path):
+    with Journal(tmp_path / "j.jsonl", {}) as journal:
+        journal.add(line("1", "error"))
+        assert not journal.is_settled("1")
+        journal.add(line("1", "quarantined"))
+        assert journal.is_settled("1") and journal.outcomes() == {"quarantined": 1}
+    assert [x["status"] for x in newest_lines(tmp_path / "j.jsonl")] == ["quarantined"]
+
+
+def test_a_full_disk_is_waited_for(tmp_path, monkeypatch, capsys):
+    """A file-size limit makes writes fail as a full disk does: first in part, then altogether."""
+    monkeypatch.setattr("data_gen.journal.DISK_WAIT_S", 0.05)
+    monkeypatch.setattr("data_gen.journal._DISK_RETRY_S", 0.01)
+    full = Path("/dev/full")
+    with Journal(tmp_path / "j.jsonl", {}) as journal:
+        journal.add(line("1"))
+        real, journal._fd = journal._fd, os.open(full, os.O_WRONLY)
+        with pytest.raises(JournalFault, match="cannot be written: No space left"):
+            journal.add(line("2"))
+        journal._fd = real
+        journal.add(line("2"))
+    assert "is full: waiting for room" in capsys.readouterr().err
+    assert [x["key"] for x in newest_lines(tmp_path / "j.jsonl")] == ["1", "2"]

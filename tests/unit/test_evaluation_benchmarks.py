@@ -1,0 +1,126 @@
+"""Every benchmark goes through the whole program, its rows in the columns of its own data set."""
+
+import json
+from itertools import cycle
+
+import datasets
+import pytest
+
+from evaluation import evals
+from evaluation.backends import LOCAL_BACKENDS, Answer
+from evaluation.benchmarks import BENCHMARKS, FULL_TEMPLATE
+from evaluation.command_line import parse_arguments
+from evaluation.samples import IMAGE_MARK, build_request, find_choices
+from tests.benchmark_rows import ROWS, write_benchmark
+
+STYLES = (
+    "{letter}",
+    "({letter})",
+    "**{letter}**",
+    "\\boxed{{{letter}}}",
+    "{letter}.",
+    "({letter}) {text}",
+    "{letter}. {text}",
+    "{text}",
+    "{upper}",
+    "Answer: ({letter})",
+    "<think>It could be (A) or (B).</think><answer>{letter}: {text}</answer>",
+    "The correct answer is ({letter}).",
+    "<answer> ({letter}) {upper} </answer>",
+)
+
+
+def write_answer(sample, style):
+    """A right answer; open ones have no letter."""
+    reference = sample.reference
+    if reference.letter is None:
+        return f"<answer>{reference.text}</answer>"
+    text = reference.text or reference.letter
+    return style.format(letter=reference.letter, text=text, upper=text.upper())
+
+
+class PerfectAnswerer:
+    """Right in another style each time."""
+
+    def __init__(self, options):
+        self.options = options
+
+    def answer(self, samples):
+        for sample, style in zip(samples, cycle(STYLES), strict=False):
+            request = build_request(sample, self.options.template)
+            yield sample, Answer(prompt=request.prompt, text=write_answer(sample, style), finish_reason="stop")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    for name, benchmark in BENCHMARKS.items():
+        write_benchmark(name, folder / "data" / name, benchmark.split)
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"0")
+    arguments = ["--dataset", "all", "--template", "reasoning", "--model_path", str(model)]
+    arguments += ["--data_path", str(folder / "data"), "--output_dir", str(folder / "out")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        patch.setitem(LOCAL_BACKENDS, "huggingface", PerfectAnswerer)
+        args = parse_arguments(arguments, None)
+        yield args, *evals.prepare(args), folder / "out"
+
+
+def test_every_benchmark_has_its_rows():
+    assert ROWS.keys() == BENCHMARKS.keys()
+    assert len(BENCHMARKS) >= 38
+
+
+def test_a_perfect_answerer_is_right_everywhere(prepared, capsys):
+    args, jobs, backend, out = prepared
+    assert [job.dataset for job in jobs] == list(BENCHMARKS)
+    assert evals.run(args, jobs, backend) == 0
+    for name in BENCHMARKS:
+        records = json.loads((out / f"{name}_model_reasoning_strict.json").read_text())
+        assert [record["correct"] for record in records] == [1] * len(ROWS[name]), (name, records)
+        summary = json.loads((out / f"{name}_model_reasoning_strict.summary.json").read_text())
+        assert summary["parse_failure_rate"] == 0
+        assert all(group["accuracy"] == 1 and group["n"] for group in summary["groups"].values()), name
+        assert name in (out / f"{name}_model_reasoning_strict.summary.md").read_text()
+    assert f"mean accuracy over {len(BENCHMARKS)} data sets: 1.000" in capsys.readouterr().out
+
+
+def test_a_constant_letter_has_its_base_rate_and_silence_nothing(prepared):
+    _, jobs, _, _ = prepared
+    for job in jobs:
+        for sample in job.samples:
+            for scoring in ("strict", "paper"):
+                silent = evals.grade(sample, Answer(text="", finish_reason="stop"), job.benchmark, scoring)
+                assert silent.correct == 0 and silent.kind == "unparsed"
+            constant = evals.grade(sample, Answer(text="A", finish_reason="stop"), job.benchmark)
+            assert constant.correct == int(sample.reference.letter == "A"), job.dataset
+
+
+def test_every_template_shows_every_image_and_the_size(prepared):
+    for job in prepared[1]:
+        for template in job.benchmark.templates:
+            request = build_request(job.samples[0], template)
+            assert request.prompt.count(IMAGE_MARK) == len(request.images) > 0, (job.dataset, template)
+            if template in ("spatial_thinker", FULL_TEMPLATE):
+                assert "Image size: (40 x 30)" in request.prompt
+            if template == "reasoning":
+                assert "directly" not in request.prompt
+
+
+def test_groups_are_those_of_the_official_evaluations(prepared):
+    jobs = {job.dataset: job for job in prepared[1]}
+    groups = {name: sorted(sizes.values()) for name, sizes in jobs["3dsrbench_circular"].group_sizes.items()}
+    assert groups == {"circular": [2, 2], "flip": [2, 2], "flip_circular": [4]}
+    groups = {name: sorted(sizes.values()) for name, sizes in jobs["hallusionbench"].group_sizes.items()}
+    assert groups == {"question_pair": [2], "figure": [1, 1]}
+    assert dict(jobs["3dsrbench_full"].group_sizes["view"]) == {"0/height": 2}
+
+
+def test_choices_are_read_from_questions():
+    assert find_choices("Which?\nOptions: A: dog, B: cat, C: 1, 2, D: hen") == ("dog", "cat", "1, 2", "hen")
+    assert find_choices("Is A. Smith left? A. Yes B. No") == ("Yes", "No")
+    assert find_choices("Which?\n(A) dog\n(B) cat\nThink first.") == ("dog", "cat")
+    assert find_choices("How many?") == find_choices("Only (A) one") == ()
