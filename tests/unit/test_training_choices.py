@@ -49,8 +49,10 @@ def test_a_killed_run_repeats_the_unbroken_one(inputs, tmp_path, choices):
         assert all("actor/tis_weight" in expected[step] and "actor/kl_loss" not in expected[step] for step in expected)
 
 
-def test_an_exact_divergence_of_a_policy_from_itself_is_zero(inputs, tmp_path):
-    chosen = ["algorithm.kl_penalty=full", "worker.actor.global_batch_size=4", "trainer.max_steps=2"]
+@pytest.mark.parametrize("choices", [["worker.ref.offload.offload_params=true"], ["worker.actor.model.lora.rank=4"]])
+def test_an_exact_divergence_of_a_policy_from_itself_is_zero(inputs, tmp_path, choices):
+    """The reference waits in host memory, or is the policy without its adapters, and then the policy moves away."""
+    chosen = ["algorithm.kl_penalty=full", "worker.actor.global_batch_size=4", "trainer.max_steps=2", *choices]
     assert run(make_config(inputs, tmp_path / "run", *ONE_RANK, *chosen)) == 0
     rows = metrics(tmp_path / "run")
     assert abs(rows[1]["actor/kl_loss"]) < 1e-6 < rows[2]["actor/kl_loss"]
