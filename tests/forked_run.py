@@ -27,7 +27,7 @@ from verl.fsdp import open_store
 from verl.protocol import DataProto
 from verl.reward import RewardError
 from verl.single_controller import Dispatch, WorkerGroup, WorkerSpec, register
-from verl.trainer.ray_trainer import GRPOTrainer, count_steps
+from verl.trainer.ray_trainer import DivergenceError, GRPOTrainer, count_steps
 from verl.trainer.saving import CheckpointError, find_start
 from verl.trainer.tracking import Tracker
 from verl.workers.fsdp_worker import FSDPWorker
@@ -110,25 +110,35 @@ class RecordedRollout:
         drawn = torch.stack(rows)
         lengths = drawn[..., -1:] % RESPONSE_TOKENS + 1
         mask = torch.arange(RESPONSE_TOKENS) < lengths
-        return DataProto.from_dict(tensors={"responses": drawn[..., :-1] * mask, "response_mask": mask})
+        tensors = {"responses": drawn[..., :-1] * mask, "response_mask": mask}
+        if prompts.meta_info["log_probs"]:
+            tensors["rollout_log_probs"] = -5.0 * mask
+        return DataProto.from_dict(tensors=tensors)
+
+
+class RecordedScores:
+    """Scores that depend on the tokens alone, or an error."""
+
+    def __init__(self, groups: DataProto, is_broken: bool):
+        self.scores = (groups.batch["responses"].sum(-1) % 7).float() / 7
+        self.texts = ["" for _ in range(self.scores.numel())]
+        self.is_broken = is_broken
+
+    def result(self) -> dict[str, torch.Tensor]:
+        if self.is_broken:
+            raise RewardError("the reward function raised ZeroDivisionError: no score today")
+        return {"overall": self.scores}
 
 
 class RecordedReward:
-    """Scores that depend on the tokens alone; raises in the call number `fails_at`."""
+    """A reward that raises in the call number `fails_at`."""
 
     def __init__(self, fails_at: int = 0):
         self.num_calls, self.fails_at = 0, fails_at
 
-    def submit(self, groups: DataProto) -> "RecordedReward":
+    def submit(self, groups: DataProto) -> RecordedScores:
         self.num_calls += 1
-        self.scores = (groups.batch["responses"].sum(-1) % 7).float() / 7
-        self.texts = ["" for _ in range(self.scores.numel())]
-        return self
-
-    def result(self) -> dict[str, torch.Tensor]:
-        if self.num_calls == self.fails_at:
-            raise RewardError("the reward function raised ZeroDivisionError: no score today")
-        return {"overall": self.scores}
+        return RecordedScores(groups, self.num_calls == self.fails_at)
 
 
 def make_inputs(folder: Path) -> None:
@@ -197,7 +207,7 @@ def fork(config: Config, on_call: Callable[[str, int], None] | None = None, fail
         try:
             train(config, before_call, fails_at)
             code = 0
-        except (RewardError, ConfigError, CheckpointError) as error:
+        except (RewardError, ConfigError, CheckpointError, DivergenceError) as error:
             print(error, flush=True)
             code = 2
         except KeyboardInterrupt as error:

@@ -6,6 +6,7 @@ Letters: G local groups, n samples, R padded response tokens, N response tokens 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from verl.batching import PackedBatch, Piece, pack, plan_micro_batches, split_to_count
-from verl.divergences import FULL_KL, compute_kl
+from verl.divergences import compute_kl
 from verl.fsdp import clip_grad_norm
+from verl.lora import adapters_off
 from verl.losses import average_denominator, average_weights, compute_policy_loss, compute_rollout_weights
 from verl.protocol import DataProto
 from verl.qwen_vl import ResponseLogProbs, ResponseValues, keep_activations
@@ -280,6 +282,8 @@ class Actor(Learner):
     """Log-probs and updates of the policy, or log-probs of the reference."""
 
     name = "actor"
+    is_without_adapters = False
+    """Whether this is the reference inside a policy with adapters, whose distributions come without them."""
 
     @torch.no_grad()
     def compute_log_probs(
@@ -313,7 +317,8 @@ class Actor(Learner):
     def distributions(self, groups: Groups, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
         """Hidden states [N, D] and output embedding [V, D], from which the whole distributions follow."""
         self.model.eval()
-        return self.forward(groups, pieces, 1.0, with_states=True)
+        with adapters_off(self.model) if self.is_without_adapters else nullcontext():
+            return self.forward(groups, pieces, 1.0, with_states=True)
 
     def update(
         self,
@@ -328,8 +333,6 @@ class Actor(Learner):
             reference: for the full divergence as a term of the loss.
         """
         metrics = MetricSums()
-        if settings.kl_coef == 0 or settings.kl_penalty != FULL_KL:
-            reference = None
         self.learn(
             groups, settings, metrics, lambda pieces: self._losses(groups, pieces, batch, settings, metrics, reference)
         )

@@ -1,7 +1,7 @@
 """The training worker of one rank: sharded policy and reference, their passes, updates and checkpoints."""
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from verl import checkpoint
 from verl.config import Config, OptimConfig
+from verl.divergences import FULL_KL
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_store, shard, whole
 from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
 from verl.model_families import stand_in_image, vision_tower
@@ -74,6 +75,7 @@ class FSDPWorker:
         if not self.config.algorithm.disable_kl:
             model = self.policy if has_adapters(self.policy) else self._build_model(trainable=False)
             self.reference = Actor(model, self.device, images_once=actor.images_once)
+            self.reference.is_without_adapters = model is self.policy
         self.critic = None
         if self.config.algorithm.adv_estimator == "gae":
             model = self._build_critic()
@@ -115,6 +117,12 @@ class FSDPWorker:
             self.policy if offload.offload_params else None,
             self.optimizer if offload.offload_optimizer and with_optimizer else None,
         )
+
+    def _reference_on_device(self) -> AbstractContextManager[None]:
+        """The same for the reference, where it is a model of its own."""
+        reference = self.reference.model if self.reference is not None else None
+        is_parked = self.config.worker.ref.offload.offload_params and reference is not self.policy
+        return on_device(self.device, reference if is_parked else None)
 
     def _build_critic(self) -> ResponseValues:
         settings = self.config.worker.critic
@@ -191,8 +199,7 @@ class FSDPWorker:
         if self.reference.model is self.policy:
             with self._policy_on_device(), adapters_off(self.policy):
                 return self._log_probs(self.reference, "ref_log_probs")
-        is_parked = self.config.worker.ref.offload.offload_params
-        with on_device(self.device, self.reference.model if is_parked else None):
+        with self._reference_on_device():
             return self._log_probs(self.reference, "ref_log_probs")
 
     @register(Dispatch.DP_COMPUTE_PROTO)
@@ -200,13 +207,14 @@ class FSDPWorker:
         """`kl` [G, n, R] of the loaded groups, exact; `data` only carries the split."""
         assert self.groups is not None and self.reference is not None
         settings = self.config.worker.actor
-        kl = self.actor.compute_full_kl(
-            self.reference,
-            self.groups,
-            self._max_tokens(settings.micro_batch_size_per_device_for_experience),
-            self.shared_prompt,
-            self.config.worker.rollout.temperature,
-        )
+        with self._policy_on_device(), self._reference_on_device():
+            kl = self.actor.compute_full_kl(
+                self.reference,
+                self.groups,
+                self._max_tokens(settings.micro_batch_size_per_device_for_experience),
+                self.shared_prompt,
+                self.config.worker.rollout.temperature,
+            )
         return DataProto.from_dict(tensors={"kl": kl})
 
     @register(Dispatch.DP_COMPUTE_PROTO)
@@ -238,7 +246,7 @@ class FSDPWorker:
         settings = ValueSettings(cliprange_value=critic.cliprange_value, **self._step_settings(critic))
         lr = self._set_lr(self.critic.optimizer, critic.optim, data.meta_info["step"])
         metrics = self.critic.update(self.groups, data.batch["values"], data.batch["returns"], settings)
-        return metrics | {"critic/lr": (lr, 1.0)}
+        return metrics | {"critic/lr": (lr, 1.0)} | host_memory()
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def update_actor(self, data: DataProto) -> dict[str, tuple[float, float]]:
@@ -264,12 +272,11 @@ class FSDPWorker:
         lr = self._set_lr(self.optimizer, actor.optim, data.meta_info["step"])
         keys = ("advantages", "old_log_probs", "ref_log_probs", "rollout_log_probs")
         batch = PolicyBatch(*(data.batch.get(key) for key in keys))
-        with self._policy_on_device(with_optimizer=True):
-            metrics = self.actor.update(self.groups, batch, settings, self.reference)
+        reference = self.reference if settings.kl_penalty == FULL_KL and settings.kl_coef else None
+        with self._policy_on_device(with_optimizer=True), self._reference_on_device() if reference else nullcontext():
+            metrics = self.actor.update(self.groups, batch, settings, reference)
         metrics["actor/lr"] = (lr, 1.0)
-        memory = psutil.virtual_memory()
-        metrics["perf/max_rank_memory_gb"] = (psutil.Process().memory_info().rss / 2**30, 1.0)
-        metrics["perf/max_host_memory_share"] = (1 - memory.available / memory.total, 1.0)
+        metrics |= host_memory()
         if self.device.type == "cuda":
             self.peak_memory["update"] = self._peak_memory_gb()
             metrics |= {f"perf/max_memory_gb/{phase}": (peak, 1.0) for phase, peak in self.peak_memory.items()}
@@ -345,6 +352,15 @@ class FSDPWorker:
         if self.critic is not None:
             optimizer = None if model_only else self.critic.optimizer
             checkpoint.load_shards(Path(folder) / "critic", self.critic.model, optimizer)
+
+
+def host_memory() -> dict[str, tuple[float, float]]:
+    """What this process holds of its machine's memory and what all hold, as metrics."""
+    memory = psutil.virtual_memory()
+    return {
+        "perf/max_rank_memory_gb": (psutil.Process().memory_info().rss / 2**30, 1.0),
+        "perf/max_host_memory_share": (1 - memory.available / memory.total, 1.0),
+    }
 
 
 def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
