@@ -195,7 +195,11 @@ def test_tensorboard_shows_the_images_of_samples(tmp_path):
 
 def test_a_logger_that_cannot_write_is_told_and_the_run_goes_on(tmp_path, capsys):
     tracker = make(tmp_path, "file", "console")
-    (tmp_path / "experiment_log.jsonl").symlink_to("/dev/full")
+    tracker.log({"loss": 0}, 6)
+    log = tmp_path / "experiment_log.jsonl"
+    log.unlink()
+    log.symlink_to("/dev/full")  # only now: whoever reads it never comes to its end
+    capsys.readouterr()
     tracker.log({"loss": 1}, 7)
     output = capsys.readouterr().out
     assert "Warning: FileLogger could not write 7: [Errno 28] No space left on device" in output

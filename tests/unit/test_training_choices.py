@@ -24,6 +24,7 @@ def inputs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("choices", [CRITIC, FILTERED], ids=["gae with its critic", "remax, filtered, penalised"])
 def test_a_killed_run_repeats_the_unbroken_one(inputs, tmp_path, choices):
     """Critic, surplus groups, place in the data and adaptive weight come back: every metric agrees bit for bit."""
