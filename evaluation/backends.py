@@ -1,4 +1,4 @@
-"""The engines that answer on this machine: one row each in LOCAL_BACKENDS.
+"""The engines that answer on this machine: plain transformers and vLLM.
 
 A back end is made from ModelOptions (this loads the model) and then yields (sample, answer) pairs in any order, so
 that every answer reaches the journal as soon as it is there. Both engines get the same text: the chat template of the
@@ -8,7 +8,7 @@ model's own processor. Images are decoded when an item is sent.
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import batched
@@ -255,24 +255,3 @@ def _set_engine_environment(has_gpu: bool) -> None:
         settings["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     for key, value in settings.items():
         os.environ.setdefault(key, value)
-
-
-def load_vllm(options: ModelOptions) -> Backend:
-    """Return one engine, or one for each group of `tensor_parallel_size` visible GPUs.
-
-    Errors: ValueError if a group needs more GPUs than are visible.
-    """
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if options.tensor_parallel_size > max(gpus, 1):
-        raise ValueError(f"--tensor_parallel_size {options.tensor_parallel_size}: {gpus} GPUs are visible")
-    num_replicas = gpus // options.tensor_parallel_size
-    if num_replicas < 2:
-        return VllmBackend(options)
-    from evaluation.data_parallel import DataParallelBackend
-
-    return DataParallelBackend(VllmBackend, options, num_replicas, options.tensor_parallel_size)
-
-
-LOCAL_BACKENDS: dict[str, Callable[[ModelOptions], Backend]] = {"huggingface": HuggingFaceBackend, "vllm": load_vllm}

@@ -140,7 +140,8 @@ def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
 
 def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
     """Return the engine with the model in it."""
-    from evaluation.backends import LOCAL_BACKENDS, ModelOptions
+    from evaluation.backends import ModelOptions
+    from evaluation.engines import LOCAL_BACKENDS
 
     start = time.monotonic()
     print(f"loading {args.model_path} for {args.provider} ...", flush=True)

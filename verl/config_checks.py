@@ -211,6 +211,18 @@ def _algorithm_faults(config: Config) -> Iterator[str]:
         for key, value in (("kl_target", algorithm.kl_target), ("kl_horizon", algorithm.kl_horizon)):
             if value <= 0:
                 yield f"algorithm.{key} = {value}: must be above 0 with algorithm.kl_type=adaptive; raise it"
+    worker = config.worker
+    if algorithm.kl_penalty == "full" and not algorithm.disable_kl:
+        conflicts = {
+            "worker.actor.model.lora.rank": worker.actor.model.lora.rank > 0,
+            "worker.actor.offload.offload_params": worker.actor.offload.offload_params,
+            "worker.ref.offload.offload_params": worker.ref.offload.offload_params,
+        }
+        for key in (key for key, is_set in conflicts.items() if is_set):
+            yield (
+                f"algorithm.kl_penalty = full: runs policy and reference side by side, which {key} rules out; "
+                "take low_var_kl, or leave that key alone"
+            )
     if algorithm.online_filtering and algorithm.filter_low >= algorithm.filter_high:
         yield (
             f"algorithm.filter_low = {algorithm.filter_low}: must be below algorithm.filter_high = "

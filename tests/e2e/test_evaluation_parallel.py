@@ -4,7 +4,7 @@ import pytest
 
 from evaluation.backends import HuggingFaceBackend, ModelOptions
 from evaluation.benchmarks import BENCHMARKS
-from evaluation.data_parallel import DataParallelBackend
+from evaluation.engines import DataParallelBackend
 from evaluation.samples import load_samples
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate

@@ -254,3 +254,9 @@ def test_every_key_has_a_line_that_explains_it():
                 if isinstance(item, ast.AnnAssign) and not is_section:
                     documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                     assert documented, f"{node.name}.{ast.unparse(item.target)} has no line under it"
+
+
+@pytest.mark.parametrize("key", ["worker.actor.model.lora.rank=8", "worker.ref.offload.offload_params=true"])
+def test_the_full_divergence_needs_both_models_at_once(key):
+    with pytest.raises(ConfigError, match="runs policy and reference side by side, which " + key.partition("=")[0]):
+        load_config(["algorithm.kl_penalty=full", key])

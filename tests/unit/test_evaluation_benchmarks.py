@@ -7,9 +7,10 @@ import datasets
 import pytest
 
 from evaluation import evals
-from evaluation.backends import LOCAL_BACKENDS, Answer
+from evaluation.backends import Answer
 from evaluation.benchmarks import BENCHMARKS, FULL_TEMPLATE
 from evaluation.command_line import parse_arguments
+from evaluation.engines import LOCAL_BACKENDS
 from evaluation.samples import IMAGE_MARK, build_request, find_choices
 from tests.benchmark_rows import ROWS, write_benchmark
 

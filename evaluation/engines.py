@@ -1,9 +1,9 @@
-"""One engine per GPU (or per group of GPUs that share a model), each with its share of the items, through Ray."""
+"""The local engines by name; on several GPUs one engine for each (or each group that shares a model), through Ray."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from evaluation.backends import Answer, Backend, ModelOptions
+from evaluation.backends import Answer, Backend, HuggingFaceBackend, ModelOptions, VllmBackend
 from evaluation.samples import Sample
 
 
@@ -58,3 +58,22 @@ class DataParallelBackend:
                 streams.remove(ready)
                 continue
             yield by_id[item_id], answer
+
+
+def load_vllm(options: ModelOptions) -> Backend:
+    """Return one engine, or one for each group of `tensor_parallel_size` visible GPUs.
+
+    Errors: ValueError if a group needs more GPUs than are visible.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if options.tensor_parallel_size > max(gpus, 1):
+        raise ValueError(f"--tensor_parallel_size {options.tensor_parallel_size}: {gpus} GPUs are visible")
+    num_replicas = gpus // options.tensor_parallel_size
+    if num_replicas < 2:
+        return VllmBackend(options)
+    return DataParallelBackend(VllmBackend, options, num_replicas, options.tensor_parallel_size)
+
+
+LOCAL_BACKENDS: dict[str, Callable[[ModelOptions], Backend]] = {"huggingface": HuggingFaceBackend, "vllm": load_vllm}
