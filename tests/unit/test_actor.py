@@ -300,7 +300,7 @@ def run_rank(rank: int, port: int, store_file: str, out: str) -> None:
 
 def two_ranks(folder: Path) -> dict[tuple[str, int, int] | str, torch.Tensor]:
     store_file, out = folder / "port", folder / "out.pt"
-    context = mp.get_context("spawn")
+    context = mp.get_context("fork")  # importing torch anew takes longer than the test
     first = context.Process(target=run_rank, args=(0, 0, str(store_file), str(out)))
     first.start()
     while not store_file.exists() or not store_file.read_text():
