@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every check and every test that needs no GPU, makes the environment first when it is missing.
 # Usage: bash scripts/run_tests.sh [--unit] [pytest arguments]
-#   --unit   only the unit tests: offline, no Ray
+#   --unit   only the unit tests: offline, no Ray, one process a core
 # All stages run even when one fails. The last line counts tests and, as one each, the other stages.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,6 +16,7 @@ pytest_arguments=("$@")
 
 # A stage that hangs is ended after this long; normal times are a tenth of it.
 unit_limit_s=600
+integration_limit_s=600
 e2e_limit_s=2400
 
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
@@ -62,13 +63,13 @@ run_check() { # run_check NAME COMMAND...
     return "$code"
 }
 
-run_pytest() { # run_pytest NAME LIMIT_S MARKER_EXPRESSION [ENVIRONMENT...]
-    local name=$1 limit_s=$2 marker=$3 start=$SECONDS code=0 counts
-    shift 3
+run_pytest() { # run_pytest NAME LIMIT_S MARKER_EXPRESSION NUM_PROCESSES [ENVIRONMENT...]
+    local name=$1 limit_s=$2 marker=$3 processes=$4 start=$SECONDS code=0 counts
+    shift 4
     local report="$reports/${name// /_}.xml"
     printf '\n==> %s: pytest -m "%s" %s\n' "$name" "$marker" "${pytest_arguments[*]-}"
     env "$@" timeout --foreground --signal=INT --kill-after=30 "$limit_s" \
-        .venv/bin/python -m pytest -m "$marker" --durations=5 --junitxml="$report" \
+        .venv/bin/python -m pytest -m "$marker" -n "$processes" --dist loadfile --durations=5 --junitxml="$report" \
         ${pytest_arguments[@]+"${pytest_arguments[@]}"} </dev/null || code=$?
     # 5: nothing was collected, which is fine when arguments of the caller selected tests of another stage.
     if ((code == 5 && ${#pytest_arguments[@]} > 0)); then code=0; fi
@@ -94,7 +95,12 @@ if ! $only_unit; then
     run_check "lint-imports" .venv/bin/lint-imports
     run_check "pyright" .venv/bin/pyright
 fi
-run_pytest "unit tests" "$unit_limit_s" "not e2e and not gpu and not nightly" \
-    HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
-$only_unit || run_pytest "e2e tests" "$e2e_limit_s" "e2e and not gpu and not nightly"
+cores=$(nproc)
+run_pytest "unit tests" "$unit_limit_s" "not integration and not e2e and not gpu and not nightly" \
+    $((cores < 8 ? cores : 8)) HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+if ! $only_unit; then
+    # Processes of their own: these fork, which a process that has loaded an engine must not.
+    run_pytest "integration tests" "$integration_limit_s" "integration and not gpu and not nightly" 0
+    run_pytest "e2e tests" "$e2e_limit_s" "e2e and not gpu and not nightly" 0
+fi
 finish

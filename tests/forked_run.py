@@ -20,8 +20,8 @@ from transformers import AutoProcessor
 
 from spatialthinker.synthetic import generate
 from tests.tiny_model_folder import save_tiny_model
-from verl.config import Config, ConfigError, config_to_dict
-from verl.config_loading import load_config
+from verl.config import Config, ConfigError
+from verl.config_loading import config_to_dict, load_config
 from verl.dataset import RLHFDataset
 from verl.fsdp import open_store
 from verl.protocol import DataProto

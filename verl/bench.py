@@ -272,8 +272,7 @@ def bench_step(config_file: str, overrides: list[str], image: str, ratio_groups:
     import torch
     from transformers import AutoProcessor
 
-    from verl.config import config_to_dict
-    from verl.config_loading import load_config
+    from verl.config_loading import config_to_dict, load_config
     from verl.qwen_vl import image_grid
 
     folder = Path("runs/bench")

@@ -5,7 +5,6 @@ A key is here only when something reads it. `verl.config_loading` fills the reco
 `verl.config_checks` says what is wrong between keys.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -398,12 +397,3 @@ class ConfigError(ValueError):
 
     def __reduce__(self):
         return type(self), (self.faults,)
-
-
-def config_to_dict(config: Any) -> dict[str, Any]:
-    """The configuration, or one section, as nested plain dictionaries and lists, ready for JSON or YAML."""
-    section = config if isinstance(config, dict) else dataclasses.asdict(config)
-    return {
-        key: config_to_dict(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
-        for key, value in section.items()
-    }

@@ -60,6 +60,15 @@ def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = Non
     return config
 
 
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """The configuration, or one section, as nested plain dictionaries and lists, ready for JSON or YAML."""
+    section = config if isinstance(config, dict) else dataclasses.asdict(config)
+    return {
+        key: config_to_dict(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
+        for key, value in section.items()
+    }
+
+
 def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str, Any]]:
     """The file's keys, then the command line's, as nested dictionaries."""
     command_line: dict[str, Any] = {}

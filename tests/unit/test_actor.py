@@ -314,6 +314,7 @@ def two_ranks(folder: Path) -> dict[tuple[str, int, int] | str, torch.Tensor]:
     return torch.load(out, weights_only=True)
 
 
+@pytest.mark.integration
 def test_two_ranks_give_the_gradient_of_one(tmp_path):
     gradients = two_ranks(tmp_path)
     for case in CASES:

@@ -9,9 +9,9 @@ import pickle
 import pytest
 
 import verl.config
-from verl.config import Config, ConfigError, config_to_dict
+from verl.config import Config, ConfigError
 from verl.config_checks import check_config
-from verl.config_loading import load_config
+from verl.config_loading import config_to_dict, load_config
 
 SMALL = [
     "data.max_prompt_length=64",

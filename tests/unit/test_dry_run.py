@@ -15,6 +15,7 @@ from verl.trainer.dry_run import describe_batch, describe_steps
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.integration
 def test_a_dry_run_prints_everything_and_exits_with_0(tmp_path, capsys, monkeypatch):
     def no_ray(*_):
         raise AssertionError("a dry run starts nothing")
@@ -72,6 +73,7 @@ def test_gpus_that_are_not_there_are_named(monkeypatch):
         program.choose_device(config)
 
 
+@pytest.mark.integration
 def test_a_run_shows_a_prompt_and_its_gold_reward_before_anything_starts(tmp_path, capsys, monkeypatch):
     def stop(*_):
         raise program.ConfigError(["stopped before Ray"])

@@ -61,6 +61,7 @@ except RuntimeError as error:
 """
 
 
+@pytest.mark.integration
 def test_a_rank_that_nobody_joins_says_so_in_time():
     started = time.monotonic()
     output = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=100).stdout

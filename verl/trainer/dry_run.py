@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig
 
 from verl.batching import plan_micro_batches
-from verl.config import Config, config_to_dict
+from verl.config import Config
+from verl.config_loading import config_to_dict
 from verl.dataset import Prompt, RLHFDataset
 from verl.memory import DataShape, ModelShape, Phase, estimate_memory, measure_data, measure_model
 from verl.model_families import model_class

@@ -10,8 +10,8 @@ from typing import Any
 from spatialthinker.rewards import REWARDS, RewardInput, format_failure
 from spatialthinker.rewards.gold import gold_response
 from spatialthinker.rewards.spatial_sgg import check_ground_truth
-from verl.config import Config, ConfigError, RewardConfig, config_to_dict
-from verl.config_loading import load_config
+from verl.config import Config, ConfigError, RewardConfig
+from verl.config_loading import config_to_dict, load_config
 from verl.watchdog import Watchdog
 
 USER_ERROR = 2

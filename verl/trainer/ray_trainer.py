@@ -6,7 +6,6 @@ Letters: G groups (prompts of a step), n samples, R response tokens.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from tqdm import tqdm
 
 from verl import checkpoint
 from verl.advantages import compute_advantages
-from verl.config import Config, config_to_dict
+from verl.config import Config
+from verl.config_loading import config_to_dict
 from verl.dataset import RLHFDataset, collate_prompts
 from verl.divergences import FULL_KL, adapt_kl_coef, compute_kl
 from verl.protocol import DataProto, pad_dataproto_to_divisor, unpad_dataproto
@@ -26,20 +26,13 @@ from verl.trainer.interrupt import Interrupt
 from verl.trainer.metrics import compute_data_metrics, compute_memory_metrics, compute_timing_metrics, reduce_metrics
 from verl.trainer.saving import CheckpointSaver
 from verl.trainer.tracking import Tracker
+from verl.trainer.validation import Validation, collect_scores
 
 GROUP_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids", "responses", "response_mask")
 
 
 class DivergenceError(RuntimeError):
     """Training that has stopped to make sense; the message says how, and what to change."""
-
-
-@dataclass
-class Validation:
-    """Scores of one validation: means by metric name, and one record per sample."""
-
-    metrics: dict[str, float]
-    records: list[dict[str, Any]]
 
 
 class MemoryLimitError(RuntimeError):
@@ -325,8 +318,6 @@ class GRPOTrainer:
         sampling = train_sampling(rollout) | {"n": 1} | rollout.val_override_config
         size = self.config.data.val_batch_size
         size = len(self.val_set) if size < 0 else size
-        totals: dict[str, list[float]] = {}
-        records = []
         answered = []
         with self._engines_awake():
             for start in range(0, len(self.val_set), size):
@@ -334,26 +325,7 @@ class GRPOTrainer:
                 prompts = collate_prompts([self.val_set[row] for row in rows], self.pad_token_id)
                 groups = self._generate(prompts, sampling, seed=0)
                 answered.append((groups, self.reward.submit(groups)))
-        for groups, pending in answered:
-            scores = pending.result()
-            for key, values in scores.items():
-                totals.setdefault(key, []).extend(values.flatten().tolist())
-            records += self._records(groups, pending.texts, scores)
-        metrics = {f"val/{key}_reward": sum(values) / len(records) for key, values in totals.items()}
-        metrics["val/reward_score"] = metrics["val/overall_reward"]
-        return Validation(metrics, records)
-
-    @staticmethod
-    def _records(groups: DataProto, texts: list[str], scores: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-        num_samples = scores["overall"].shape[1]
-        flat = {key: values.flatten().tolist() for key, values in scores.items()}
-        lengths = groups.batch["response_mask"].sum(-1).flatten().tolist()
-        return [
-            {key: str(groups.non_tensor_batch[key][i // num_samples]) for key in ("uid", "problem", "ground_truth")}
-            | {"sample": i % num_samples, "response": text, "response_length": lengths[i]}
-            | {"score": {key: values[i] for key, values in flat.items()}}
-            for i, text in enumerate(texts)
-        ]
+        return collect_scores(answered)
 
     def _save(self, score: float | None = None) -> None:
         """Begins the checkpoint of the last trained step; `score` is the validation's at that step."""

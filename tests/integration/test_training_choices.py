@@ -8,6 +8,8 @@ import pytest
 from tests.e2e.training import learned, metrics
 from tests.forked_run import kill_at, make_config, make_inputs, run
 
+pytestmark = pytest.mark.integration
+
 ONE_RANK = ["trainer.n_gpus_per_node=1", "trainer.val_freq=-1", "trainer.max_steps=3"]
 CRITIC = ["algorithm.adv_estimator=gae", "worker.critic.global_batch_size=2", "worker.critic.optim.lr=1e-3"]
 CRITIC += ["worker.critic.fsdp.torch_dtype=fp32", "worker.critic.fsdp.mp_param_dtype=fp32"]
@@ -24,7 +26,6 @@ def inputs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize("choices", [CRITIC, FILTERED], ids=["gae with its critic", "remax, filtered, penalised"])
 def test_a_killed_run_repeats_the_unbroken_one(inputs, tmp_path, choices):
     """Critic, surplus groups, place in the data and adaptive weight come back: every metric agrees bit for bit."""

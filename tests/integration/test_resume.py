@@ -14,6 +14,8 @@ from tests.e2e.training import learned, metrics
 from tests.forked_run import finish, fork, kill_at, make_config, make_inputs, run
 from verl import checkpoint
 
+pytestmark = pytest.mark.integration
+
 KILLS = {
     "while sampling at the epoch's end": ("generate", 3),  # a validation samples too
     "in the middle of an epoch's update": ("update_actor", 2),
