@@ -31,7 +31,7 @@ for argument in "$@"; do
     if [[ $argument == --junitxml=* ]]; then report=${argument#*=}; fi
 done
 echo "pytest $*" >>"$CALLS"
-[[ $report == *e2e* ]] && exit 5
+[[ $report == *e2e* || $report == *integration* ]] && exit 5
 echo '<testsuites><testsuite tests="9" failures="1" errors="1" skipped="3"/></testsuites>' >"$report"
 exit 1
 """
@@ -217,9 +217,9 @@ def run_test_script(folder: Path, *arguments: str) -> tuple[subprocess.Completed
 def test_run_tests_goes_on_after_a_failure_and_counts(tmp_path: Path):
     finished, calls = run_test_script(tmp_path / "checkout")
     assert finished.returncode == 1
-    assert len(calls) == 2
+    assert len(calls) == 3
     table = finished.stdout.split("result\n")[1].splitlines()
-    results = {line[:20].strip(): line[20:].split()[1] for line in table[:7]}
+    results = {line[:20].strip(): line[20:].split()[1] for line in table[:8]}
     assert results == {
         "setup": "ok",
         "ruff check": "ok",
@@ -227,10 +227,11 @@ def test_run_tests_goes_on_after_a_failure_and_counts(tmp_path: Path):
         "lint-imports": "ok",
         "pyright": "failed",
         "unit tests": "failed",
+        "integration tests": "failed",  # nothing collected
         "e2e tests": "failed",  # nothing collected
     }
-    # Four checks and four tests passed; pyright, two tests and the empty e2e stage failed.
-    assert table[-1] == "8 passed, 4 failed, 3 skipped"
+    # Four checks and four tests passed; pyright, two tests and the two empty stages failed.
+    assert table[-1] == "8 passed, 5 failed, 3 skipped"
 
 
 def test_run_tests_passes_arguments_on(tmp_path: Path):

@@ -29,6 +29,8 @@ from data_gen.validation import read_choice_index
 from spatialthinker.prices import PRICES, Price, Usage, cost_usd, find_price
 from spatialthinker.scene_graph import Relation, SceneObject
 
+pytestmark = pytest.mark.integration
+
 MODELS = {"anthropic": "claude-sonnet-4-5", "openai": "gpt-4o"}
 
 

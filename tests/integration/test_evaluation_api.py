@@ -17,6 +17,8 @@ from spatialthinker.prices import Price, Usage, cost_usd, find_price
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -69,7 +71,6 @@ def test_faults_are_waited_out_and_nothing_is_asked_again_after_an_answer(data_d
     assert read(tmp_path / "run.summary.json")["cost_usd"] > 0
 
 
-@pytest.mark.e2e
 def test_a_second_of_latency_is_shared_by_all_that_are_under_way(data_dir, tmp_path, serve):
     address, _ = serve(latency_s=1)
     start = time.monotonic()
