@@ -59,12 +59,9 @@ def score_by_digest(items: list[dict[str, Any]]) -> list[dict[str, float]]:
     return [{"overall": zlib.crc32(item["response"].encode()) / 2**32} for item in items]
 
 
-def build_random_model(folder: Path) -> None:
-    """A random model of the folder's name with the toy model's tokenizer, in bf16; nothing if it is there."""
-    if (folder / "config.json").is_file():
-        return
-    import torch
-    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+def describe_random_model(folder: Path) -> None:
+    """A model folder of the name's shape with the toy model's tokenizer, still without weights."""
+    from transformers import AutoConfig
 
     folder.mkdir(parents=True, exist_ok=True)
     for part in Path(TOKENIZER_FOLDER).iterdir():
@@ -75,6 +72,17 @@ def build_random_model(folder: Path) -> None:
     for name, section in changes.items():
         for key, value in section.items():
             setattr(getattr(config, name), key, value)
+    config.save_pretrained(folder)
+
+
+def draw_weights(folder: Path) -> None:
+    """Random weights for the folder's shape, in bf16; nothing if they are there."""
+    if list(folder.glob("*.safetensors")):
+        return
+    import torch
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+    config = AutoConfig.from_pretrained(folder)
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
@@ -270,16 +278,17 @@ def bench_step(config_file: str, overrides: list[str], image: str, ratio_groups:
     """Runs the configured steps and prints the table, then shared against repeated passes over `ratio_groups`."""
     import ray
     import torch
-    from transformers import AutoProcessor
 
     from verl.config_loading import config_to_dict, load_config
+    from verl.processor import load_run_processor, pixel_limits
     from verl.qwen_vl import image_grid
+    from verl.trainer.main import choose_device
 
     folder = Path("runs/bench")
     rows = folder / "rows.parquet"
-    for name in RANDOM_MODELS:
-        if any(name in text for text in (Path(config_file).read_text(), *overrides)):
-            build_random_model(folder / name)
+    random_models = [folder / name for name in RANDOM_MODELS if name in f"{Path(config_file).read_text()} {overrides}"]
+    for model in random_models:
+        describe_random_model(model)
     fixed = [
         f"data.train_files={rows}",
         f"data.val_files={rows}",
@@ -288,16 +297,14 @@ def bench_step(config_file: str, overrides: list[str], image: str, ratio_groups:
     rows.parent.mkdir(parents=True, exist_ok=True)
     rows.touch()
     config = load_config([f"config={config_file}", *fixed, *overrides])
-    model = config.worker.actor.model
-    processor = AutoProcessor.from_pretrained(model.model_path)
+    device = choose_device(config)
+    for model in random_models:
+        draw_weights(model)
+    processor = load_run_processor(config)
     width, height = map(int, image.split("x"))
     write_rows(rows, processor, config.data, (width, height))
-    device = config.trainer.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = processor.image_processor.size
-    limits = config.data.min_pixels or size["shortest_edge"], config.data.max_pixels or size["longest_edge"]
-    _, grid_rows, grid_columns = image_grid((width, height), processor.image_processor, *limits)
+    limits = pixel_limits(processor, config.data.min_pixels, config.data.max_pixels)
+    _, grid_rows, grid_columns = image_grid((width, height), processor.image_processor, **limits)
     memory, recorder = GpuMemory(), Recorder()
     memory.start()
     started = time.perf_counter()

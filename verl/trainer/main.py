@@ -142,7 +142,9 @@ def choose_device(config: Config) -> str:
     device = ("cuda" if found else "cpu") if wanted == "auto" else wanted
     if device == "cuda" and found < config.trainer.n_gpus_per_node and "RAY_ADDRESS" not in os.environ:
         number = config.trainer.n_gpus_per_node
-        raise ConfigError([f"trainer.n_gpus_per_node = {number}: this machine has {found} GPUs; lower it"])
+        raise ConfigError(
+            [f"trainer.n_gpus_per_node = {number}: this machine has {found} GPUs; lower it, or set trainer.device=cpu"]
+        )
     return device
 
 
