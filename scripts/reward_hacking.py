@@ -7,7 +7,7 @@ with group-relative advantages on synthetic rows. Responses are real texts, scor
 reward's keywords are all that differs between the curves. One thing is assumed and not learned: room spent on boxes
 is missing for thought, so every doubling of the boxes costs THOUGHT_LOST of the chance to answer right. A doubling
 adds 0.04 to 0.07 to the spatial term, 0.014 to 0.03 to the ungated reward, so boxes pay while it costs less than 0.03
-to 0.06 of accuracy: at THOUGHT_LOST = 0.05 the policy does not hack, at 0.02 it does. That and how far accuracy falls
+to 0.06 of accuracy; at THOUGHT_LOST = 0.02 the policy hacks. That and how far accuracy falls
 is the assumption's doing; that boxes multiply where they are cheap is the reward's.
 """
 
