@@ -95,7 +95,7 @@ if ! $only_unit; then
     run_check "lint-imports" .venv/bin/lint-imports
     run_check "pyright" .venv/bin/pyright
 fi
-cores=$(nproc)
+cores=$(env -u OMP_NUM_THREADS nproc) # nproc itself would answer with that variable
 run_pytest "unit tests" "$unit_limit_s" "not integration and not e2e and not gpu and not nightly" \
     $((cores < 8 ? cores : 8)) HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 if ! $only_unit; then
