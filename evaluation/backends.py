@@ -43,6 +43,8 @@ class ModelOptions:
     """Where the id of a submitted batch is kept; None asks one by one."""
     tensor_parallel_size: int = 1
     """GPUs that share one model, for vllm."""
+    num_items: int = 0
+    """How many questions will be asked."""
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,7 @@ def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
         base_url=args.base_url,
         batch_file=str(locate_output(args, jobs[0].dataset, ".batch.json")) if args.batch_api else None,
         tensor_parallel_size=args.tensor_parallel_size,
+        num_items=sum(len(job.missing) for job in jobs),
     )
     backends: dict[str, Callable[[ModelOptions], Backend]] = dict(LOCAL_BACKENDS)
     if args.provider not in backends:
