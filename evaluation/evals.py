@@ -43,6 +43,10 @@ def collect_settings(args: argparse.Namespace, dataset: str, samples: "list[Samp
 
     names = ("template", "model_path", "processor_name", "provider", "seed", "max_tokens", "temperature", "scoring")
     settings = {"dataset": dataset} | {name: getattr(args, name) for name in names}
+    data_path = locate_data(args, dataset)
+    settings["data_path"] = None if data_path is None else str(Path(data_path).resolve())
+    settings["split"] = args.split or BENCHMARKS[dataset].split
+    settings["revision"] = args.revision or BENCHMARKS[dataset].revision
     if is_template_file(args.template):
         settings["template_text"] = check_template_file(args.template)
     return settings | {
