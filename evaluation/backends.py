@@ -21,7 +21,7 @@ WINDOW_BATCHES = 8
 SENT_PER_STEP = 16
 """Requests added between two engine steps, so that preparing images never starves the engine."""
 MAX_IN_FLIGHT = 512
-"""Questions that vLLM holds at a time. It keeps an image's patches until the answer ends: 11 MB for 800 x 600 pixels."""
+"""Questions that vLLM holds at a time: it keeps the image's patches until the answer ends, 11 MB for 800 x 600."""
 _PIXELS_PER_TOKEN = 28 * 28
 
 
