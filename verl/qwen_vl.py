@@ -99,7 +99,7 @@ class ResponseLogProbs(nn.Module):
         self,
         batch: PackedBatch,
         pixel_values: Tensor | None,
-        image_grid_thw: Tensor | None,
+        grids: Sequence[Grid] | None,
         temperature: float,
         reference: tuple[Tensor, Tensor] | None = None,
         with_states: bool = False,
@@ -111,13 +111,13 @@ class ResponseLogProbs(nn.Module):
             pixel_values: [patches, patch size] of the images that the row shows: each distinct one once, or one per
                 image block. When the row shows none, any image (its features move nothing, the tower only keeps ranks
                 in step) or None.
-            image_grid_thw: [images, 3] their grids.
+            grids: theirs.
             temperature: of the sampling that is scored.
             reference: another model's states and output embedding for the same row: then the exact divergence [N]
                 from its distributions comes third.
             with_states: return what another model's pass takes as reference, and nothing else.
         """
-        states = decode(self.model, batch, pixel_values, image_grid_thw)[batch.predict_index]
+        states = decode(self.model, batch, pixel_values, grids)[batch.predict_index]
         weight = self.model.lm_head.weight
         if with_states:
             return states, weight
@@ -135,9 +135,9 @@ class ResponseValues(nn.Module):
         nn.init.zeros_(model.lm_head.bias)
         self.model = model
 
-    def forward(self, batch: PackedBatch, pixel_values: Tensor | None, image_grid_thw: Tensor | None) -> Tensor:
+    def forward(self, batch: PackedBatch, pixel_values: Tensor | None, grids: Sequence[Grid] | None) -> Tensor:
         """[N] values, in float32; arguments as of ResponseLogProbs."""
-        states = decode(self.model, batch, pixel_values, image_grid_thw)[batch.predict_index]
+        states = decode(self.model, batch, pixel_values, grids)[batch.predict_index]
         return self.model.lm_head(states).squeeze(-1).float()
 
 
