@@ -42,7 +42,7 @@ class ModelOptions:
     base_url: str | None = None
     """Another server that speaks the provider's language."""
     batch_file: str | None = None
-    """Where the id of a submitted batch is kept; None asks one by one."""
+    """Where the submitted batches are written down; None asks one by one."""
     tensor_parallel_size: int = 1
     """GPUs that share one model, for vllm."""
     num_items: int = 0

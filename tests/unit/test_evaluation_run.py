@@ -95,6 +95,7 @@ def test_a_killed_run_goes_on_where_it_stopped(model_dir, data_dir, tmp_path, ca
     lines = journal.read_bytes().splitlines(keepends=True)
     assert lines[:5] == whole[:5] and len(lines) == ITEMS + 1
     assert len({record["id"] for record in read_json(tmp_path / "run.json")}) == ITEMS
+    assert not (tmp_path / "run.jsonl.previous").exists()
     assert run(model_dir, data_dir, tmp_path, "--resume") == 0  # nothing left: no model is loaded
     assert "loading" not in capsys.readouterr().out.split(f"{ITEMS} of {ITEMS} items")[-1]
 
@@ -104,6 +105,9 @@ def test_a_journal_of_other_settings_is_refused(model_dir, data_dir, tmp_path, c
     before = (tmp_path / "run.jsonl").read_bytes()
     assert run(model_dir, data_dir, tmp_path, "--resume", "--max_tokens", "5") == 2
     assert "max_tokens: 4 there, 5 now" in capsys.readouterr().err
+    assert run(model_dir, data_dir, tmp_path, "--num_samples", "2") == 0  # anew: the old answers are kept aside
+    assert (tmp_path / "run.jsonl.previous").read_bytes() == before
+    before = (tmp_path / "run.jsonl").read_bytes()
     (tmp_path / "moved").symlink_to(data_dir)
     assert run(model_dir, tmp_path / "moved", tmp_path, "--resume", "--num_samples", "2") == 0  # the same folder
     copy = shutil.copytree(data_dir, tmp_path / "copy")
