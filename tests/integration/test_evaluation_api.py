@@ -115,7 +115,7 @@ def test_what_failed_in_a_batch_is_in_the_next_one(data_dir, tmp_path, serve):
     address, _ = serve(faults=0.4, kinds="500")
     given = arguments(data_dir, tmp_path, address, "--num_samples", "12", "--batch_api")
     codes = []
-    while not codes or {record["status"] for record in read_journal(tmp_path / "run.jsonl")[1].values()} != {"ok"}:
+    while not codes or {record.status for record in read_journal(tmp_path / "run.jsonl")[1].values()} != {"ok"}:
         codes.append(evals.main(given))
         assert len(codes) < 20
     assert codes[-1] == 0 and 2 in codes  # the items that failed are reported
