@@ -100,4 +100,4 @@ def report(reward: str, batch_size: int, seconds: float) -> Iterator[str]:
         if reward == "spatial_sgg":
             cells.append(f"{1e6 * measure_assignment((low, high)) / objects:.2f}")
         yield " ".join(f"{cell:>15}" for cell in (f"{low} to {high}" if low < high else str(high), *cells))
-    yield f"an object among {SIZES[-1][1]} takes {response_us / objects / first:.2f} times what it takes in the first row"
+    yield f"an object among {SIZES[-1][1]} takes {response_us / objects / first:.2f} times the time of the first row"
