@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from spatialthinker.geometry import OVERLAPS
 from spatialthinker.matching import LABEL_COST, label_similarity
@@ -69,6 +68,8 @@ def measure(reward: str, batch_size: int, num_objects: tuple[int, int], seconds:
 
 def measure_assignment(num_objects: tuple[int, int], repeats: int = 5) -> float:
     """Returns seconds that the Hungarian method alone takes per scene: what no code around it can shorten."""
+    from scipy.optimize import linear_sum_assignment
+
     rng = random.Random(0)
     gains = []
     for _ in range(32):
@@ -90,14 +91,14 @@ def report(reward: str, batch_size: int, seconds: float) -> Iterator[str]:
     yield f"{reward}, batches of {batch_size} responses, every scene fresh, one core"
     titles = ("objects a scene", "responses/s", "us/response", "us/object", "of it assigning")
     yield " ".join(f"{title:>15}" for title in titles)
-    first = 0.0
+    object_us = []
     for low, high in SIZES:
         size = batch_size if high <= SIZES[0][1] else max(64, batch_size // high)
         response_us = 1e6 * measure(reward, size, (low, high), seconds)
-        objects = (low + high) / 2
-        first = first or response_us / objects
-        cells = [f"{1e6 / response_us:,.0f}", f"{response_us:.1f}", f"{response_us / objects:.2f}"]
+        num_objects = (low + high) / 2
+        object_us.append(response_us / num_objects)
+        cells = [f"{1e6 / response_us:,.0f}", f"{response_us:.1f}", f"{object_us[-1]:.2f}"]
         if reward == "spatial_sgg":
-            cells.append(f"{1e6 * measure_assignment((low, high)) / objects:.2f}")
+            cells.append(f"{1e6 * measure_assignment((low, high)) / num_objects:.2f}")
         yield " ".join(f"{cell:>15}" for cell in (f"{low} to {high}" if low < high else str(high), *cells))
-    yield f"an object among {SIZES[-1][1]} takes {response_us / objects / first:.2f} times the time of the first row"
+    yield f"an object among {SIZES[-1][1]} takes {object_us[-1] / object_us[0]:.2f} times the time of the first row"
