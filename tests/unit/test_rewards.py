@@ -170,6 +170,7 @@ def test_deviation_negative_overlaps():
         (TRUTH, "no size"),
         (TRUTH, "Image size: 100 x 100"),
         (TRUTH, "Image size: (0 x 100)"),
+        (TRUTH, f"Image size: (100 x {10**400})"),
     ],
 )
 def test_a_bad_row_is_refused(truth, problem):
