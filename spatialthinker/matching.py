@@ -126,7 +126,7 @@ class LabelVectors:
 
 @cache
 def label_vectors() -> LabelVectors:
-    """Returns this process's label vectors; the first call loads them (seconds, 100 MB).
+    """Returns this process's label vectors; the first call loads them (seconds, 260 MB besides spaCy).
 
     Raises ModuleNotFoundError with the install command when spaCy or its vectors are missing.
     """
