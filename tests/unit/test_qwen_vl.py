@@ -114,7 +114,7 @@ def packed_log_probs(model, rows, temperature, max_tokens, shared_prompt):
         batch = pack(pieces, prompts, positions, responses, images)
         shown = list(dict.fromkeys(batch.image_ids)) or ([0] if pixels else [])
         pixel_values = torch.cat([pixels[i] for i in shown]) if shown else None
-        shown_grids = torch.tensor([grids[i] for i in shown]) if shown else None
+        shown_grids = [grids[i] for i in shown]
         out.append(scorer(batch, pixel_values, shown_grids, temperature)[0])
     return torch.cat(out), plan
 
