@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from spatialthinker.matching import label_vectors
 from spatialthinker.rewards import REWARDS, RewardInput, format_failure
-from spatialthinker.rewards.bench import random_input
+from spatialthinker.rewards.bench import random_input, random_scene
 
 BATCH = 25
 DEFAULT_CASES, NIGHTLY_CASES = 5_000, 200_000
@@ -84,6 +85,53 @@ def test_any_scene_and_answer(scene, answer, is_right, rng):
     answer = "(B) left of it" if is_right else answer
     text = f"<observe></observe><scene>{scene}</scene><think></think><answer>{answer}</answer>"
     check([RewardInput(text, row.ground_truth, row.problem), row], rng)
+
+
+OBJECT_ID = re.compile(r"[a-zA-Z_]+\.\d+")
+PIECES = (
+    "\n", "\t", "\0", "\x7f", "\ufeff", "\u00a0", "\u0663", "\U0001f408", "é", "\\u0041", "\\/", "\\x", '"', "'",
+    "1", ".", "e", "-", "0", "_", "null", "//", ",", "[]", "{}", '"a": 1,', '"id": "cat.1",', '"bbox": [1, 2, 3, 4],',
+)  # fmt: skip
+
+
+def is_scene_by_json(text):
+    """Whether Python's own JSON reader and the released checks, one by one, take a scene."""
+    try:
+        scene = json.loads(text)
+    except ValueError:
+        return False
+    if not isinstance(scene, dict) or not scene:
+        return False
+    objects, relations = scene.get("objects", []), scene.get("relationships", [])
+    if not isinstance(objects, list) or not isinstance(relations, list):
+        return False
+    if not all(isinstance(item, dict) and set(item) == {"id", "bbox"} for item in objects):
+        return False
+    if not all(isinstance(item, dict) and set(item) >= {"subject", "predicate", "object"} for item in relations):
+        return False
+    ids = [item["id"] for item in objects]
+    ends = [item[key] for item in relations for key in ("subject", "object")]
+    numbers = [number for item in objects if isinstance(item["bbox"], list) for number in item["bbox"]]
+    return (
+        all(isinstance(end, str) and OBJECT_ID.fullmatch(end) for end in ids + ends)
+        and all(isinstance(item["predicate"], str) for item in relations)
+        and all(isinstance(item["bbox"], list) and len(item["bbox"]) == 4 for item in objects)
+        and all(isinstance(number, int | float) and abs(number) <= 1e6 for number in numbers)
+        and len(set(ids)) == len(ids)
+    )
+
+
+def test_the_format_is_what_a_plain_json_reader_takes():
+    rng = random.Random(2)
+    outcomes = []
+    for _ in range(3000):
+        scene = random_scene(rng, rng.randint(1, 3), rng.randint(0, 2))
+        for _ in range(rng.choice((1, 1, 2))):
+            start = rng.randrange(len(scene))
+            scene = scene[:start] + rng.choice(PIECES) + scene[start + rng.randrange(2) :]
+        outcomes.append(format_failure(around(scene)) is None)
+        assert outcomes[-1] == is_scene_by_json(scene), scene
+    assert 200 < sum(outcomes) < 2000
 
 
 def fill(unit, size=65_536):
