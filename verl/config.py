@@ -112,7 +112,7 @@ class ModelConfig:
     enable_gradient_checkpointing: bool = True
     """Whether activations are computed again in the backward pass instead of kept."""
     activation_budget_gb: float = 0.0
-    """Memory for activations that gradient checkpointing may keep all the same, in GiB per micro-batch."""
+    """Memory for activations that gradient checkpointing keeps all the same, in GiB per micro-batch."""
     use_fused_layers: bool = True
     """Whether a GPU runs Liger's fused RMSNorm and SwiGLU where that package is installed and knows the model."""
     freeze_vision_tower: bool = False
