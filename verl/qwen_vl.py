@@ -89,11 +89,17 @@ def mrope_positions(ids: Sequence[int], grids: Sequence[Grid], image_token_id: i
 
 
 class ResponseLogProbs(nn.Module):
-    """A model whose forward pass is what the trainer asks of it: log-probs of packed responses."""
+    """A model whose forward pass is what the trainer asks of it: log-probs of packed responses.
 
-    def __init__(self, model: PreTrainedModel):
+    Args:
+        model: of a class in model_families.py.
+        banned_token_ids: never sampled, and so left out of the distributions that are scored.
+    """
+
+    def __init__(self, model: PreTrainedModel, banned_token_ids: Sequence[int] = ()):
         super().__init__()
         self.model = model
+        self.register_buffer("banned", torch.tensor(banned_token_ids) if banned_token_ids else None, persistent=False)
 
     def forward(
         self,
@@ -121,8 +127,10 @@ class ResponseLogProbs(nn.Module):
         weight = self.model.lm_head.weight
         if with_states:
             return states, weight
-        scores = response_log_probs(states, weight, batch.targets, temperature)
-        return scores if reference is None else (*scores, full_divergence(states, weight, *reference, temperature))
+        scores = response_log_probs(states, weight, batch.targets, temperature, self.banned)
+        if reference is None:
+            return scores
+        return *scores, full_divergence(states, weight, *reference, temperature, self.banned)
 
 
 class ResponseValues(nn.Module):

@@ -18,7 +18,7 @@ from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_
 from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
 from verl.model_families import stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS
-from verl.processor import load_run_processor, pixel_limits
+from verl.processor import load_run_processor, pixel_limits, vision_token_ids
 from verl.protocol import DataProto
 from verl.qwen_vl import ResponseLogProbs, ResponseValues, decode_image, fuse_layers, load_model
 from verl.single_controller import Dispatch, register
@@ -101,7 +101,7 @@ class FSDPWorker:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         fsdp = settings.fsdp if trainable else self.config.worker.ref.fsdp
         offload = settings.offload if trainable else self.config.worker.ref.offload
-        wrapped = ResponseLogProbs(model)
+        wrapped = ResponseLogProbs(model, vision_token_ids(self.processor))
         if not fsdp.enable_cpu_offload:
             wrapped.to(self.device)
         shard(wrapped, self.mesh, computed, DTYPES[settings.fsdp.mp_reduce_dtype], fsdp.enable_cpu_offload)
