@@ -4,7 +4,7 @@ Letters as in batching.py: T packed tokens, S responses, N response tokens; D hi
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from verl.attention import TEXT_ATTENTION, VISION_ATTENTION
 from verl.batching import PackedBatch
 from verl.log_probs import full_divergence, response_log_probs
-from verl.model_families import decode, model_class, vision_tower
+from verl.model_families import decode, model_class, read_config, vision_tower
 
 EXIF_ORIENTATION_TAG = 0x0112
 EXIF_SIDEWAYS = range(5, 9)  # orientations that swap width and height
@@ -99,6 +99,7 @@ class ResponseLogProbs(nn.Module):
     def __init__(self, model: PreTrainedModel, banned_token_ids: Sequence[int] = ()):
         super().__init__()
         self.model = model
+        self.banned: Tensor | None
         self.register_buffer("banned", torch.tensor(banned_token_ids) if banned_token_ids else None, persistent=False)
 
     def forward(
@@ -149,9 +150,15 @@ class ResponseValues(nn.Module):
         return self.model.lm_head(states).squeeze(-1).float()
 
 
-def load_model(path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The pretrained model with the attention of packed rows in its text part and in its tower."""
-    model = model_class(path, trust_remote_code).from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+def load_model(
+    path: str, dtype: torch.dtype, trust_remote_code: bool = False, overrides: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """The pretrained model with the attention of packed rows in its text part and in its tower.
+
+    `overrides` are fields of its config.json with other values.
+    """
+    config = read_config(path, trust_remote_code, overrides)
+    model = model_class(config).from_pretrained(path, config=config, dtype=dtype, attn_implementation="sdpa")
     attend_packed(model)
     return model
 

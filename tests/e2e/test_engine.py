@@ -106,8 +106,8 @@ def test_samples_depend_on_the_seed_alone(parts):
 def test_every_familys_log_probs_are_the_engines(family, tmp_path):
     """Random weights, so that every token counts: also the ones that are never sampled would show."""
     folder = save_tiny_model(tmp_path / "model", family=family)
-    text = [f"data.text_only={str('vl' not in family).lower()}", "data.max_prompt_length=512"]
-    engine, data, processor = start(tmp_path, folder, *text, "worker.rollout.max_num_batched_tokens=1024")
+    text = [f"data.text_only={str('vl' not in family).lower()}", "data.max_prompt_length=2048"]
+    engine, data, processor = start(tmp_path, folder, *text, "worker.rollout.max_num_batched_tokens=4096")
     prompts = collate_prompts(list(data), processor.tokenizer.pad_token_id)
     samples = sample(engine, prompts)
     expected = actor_log_probs(load_model(str(folder), torch.float32), prompts, samples, processor)

@@ -66,6 +66,18 @@ def test_all_faults_of_a_configuration_come_together(run):
     assert "3 faults in the configuration" in message
 
 
+def test_all_faults_of_machine_model_and_checkpoint_come_together(run, tmp_path):
+    (tmp_path / "global_step_3").mkdir()
+    message = run(
+        "trainer.logger=[swanlab]",
+        "worker.actor.model.lora.rank=4",
+        "worker.actor.model.lora.target_modules=q_prox",
+        f"trainer.load_checkpoint_path={tmp_path / 'global_step_3'}",
+    )
+    assert "3 faults in the configuration" in message
+    assert all(word in message for word in ("pip install swanlab", "q_prox", "has no manifest.json"))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

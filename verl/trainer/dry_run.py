@@ -6,14 +6,12 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig
 
 from verl.batching import plan_micro_batches
 from verl.config import Config
 from verl.config_loading import config_to_dict
 from verl.dataset import Prompt, RLHFDataset
-from verl.memory import DataShape, ModelShape, Phase, estimate_memory, measure_data, measure_model
-from verl.model_families import model_class
+from verl.memory import DataShape, ModelShape, Phase, estimate_memory, measure_data
 
 NUM_SHOWN = 3
 NUM_SAMPLED_IMAGES = 64
@@ -106,17 +104,9 @@ def host_memory_warning(phases: list[Phase], is_on_cpu: bool, ranks_per_machine:
     )
 
 
-def plan_memory(config: Config, train_set: RLHFDataset) -> list[Phase]:
-    """The estimate for a run on these prompts, from the model's config.json and a sample of the images."""
-    return estimate_memory(config, read_model_shape(config), read_data_shape(train_set))
-
-
-def read_model_shape(config: Config) -> ModelShape:
-    """The shape of the configured model, none of whose weights are loaded."""
-    model = config.worker.actor.model
-    settings = AutoConfig.from_pretrained(model.model_path, trust_remote_code=model.trust_remote_code)
-    with torch.device("meta"):
-        return measure_model(model_class(model.model_path, model.trust_remote_code)(settings))
+def plan_memory(config: Config, model: ModelShape, train_set: RLHFDataset) -> list[Phase]:
+    """The estimate for a run of this model on these prompts, with a sample of their images."""
+    return estimate_memory(config, model, read_data_shape(train_set))
 
 
 def read_data_shape(train_set: RLHFDataset) -> DataShape:

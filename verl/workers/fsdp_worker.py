@@ -16,7 +16,7 @@ from verl.config import Config, OptimConfig
 from verl.divergences import FULL_KL
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_store, shard, whole
 from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
-from verl.model_families import stand_in_image, vision_tower
+from verl.model_families import critic_path, stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS
 from verl.processor import load_run_processor, pixel_limits, vision_token_ids
 from verl.protocol import DataProto
@@ -88,7 +88,8 @@ class FSDPWorker:
         settings, model_config = self.config.worker.actor, self.config.worker.actor.model
         kept, computed = DTYPES[settings.fsdp.torch_dtype], DTYPES[settings.fsdp.mp_param_dtype]
         is_frozen = not trainable or model_config.lora.rank > 0
-        model = load_model(model_config.model_path, computed if is_frozen else kept, model_config.trust_remote_code)
+        dtype, overrides = computed if is_frozen else kept, model_config.override_config
+        model = load_model(model_config.model_path, dtype, model_config.trust_remote_code, overrides)
         if self.device.type == "cuda" and model_config.use_fused_layers:
             fuse_layers(model)
         if not trainable:
@@ -125,9 +126,9 @@ class FSDPWorker:
         return on_device(self.device, reference if is_parked else None)
 
     def _build_critic(self) -> ResponseValues:
-        settings = self.config.worker.critic
-        path = settings.model.model_path or self.config.worker.actor.model.model_path
-        model = load_model(path, DTYPES[settings.fsdp.torch_dtype], settings.model.trust_remote_code)
+        settings, path = self.config.worker.critic, critic_path(self.config)
+        dtype, overrides = DTYPES[settings.fsdp.torch_dtype], settings.model.override_config
+        model = load_model(path, dtype, settings.model.trust_remote_code, overrides)
         if settings.model.freeze_vision_tower and (tower := vision_tower(model)) is not None:
             tower.requires_grad_(False)
         if settings.model.enable_gradient_checkpointing:
@@ -137,7 +138,19 @@ class FSDPWorker:
             wrapped.to(self.device)
         types = DTYPES[fsdp.mp_param_dtype], DTYPES[fsdp.mp_reduce_dtype]
         shard(wrapped, self.mesh, *types, fsdp.enable_cpu_offload)
+        if settings.offload.offload_params:
+            wrapped.to("cpu")
         return wrapped
+
+    def _critic_on_device(self, with_optimizer: bool = False) -> AbstractContextManager[None]:
+        """The same for the critic."""
+        assert self.critic is not None
+        offload = self.config.worker.critic.offload
+        return on_device(
+            self.device,
+            self.critic.model if offload.offload_params else None,
+            self.critic.optimizer if offload.offload_optimizer and with_optimizer else None,
+        )
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def load_groups(self, data: DataProto) -> None:
@@ -222,7 +235,8 @@ class FSDPWorker:
         """`values` [G, n, R] of the loaded groups under the critic; `data` only carries the split."""
         assert self.groups is not None and self.critic is not None
         budget = self._max_tokens(self.config.worker.critic.micro_batch_size_per_device_for_experience)
-        values = self.critic.compute_values(self.groups, budget, self.shared_prompt)
+        with self._critic_on_device():
+            values = self.critic.compute_values(self.groups, budget, self.shared_prompt)
         return DataProto.from_dict(tensors={"values": values})
 
     def _step_settings(self, settings: Any) -> dict[str, Any]:
@@ -245,7 +259,8 @@ class FSDPWorker:
         critic = self.config.worker.critic
         settings = ValueSettings(cliprange_value=critic.cliprange_value, **self._step_settings(critic))
         lr = self._set_lr(self.critic.optimizer, critic.optim, data.meta_info["step"])
-        metrics = self.critic.update(self.groups, data.batch["values"], data.batch["returns"], settings)
+        with self._critic_on_device(with_optimizer=True):
+            metrics = self.critic.update(self.groups, data.batch["values"], data.batch["returns"], settings)
         return metrics | {"critic/lr": (lr, 1.0)} | host_memory()
 
     @register(Dispatch.DP_COMPUTE_METRIC)
@@ -351,7 +366,8 @@ class FSDPWorker:
         checkpoint.load_rng(actor_folder, self.rank)
         if self.critic is not None:
             optimizer = None if model_only else self.critic.optimizer
-            checkpoint.load_shards(Path(folder) / "critic", self.critic.model, optimizer)
+            with self._critic_on_device(with_optimizer=True):
+                checkpoint.load_shards(Path(folder) / "critic", self.critic.model, optimizer)
 
 
 def host_memory() -> dict[str, tuple[float, float]]:
