@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_to_go_on_from_is_named(run, tmp_path):
     folder = tmp_path / "old" / "global_step_3"
     folder.mkdir(parents=True)
     assert f"{folder} has no manifest.json" in run(f"trainer.load_checkpoint_path={folder}")
-    (folder / "manifest.json").write_text('{"actor/__0_0.distcp": 1000}')
+    (folder / "manifest.json").write_text('{"actor/__0_0.distcp": {"bytes": 1000, "sha256": "0"}}')
     message = run(f"trainer.load_checkpoint_path={folder}")
     assert "trainer.load_checkpoint_path" in message and "should have 1000 bytes and has None" in message
     assert "there is no such folder" in run(f"trainer.load_checkpoint_path={tmp_path / 'new' / 'global_step_3'}")
