@@ -149,11 +149,11 @@ def finish(folder: Path, trainer_state: dict[str, Any]) -> Path:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         _fsync(path)
-    entries = [
-        {"bytes": path.stat().st_size, "sha256": digest} for path, digest in zip(files, _digests(files), strict=True)
-    ]
-    names = [str(path.relative_to(folder)) for path in files]
-    _write_json(folder / MANIFEST, dict(zip(names, entries, strict=True)))
+    manifest = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(files, _digests(files), strict=True)
+    }
+    _write_json(folder / MANIFEST, manifest)
     final = folder.with_suffix("")
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)
