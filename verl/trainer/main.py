@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from spatialthinker.rewards import REWARDS, RewardInput, format_failure
 from spatialthinker.rewards.gold import gold_response
-from spatialthinker.rewards.spatial_sgg import check_ground_truth
+from spatialthinker.rewards.spatial_sgg import check_ground_truth, doubt_frame
 from verl.config import Config, ConfigError, RewardConfig
 from verl.config_loading import config_to_dict, load_config
 from verl.watchdog import Watchdog
@@ -42,11 +42,16 @@ class ScoreFunction:
         return scores
 
 
-def check_spatial_row(problem: str, ground_truth: str) -> None:
-    """Passes if `spatial_sgg` can score answers to this row; ValueError says what it lacks."""
+def check_spatial_row(problem: str, ground_truth: str, sizes: Sequence[tuple[int, int]]) -> str | None:
+    """What is doubtful about the frame of this row's boxes; ValueError when `spatial_sgg` cannot score answers to it.
+
+    Args:
+        sizes: width and height of the row's images.
+    """
     check_ground_truth(ground_truth, problem)
     if "<image>" not in problem:
         raise ValueError("the prompt has no <image>, and spatial_sgg scores boxes in an image")
+    return doubt_frame(ground_truth, problem, sizes[0]) if sizes else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,11 +105,11 @@ def train(config: Config) -> None:
         phases = plan_memory(config, model_shape, train_set)
         score_gold = GoldScore(reward, config.worker.reward)
         if config.trainer.dry_run:
-            print_dry_run(config, processor, train_set, num_steps, phases, score_gold)
+            print_dry_run(config, train_set, num_steps, phases, score_gold)
             return
         scores = score_gold(train_set[0])
         check_filter_key(config, scores)
-        print(describe_prompt(train_set[0], processor, scores))  # noqa: T201
+        print(describe_prompt(train_set, 0, scores))  # noqa: T201
         if warning := host_memory_warning(phases, device == "cpu", config.trainer.n_gpus_per_node):
             print(f"Warning: {warning}")  # noqa: T201
         tracker = Tracker(
