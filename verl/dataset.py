@@ -134,9 +134,8 @@ class RLHFDataset(torch.utils.data.Dataset):
         if num_overlong:
             print(f"{locator}: left out {num_overlong} of {len(self.rows)} prompts over {max_prompt_length} tokens")  # noqa: T201
         if self.doubts:
-            print(
-                f"Warning: {locator}: {len(self.doubts)} of {len(self.rows)} rows look wrong. First {self.doubts[0]}"
-            )  # noqa: T201
+            share = f"{len(self.doubts)} of {len(self.rows)}"
+            print(f"Warning: {locator}: {share} rows look wrong. First {self.doubts[0]}")  # noqa: T201
         if not self.entries:
             raise DataError(f"{locator}: no prompt is left of {len(self.rows)} rows; see data.max_prompt_length")
 
