@@ -67,6 +67,33 @@ def expand_image_tokens(ids: Sequence[int], grids: Sequence[Grid], image_token_i
     return expanded
 
 
+def check_image_tokens(
+    prompts: Sequence[Tensor], images: Sequence[Sequence[int]], grids: Sequence[Tensor], processor: Any
+) -> None:
+    """Passes if every prompt has as many image tokens as its images have features.
+
+    Without its pixels a prompt would train as if the image token were a word, and no metric would show it.
+
+    Args:
+        prompts: [P] ids of each prompt, image tokens expanded.
+        images: of each prompt the numbers of its images in `grids`.
+        processor: of the model.
+
+    Raises:
+        ValueError: naming the first prompt that differs.
+    """
+    if processor.image_token_id is None:
+        return
+    for number, (ids, shown) in enumerate(zip(prompts, images, strict=True)):
+        found = int((ids == processor.image_token_id).sum())
+        wanted = sum(int(grids[i].prod()) for i in shown) // processor.image_processor.merge_size**2
+        if found != wanted:
+            raise ValueError(
+                f"prompt {number} of a rank's batch has {found} image tokens, and its {len(shown)} images have {wanted} "
+                "features: prompts and images were parted on the way"
+            )
+
+
 def mrope_positions(ids: Sequence[int], grids: Sequence[Grid], image_token_id: int, merge_size: int) -> Tensor:
     """[3, P] time, height and width positions of an expanded prompt.
 

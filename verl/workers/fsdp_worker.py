@@ -21,7 +21,7 @@ from verl.model_families import critic_path, stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS, allocate_states
 from verl.processor import load_run_processor, pixel_limits, threads_per_rank, vision_token_ids
 from verl.protocol import DataProto
-from verl.qwen_vl import ResponseLogProbs, ResponseValues, load_model
+from verl.qwen_vl import ResponseLogProbs, ResponseValues, check_image_tokens, load_model
 from verl.single_controller import Dispatch, register
 from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings, image_patches
 from verl.workers.critic import Critic, ValueSettings
@@ -177,6 +177,7 @@ class FSDPWorker:
             patches, grid = stand_in_image(self.policy.model)
             pixels, grids = [patches], [grid]
         self.groups = Groups.from_proto(data, pixels, grids)
+        check_image_tokens(self.groups.prompts, self.groups.images, grids, self.processor)
 
     def _log_probs(self, actor: Actor, key: str) -> DataProto:
         assert self.groups is not None, "load_groups comes first"
