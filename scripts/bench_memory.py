@@ -14,14 +14,14 @@ import argparse
 import ctypes
 import gc
 import itertools
+import json
 import logging
-import multiprocessing
 import re
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -127,14 +127,15 @@ def measure(ranks: WorkerGroup, num_prompts: int, samples: int, response_tokens:
     return [value / MB for value in (sum(images.values()), tokens, driver, store)]
 
 
-def measure_alone(num_prompts: int, samples: int, response_tokens: int, image_kb: int, pipe: Any) -> None:
+def measure_alone(num_prompts: int, samples: int, response_tokens: int, image_kb: int) -> list[float]:
     """One line, in this process: what was loaded at a first, small step is not the batch's."""
     ray.init(num_cpus=NUM_RANKS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     spec = WorkerSpec(cls=Rank, kwargs={}, name="rank", num_cpus=1, num_gpus=0, env=None)
     ranks = WorkerGroup(ResourcePool(NUM_RANKS, 1, use_gpu=False), spec)
     measure(ranks, 32, 4, 512, 192)
-    pipe.send(measure(ranks, num_prompts, samples, response_tokens, image_kb))
+    sizes = measure(ranks, num_prompts, samples, response_tokens, image_kb)
     ray.shutdown()
+    return sizes
 
 
 def main() -> None:
@@ -143,20 +144,22 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--response_tokens", type=int, default=512)
     parser.add_argument("--image_kb", type=int, default=192)
+    parser.add_argument("--one_line", action="store_true", help="measure the first line in this process, as JSON")
     options = parser.parse_args()
+    response_tokens, image_kb = options.response_tokens, options.image_kb
+    if options.one_line:
+        print(json.dumps(measure_alone(options.prompts[0], options.samples[0], response_tokens, image_kb)))
+        return
     print("                          tokens   driver   without   store   without")
     print("prompts   n   images MB       MB       MB    tokens      MB    tokens")
     rows = []
-    context = multiprocessing.get_context("spawn")
     for prompts, samples in itertools.product(options.prompts, options.samples):
-        here, there = context.Pipe()
-        arguments = (prompts, samples, options.response_tokens, options.image_kb, there)
-        process = context.Process(target=measure_alone, args=arguments)
-        process.start()
-        there.close()  # so that recv ends with an error if the process does
-        images, tokens, driver, store = here.recv()
-        process.join()
-        rows.append((prompts, prompts * samples * options.response_tokens, driver, store))
+        sizes = {"prompts": prompts, "samples": samples, "response_tokens": response_tokens, "image_kb": image_kb}
+        arguments = [text for name, size in sizes.items() for text in (f"--{name}", str(size))]
+        command = [sys.executable, __file__, "--one_line", *arguments]
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        images, tokens, driver, store = json.loads(out.splitlines()[-1])
+        rows.append((prompts, prompts * samples * response_tokens, driver, store))
         line = f"{prompts:7} {samples:3} {images:11.1f} {tokens:8.1f} {driver:8.1f} {driver - tokens:9.1f}"
         print(f"{line} {store:7.1f} {store - tokens:9.1f}", flush=True)
     table = np.array(rows)

@@ -89,8 +89,8 @@ def check_image_tokens(
         wanted = sum(int(grids[i].prod()) for i in shown) // processor.image_processor.merge_size**2
         if found != wanted:
             raise ValueError(
-                f"prompt {number} of a rank's batch has {found} image tokens, and its {len(shown)} images have {wanted} "
-                "features: prompts and images were parted on the way"
+                f"prompt {number} of a rank's batch has {found} image tokens, and its {len(shown)} images have "
+                f"{wanted} features: prompts and images were parted on the way"
             )
 
 
