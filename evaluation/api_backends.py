@@ -5,8 +5,8 @@ the run with the provider's message. Everything answered before is in the journa
 """
 
 import asyncio
-import io
 import json
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from spatialthinker.model_api import APIS, Api, ApiRequest, ApiStop, OutageFault
 
 MAX_SAME_ERRORS = 10
 """So many errors of one kind in a row end the run."""
+LAST_WAIT_S = 30.0
+"""How long a run that ends waits for the questions under way."""
 
 
 class BatchPending(Exception):
@@ -29,19 +31,13 @@ def make_request(sample: Sample, options: ModelOptions) -> tuple[str, ApiRequest
     Errors: ValueError if an image cannot be read; a question is never sent without its image.
     """
     request = build_request(sample, options.template)
-    images = []
-    for image in request.images:
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        images.append(buffer.getvalue())
     text = request.prompt.replace(IMAGE_MARK, "").strip()
-    return request.prompt, ApiRequest(
-        text, tuple(images), max_tokens=options.max_tokens, temperature=options.temperature
-    )
+    images = tuple(request.encoded)  # made upright and small enough where they are sent
+    return request.prompt, ApiRequest(text, images, max_tokens=options.max_tokens, temperature=options.temperature)
 
 
-def read_reply(prompt: str, reply: Reply) -> Answer:
-    """Return the answer in a reply; a refusal is an answer too, a wrong one."""
+def read_reply(prompt: str, reply: Reply, seconds: float = 0.0) -> Answer:
+    """Return the answer in a reply; a refusal is an answer too, a wrong one. A batch's answers take no time."""
     used = reply.usage
     return Answer(
         prompt=prompt,
@@ -50,6 +46,7 @@ def read_reply(prompt: str, reply: Reply) -> Answer:
         prompt_tokens=used.input + used.cache_read + used.cache_write,
         response_tokens=used.output,
         cost_usd=reply.cost_usd,
+        seconds=seconds,
     )
 
 
@@ -88,29 +85,41 @@ class ApiBackend:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             return done
 
-        async def stop() -> None:
-            for task in tasks:
+        async def finish() -> set[asyncio.Task[tuple[Sample, Answer]]]:
+            done, late = await asyncio.wait(tasks, timeout=LAST_WAIT_S) if tasks else (set(), set())
+            for task in late:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*late, return_exceptions=True)
+            return {task for task in done if task.exception() is None}
 
+        stop: ApiStop | None = None
         try:
-            while done := runner.run(step()):
+            while stop is None and (done := runner.run(step())):
                 tasks -= done
                 for task in done:
+                    if isinstance(fault := task.exception(), ApiStop):
+                        stop = fault
+                        continue
                     sample, answer = task.result()
                     yield sample, answer
                     kind = (answer.error or "").split(":")[0]
                     repeats = repeats + 1 if kind and kind == last_error else int(bool(kind))
                     last_error = kind
                     if repeats >= MAX_SAME_ERRORS:
-                        raise ApiStop(f"{repeats} errors of one kind in a row, the last: {answer.error}")
+                        stop = ApiStop(f"{repeats} errors of one kind in a row, the last: {answer.error}")
+            if stop is not None:
+                yield from (task.result() for task in runner.run(finish()))  # they are paid for
+                raise stop
         finally:
-            runner.run(stop())
+            for task in tasks:
+                task.cancel()
 
     async def _ask(self, sample: Sample) -> tuple[Sample, Answer]:
+        start = time.monotonic()
         try:
-            prompt, request = make_request(sample, self.options)
-            return sample, read_reply(prompt, await self.api.ask(request))
+            prompt, request = await asyncio.to_thread(make_request, sample, self.options)
+            reply = await self.api.ask(request)
+            return sample, read_reply(prompt, reply, time.monotonic() - start)
         except ApiStop:
             raise
         except (RequestFault, OutageFault) as error:

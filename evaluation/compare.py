@@ -75,7 +75,8 @@ def format_markdown(comparison: Mapping[str, Any]) -> str:
     if others:
         notes.append(
             f"Differences in points from {baseline} over the items that both answered, with 95 % bootstrap intervals "
-            f"and p of McNemar's exact test; bold where p, adjusted for the number of tests, is below {SIGNIFICANT}."
+            f"and p of McNemar's exact test, or of the signs of groups where items depend on each other; bold where "
+            f"p, adjusted for the number of tests, is below {SIGNIFICANT}."
         )
     if comparison["published"]:
         notes.append("The paper's figures were graded by the released parser.")

@@ -157,7 +157,7 @@ class Api(ABC):
 
     async def ask(self, request: ApiRequest) -> Reply:
         """The reply to one request."""
-        body = self.body(request)
+        body = await asyncio.to_thread(self.body, request)  # images are encoded: calls under way must not wait for it
         fault = ""
         for attempt in range(MAX_TRIES):
             wait_s = min(MAX_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 7)) * (0.5 + random.random() / 2)

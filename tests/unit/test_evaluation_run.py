@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -101,6 +103,13 @@ def test_a_journal_of_other_settings_is_refused(model_dir, data_dir, tmp_path, c
     before = (tmp_path / "run.jsonl").read_bytes()
     assert run(model_dir, data_dir, tmp_path, "--resume", "--max_tokens", "5") == 2
     assert "max_tokens: 4 there, 5 now" in capsys.readouterr().err
+    (tmp_path / "moved").symlink_to(data_dir)
+    assert run(model_dir, tmp_path / "moved", tmp_path, "--resume", "--num_samples", "2") == 0  # the same folder
+    copy = shutil.copytree(data_dir, tmp_path / "copy")
+    assert run(model_dir, copy, tmp_path, "--resume") == 2
+    assert f"data_path: '{data_dir}' there, '{copy}' now" in capsys.readouterr().err
+    assert run(model_dir, data_dir, tmp_path, "--resume", "--revision", "abc") == 2
+    assert "revision: None there, 'abc' now" in capsys.readouterr().err
     other = save_tiny_model(tmp_path / "other", seed=1)
     assert run(other, data_dir, tmp_path, "--resume") == 2
     assert "weights_fingerprint" in capsys.readouterr().err
@@ -109,13 +118,14 @@ def test_a_journal_of_other_settings_is_refused(model_dir, data_dir, tmp_path, c
 
 def test_a_broken_image_is_an_error_of_its_item_and_is_asked_again(model_dir, data_dir, tmp_path, capsys):
     rows = read_parquet(parquet_path(data_dir, "val"))
-    broken = [type(row)(**{**vars(row), "images": b"no image"}) if i == 3 else row for i, row in enumerate(rows)]
-    write_parquet(broken, parquet_path(tmp_path / "broken", "val"))
-    assert run(model_dir, tmp_path / "broken", tmp_path) == 2
+    broken = [replace(row, images=row.images[:200]) if i == 3 else row for i, row in enumerate(rows)]
+    write_parquet(broken, parquet_path(tmp_path / "data", "val"))
+    assert run(model_dir, tmp_path / "data", tmp_path) == 2
     assert "item 000003: its image cannot be decoded" in capsys.readouterr().err
     summary = read_json(tmp_path / "run.summary.json")
     assert (summary["answered"], summary["errors"]) == (ITEMS - 1, 1)
-    assert run(model_dir, data_dir, tmp_path, "--resume") == 0
+    write_parquet(rows, parquet_path(tmp_path / "data", "val"))
+    assert run(model_dir, tmp_path / "data", tmp_path, "--resume") == 0
     assert f"{ITEMS - 1} of {ITEMS} items" in capsys.readouterr().out
     assert read_json(tmp_path / "run.summary.json")["errors"] == 0
 

@@ -86,6 +86,8 @@ class FSDPWorker:
             allocate_states(optimizer)
             self.critic_writer = checkpoint.ShardWriter()
             self.critic = Critic(model, self.device, optimizer, actor.images_once)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what loading has left cached is room for the engine that starts next
 
     def _build_model(self, trainable: bool) -> ResponseLogProbs:
         """The sharded policy or reference; what is not trained is kept in the type that passes compute in."""
