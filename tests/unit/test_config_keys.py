@@ -248,12 +248,34 @@ LATE = [
     ("worker.reward.reward_function=no_such.py", "there is no file no_such.py"),
     ("worker.actor.model.tokenizer_path=./missing", "neither a folder nor a hub name"),
     ("trainer.load_checkpoint_path=./global_step_7", "there is no such folder"),
+    ("data.mini_rollout_batch_size=100", "must divide data.rollout_batch_size = 512 when nothing is filtered"),
+    ("worker.rollout.tensor_parallel_size=3", "must divide trainer.nnodes x trainer.n_gpus_per_node = 4"),
+    ("worker.rollout.max_num_batched_tokens=8000", "must be at least data.max_prompt_length"),
+    ("worker.rollout.n=1", "got a group of 1"),
+    ("algorithm.adv_estimator=gea", "must be one of grpo"),
+    ("worker.reward.reward_function=README.md", "must read FILE.py or FILE.py:NAME"),
 ]
 
 
 @pytest.mark.parametrize(("argument", "words"), LATE, ids=[argument for argument, _ in LATE])
 def test_what_used_to_fail_late_is_a_fault_at_the_start(argument, words):
     assert any(words in fault for fault in faults_of(argument))
+
+
+def test_a_critic_is_checked_when_there_is_one():
+    missing = "worker.critic.model.model_path=./missing"
+    assert not faults_of(missing)
+    faults = faults_of(missing, "algorithm.adv_estimator=gae", "worker.critic.global_batch_size=100")
+    assert any("worker.critic.model.model_path = './missing': is neither" in fault for fault in faults)
+    assert any("must be a multiple of worker.critic.global_batch_size = 100" in fault for fault in faults)
+
+
+def test_what_is_allowed_and_means_something_else_is_said(caplog):
+    assert not faults_of("worker.actor.loss_type=cispo", "worker.actor.clip_ratio_low=0", "worker.rollout.top_p=0.9")
+    said = [record.getMessage() for record in caplog.records]
+    assert "weighs no token less than 1 times" in said[0] and "sampling leaves its tail out" in said[1]
+    caplog.clear()
+    assert not faults_of("worker.actor.loss_type=cispo", "worker.actor.clip_ratio_low=1") and not caplog.records
 
 
 @pytest.mark.parametrize(
