@@ -4,15 +4,15 @@ Letters as in batching.py: T tokens of a packed row; D hidden size.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, vision_utils
 
-from verl.batching import PackedBatch
+from verl.batching import PackedBatch, send
 from verl.config import Config, ConfigError
 
 VISION_CLASSES = (
@@ -100,16 +100,44 @@ def vision_tower(model: PreTrainedModel) -> nn.Module | None:
     return getattr(model.model, "visual", None)
 
 
-def stand_in_image(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+def tower_tables(tower: Any, grids: Tensor) -> dict[str, Any]:
+    """What a tower would derive from the grids of its images in its forward pass, waiting for the GPU at each step.
+
+    Args:
+        tower: of any family.
+        grids: [images, 3] on the CPU.
+
+    Returns:
+        Keyword arguments of transformers' get_image_features.
+    """
+    tables: dict[str, Any] = {
+        "position_ids": vision_utils.get_vision_position_ids(grids, tower.spatial_merge_size),
+        "cu_seqlens": vision_utils.get_vision_cu_seqlens(grids),
+    }
+    tables["max_seqlen"] = int(tables["cu_seqlens"].diff().max())
+    if hasattr(tower, "window_size"):
+        sizes = tower.spatial_merge_size, tower.window_size, tower.patch_size
+        tables["window_index"], tables["cu_window_seqlens"] = vision_utils.get_vision_window_index(grids, *sizes)
+        tables["max_window_seqlen"] = int(tables["cu_window_seqlens"].diff().max())
+    if hasattr(tower, "interpolation_mode"):
+        options = {"mode": tower.interpolation_mode, "align_corners": tower.interpolation_align_corners}
+        sizes = tower.num_grid_per_side, tower.config.spatial_merge_size
+        tables["interp_indices"], tables["interp_weights"] = vision_utils.get_vision_interpolation_indices_and_weights(
+            grids, num_grid_per_side=sizes[0], spatial_merge_size=sizes[1], **options
+        )
+    return tables
+
+
+def stand_in_image(model: PreTrainedModel) -> tuple[Tensor, tuple[int, int, int]]:
     """Patches and grid of a black image: what a rank without images runs to keep in step with the others."""
     vision = model.config.vision_config
     patch_dim = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     frames, rows, columns = STAND_IN_GRID
-    return torch.zeros(frames * rows * columns, patch_dim), torch.tensor(STAND_IN_GRID)
+    return torch.zeros(frames * rows * columns, patch_dim), STAND_IN_GRID
 
 
 def decode(
-    model: PreTrainedModel, batch: PackedBatch, pixel_values: Tensor | None, image_grid_thw: Tensor | None
+    model: PreTrainedModel, batch: PackedBatch, pixel_values: Tensor | None, grids: Sequence[Sequence[int]] | None
 ) -> Tensor:
     """Hidden states [T, D] behind the last layer of a packed row; arguments as of ResponseLogProbs."""
     embeds = model.get_input_embeddings()(batch.input_ids).unsqueeze(0)  # [1, T, D]
@@ -119,7 +147,7 @@ def decode(
         ).last_hidden_state[0]
     inputs: dict[str, Any] = {}
     if pixel_values is not None:
-        embeds, inputs = _place_images(model, batch, embeds, pixel_values, image_grid_thw)
+        embeds, inputs = _place_images(model, batch, embeds, pixel_values, grids or ())
     return model.model.language_model(
         inputs_embeds=embeds,
         position_ids=batch.position_ids.unsqueeze(1),
@@ -130,13 +158,16 @@ def decode(
 
 
 def _place_images(
-    model: PreTrainedModel, batch: PackedBatch, embeds: Tensor, pixel_values: Tensor, image_grid_thw: Tensor | None
+    model: PreTrainedModel, batch: PackedBatch, embeds: Tensor, pixel_values: Tensor, grids: Sequence[Sequence[int]]
 ) -> tuple[Tensor, dict[str, Any]]:
     """Embeddings [1, T, D] with each image's features in its places, and what a decoder takes beside them.
 
     Qwen3-VL adds features of middle layers of its tower to its first decoder layers ("deepstack", arXiv 2406.04334).
     """
-    encoded = model.model.get_image_features(pixel_values, image_grid_thw)
+    grid_table = torch.tensor(grids)
+    tables = tower_tables(vision_tower(model), grid_table)
+    tables = {k: send(v, embeds.device) if isinstance(v, Tensor) else v for k, v in tables.items()}
+    encoded = model.model.get_image_features(pixel_values, grid_table, **tables)
     features = encoded.pooler_output  # per image [tokens, D]
     deep_layers = getattr(encoded, "deepstack_features", None) or []  # per layer [tokens of all images, D]
     if not batch.image_ids:

@@ -4,6 +4,7 @@ Letters as in batching.py: T packed tokens, S responses, N response tokens; D hi
 """
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def expand_image_tokens(ids: Sequence[int], grids: Sequence[Grid], image_token_i
 
 
 def check_image_tokens(
-    prompts: Sequence[Tensor], images: Sequence[Sequence[int]], grids: Sequence[Tensor], processor: Any
+    prompts: Sequence[Tensor], images: Sequence[Sequence[int]], grids: Sequence[Grid], processor: Any
 ) -> None:
     """Passes if every prompt has as many image tokens as its images have features.
 
@@ -86,7 +87,7 @@ def check_image_tokens(
         return
     for number, (ids, shown) in enumerate(zip(prompts, images, strict=True)):
         found = int((ids == processor.image_token_id).sum())
-        wanted = sum(int(grids[i].prod()) for i in shown) // processor.image_processor.merge_size**2
+        wanted = sum(math.prod(grids[i]) for i in shown) // processor.image_processor.merge_size**2
         if found != wanted:
             raise ValueError(
                 f"prompt {number} of a rank's batch has {found} image tokens, and its {len(shown)} images have "
@@ -133,7 +134,7 @@ class ResponseLogProbs(nn.Module):
         self,
         batch: PackedBatch,
         pixel_values: Tensor | None,
-        image_grid_thw: Tensor | None,
+        grids: Sequence[Grid] | None,
         temperature: float,
         reference: tuple[Tensor, Tensor] | None = None,
         with_states: bool = False,
@@ -145,13 +146,13 @@ class ResponseLogProbs(nn.Module):
             pixel_values: [patches, patch size] of the images that the row shows: each distinct one once, or one per
                 image block. When the row shows none, any image (its features move nothing, the tower only keeps ranks
                 in step) or None.
-            image_grid_thw: [images, 3] their grids.
+            grids: theirs.
             temperature: of the sampling that is scored.
             reference: another model's states and output embedding for the same row: then the exact divergence [N]
                 from its distributions comes third.
             with_states: return what another model's pass takes as reference, and nothing else.
         """
-        states = decode(self.model, batch, pixel_values, image_grid_thw)[batch.predict_index]
+        states = decode(self.model, batch, pixel_values, grids)[batch.predict_index]
         weight = self.model.lm_head.weight
         if with_states:
             return states, weight
@@ -171,9 +172,9 @@ class ResponseValues(nn.Module):
         nn.init.zeros_(model.lm_head.bias)
         self.model = model
 
-    def forward(self, batch: PackedBatch, pixel_values: Tensor | None, image_grid_thw: Tensor | None) -> Tensor:
+    def forward(self, batch: PackedBatch, pixel_values: Tensor | None, grids: Sequence[Grid] | None) -> Tensor:
         """[N] values, in float32; arguments as of ResponseLogProbs."""
-        states = decode(self.model, batch, pixel_values, image_grid_thw)[batch.predict_index]
+        states = decode(self.model, batch, pixel_values, grids)[batch.predict_index]
         return self.model.lm_head(states).squeeze(-1).float()
 
 

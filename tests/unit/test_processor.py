@@ -48,10 +48,10 @@ def test_tokens_positions_and_patches_are_the_familys_own(tmp_path, folders, fam
     expected = processor(images=images, text=[text], return_tensors="pt", **data.pixel_limits)
     assert prompt.ids.tolist() == expected["input_ids"][0].tolist()
     pixels, grids = image_patches(images, processor.image_processor, **data.pixel_limits)
-    assert torch.equal(torch.stack(grids), expected["image_grid_thw"])
+    assert torch.equal(torch.tensor(grids), expected["image_grid_thw"])
     assert torch.equal(torch.cat(pixels), expected["pixel_values"])
     kinds = (expected["input_ids"] == processor.image_token_id).int()
-    positions, _ = model.model.get_rope_index(expected["input_ids"], kinds, image_grid_thw=torch.stack(grids))
+    positions, _ = model.model.get_rope_index(expected["input_ids"], kinds, image_grid_thw=torch.tensor(grids))
     assert torch.equal(prompt.positions, positions[:, 0])
 
 
@@ -74,7 +74,7 @@ def test_one_limit_of_pixels_leaves_the_other_to_the_image_processor(folders):
     data_limits = {"min_pixels": 96 * 96, "max_pixels": 112 * 112}
     assert pixel_limits(processor, 96 * 96, None) == data_limits
     _, (grid,) = image_patches([Image.new("RGB", (32, 32))], processor.image_processor, **data_limits)
-    assert grid.tolist() == [1, 6, 6]
+    assert grid == (1, 6, 6)
 
 
 def change_config(folder, target, **changes):

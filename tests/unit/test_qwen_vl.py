@@ -117,7 +117,7 @@ def packed_log_probs(model, rows, temperature, max_tokens, shared_prompt):
         batch = pack(pieces, prompts, positions, responses, images)
         shown = list(dict.fromkeys(batch.image_ids)) or ([0] if pixels else [])
         pixel_values = torch.cat([pixels[i] for i in shown]) if shown else None
-        shown_grids = torch.tensor([grids[i] for i in shown]) if shown else None
+        shown_grids = [grids[i] for i in shown]
         out.append(scorer(batch, pixel_values, shown_grids, temperature)[0])
     return torch.cat(out), plan
 
@@ -232,7 +232,7 @@ def test_prompt_without_a_place_for_its_image_is_refused():
 def test_a_prompt_that_lost_its_pixels_is_named():
     """What arrives at a rank without its images would train as words, with metrics that look right."""
     processor = SimpleNamespace(image_token_id=9, image_processor=SimpleNamespace(merge_size=2))
-    prompts, grids = [torch.tensor([1, 9, 9, 9, 9, 2]), torch.tensor([1, 2])], [torch.tensor([1, 4, 4])]
+    prompts, grids = [torch.tensor([1, 9, 9, 9, 9, 2]), torch.tensor([1, 2])], [(1, 4, 4)]
     check_image_tokens(prompts, [[0], []], grids, processor)
     with pytest.raises(ValueError, match="prompt 0 .* 4 image tokens, and its 0 images have 0 features"):
         check_image_tokens(prompts, [[], []], [], processor)

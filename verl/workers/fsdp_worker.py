@@ -27,6 +27,8 @@ from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings, image
 from verl.workers.critic import Critic, ValueSettings
 from verl.workers.weight_sync import send_weights
 
+CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a pass is random
+
 
 class FSDPWorker:
     """Actor and frozen reference of one rank.
@@ -105,7 +107,7 @@ class FSDPWorker:
         if model_config.freeze_vision_tower and (tower := vision_tower(model)) is not None:
             tower.requires_grad_(False)
         if trainable and model_config.enable_gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable(CHECKPOINTING)
         fsdp = settings.fsdp if trainable else self.config.worker.ref.fsdp
         offload = settings.offload if trainable else self.config.worker.ref.offload
         wrapped = ResponseLogProbs(model, vision_token_ids(self.processor))
@@ -138,7 +140,7 @@ class FSDPWorker:
         if settings.model.freeze_vision_tower and (tower := vision_tower(model)) is not None:
             tower.requires_grad_(False)
         if settings.model.enable_gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable(CHECKPOINTING)
         wrapped, fsdp = ResponseValues(model), settings.fsdp
         if not fsdp.enable_cpu_offload:
             wrapped.to(self.device)
