@@ -121,7 +121,7 @@ class ModelConfig(LoadedModelConfig):
     tokenizer_path: str | None = None
     """Folder or hub name of another tokenizer and processor; null takes those of model_path."""
     activation_budget_gb: float = 0.0
-    """Memory for activations that gradient checkpointing may keep all the same, in GiB per micro-batch."""
+    """Memory for activations that gradient checkpointing keeps all the same, in GiB per micro-batch."""
     use_fused_layers: bool = True
     """Whether a GPU runs Liger's fused RMSNorm and SwiGLU where that package is installed and knows the model."""
     lora: AdapterConfig = field(default_factory=AdapterConfig)

@@ -1,4 +1,4 @@
-"""What Qwen models and their images ask of the trainer: grids, rotary positions, the packed forward pass, its memory.
+"""What Qwen models and their images ask of the trainer: grids, rotary positions, the packed forward pass.
 
 Letters as in batching.py: T packed tokens, S responses, N response tokens; D hidden size, V vocabulary.
 """
@@ -13,7 +13,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from verl.attention import TEXT_ATTENTION, VISION_ATTENTION
@@ -200,36 +199,3 @@ def attend_packed(model: PreTrainedModel) -> None:
     model.set_attn_implementation(
         TEXT_ATTENTION if is_text else {"text_config": TEXT_ATTENTION, "vision_config": VISION_ATTENTION}
     )
-
-
-def layer_bytes(model: PreTrainedModel, num_tokens: int, num_patches: int) -> list[tuple[nn.Module, int]]:
-    """Each layer with the bytes that its backward pass keeps when nothing is computed again.
-
-    A token leaves about 8 hidden vectors (two normalised inputs, residuals, query, keys, values, attention output) and
-    3 intermediate ones in each layer. The decoder comes first: its bytes save more operations than the tower's.
-    """
-    size = next(model.parameters()).element_size()
-    inner = model.model
-    layers: list[tuple[nn.Module, int]] = []
-    for stack, config, count in (
-        (getattr(inner, "language_model", inner), model.config.get_text_config(), num_tokens),
-        (getattr(inner, "visual", None), getattr(model.config, "vision_config", None), num_patches),
-    ):
-        if stack is not None and config is not None:
-            hidden = getattr(config, "embed_dim", config.hidden_size)  # Qwen2-VL's tower names its width so
-            inner_size = getattr(config, "intermediate_size", None) or hidden * config.mlp_ratio
-            bytes_each = count * size * (8 * hidden + 3 * inner_size)
-            layers += [(m, bytes_each) for m in stack.modules() if isinstance(m, GradientCheckpointingLayer)]
-    return layers
-
-
-def keep_activations(model: PreTrainedModel, num_tokens: int, num_patches: int, budget_bytes: float) -> int:
-    """Layers, first to last, whose activations are kept because the budget holds them; the others compute again."""
-    kept = 0
-    for layer, size in layer_bytes(model, num_tokens, num_patches):
-        fits = size <= budget_bytes
-        layer.gradient_checkpointing = not fits  # type: ignore[assignment]
-        if fits:
-            budget_bytes -= size
-            kept += 1
-    return kept

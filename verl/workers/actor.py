@@ -16,13 +16,14 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
+from verl.activations import keep_activations
 from verl.batching import PackedBatch, Piece, pack, plan_micro_batches, send, split_to_count
 from verl.divergences import compute_kl
 from verl.fsdp import clip_grad_norm
 from verl.lora import adapters_off
 from verl.losses import average_denominator, average_weights, compute_policy_loss, compute_rollout_weights
 from verl.protocol import DataProto
-from verl.qwen_vl import Grid, ResponseLogProbs, ResponseValues, decode_image, keep_activations
+from verl.qwen_vl import Grid, ResponseLogProbs, ResponseValues, decode_image
 
 
 @dataclass

@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from verl import checkpoint
+from verl.activations import CHECKPOINTING
 from verl.config import Config, OptimConfig
 from verl.divergences import FULL_KL
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_store, shard, whole
@@ -26,8 +27,6 @@ from verl.single_controller import Dispatch, register
 from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings, image_patches
 from verl.workers.critic import Critic, ValueSettings
 from verl.workers.weight_sync import send_weights
-
-CHECKPOINTING = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in a pass is random
 
 
 class FSDPWorker:
