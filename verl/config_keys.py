@@ -24,7 +24,10 @@ SETTLED_KEYS: dict[str, tuple[tuple[Any, ...] | None, str]] = {
     "data.video_fps": (_ANY, "videos are not trained on; a prompt with <video> is an error"),
     "data.filter_overlong_prompts_workers": (_ANY, "prompt lengths are computed from image headers, in one process"),
     "worker.hybrid_engine": ((True,), "actor and engine always share their devices"),
-    "worker.reward.reward_type": (("function",), "a reward is always a function"),
+    "worker.reward.reward_type": (
+        ("function", "batch"),
+        "a reward is always a function, of all items at once unless its file says REWARD_TYPE = 'sequential'",
+    ),
     "worker.rollout.name": (("vllm",), "the engine is always vLLM"),
     "worker.rollout.disable_tqdm": (_ANY, "the engine shows no bar"),
 }

@@ -17,7 +17,7 @@ from spatialthinker.prompts import parse_image_size
 from spatialthinker.response import SECTIONS, Response, parse_response, section
 from spatialthinker.rewards.accuracy import is_same_text
 from spatialthinker.rewards.record import RewardInput
-from spatialthinker.scene_graph import SceneFormatError, SceneGraph, load_scene
+from spatialthinker.scene_graph import MAX_COORDINATE_PX, SceneFormatError, SceneGraph, load_scene
 
 FORMAT_WEIGHT = 0.1
 COUNT_WEIGHT = 0.2
@@ -79,7 +79,7 @@ def _truth(ground_truth: str) -> _Truth:
 
 def _image_size(problem: str) -> tuple[int, int]:
     width, height = parse_image_size(problem)
-    if not width or not height:
+    if not 0 < width <= MAX_COORDINATE_PX or not 0 < height <= MAX_COORDINATE_PX:
         raise ValueError(f"the problem states an image of {width} x {height} pixels")
     return width, height
 

@@ -209,6 +209,7 @@ def test_a_derived_key_cannot_be_set(key):
     ("argument", "word"),
     [
         ("worker.hybrid_engine=false", "must be True"),
+        ("worker.reward.reward_type=sequential", "unless its file says REWARD_TYPE = 'sequential'"),
         ("worker.actor.ulysses_size=2", "must be 1"),
         ("worker.actor.ulysses_sequence_parallel_size=4", "must be 1"),
         ("worker.rollout.name=hf", "must be vllm"),
