@@ -45,6 +45,12 @@ SETTLED_KEYS |= {
     "worker.actor.use_torch_compile": (_ANY, "log-probs are computed in pieces and need no compilation"),
     "worker.ref.strategy": SETTLED_KEYS["worker.actor.strategy"],
     "worker.ref.offload.offload_optimizer": (_ANY, "a reference has no optimizer"),
+    "worker.critic.model.tokenizer_path": (_ANY, "the critic reads the token ids of the actor's prompts"),
+    "worker.critic.model.lora.rank": ((0,), "a critic is trained whole"),
+    **{
+        f"worker.critic.model.lora.{name}": (_ANY, "a critic is trained whole, without adapters")
+        for name in ("alpha", "target_modules", "exclude_modules")
+    },
 }
 for _model in (*_MODELS, "worker.ref"):
     SETTLED_KEYS |= {

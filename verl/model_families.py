@@ -3,7 +3,8 @@
 Letters as in batching.py: T tokens of a packed row; D hidden size.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, vision_utils
 
 from verl.batching import PackedBatch, send
-from verl.config import ConfigError
+from verl.config import Config, ConfigError
 
 VISION_CLASSES = (
     "Qwen2VLForConditionalGeneration",
@@ -23,17 +24,29 @@ TEXT_CLASSES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
 STAND_IN_GRID = (1, 4, 4)  # smallest image that any window layout accepts
 
 
-def model_class(path: str, trust_remote_code: bool = False) -> type[PreTrainedModel]:
-    """The class of transformers that the model's config.json names.
+def read_config(
+    path: str,
+    trust_remote_code: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    section: str = "worker.actor.model",
+) -> PretrainedConfig:
+    """The model's config.json with the overrides in it.
+
+    Args:
+        path: folder or hub name.
+        trust_remote_code: whether code that comes with the model may run.
+        overrides: see override_config.
+        section: of the keys that messages name.
 
     Raises:
         ConfigError: the config cannot be read, or the forward pass of this trainer does not fit the model.
     """
-    key = f"worker.actor.model.model_path = {path!r}"
+    key = f"{section}.model_path = {path!r}"
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ConfigError([f"{key}: its config.json cannot be read: {error}"]) from error
+    config = override_config(config, overrides or {}, f"{section}.override_config")
     names = config.architectures or ["no class"]
     if names[0] not in VISION_CLASSES + TEXT_CLASSES:
         supported = ", ".join(VISION_CLASSES + TEXT_CLASSES)
@@ -42,7 +55,40 @@ def model_class(path: str, trust_remote_code: bool = False) -> type[PreTrainedMo
         raise ConfigError(
             [f"{key}: its layers attend within a sliding window, training to everything; set use_sliding_window=false"]
         )
+    return config
+
+
+def override_config(config: PretrainedConfig, overrides: Mapping[str, Any], key: str = "") -> PretrainedConfig:
+    """The config, changed in place: each field gets its new value, sections and dictionaries key by key.
+
+    Raises:
+        ConfigError: the config has no such field.
+    """
+    for name, value in overrides.items():
+        if not hasattr(config, name):
+            near = difflib.get_close_matches(name, config.to_dict(), n=1, cutoff=0.0)
+            raise ConfigError(
+                [f"{key}.{name} = {value!r}: {type(config).__name__} has no such field; did you mean {near[0]}?"]
+            )
+        known = getattr(config, name)
+        if isinstance(known, PretrainedConfig) and isinstance(value, Mapping):
+            override_config(known, value, f"{key}.{name}")
+        elif isinstance(known, dict) and isinstance(value, Mapping):
+            setattr(config, name, known | dict(value))
+        else:
+            setattr(config, name, value)
+    return config
+
+
+def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The class of transformers that a config of read_config names."""
+    names: Any = config.architectures
     return getattr(transformers, names[0])
+
+
+def critic_path(config: Config) -> str:
+    """Where the critic's model comes from: its own path, or the actor's."""
+    return config.worker.critic.model.model_path or config.worker.actor.model.model_path
 
 
 def _slides(config: PretrainedConfig) -> bool:

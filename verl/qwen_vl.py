@@ -4,7 +4,8 @@ Letters as in batching.py: T packed tokens, S responses, N response tokens; D hi
 """
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from verl.attention import TEXT_ATTENTION, VISION_ATTENTION
 from verl.batching import PackedBatch
 from verl.log_probs import full_divergence, response_log_probs
-from verl.model_families import decode, model_class, vision_tower
+from verl.model_families import decode, model_class, read_config, vision_tower
 
 EXIF_ORIENTATION_TAG = 0x0112
 EXIF_SIDEWAYS = range(5, 9)  # orientations that swap width and height
@@ -66,6 +67,33 @@ def expand_image_tokens(ids: Sequence[int], grids: Sequence[Grid], image_token_i
     return expanded
 
 
+def check_image_tokens(
+    prompts: Sequence[Tensor], images: Sequence[Sequence[int]], grids: Sequence[Grid], processor: Any
+) -> None:
+    """Passes if every prompt has as many image tokens as its images have features.
+
+    Without its pixels a prompt would train as if the image token were a word, and no metric would show it.
+
+    Args:
+        prompts: [P] ids of each prompt, image tokens expanded.
+        images: of each prompt the numbers of its images in `grids`.
+        processor: of the model.
+
+    Raises:
+        ValueError: naming the first prompt that differs.
+    """
+    if processor.image_token_id is None:
+        return
+    for number, (ids, shown) in enumerate(zip(prompts, images, strict=True)):
+        found = int((ids == processor.image_token_id).sum())
+        wanted = sum(math.prod(grids[i]) for i in shown) // processor.image_processor.merge_size**2
+        if found != wanted:
+            raise ValueError(
+                f"prompt {number} of a rank's batch has {found} image tokens, and its {len(shown)} images have "
+                f"{wanted} features: prompts and images were parted on the way"
+            )
+
+
 def mrope_positions(ids: Sequence[int], grids: Sequence[Grid], image_token_id: int, merge_size: int) -> Tensor:
     """[3, P] time, height and width positions of an expanded prompt.
 
@@ -88,11 +116,18 @@ def mrope_positions(ids: Sequence[int], grids: Sequence[Grid], image_token_id: i
 
 
 class ResponseLogProbs(nn.Module):
-    """A model whose forward pass is what the trainer asks of it: log-probs of packed responses."""
+    """A model whose forward pass is what the trainer asks of it: log-probs of packed responses.
 
-    def __init__(self, model: PreTrainedModel):
+    Args:
+        model: of a class in model_families.py.
+        banned_token_ids: never sampled, and so left out of the distributions that are scored.
+    """
+
+    def __init__(self, model: PreTrainedModel, banned_token_ids: Sequence[int] = ()):
         super().__init__()
         self.model = model
+        self.banned: Tensor | None
+        self.register_buffer("banned", torch.tensor(banned_token_ids) if banned_token_ids else None, persistent=False)
 
     def forward(
         self,
@@ -120,8 +155,10 @@ class ResponseLogProbs(nn.Module):
         weight = self.model.lm_head.weight
         if with_states:
             return states, weight
-        scores = response_log_probs(states, weight, batch.targets, temperature)
-        return scores if reference is None else (*scores, full_divergence(states, weight, *reference, temperature))
+        scores = response_log_probs(states, weight, batch.targets, temperature, self.banned)
+        if reference is None:
+            return scores
+        return *scores, full_divergence(states, weight, *reference, temperature, self.banned)
 
 
 class ResponseValues(nn.Module):
@@ -140,9 +177,15 @@ class ResponseValues(nn.Module):
         return self.model.lm_head(states).squeeze(-1).float()
 
 
-def load_model(path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The pretrained model with the attention of packed rows in its text part and in its tower."""
-    model = model_class(path, trust_remote_code).from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+def load_model(
+    path: str, dtype: torch.dtype, trust_remote_code: bool = False, overrides: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """The pretrained model with the attention of packed rows in its text part and in its tower.
+
+    `overrides` are fields of its config.json with other values.
+    """
+    config = read_config(path, trust_remote_code, overrides)
+    model = model_class(config).from_pretrained(path, config=config, dtype=dtype, attn_implementation="sdpa")
     attend_packed(model)
     return model
 

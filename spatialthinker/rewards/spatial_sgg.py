@@ -46,6 +46,25 @@ def check_ground_truth(ground_truth: str, problem: str) -> None:
     _image_size(problem)
 
 
+def doubt_frame(ground_truth: str, problem: str, image_size: tuple[int, int]) -> str | None:
+    """Why the boxes of a row that passed check_ground_truth may lie in another frame than its image; None if they fit.
+
+    A reward over boxes in the wrong frame stays near 0, and nothing else shows it.
+    """
+    stated = _image_size(problem)
+    if stated != image_size:
+        return (
+            f"the prompt states an image of {stated[0]} x {stated[1]} pixels, and the image has {image_size[0]} x "
+            f"{image_size[1]}: boxes are read in the stated frame; give both the same size"
+        )
+    for item in _truth(ground_truth).scene.objects:
+        left, top, right, bottom = item.bbox
+        if min(left, top) < 0 or right > stated[0] or bottom > stated[1]:
+            corners = ", ".join(f"{corner:g}" for corner in item.bbox)
+            return f"the box of {item.id}, [{corners}], leaves the image of {stated[0]} x {stated[1]} pixels"
+    return None
+
+
 @lru_cache(maxsize=2048)
 def _truth(ground_truth: str) -> _Truth:
     try:

@@ -75,7 +75,7 @@ def test_trainer_evaluation_and_datasets_read_the_folder(folder):
 
     processor = AutoProcessor.from_pretrained("configs/toy_model")
     for locator in (f"{folder / 'hf_data'}@val", f"{folder / 'hf_data_saved'}@val"):
-        prompts = RLHFDataset(locator, processor, row_check=lambda p, g: check_ground_truth(g, p))
+        prompts = RLHFDataset(locator, processor, row_check=lambda p, g, _: check_ground_truth(g, p))
         assert len(prompts) == len(pq.read_table(folder / "hf_data/val-00000-of-00001.parquet"))
     for path in (folder / "hf_data", folder / "hf_data_saved/val"):
         samples = load_samples("stvqa", BENCHMARKS["stvqa"], str(path), "val")

@@ -13,7 +13,7 @@ from tests.tiny_model_folder import save_tiny_model
 from tests.tiny_qwen import FAMILIES, VISION_FAMILIES
 from verl.config import ConfigError
 from verl.dataset import DataError, RLHFDataset
-from verl.model_families import model_class
+from verl.model_families import read_config
 from verl.processor import TextProcessor, load_processor, pixel_limits, vision_token_ids
 from verl.qwen_vl import load_model
 from verl.workers.actor import image_patches
@@ -87,11 +87,11 @@ def change_config(folder, target, **changes):
 def test_unsupported_models_are_named_with_what_is_supported(tmp_path, folders):
     other = change_config(folders["qwen2"], tmp_path / "other", architectures=["LlamaForCausalLM"])
     with pytest.raises(ConfigError, match="names LlamaForCausalLM; supported are .*Qwen3VLFor.*Qwen2ForCausalLM"):
-        model_class(other)
+        read_config(other)
     sliding = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None}
     with pytest.raises(ConfigError, match="sliding window.*use_sliding_window=false"):
-        model_class(change_config(folders["qwen2"], tmp_path / "sliding", **sliding))
+        read_config(change_config(folders["qwen2"], tmp_path / "sliding", **sliding))
     with pytest.raises(ConfigError, match="config.json cannot be read"):
-        model_class(str(tmp_path / "nothing"))
+        read_config(str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match="holds no tokenizer"):
         load_processor(other)

@@ -1,5 +1,7 @@
 """Every family's packed forward pass is transformers' own forward over repeated prompts, in value and gradient."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from tests.tiny_qwen import (
     tiny_model,
 )
 from verl.qwen_vl import (
+    check_image_tokens,
     expand_image_tokens,
 )
 
@@ -159,3 +162,15 @@ def test_features_of_middle_tower_layers_reach_the_decoder():
 def test_prompt_without_a_place_for_its_image_is_refused():
     with pytest.raises(ValueError, match="1 image places but the row has 2 images"):
         expand_image_tokens([1, IMAGE_TOKEN, 2], [(1, 4, 4), (1, 4, 4)], IMAGE_TOKEN, MERGE)
+
+
+def test_a_prompt_that_lost_its_pixels_is_named():
+    """What arrives at a rank without its images would train as words, with metrics that look right."""
+    processor = SimpleNamespace(image_token_id=9, image_processor=SimpleNamespace(merge_size=2))
+    prompts, grids = [torch.tensor([1, 9, 9, 9, 9, 2]), torch.tensor([1, 2])], [(1, 4, 4)]
+    check_image_tokens(prompts, [[0], []], grids, processor)
+    with pytest.raises(ValueError, match="prompt 0 .* 4 image tokens, and its 0 images have 0 features"):
+        check_image_tokens(prompts, [[], []], [], processor)
+    with pytest.raises(ValueError, match="prompt 1 .* 0 image tokens, and its 1 images have 4 features"):
+        check_image_tokens(prompts, [[0], [0]], grids, processor)
+    check_image_tokens(prompts, [[], []], [], SimpleNamespace(image_token_id=None))
