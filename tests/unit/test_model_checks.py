@@ -69,7 +69,9 @@ def test_overrides_reach_sections_and_leave_the_rest(folders):
     assert changed.text_config.hidden_size == plain.text_config.hidden_size
 
 
-def test_other_versions_than_the_tried_ones_are_named():
+def test_other_versions_than_the_tried_ones_are_named(monkeypatch):
+    check_versions()
+    monkeypatch.setattr("verl.versions.PROJECT", "no-such-package")  # a folder that was not installed
     check_versions()
     check_versions(["vllm>=0.1", "fire==99", "torch"])  # a CPU build of vLLM counts; others do not matter
     with pytest.raises(ConfigError) as caught:
