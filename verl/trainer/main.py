@@ -236,7 +236,8 @@ def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
     }
     train_set = RLHFDataset(data.train_files, text_only=data.text_only, mixed_data=data.mixed_data, **options)
     BatchOrder(len(train_set), data.rollout_batch_size, data.shuffle, data.seed)  # too few rows are named here
-    return train_set, RLHFDataset(data.val_files, **options)
+    reads_text_alone = data.text_only and processor.image_processor is None
+    return train_set, RLHFDataset(data.val_files, text_only=reads_text_alone, **options)
 
 
 def start_ray(config: Config, device: str) -> None:
