@@ -1,6 +1,7 @@
 """What a model cannot do is said from its config.json, before a weight is read; versions before that."""
 
 import pytest
+from transformers import PretrainedConfig
 
 from tests.tiny_model_folder import save_tiny_model
 from verl.config import ConfigError
@@ -89,3 +90,4 @@ def test_an_engine_is_told_what_its_model_can_use(folders):
         engine = rollout_arguments(config, "cpu", load_processor(str(folders[family])))["engine"]
         assert engine.get("limit_mm_per_prompt") == limit
     assert engine["hf_overrides"](read_config(str(folders["qwen3"]))).rms_norm_eps == 0.5
+    engine["hf_overrides"](PretrainedConfig())  # vLLM asks with one, too

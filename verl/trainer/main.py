@@ -332,7 +332,7 @@ def build_workers(
 
 def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, Any]:
     """Constructor arguments of the engines."""
-    from verl.model_families import override_config
+    from verl.model_families import override_engine_config
     from verl.processor import pixel_limits, threads_per_rank, vision_token_ids
 
     rollout, data, model = config.worker.rollout, config.data, config.worker.actor.model
@@ -356,7 +356,7 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
     if rollout.limit_images and processor.image_processor is not None:
         engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
     if model.override_config:
-        engine["hf_overrides"] = partial(override_config, overrides=model.override_config)
+        engine["hf_overrides"] = partial(override_engine_config, overrides=model.override_config)
     if model.tokenizer_path:
         engine["tokenizer"] = model.tokenizer_path
     return {
