@@ -4,6 +4,7 @@ On GPUs that is one engine for each, or for each group that shares a model; on t
 model is small: much of its time goes into Python, which one process does on one core.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ class DataParallelBackend:
         from ray.exceptions import RayTaskError
 
         if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False)
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         environment = {} if threads_each is None else {"OMP_NUM_THREADS": str(threads_each)}
         resources: Any = {"num_gpus": gpus_each, "num_cpus": 0, "runtime_env": {"env_vars": environment}}
         replica = ray.remote(**resources)(_Replica)

@@ -137,7 +137,7 @@ def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
     settings = collect_settings(args, dataset, every)
     samples = select_samples(every, benchmark, args.seed, args.num_samples, args.limit_per_task)
     sizes = {name: Counter(sample.groups[name] for sample in every) for name in benchmark.groupings}
-    journal = Journal(locate_output(args, dataset, ".jsonl"), settings, args.resume)
+    journal = Journal(locate_output(args, dataset, ".jsonl"), settings, args.resume or args.batch_api)
     missing = [sample for sample in samples if not journal.is_answered(sample.id)]
     return Job(dataset, benchmark, samples, settings, sizes, journal, missing)
 

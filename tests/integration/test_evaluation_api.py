@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import evals
+from evaluation import api_backends, evals
 from evaluation.journal import read_journal
 from spatialthinker import model_api
 from spatialthinker.model_api import ApiRequest, RequestFault, encode_image
@@ -95,16 +95,33 @@ def test_a_killed_run_loses_at_most_what_was_under_way(data_dir, tmp_path, serve
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
-def test_a_batch_is_submitted_once_and_collected_by_the_same_command(data_dir, tmp_path, serve, provider, capsys):
-    address, _ = serve()
+def test_batches_are_submitted_once_and_collected_by_the_same_command(
+    data_dir, tmp_path, serve, provider, capsys, monkeypatch
+):
+    monkeypatch.setattr(api_backends, "MAX_BATCH_ITEMS", 2)
+    address, calls = serve()
     given = arguments(data_dir, tmp_path, address, "--num_samples", "5", "--batch_api", provider=provider)
-    assert evals.main(given) == 0 and "submitted" in capsys.readouterr().out
+    assert evals.main(given) == 0 and "5 items are submitted as b0, b1, b2" in capsys.readouterr().out
     assert not (tmp_path / "run.json").exists()
     for _ in range(3):
         assert evals.main(given) == 0
         if (tmp_path / "run.json").exists():
             break
-    assert len(read(tmp_path / "run.json")) == 5
+    assert len(read(tmp_path / "run.json")) == len(calls.read_text().split()) == 5
+    assert evals.main(given) == 0 and len(calls.read_text().split()) == 5  # once more: nothing is asked again
+
+
+def test_what_failed_in_a_batch_is_in_the_next_one(data_dir, tmp_path, serve):
+    address, _ = serve(faults=0.4, kinds="500")
+    given = arguments(data_dir, tmp_path, address, "--num_samples", "12", "--batch_api")
+    codes = []
+    while not codes or {record.status for record in read_journal(tmp_path / "run.jsonl")[1].values()} != {"ok"}:
+        codes.append(evals.main(given))
+        assert len(codes) < 20
+    assert codes[-1] == 0 and 2 in codes  # the items that failed are reported
+    assert len(read(tmp_path / "run.json")) == 12
+    asked = [record["id"] for record in map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines()[1:])]
+    assert len(asked) > 12 and len(set(asked)) == 12
 
 
 def test_a_wrong_key_ends_with_the_providers_message(data_dir, tmp_path, serve, monkeypatch, capsys):

@@ -250,6 +250,14 @@ def test_items_of_disagreement_come_first_and_a_page_may_have_none(runs_dir, dat
     assert not page_items((tmp_path / "index.html").read_text())
 
 
+def test_images_are_found_where_the_run_had_them(data_dir, tmp_path, capsys):
+    for name, path in (("here", data_dir), ("gone", tmp_path / "gone")):
+        write_journal(tmp_path / name, data_dir, name, 0.5, data_path=str(path), split="val")
+        assert compare.main([str(tmp_path / name), "--out", str(tmp_path / name)]) == 0
+        assert ("data:image/webp" in (tmp_path / name / "index.html").read_text()) == (name == "here")
+    assert "stvqa on the page without images" in capsys.readouterr().err
+
+
 def test_one_run_is_a_table_without_tests(runs_dir, data_dir, tmp_path):
     arguments = ["--data_path", str(data_dir), "--out", str(tmp_path), "--published", "GPT-4o"]
     assert compare.main([str(runs_dir / "later"), *arguments]) == 0
