@@ -57,7 +57,7 @@ MAX_TABLE = 16_777_216
 """Most pairs, distinct names and similarities held at once (one scene may exceed them): bounds the memory."""
 
 MIN_INNER_LOOP = 8
-"""Fewest scenes worth a group; where MAX_GROUP_PAIRS holds fewer, scenes go one by one (measured at 48 to 100 objects)."""
+"""Fewest scenes worth a group: where MAX_GROUP_PAIRS holds fewer, from 65 objects on, scenes go one by one."""
 
 _GRID = 2.0**25
 

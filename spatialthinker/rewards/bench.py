@@ -116,7 +116,7 @@ def report(reward: str, batch_size: int, seconds: float) -> Iterator[str]:
     yield " ".join(f"{title:>15}" for title in titles)
     times, near_times = [], []
     for low, high in SIZES:
-        size = batch_size if high <= SIZES[0][1] else max(64, batch_size // high)
+        size = batch_size if high <= SIZES[0][1] else max(min(64, batch_size), batch_size // high)
         num_objects = (low + high) / 2
         response_us = 1e6 * measure(reward, size, (low, high), seconds)
         times.append(response_us / num_objects)
