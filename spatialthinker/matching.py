@@ -56,7 +56,8 @@ MAX_PART_NAMES = 8_192
 MAX_TABLE = 16_777_216
 """Most pairs, distinct names and similarities held at once (one scene may exceed them): bounds the memory."""
 
-MIN_INNER_LOOP = 32
+MIN_INNER_LOOP = 8
+"""Fewest scenes worth a group: where MAX_GROUP_PAIRS holds fewer, from 65 objects on, scenes go one by one."""
 
 _GRID = 2.0**25
 

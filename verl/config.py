@@ -31,7 +31,7 @@ class DataConfig:
     mixed_data: bool = False
     """Whether every second training row, the first included, goes without its images."""
     text_only: bool = False
-    """Whether all training rows go without their images."""
+    """Whether all training rows go without their images; with a text model, validation rows too."""
     max_prompt_length: int = 6144
     """P: longest prompt in tokens, image tokens included."""
     max_response_length: int = 2048

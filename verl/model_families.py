@@ -80,6 +80,11 @@ def override_config(config: PretrainedConfig, overrides: Mapping[str, Any], key:
     return config
 
 
+def override_engine_config(config: PretrainedConfig, overrides: Mapping[str, Any]) -> PretrainedConfig:
+    """The same as vLLM calls it: also with a bare config, to find out whether the architecture is another."""
+    return config if type(config) is PretrainedConfig else override_config(config, overrides)
+
+
 def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """The class of transformers that a config of read_config names."""
     names: Any = config.architectures

@@ -1,6 +1,8 @@
 """Whether the packages that must fit together are the ones that were tried together."""
 
+import tomllib
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -23,7 +25,7 @@ def check_versions(wanted: list[str] | None = None) -> None:
         ConfigError: naming each package with both versions and the command that installs the right one.
     """
     faults = []
-    for requirement in map(Requirement, requires(PROJECT) or () if wanted is None else wanted):
+    for requirement in map(Requirement, _requirements() if wanted is None else wanted):
         if requirement.name not in CHECKED:
             continue
         installed = _installed(requirement.name)
@@ -36,6 +38,14 @@ def check_versions(wanted: list[str] | None = None) -> None:
             )
     if faults:
         raise ConfigError(faults)
+
+
+def _requirements() -> list[str]:
+    try:
+        return requires(PROJECT) or []
+    except PackageNotFoundError:  # run from a folder that was not installed
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+        return project["project"]["dependencies"]
 
 
 def _installed(name: str) -> str | None:

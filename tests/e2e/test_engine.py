@@ -106,11 +106,19 @@ def test_samples_depend_on_the_seed_alone(parts):
 def test_every_familys_log_probs_are_the_engines(family, tmp_path):
     """Random weights, so that every token counts: also the ones that are never sampled would show."""
     folder = save_tiny_model(tmp_path / "model", family=family)
-    text = [f"data.text_only={str('vl' not in family).lower()}", "data.max_prompt_length=2048"]
-    engine, data, processor = start(tmp_path, folder, *text, "worker.rollout.max_num_batched_tokens=4096")
+    sees = "vl" in family
+    chosen = [f"data.text_only={str(not sees).lower()}", "data.max_prompt_length=2048"]
+    overrides = {"text_config": {"rms_norm_eps": 0.1}} if sees else {"rms_norm_eps": 0.1}
+    chosen += [f"worker.actor.model.override_config={overrides}", "worker.rollout.max_num_batched_tokens=4096"]
+    engine, data, processor = start(tmp_path, folder, *chosen)
     prompts = collate_prompts(list(data), processor.tokenizer.pad_token_id)
     samples = sample(engine, prompts)
-    expected = actor_log_probs(load_model(str(folder), torch.float32), prompts, samples, processor)
-    gap = largest_gap(samples.batch["rollout_log_probs"], expected, samples.batch["response_mask"])
+    plain, changed = (
+        actor_log_probs(load_model(str(folder), torch.float32, overrides=which), prompts, samples, processor)
+        for which in (None, overrides)
+    )
+    mask = samples.batch["response_mask"]
+    assert largest_gap(plain, changed, mask) > 1e-3  # both sides read the overridden field
+    gap = largest_gap(samples.batch["rollout_log_probs"], changed, mask)
     print(f"{family}: largest gap {gap:.1e}")
     assert gap < 1e-4

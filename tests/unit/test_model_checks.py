@@ -1,11 +1,14 @@
 """What a model cannot do is said from its config.json, before a weight is read; versions before that."""
 
 import pytest
+from transformers import PretrainedConfig
 
 from tests.tiny_model_folder import save_tiny_model
 from verl.config import ConfigError
 from verl.config_loading import load_config
 from verl.model_families import read_config
+from verl.processor import load_processor
+from verl.trainer.main import rollout_arguments
 from verl.trainer.model_checks import measure_checked_model
 from verl.versions import check_versions
 
@@ -69,10 +72,22 @@ def test_overrides_reach_sections_and_leave_the_rest(folders):
     assert changed.text_config.hidden_size == plain.text_config.hidden_size
 
 
-def test_other_versions_than_the_tried_ones_are_named():
+def test_other_versions_than_the_tried_ones_are_named(monkeypatch):
+    check_versions()
+    monkeypatch.setattr("verl.versions.PROJECT", "no-such-package")  # a folder that was not installed
     check_versions()
     check_versions(["vllm>=0.1", "fire==99", "torch"])  # a CPU build of vLLM counts; others do not matter
     with pytest.raises(ConfigError) as caught:
         check_versions(["transformers==4.57.0", "vllm==0.11.0"])
     for fault, wanted in zip(caught.value.faults, ("transformers==4.57.0", "vllm==0.11.0"), strict=True):
         assert f"was tried with {wanted}: pip install '{wanted}', or set trainer.check_versions=false" in fault
+
+
+def test_an_engine_is_told_what_its_model_can_use(folders):
+    chosen = ["worker.rollout.limit_images=2", "worker.actor.model.override_config={rms_norm_eps: 0.5}"]
+    for family, limit in (("qwen2_5_vl", {"image": 2}), ("qwen3", None)):  # a text model has no images to limit
+        config = load_config([f"worker.actor.model.model_path={folders[family]}", *chosen])
+        engine = rollout_arguments(config, "cpu", load_processor(str(folders[family])))["engine"]
+        assert engine.get("limit_mm_per_prompt") == limit
+    assert engine["hf_overrides"](read_config(str(folders["qwen3"]))).rms_norm_eps == 0.5
+    engine["hf_overrides"](PretrainedConfig())  # vLLM asks with one, too

@@ -236,7 +236,8 @@ def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
     }
     train_set = RLHFDataset(data.train_files, text_only=data.text_only, mixed_data=data.mixed_data, **options)
     BatchOrder(len(train_set), data.rollout_batch_size, data.shuffle, data.seed)  # too few rows are named here
-    return train_set, RLHFDataset(data.val_files, **options)
+    reads_text_alone = data.text_only and processor.image_processor is None
+    return train_set, RLHFDataset(data.val_files, text_only=reads_text_alone, **options)
 
 
 def start_ray(config: Config, device: str) -> None:
@@ -331,7 +332,7 @@ def build_workers(
 
 def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, Any]:
     """Constructor arguments of the engines."""
-    from verl.model_families import override_config
+    from verl.model_families import override_engine_config
     from verl.processor import pixel_limits, threads_per_rank, vision_token_ids
 
     rollout, data, model = config.worker.rollout, config.data, config.worker.actor.model
@@ -355,7 +356,7 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
     if rollout.limit_images and processor.image_processor is not None:
         engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
     if model.override_config:
-        engine["hf_overrides"] = partial(override_config, overrides=model.override_config)
+        engine["hf_overrides"] = partial(override_engine_config, overrides=model.override_config)
     if model.tokenizer_path:
         engine["tokenizer"] = model.tokenizer_path
     return {
