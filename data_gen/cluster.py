@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_gen.generation import run_provider
+from data_gen.generation import connect, run_provider
 from data_gen.generation_options import GenerationOptions
 from data_gen.journal import ACCEPTED, Journal, newest_lines
 from data_gen.records import journal_of, read_records, write_csv
@@ -53,7 +53,7 @@ def run_block(item: dict[str, Any], options: GenerationOptions) -> dict[str, Any
     settings = options.settings() | {"block": [block.start, block.size]}
     options = replace(options, out=path, data_cap=None)
     with Journal(journal_of(path), settings, options.is_overwritten) as journal:
-        run_provider(options, source, journal)
+        run_provider(options, source, journal, connect(options))
         outcomes = journal.outcomes()
         return {"accepted": outcomes[ACCEPTED], "images": outcomes.total(), "cost_usd": journal.cost_usd}
 

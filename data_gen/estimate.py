@@ -7,17 +7,20 @@ OpenAI, after each provider's own downscaling.
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from data_gen.asking import choose_wish, make_request
 from data_gen.generation_options import GenerationOptions
 from data_gen.journal import JournalFault
-from data_gen.prices import RELEASED_IMAGES, RELEASED_USAGE, CallShape, plan_usage
 from data_gen.prompts import REPLY_SCHEMA, SYSTEM_PROMPT
 from data_gen.quotas import Steering
 from data_gen.scenes import Scene, SceneFault, read_scene
 from data_gen.sources import Source
 from spatialthinker.prices import Price, Usage, cost_usd, find_price
+
+RELEASED_IMAGES = 56_224
+RELEASED_USAGE = Usage(input=235_000_000, output=5_000_000)
+"""What the released generator's own notes state for its full run: text only, one call an image, nothing cached."""
 
 SAMPLE_SCENES = 500
 PROSE_CHARS, GRAPH_CHARS = 4.0, 3.0
@@ -26,6 +29,19 @@ OUTPUT_TOKENS = 160
 
 REPAIR_SHARE, CACHE_SHARE = 0.1, 0.9
 """Assumed: one reply in ten is asked for again; nine calls in ten find the static part cached."""
+
+
+@dataclass(frozen=True)
+class CallShape:
+    """Mean tokens of one call."""
+
+    static: int
+    """Instructions and schema: the same in every call, and so served by the cache."""
+    changing: int
+    """Scene and wish."""
+    image: int
+    output: int
+
 
 STATIC_TOKENS = round((len(SYSTEM_PROMPT) + len(json.dumps(REPLY_SCHEMA))) / PROSE_CHARS)
 VG150_SHAPE = CallShape(static=STATIC_TOKENS, changing=400, image=640, output=OUTPUT_TOKENS)
@@ -40,6 +56,21 @@ def image_tokens(width: int, height: int, provider: str) -> int:
     scale = min(1.0, 2048 / max(width, height))
     scale *= min(1.0, 768 / (min(width, height) * scale))
     return 85 + 170 * math.ceil(width * scale / 512) * math.ceil(height * scale / 512)
+
+
+def plan_usage(shape: CallShape, num_images: int, repair_share: float, cache_share: float) -> Usage:
+    """Tokens of a run: every image once, `repair_share` of them a second time with the reply before added.
+
+    `cache_share` of the calls find the static part in the cache; the others write it there.
+    """
+    calls = num_images * (1 + repair_share)
+    hits = calls * cache_share
+    return Usage(
+        input=round(calls * (shape.changing + shape.image) + num_images * repair_share * shape.output),
+        output=round(calls * shape.output),
+        cache_read=round(hits * shape.static),
+        cache_write=round((calls - hits) * shape.static),
+    )
 
 
 def measure(source: Source, options: GenerationOptions) -> CallShape:

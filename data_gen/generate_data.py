@@ -7,13 +7,13 @@
 goes on when the same command is given again.
 """
 
-import difflib
 import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_gen.commands import check_repo, claim_output, read_bool, read_choice, read_count, read_share
+from data_gen.arguments import check_flags, check_repo, read_bool, read_choice, read_count, read_share
+from data_gen.files import claim_output
 
 if TYPE_CHECKING:
     from data_gen.generation_options import GenerationOptions
@@ -177,7 +177,7 @@ class Commands:
             overwrite: start over and lose an existing output.
         """
         from data_gen.validation import BLIND_MODES, ValidationOptions, validate
-        from spatialthinker.model_api import APIS
+        from spatialthinker.providers import APIS
 
         read_count("save_every", save_every)
         options = ValidationOptions(
@@ -203,7 +203,7 @@ class Commands:
         Args:
             file: CSV; it is written anew from its journal.
         """
-        from data_gen.revision import revise_counts
+        from data_gen.filters import revise_counts
 
         reasons = revise_counts(Path(file))
         print(f"{file}: left out {reasons.total()} count questions")
@@ -225,8 +225,8 @@ class Commands:
             top_k: rows to keep.
             overwrite: replace an existing output.
         """
+        from data_gen.filters import best_rated, record_line, write_stage
         from data_gen.records import read_records
-        from data_gen.revision import best_rated, record_line, write_stage
 
         is_overwritten = read_bool("overwrite", overwrite)
         path = claim_output(Path(output_file), is_overwritten)
@@ -281,7 +281,7 @@ class Commands:
             out: CSV to write (default: data/review_NAME.csv).
             overwrite: replace an existing output.
         """
-        from data_gen.published import review
+        from data_gen.finished import review
 
         name = Path(str(dataset_name)).name
         path = claim_output(Path(out or f"data/review_{name}.csv"), read_bool("overwrite", overwrite))
@@ -308,7 +308,7 @@ class Commands:
             private: whether the uploaded repositories are private.
             overwrite: replace existing outputs.
         """
-        from data_gen.published import split_by_level
+        from data_gen.finished import split_by_level
 
         is_uploaded = read_bool("upload_to_hf", upload_to_hf)
         split_by_level(
@@ -349,31 +349,16 @@ def _generation_options(**arguments: Any) -> "GenerationOptions":
     )
 
 
-def check_flags(argv: list[str]) -> None:
-    """Raise ValueError for a flag that its command does not have: fire would say so only after the command ran."""
-    command = getattr(Commands, argv[0].replace("-", "_"), None) if argv else None
-    if command is None:
-        return
-    known = set(inspect.signature(command).parameters)
-    if command is Commands.preprocess_on_cluster:
-        known |= set(inspect.signature(Commands.preprocess_data).parameters)
-    known = known - {"self", "arguments"} | {"help"}
-    for token in argv[1:]:
-        name = token[2:].split("=")[0].replace("-", "_")
-        if token == "--":
-            return
-        if token.startswith("--") and name not in known and name.removeprefix("no") not in known:
-            nearest = difflib.get_close_matches(name, known, 1, 0)[0]
-            raise ValueError(f"{argv[0]} has no argument --{name}; nearest is --{nearest}")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after one message about a mistake."""
     import fire
 
     argv = sys.argv[1:] if argv is None else argv
     try:
-        check_flags(argv)
+        command = getattr(Commands, argv[0].replace("-", "_"), None) if argv else None
+        if command is not None:
+            is_cluster = command is Commands.preprocess_on_cluster
+            check_flags(argv, command, Commands.preprocess_data if is_cluster else None)
         fire.Fire(Commands, command=argv, name="generate_data.py")
     except (ValueError, OSError) as error:
         print(f"generate_data: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.prompts import PROMPT_VERSION
-from data_gen.stages import TEMPLATE_VERSION
+from data_gen.rules import TEMPLATE_VERSION
 
 
 @dataclass(frozen=True)

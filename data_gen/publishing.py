@@ -6,15 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.card import write_card
-from data_gen.commands import check_repo, claim_output
+from data_gen.arguments import check_repo
 from data_gen.export import export_csv, export_parquet, image_source, save_dataset
+from data_gen.files import claim_output
 from data_gen.journal import read_lines
-from data_gen.records import journal_of, read_records, read_settings
+from data_gen.records import PROVENANCE, find_journal, read_records, read_settings
 from data_gen.selection import Selection, select
-from data_gen.tables import format_tables, tables
+from data_gen.tables import format_tables, markdown_table, tables
 
 FOLDER = "hf_data"
+_HEAD = """\
+---
+task_categories: [visual-question-answering]
+language: [en]
+tags: [spatial-reasoning, scene-graph]
+configs:
+- config_name: default
+  data_files:
+{files}
+---
+# Spatial questions from scene graphs
+
+{rows} multiple-choice questions about where things are, one right option each, with the scene graph that the answer
+rests on. The fifteen columns of STVQA-7K come first; {provenance} follow.
+"""
 
 
 @dataclass(frozen=True)
@@ -75,13 +90,13 @@ def summarize(selection: Selection, options: PublishOptions, settings: dict[str,
         "left_out": dict(selection.left_out),
         "seed": options.seed,
         "generation": settings,
-        "price": describe_price(journal_of(options.input_file)),
+        "price": describe_price(find_journal(options.input_file)),
     }
 
 
-def describe_price(journal: Path) -> str:
+def describe_price(journal: Path | None) -> str:
     """What the stage before cost, by its journal."""
-    if not journal.is_file():
+    if journal is None:
         return "Not recorded in the input."
     outcomes: Counter[str] = Counter()
     dollars = 0.0
@@ -91,6 +106,38 @@ def describe_price(journal: Path) -> str:
             dollars += line.get("cost_usd", 0.0)
     numbers = ", ".join(f"{number} {status}" for status, number in sorted(outcomes.items()))
     return f"{dollars:.2f} US dollars by list prices in {journal.name}: {numbers}."
+
+
+def write_card(path: Path, selection: Selection, summary: dict[str, Any]) -> None:
+    """Write the card beside the data."""
+    records = [record for rows in selection.splits.values() for record in rows]
+    files = "\n".join(f"  - split: {s}\n    path: {s}-*.parquet" for s, rows in selection.splits.items() if rows)
+    head = _HEAD.format(files=files, rows=len(records), provenance=", ".join(PROVENANCE))
+    sizes = ", ".join(f"{len(rows)} {split}" for split, rows in selection.splits.items())
+    parts = [head, f"Splits: {sizes}; all rows of one image share a split.", "## Origin", _origin(selection)]
+    generation = summary["generation"]
+    if generation:
+        parts.append(f"Settings of the generation: `{json.dumps(generation)}`")
+    parts += ["## Price", summary["price"]]
+    parts.append("## Contents")
+    parts += [markdown_table(name, table) for name, table in tables(records).items()]
+    if summary["shortfalls"]:
+        lacking = ", ".join(f"{name} {number}" for name, number in summary["shortfalls"].items())
+        parts.append(f"Rows short of their quotas, taken from other categories: {lacking}.")
+    if summary["left_out"]:
+        parts.append("Left out: " + "; ".join(f"{n} ({why})" for why, n in summary["left_out"].items()) + ".")
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _origin(selection: Selection) -> str:
+    origins = Counter(
+        tuple(record.provenance.get(name, "") for name in PROVENANCE)
+        for records in selection.splits.values()
+        for record in records
+    )
+    lines = [f"| {' | '.join(PROVENANCE)} | rows |", "|" + "---|" * (len(PROVENANCE) + 1)]
+    lines += [f"| {' | '.join(values)} | {number} |" for values, number in origins.most_common()]
+    return "\n".join(lines)
 
 
 def print_selection(selection: Selection, folder: Path) -> None:

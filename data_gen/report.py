@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_gen.export import find_images
 from data_gen.journal import ACCEPTED, Line, newest_lines
-from data_gen.records import Record, journal_of, read_records
+from data_gen.records import Record, find_journal, read_records
 from data_gen.selection import digest
 from data_gen.sources import Source
 from data_gen.tables import Table, tables
@@ -105,12 +105,12 @@ def write_report(path: Path, source: Source, out: Path, number: int, seed: int) 
         r.image_id: [x for x in sample if x.image_id == r.image_id] for r in sample
     }
     cards = [html_record(r, image) for image_id, image in find_images(source, by_image) for r in by_image[image_id]]
-    journal = journal_of(path)
+    journal = find_journal(path)
     body = [
         _BAR,
         f"<h1>{escape(path.name)}: {total} questions</h1>",
         f'<p class="soft">Images from {escape(source.locator)}.</p>',
-        html_outcomes(newest_lines(journal)) if journal.is_file() else "",
+        html_outcomes(newest_lines(journal)) if journal else "",
         "<h2>Rows</h2>",
         f'<div class="grid">{"".join(html_distribution(name, table) for name, table in found.items())}</div>',
         f"<h2>A sample</h2><p>Dashed: the evidence, which is the reference scene.</p>"

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.commands import claim_output
 from data_gen.export import export_parquet, find_images, image_source
-from data_gen.journal import ACCEPTED, FAILED, QUARANTINED, Journal, Line, newest_lines
+from data_gen.files import claim_output
+from data_gen.filters import record_key, record_line
+from data_gen.journal import ACCEPTED, FAILED, QUARANTINED, RESERVE_BYTES, Journal, Line, newest_lines
 from data_gen.records import Record, journal_of, read_records, write_csv
-from data_gen.revision import record_key, record_line
 from data_gen.selection import digest, reorder
 from data_gen.sources import Source
 from spatialthinker.model_api import Api, ApiRequest, OutageFault, Reply, RequestFault, merge_usage
@@ -144,11 +144,14 @@ def validate(options: ValidationOptions, api: Api) -> Counter[str]:
     """Judge every record that the journal has not settled; write the kept ones; return outcomes."""
     if options.output_file.suffix not in (".csv", ".parquet"):
         raise ValueError(f"--output_file {options.output_file}: name a file that ends in .csv or .parquet")
+    api.check_budget(options.max_cost_usd)
     source, records = open_validation(options)
     journal_path = journal_of(options.output_file)
     if not journal_path.is_file():
         claim_output(options.output_file, options.is_overwritten)
-    with Journal(journal_path, options.settings() | {"source": source.locator}, options.is_overwritten) as journal:
+    settings = options.settings() | {"source": source.locator}
+    reserve = options.concurrency * RESERVE_BYTES
+    with Journal(journal_path, settings, options.is_overwritten, reserve) as journal:
         try:
             asyncio.run(_judge_all(options, source, records, journal, api))
         finally:
@@ -189,6 +192,7 @@ async def _judge_all(
                     done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
                         task.result()
+                journal.check_room()
                 if options.max_cost_usd is not None and journal.cost_usd >= options.max_cost_usd:
                     print(f"stopped at --max_cost_usd {options.max_cost_usd}; the same command goes on")  # noqa: T201
                     return

@@ -17,10 +17,17 @@ import pytest
 
 from data_gen.asking import Wish, make_request
 from data_gen.draft import Draft
-from data_gen.estimate import GRAPH_CHARS, VG150_SHAPE, image_tokens, released_cost_usd, ways
+from data_gen.estimate import (
+    GRAPH_CHARS,
+    VG150_SHAPE,
+    CallShape,
+    image_tokens,
+    plan_usage,
+    released_cost_usd,
+    ways,
+)
 from data_gen.generate_data import main
 from data_gen.journal import Journal, JournalFault, newest_lines, read_lines
-from data_gen.prices import CallShape, plan_usage
 from data_gen.prompts import SYSTEM_PROMPT, ReplyFault, parse_reply
 from data_gen.quotas import LOOKBACK, Steering
 from data_gen.records import read_records
@@ -185,6 +192,47 @@ def test_batches_are_submitted_and_collected_across_runs(faulty_mock, tmp_path, 
         assert line["cost_usd"] == pytest.approx(cost_usd(Usage(**line["usage"]), price, is_batch=True), abs=1e-6)
 
 
+def cut_off_submission(mock: Mock, out: Path, provider: str, has_arrived: bool) -> None:
+    """A run that is killed just before or just after the provider has its batch, the id not noted yet."""
+    from spatialthinker.providers import APIS
+
+    api = APIS[provider]
+    send = api._send_batch
+
+    async def killed(*arguments) -> str:
+        if has_arrived:
+            await send(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ""
+
+    def run() -> None:
+        setattr(api, "_send_batch", killed)  # noqa: B010
+        preprocess(mock, out, 12, "--batch_api=True", provider=provider)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("has_arrived", [True, False])
+@pytest.mark.parametrize("provider", MODELS)
+def test_a_batch_whose_submission_was_cut_off_is_neither_paid_twice_nor_lost(
+    mock, tmp_path, provider, has_arrived, capsys, monkeypatch
+):
+    out, before = tmp_path / "t.csv", mock.counts()
+    cut_off_submission(mock, out, provider, has_arrived)
+    assert preprocess(mock, out, 12, "--batch_api=True", provider=provider) == 0
+    is_told_at_once = has_arrived and provider == "openai"
+    assert ("may have arrived" in capsys.readouterr().out) != is_told_at_once
+    monkeypatch.setattr("data_gen.batching.ARRIVAL_S", 0.0)
+    for _ in range(4):
+        assert preprocess(mock, out, 12, "--batch_api=True", provider=provider) == 0
+    assert len(list(read_records(out))) == 12
+    calls = mock.counts() - before
+    assert len(calls) == 12 and set(calls.values()) == {1}
+
+
 def test_a_wrong_key_or_an_unknown_price_ends_with_one_message(mock, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "bad-key")
     assert preprocess(mock, tmp_path / "a.csv", 5) == 2
@@ -330,17 +378,46 @@ def test_the_newest_line_counts_and_errors_are_asked_again(tmp_path):
     assert [x["status"] for x in newest_lines(tmp_path / "j.jsonl")] == ["quarantined"]
 
 
-def test_a_full_disk_is_waited_for(tmp_path, monkeypatch, capsys):
-    """A file-size limit makes writes fail as a full disk does: first in part, then altogether."""
+def test_a_full_disk_costs_no_line_and_no_answer_under_way(tmp_path, monkeypatch, capsys):
+    """The reserve is given up for the next line; where others have eaten it, room is waited for."""
     monkeypatch.setattr("data_gen.journal.DISK_WAIT_S", 0.05)
     monkeypatch.setattr("data_gen.journal._DISK_RETRY_S", 0.01)
-    full = Path("/dev/full")
-    with Journal(tmp_path / "j.jsonl", {}) as journal:
+    with Journal(tmp_path / "j.jsonl", {}, reserve_bytes=1 << 16) as journal:
         journal.add(line("1"))
-        real, journal._fd = journal._fd, os.open(full, os.O_WRONLY)
+        journal.check_room()
+        real, journal._fd = journal._fd, os.open("/dev/full", os.O_WRONLY)
         with pytest.raises(JournalFault, match="cannot be written: No space left"):
             journal.add(line("2"))
+        with pytest.raises(JournalFault, match="every answer so far is saved"):
+            journal.check_room()
         journal._fd = real
         journal.add(line("2"))
     assert "is full: waiting for room" in capsys.readouterr().err
     assert [x["key"] for x in newest_lines(tmp_path / "j.jsonl")] == ["1", "2"]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of 2 MB that this process alone sees, in a namespace of a child that holds it open."""
+    command = ["unshare", "-Urm", "sh", "-c", "mount -t tmpfs -o size=2m none /mnt && echo ready && sleep 600"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    if process.stdout.readline() != "ready\n":
+        pytest.skip("this machine allows no mount in a user namespace")
+    yield Path(f"/proc/{process.pid}/root/mnt")
+    process.kill()
+    process.wait()
+
+
+def test_a_disk_that_fills_up_while_answers_are_waited_for(mock, small_disk, capsys):
+    out, filler = small_disk / "t.csv", small_disk / "filler"
+    filler.write_bytes(bytes(1_000_000))
+    before = mock.counts()
+    assert preprocess(mock, out, 400, "--concurrency=8") == 2
+    assert "make room" in capsys.readouterr().err.lower()
+    lines = [x for x in read_lines(out.with_suffix(".jsonl")) if "key" in x]
+    assert 20 < len(lines) < 400
+    assert sum(len(x["replies"]) for x in lines) == (mock.counts() - before).total()
+    assert not out.with_name("t.csv.tmp").exists()
+    assert preprocess(mock, small_disk / "u.csv", 400, "--concurrency=32") == 2
+    assert "has no room for 2 MB of answers" in capsys.readouterr().err

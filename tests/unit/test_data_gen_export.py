@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_gen.export import export_schema
+from data_gen.filters import best_rated
 from data_gen.generate_data import main
 from data_gen.quotas import allocate, val_rows
 from data_gen.records import RAW_COLUMNS, Record, answer_index, journal_of, read_rating, read_records
-from data_gen.revision import best_rated
 from data_gen.selection import select
 from spatialthinker.rewards import REWARDS, RewardInput, check_ground_truth
 from spatialthinker.rewards.gold import gold_response

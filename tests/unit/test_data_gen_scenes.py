@@ -12,9 +12,9 @@ from data_gen.draft import Draft, strip_letters
 from data_gen.naming import is_plural, kind_of, may_be_confused, plural, singular
 from data_gen.predicates import false_families, place_of
 from data_gen.quotas import Steering
+from data_gen.rules import propose
 from data_gen.scenes import Scene, SceneFault, read_scene
 from data_gen.sources import open_source, synthetic_row
-from data_gen.stages import propose
 from data_gen.templates import TEMPLATES
 from spatialthinker.geometry import Box
 from spatialthinker.scene_graph import Relation, SceneObject

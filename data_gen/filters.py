@@ -9,7 +9,7 @@ from data_gen.checks import check_count
 from data_gen.draft import Draft
 from data_gen.journal import ACCEPTED, QUARANTINED, Journal, Line, newest_lines
 from data_gen.quotas import split_in_proportion
-from data_gen.records import Record, journal_of, read_records, read_settings, write_csv
+from data_gen.records import Record, find_journal, journal_of, read_records, read_settings, write_csv
 from data_gen.scenes import Scene
 from data_gen.selection import digest
 from spatialthinker.scene_graph import Relation, SceneObject
@@ -68,8 +68,8 @@ def revise_counts(path: Path) -> Counter[str]:
     """
     records = list(read_records(path))
     faults = {i: fault for i, record in enumerate(records) if (fault := count_fault(record))}
-    journal_path = journal_of(path)
-    if journal_path.is_file():
+    journal_path = find_journal(path)
+    if journal_path is not None:
         keys = [line["key"] for line in _accepted_lines(journal_path)]
         with Journal(journal_path, read_settings(path)) as journal:
             for i, fault in faults.items():

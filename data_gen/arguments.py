@@ -1,9 +1,9 @@
-"""What every command shares: strictly read arguments, and outputs that are never overwritten unasked."""
+"""Arguments of the command line, read strictly: "false" is false, and an unknown flag is an error before any work."""
 
-import os
+import difflib
+import inspect
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _TRUE, _FALSE = ("true", "yes", "1", "on"), ("false", "no", "0", "off")
@@ -37,22 +37,10 @@ def read_share(name: str, value: Any, low: float, high: float) -> float:
 
 def read_choice(name: str, value: Any, known: Mapping[str, Any] | tuple[str, ...]) -> str:
     """One of the known names. Raises ValueError with the nearest for anything else."""
-    import difflib
-
     if value in known:
         return str(value)
     nearest = difflib.get_close_matches(str(value), list(known), 1, 0)
     raise ValueError(f"--{name} {value!r}: need one of {', '.join(known)}; nearest is {nearest[0]}")
-
-
-def claim_output(path: Path, is_overwritten: bool) -> Path:
-    """The path of an output; ValueError where it exists and may not be overwritten, or cannot be written."""
-    if path.exists() and not is_overwritten:
-        raise ValueError(f"{path} exists; name another output, or pass --overwrite=True to replace it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path.parent} cannot be written")
-    return path
 
 
 def check_repo(repo: str | None) -> str:
@@ -60,3 +48,19 @@ def check_repo(repo: str | None) -> str:
     if not isinstance(repo, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ValueError(f"--upload_to_hf=True needs --target_repo=OWNER/NAME, got {repo!r}")
     return repo
+
+
+def check_flags(argv: list[str], command: Callable[..., Any], further: Callable[..., Any] | None = None) -> None:
+    """Raise ValueError for a flag that the command does not have: fire would say so only after the command ran.
+
+    `further` is a second function whose arguments the command takes too.
+    """
+    known = {name for function in (command, further) if function for name in inspect.signature(function).parameters}
+    known = known - {"self", "arguments"} | {"help"}
+    for token in argv[1:]:
+        name = token[2:].split("=")[0].replace("-", "_")
+        if token == "--":
+            return
+        if token.startswith("--") and name not in known and name.removeprefix("no") not in known:
+            nearest = difflib.get_close_matches(name, known, 1, 0)[0]
+            raise ValueError(f"{argv[0]} has no argument --{name}; nearest is --{nearest}")
