@@ -253,25 +253,25 @@ class Commands:
         out: str | None = None,
         num_rows: int = 18,
         seed: int = 0,
+        overwrite: bool = False,
     ) -> None:
         """Write an HTML page: distributions, outcomes, reasons, and a sample of rows drawn on their images.
 
         Args:
             input_file: CSV (its journal counts) or parquet.
             source: where the images are (default: the source that input_file names, or its own images).
-            out: page to write (default: beside input_file); an older page is replaced.
+            out: page to write (default: beside input_file).
             num_rows: size of the sample.
             seed: of the sample.
+            overwrite: replace an older page.
         """
         from data_gen.export import image_source
         from data_gen.report import write_report
 
         path = Path(input_file)
         number, seed = read_count("num_rows", num_rows) or 1, read_count("seed", seed, 0) or 0
-        page = write_report(
-            path, image_source(path, source), Path(out) if out else path.with_suffix(".html"), number, seed
-        )
-        print(f"report: {page}")
+        page = claim_output(Path(out) if out else path.with_suffix(".html"), read_bool("overwrite", overwrite))
+        print(f"report: {write_report(path, image_source(path, source), page, number, seed)}")
 
     def data_review(self, dataset_name: str = PUBLIC_SET, out: str | None = None, overwrite: bool = False) -> None:
         """Write a CSV for reading: image_id, question_with_options, answer_only, category, split.

@@ -12,7 +12,7 @@ from data_gen.scenes import Scene
 from data_gen.sources import Source
 from data_gen.templates import TEMPLATES
 
-TEMPLATE_VERSION = "rules-1"
+TEMPLATE_VERSION = "rules-2"
 
 
 def run_templates(source: Source, journal: Journal, cap: int | None, relation_percent: float, seed: int) -> None:

@@ -8,7 +8,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +161,11 @@ def synthetic_row(seed: int, index: int) -> Row:
     for shape in shapes:
         label = shape.name.replace(" ", "_")
         ids.append(f"{label}.{1 + sum(i.startswith(label + '.') for i in ids)}")
-    relations = [
-        {"subject": ids[i], "predicate": predicate, "object": ids[j]}
-        for j, below in enumerate(shapes)
-        for i, above in enumerate(shapes[j + 1 :], j + 1)
-        for predicate in _predicates(above, below)
-    ]
+    relations = []
+    for pair in combinations(range(len(shapes)), 2):
+        subject, target = rng.sample(pair, 2)
+        predicates = _predicates(shapes[subject], shapes[target], is_above=subject > target)
+        relations += [{"subject": ids[subject], "predicate": p, "object": ids[target]} for p in predicates]
     objects = [{"id": i, "bbox": list(shape.box)} for i, shape in zip(ids, shapes, strict=True)]
     image = encode_png(draw(DEFAULT_CANVAS, shapes))
     return {
@@ -177,12 +176,12 @@ def synthetic_row(seed: int, index: int) -> Row:
     }
 
 
-def _predicates(later: Shape, earlier: Shape) -> list[str]:
-    """What is true of the shape that is drawn later, as seen from the earlier one."""
-    gap = gap_px(later, earlier)
+def _predicates(subject: Shape, target: Shape, is_above: bool) -> list[str]:
+    """What is true of one shape as seen from another; `is_above` where it is drawn later."""
+    gap = gap_px(subject, target)
     if gap < 0:
-        return ["covering", "in front of"]
-    (x, y), (u, v) = later.centre, earlier.centre
+        return ["covering", "in front of"] if is_above else ["covered by", "behind"]
+    (x, y), (u, v) = subject.centre, target.centre
     sides = ("to the left of", "to the right of") if abs(x - u) > abs(y - v) else ("above", "below")
     side = sides[int(x > u if abs(x - u) > abs(y - v) else y > v)]
     return [side, "touching"] if gap == 0 else [side]

@@ -171,7 +171,7 @@ def test_bad_rows_are_quarantined_and_the_rest_is_kept(tmp_path, capsys):
         {
             "image_id": "e",
             "image": "good.png",
-            "objects": [{"id": "a", "bbox": [0, 0, 112, 112]}],
+            "objects": [{"id": "a", "bbox": [0, 0, 30, 30]}],
             "relationships": [],
         },
     ]
