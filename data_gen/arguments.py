@@ -64,3 +64,21 @@ def check_flags(argv: list[str], command: Callable[..., Any], further: Callable[
         if token.startswith("--") and name not in known and name.removeprefix("no") not in known:
             nearest = difflib.get_close_matches(name, known, 1, 0)[0]
             raise ValueError(f"{argv[0]} has no argument --{name}; nearest is --{nearest}")
+
+
+def fill_defaults(command: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a command by name, those not given as its signature says. Raises ValueError for others."""
+    parameters = inspect.signature(command).parameters
+    if unknown := [name for name in arguments if name not in parameters]:
+        raise ValueError(f"--{unknown[0]} is no argument of {command.__name__}; see {command.__name__} --help")
+    return {name: p.default for name, p in parameters.items() if name != "self"} | dict(arguments)
+
+
+def read_budget(value: Any) -> float | None:
+    """--max_cost_usd in dollars, or None. Raises ValueError for anything else."""
+    return None if value is None else read_share("max_cost_usd", value, 0, 1e9)
+
+
+def read_address(value: Any) -> str | None:
+    """--ray_address, or None for a cluster of one's own."""
+    return None if str(value).lower() == "none" else str(value)

@@ -36,6 +36,9 @@ SENDING, OPEN, COLLECTED = "sending", "open", "collected"
 CLOCK_SKEW_S = 600.0
 """A batch that was sent at a time by this machine's clock may be older by that much for the provider."""
 
+DEAREST_TOKENS = 2500
+"""Of a crowded scene with a large picture: the budget takes every image under way for such a one."""
+
 ARRIVAL_S = 60.0
 """A batch that is in no list so long after it was sent has not arrived."""
 
@@ -240,7 +243,7 @@ class BatchRun:
         limit = self.options.max_cost_usd
         if limit is None or self.api.price is None:
             return False
-        dearest = Usage(input=MAX_ASKS * (STATIC_TOKENS + 2500), output=MAX_ASKS * OUTPUT_TOKENS)
+        dearest = Usage(MAX_ASKS * DEAREST_TOKENS, MAX_ASKS * OUTPUT_TOKENS, cache_write=MAX_ASKS * STATIC_TOKENS)
         expected = self.journal.cost_usd + (num_under_way + 1) * cost_usd(dearest, self.api.price, is_batch=True)
         if expected <= limit:
             return False

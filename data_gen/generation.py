@@ -3,7 +3,7 @@
 import time
 
 from data_gen.generation_options import GenerationOptions
-from data_gen.journal import RESERVE_BYTES, Journal, JournalFault
+from data_gen.journal import RESERVE_BYTES, Journal, JournalFault, Line
 from data_gen.records import find_journal, journal_of, read_records, write_csv
 from data_gen.rules import run_templates
 from data_gen.sources import Source, open_source
@@ -43,10 +43,10 @@ def connect(options: GenerationOptions) -> Api | None:
     return api
 
 
-def open_journal(options: GenerationOptions) -> Journal:
-    """The run's journal, with room on the disk for the answers under way."""
+def open_journal(options: GenerationOptions, further: Line | None = None) -> Journal:
+    """The run's journal, with `further` settings and with room on the disk for the answers under way."""
     reserve = 0 if options.provider == "template" else options.concurrency * RESERVE_BYTES
-    return Journal(journal_of(options.out), options.settings(), options.is_overwritten, reserve)
+    return Journal(journal_of(options.out), options.settings() | (further or {}), options.is_overwritten, reserve)
 
 
 def run_provider(options: GenerationOptions, source: Source, journal: Journal, api: Api | None) -> None:

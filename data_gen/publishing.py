@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_gen.arguments import check_repo
+from data_gen.arguments import check_repo, read_bool, read_count, read_share
 from data_gen.export import export_csv, export_parquet, image_source, save_dataset
 from data_gen.files import claim_output
 from data_gen.journal import read_lines
@@ -44,21 +45,38 @@ class PublishOptions:
     val_split: float
     seed: int
     repo: str | None
-    is_uploaded: bool
+    """Where to upload; None for no upload."""
     is_private: bool
     is_saved: bool
     is_overwritten: bool
 
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> "PublishOptions":
+        """The checked arguments of generate_hf_data by their names there. Raises ValueError for a wrong one."""
+        is_uploaded = read_bool("upload_to_hf", given["upload_to_hf"])
+        return cls(
+            input_file=Path(given["input_file"]),
+            out=Path(given["out"]),
+            source=given["source"],
+            target_samples=read_count("target_samples", given["target_samples"]),
+            relation_percent=read_share("relation_percent", given["relation_percent"], 0, 100),
+            val_split=read_share("val_split", given["val_split"], 0, 0.99),
+            seed=read_count("seed", given["seed"], 0) or 0,
+            repo=check_repo(given["target_repo"]) if is_uploaded else None,
+            is_private=read_bool("private", given["private"]),
+            is_saved=read_bool("save_to_disk", given["save_to_disk"]),
+            is_overwritten=read_bool("overwrite", given["overwrite"]),
+        )
+
 
 def publish(options: PublishOptions) -> Path:
     """Write the data set's folder, its CSV copies and its card; return the folder."""
-    repo = check_repo(options.repo) if options.is_uploaded else None
     folder = options.out / FOLDER
     for path in (folder, *(options.out / f"data_{split}.csv" for split in ("train", "val"))):
         claim_output(path, options.is_overwritten)
     settings = read_settings(options.input_file)
     selection = select(
-        read_records(options.input_file),
+        (replace(record, full_scene={}) for record in read_records(options.input_file)),  # all stay in memory
         options.target_samples,
         options.relation_percent,
         options.val_split,
@@ -75,8 +93,8 @@ def publish(options: PublishOptions) -> Path:
     if options.is_saved:
         save_dataset(paths, options.out / f"{FOLDER}_saved")
     print_selection(selection, folder)
-    if repo is not None:
-        upload_folder(folder, repo, options.is_private)
+    if options.repo is not None:
+        upload_folder(folder, options.repo, options.is_private)
     return folder
 
 

@@ -16,6 +16,7 @@ from data_gen.records import Record, find_journal, read_records
 from data_gen.selection import digest
 from data_gen.sources import Source
 from data_gen.tables import Table, tables
+from spatialthinker.prices import Usage
 from spatialthinker.scene_graph import parse_scene
 from spatialthinker.schema import CATEGORIES, LETTERS
 from spatialthinker.visualize import (
@@ -62,6 +63,7 @@ class Outcomes:
     accepted: Counter[str] = field(default_factory=Counter)
     dollars: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    usage: Usage = field(default_factory=Usage)
 
     @classmethod
     def of(cls, lines: Iterable[Line]) -> "Outcomes":
@@ -73,6 +75,7 @@ class Outcomes:
                 found.asked[name] += 1
                 found.accepted[name] += line["status"] == ACCEPTED
                 found.dollars[name] += line.get("cost_usd", 0.0)
+            found.usage += Usage(**line.get("usage", {}))
             if line["status"] != ACCEPTED:
                 found.reasons[line.get("reason", "no reason given").split(":")[0][:120]] += 1
         return found
@@ -143,6 +146,8 @@ def write_report(path: Path, source: Source, out: Path, number: int, seed: int) 
     if outcomes and outcomes.asked["all"]:
         share = f"{outcomes.accepted['all'] / outcomes.asked['all']:.1%}"
         figures |= {"accepted": share, "dollars": f"{outcomes.dollars['all']:.2f}"}
+        if static := outcomes.usage.cache_read + outcomes.usage.cache_write:
+            figures["of the static part cached"] = f"{outcomes.usage.cache_read / static:.0%}"
     body = [
         f"<h1>{escape(path.name)}</h1>",
         f'<p class="soft">Images from {escape(source.locator)}.</p>',

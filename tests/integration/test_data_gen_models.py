@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,10 +19,14 @@ import pytest
 from data_gen.asking import Wish, make_request
 from data_gen.draft import Draft
 from data_gen.estimate import (
+    CACHE_SHARE,
     GRAPH_CHARS,
+    REPAIR_SHARE,
     VG150_SHAPE,
     CallShape,
+    describe,
     image_tokens,
+    limits,
     plan_usage,
     released_cost_usd,
     ways,
@@ -301,7 +306,7 @@ def test_the_static_part_comes_first_and_is_the_same_in_every_call():
     request = make_request(scene, Wish("depth", "easy", ("size",)), has_image=False, temperature=0.0)
     assert request.system == SYSTEM_PROMPT and not any(c in SYSTEM_PROMPT for c in "\t\b$\\")
     assert len(SYSTEM_PROMPT) / 4 > 1024
-    assert len(request.text) / GRAPH_CHARS <= 1.5 * VG150_SHAPE.changing
+    assert 0.8 * VG150_SHAPE.changing < len(request.text) / GRAPH_CHARS < 1.3 * VG150_SHAPE.changing
     assert all(item.id in request.text for item in objects) and "800 x 600" in request.text
 
 
@@ -323,6 +328,22 @@ def test_the_papers_run_costs_less_than_a_third_of_the_released_way():
     assert released == pytest.approx(235 * 3 + 5 * 15)
     usage, is_batch = ways(VG150_SHAPE, 56_224)["cache and batch"]
     assert is_batch and cost_usd(usage, price, is_batch) <= 0.3 * released
+    least_cached, most_repairs = limits(VG150_SHAPE, price)
+    assert 0.7 < least_cached < 0.8 and 0.2 < most_repairs < 0.3
+    for repairs, cached in ((REPAIR_SHARE, least_cached), (most_repairs, CACHE_SHARE)):
+        at_limit = cost_usd(plan_usage(VG150_SHAPE, 56_224, repairs, cached), price, is_batch=True)
+        assert at_limit == pytest.approx(0.3 * released, rel=1e-3)
+
+
+def test_the_printed_sum_is_the_printed_price():
+    price = PRICES["claude-sonnet-4-5"]
+    text = describe(VG150_SHAPE, 56_224, "claude-sonnet-4-5")
+    printed = re.search(r"cache and batch = \((.*)\) / 2", text)
+    dollars = re.search(r"cache and batch +\S+ +\S+ +\S+ +(\S+)", text)
+    assert printed is not None and dollars is not None
+    total = sum(float(a) * float(b) for a, b in (part.split(" x ") for part in printed[1].split(" + "))) / 2
+    assert total == pytest.approx(float(dollars[1]), rel=0.005) and "90% of calls" in text
+    assert price.cache_read == 0.3 and price.cache_write == 3.75
 
 
 def test_a_dry_run_prints_prices_and_calls_nothing(tmp_path, capsys, monkeypatch):
