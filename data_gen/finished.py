@@ -61,6 +61,8 @@ def split_by_level(name: str, out: Path | None, repo: str | None, is_private: bo
         return
     for group, names in LEVEL_GROUPS.items():
         folder = claim_output(out / f"{Path(name).name}_{group}", is_overwritten)
+        for split in SPLITS:
+            parquet_path(folder, split).unlink(missing_ok=True)
         for split, source in splits.items():
             _write_rows(parquet_path(folder, split), (r for r in source.rows() if r["level"] in names))
         print(f"{group}: {folder}")  # noqa: T201

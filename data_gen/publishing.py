@@ -14,6 +14,7 @@ from data_gen.journal import read_lines
 from data_gen.records import PROVENANCE, find_journal, read_records, read_settings
 from data_gen.selection import Selection, select
 from data_gen.tables import format_tables, markdown_table, tables
+from spatialthinker.schema import parquet_path
 
 FOLDER = "hf_data"
 _HEAD = """\
@@ -86,6 +87,8 @@ def publish(options: PublishOptions) -> Path:
         raise ValueError(f"--input_file {options.input_file} holds no row that could be exported")
     source = image_source(options.input_file, options.source)
     paths = export_parquet(selection.splits, source, folder)
+    for split in set(selection.splits) - set(paths):  # of an older data set, whose rows may now be in another split
+        parquet_path(folder, split).unlink(missing_ok=True)
     export_csv(selection.splits, options.out)
     summary = summarize(selection, options, settings)
     (folder / "selection.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")

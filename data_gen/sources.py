@@ -105,20 +105,32 @@ def _open_json(path: Path) -> Source:
         num_rows = len(items)
 
         def rows(start: int = 0) -> Iterator[Row]:
-            yield from items[start:]
+            for number, item in enumerate(items[start:], start):
+                yield _checked(item, path, f"item {number}")
     else:
         with path.open("rb") as file:
             num_rows = sum(1 for line in file if line.strip())
 
         def rows(start: int = 0) -> Iterator[Row]:
             with path.open(encoding="utf-8") as file:
-                for line in islice((line for line in file if line.strip()), start, None):
-                    yield json.loads(line)
+                numbered = ((i, line) for i, line in enumerate(file, 1) if line.strip())
+                for number, line in islice(numbered, start, None):
+                    try:
+                        item = json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise ValueError(f"--source {path}, line {number} is no JSON: {error}") from None
+                    yield _checked(item, path, f"line {number}")
 
     first = next(rows(), None)
-    if not isinstance(first, dict):
-        raise ValueError(f"--source {path} holds no rows that are JSON objects")
+    if first is None:
+        raise ValueError(f"--source {path} holds no rows")
     return Source(str(path), tuple(first), num_rows, rows, path.parent)
+
+
+def _checked(item: Any, path: Path, place: str) -> Row:
+    if not isinstance(item, dict):
+        raise ValueError(f"--source {path}, {place} is no JSON object: {str(item)[:60]}")
+    return item
 
 
 def _open_dataset(locator: str, split: str) -> Source:

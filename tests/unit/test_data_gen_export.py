@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from data_gen.export import export_schema
 from data_gen.filters import best_rated
@@ -16,6 +17,7 @@ from data_gen.generate_data import main
 from data_gen.quotas import allocate, val_rows
 from data_gen.records import RAW_COLUMNS, Record, answer_index, journal_of, read_rating, read_records
 from data_gen.selection import select
+from data_gen.sources import synthetic_row
 from spatialthinker.rewards import REWARDS, RewardInput, check_ground_truth
 from spatialthinker.rewards.gold import gold_response
 from spatialthinker.schema import CATEGORIES, COLUMNS, VqaRow, read_parquet
@@ -54,6 +56,25 @@ def test_every_row_earns_the_full_reward_with_its_own_answer(folder):
     assert len(rows) == NUM_ROWS
     assert gold_scores(rows) == pytest.approx([1.0] * NUM_ROWS)
     assert {row.category for row in rows} == set(CATEGORIES)
+
+
+@pytest.mark.parametrize("mode, kind", [("L", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"), ("CMYK", "JPEG")])
+def test_images_of_every_kind_leave_as_the_bytes_that_came(tmp_path, mode, kind):
+    picture = Image.new("RGB", (112, 112), "white").convert(mode)
+    picture.save(tmp_path / "image", kind)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(synthetic_row(0, 0) | {"image": "image"}))
+    assert (
+        run(
+            "preprocess_data",
+            "--provider=template",
+            f"--source={tmp_path / 'rows.jsonl'}",
+            f"--out={tmp_path / 't.csv'}",
+        )
+        == 0
+    )
+    assert run("generate_hf_data", f"--input_file={tmp_path / 't.csv'}", f"--out={tmp_path}", "--val_split=0") == 0
+    [row] = read_parquet(tmp_path / "hf_data/train-00000-of-00001.parquet")
+    assert row.images == (tmp_path / "image").read_bytes() and gold_scores([row]) == [pytest.approx(1.0)]
 
 
 def test_columns_are_the_public_ones_and_provenance_after_them(folder):
@@ -157,34 +178,12 @@ def test_mistakes_end_with_one_message_and_code_2(arguments, message, capsys, tm
     assert message in capsys.readouterr().err
 
 
-def test_bad_rows_are_quarantined_and_the_rest_is_kept(tmp_path, capsys):
-    from data_gen.sources import synthetic_row
-
-    good = synthetic_row(0, 0)
-    image = tmp_path / "good.png"
-    image.write_bytes(good["image"]["bytes"])
-    rows = [
-        good | {"image": "good.png"},
-        {"image_id": "b", "image": "good.png", "objects": []},
-        {"image_id": "c", "image": "none.png", "objects": [], "relationships": []},
-        {"image": "good.png", "objects": [], "relationships": []},
-        {
-            "image_id": "e",
-            "image": "good.png",
-            "objects": [{"id": "a", "bbox": [0, 0, 30, 30]}],
-            "relationships": [],
-        },
-    ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    out = tmp_path / "out.csv"
-    assert run("preprocess_data", "--provider=template", f"--source={tmp_path / 'rows.jsonl'}", f"--out={out}") == 0
-    lines = [json.loads(line) for line in journal_of(out).read_text().splitlines()[1:]]
-    assert [line["status"] for line in lines] == ["accepted", *["quarantined"] * 3, "accepted"]
-    assert [line.get("reason", "")[:20] for line in lines[1:4]] == [
-        "the row has no key '",
-        "its image file canno",
-        "row 3 has no image_i",
-    ]
+def test_an_older_split_does_not_outlive_its_data_set(folder, tmp_path):
+    export = ("generate_hf_data", f"--input_file={folder / 'train.csv'}", f"--out={tmp_path}")
+    assert run(*export) == 0 and (tmp_path / "hf_data/val-00000-of-00001.parquet").is_file()
+    assert run(*export, "--val_split=0", "--overwrite=True") == 0
+    assert not (tmp_path / "hf_data/val-00000-of-00001.parquet").exists()
+    assert len(read_parquet(tmp_path / "hf_data/train-00000-of-00001.parquet")) == NUM_ROWS
 
 
 def test_allocation_follows_the_table():
@@ -307,28 +306,6 @@ def test_a_report_shows_distributions_reasons_and_drawn_rows(folder):
     page = (folder / "train.html").read_text()
     assert page.count("data:image/png") == 9 and "left out because" not in page
     assert all(f"<td>{name}</td>" in page for name in CATEGORIES)
-
-
-def test_every_kind_of_source_gives_the_same_rows_from_any_start(tmp_path):
-    import datasets
-    import pyarrow as pa
-
-    from data_gen.sources import open_source, synthetic_row
-
-    rows = [synthetic_row(0, i) for i in range(70)]
-    table = pa.Table.from_pylist(rows)
-    pq.write_table(table.slice(0, 50), tmp_path / "train-0.parquet", row_group_size=20)
-    pq.write_table(table.slice(50), tmp_path / "train-1.parquet", row_group_size=20)
-    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
-    texts = [row | {"image": "x.png"} for row in rows]
-    (tmp_path / "rows.json").write_text(json.dumps(texts))
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, texts)))
-    ids = [row["image_id"] for row in rows]
-    for name in ("", "saved", "rows.json", "rows.jsonl"):
-        source = open_source(str(tmp_path / name)).check()
-        assert source.num_rows == 70
-        for start in (0, 19, 33, 50, 69):
-            assert [row["image_id"] for row in source.rows(start)] == ids[start:], name
 
 
 @pytest.mark.nightly
