@@ -17,6 +17,7 @@ import pytest
 from data_gen.generate_data import main
 from data_gen.journal import newest_lines, read_lines
 from data_gen.records import read_records
+from spatialthinker.model_api import ApiStop, RequestFault
 from spatialthinker.prices import PRICES, Usage, cost_usd
 from spatialthinker.providers import APIS
 
@@ -302,3 +303,15 @@ def test_a_disk_that_fills_up_while_answers_are_waited_for(mock, small_disk, cap
     assert not out.with_name("t.csv.tmp").exists()
     assert preprocess(mock, small_disk / "u.csv", 400, "--concurrency=32") == 2
     assert "has no room for 2 MB of answers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status, text", [(400, "Your credit balance is too low"), (429, "code: insufficient_quota")])
+def test_an_account_without_money_ends_the_run_and_condemns_no_image(status, text):
+    class Refusal(Exception):
+        status_code = status
+
+    api = APIS["anthropic"]("claude-sonnet-4-5")
+    with pytest.raises(ApiStop, match="claude-sonnet-4-5: " + text):
+        api._judge(Refusal(text), 1.0)
+    with pytest.raises(RequestFault):
+        api._judge(type("Refusal", (Exception,), {"status_code": 400})("image too large"), 1.0)

@@ -95,9 +95,9 @@ def test_trainer_evaluation_and_datasets_read_the_folder(folder):
     from verl.dataset import RLHFDataset
 
     processor = AutoProcessor.from_pretrained("configs/toy_model")
-    for locator in (f"{folder / 'hf_data'}@val", f"{folder / 'hf_data_saved'}@val"):
-        prompts = RLHFDataset(locator, processor, row_check=lambda p, g: check_ground_truth(g, p))
-        assert len(prompts) == len(pq.read_table(folder / "hf_data/val-00000-of-00001.parquet"))
+    for name, split in (("hf_data", "train"), ("hf_data", "val"), ("hf_data_saved", "val")):
+        prompts = RLHFDataset(f"{folder / name}@{split}", processor, row_check=lambda p, g: check_ground_truth(g, p))
+        assert len(prompts) == pq.read_metadata(folder / f"hf_data/{split}-00000-of-00001.parquet").num_rows
     for path in (folder / "hf_data", folder / "hf_data_saved/val"):
         samples = load_samples("stvqa", BENCHMARKS["stvqa"], str(path), "val")
         assert samples[0].ground_truth and samples[0].read_images()[0].size == (112, 112)
