@@ -1,60 +1,162 @@
-"""Measure the local engines of evaluation/evals.py on synthetic scenes: seconds to answer (load apart), peak memory.
+"""Measure the local engines of evaluation/evals.py: answers a second (model load apart) and peak memory.
 
-python3 scripts/bench_evaluation.py --items 500 --max_tokens 160 [--model_path MODEL]
+    python3 scripts/bench_evaluation.py                                                 # the toy model on 500 scenes
+    python3 scripts/bench_evaluation.py --model_path random_qwen2_5_vl_3b --image 800x600 --max_tokens 300 \\
+        --items 512 --huggingface_items 32                                              # a 3B model's shape, one GPU
+    python3 scripts/bench_evaluation.py --providers vllm --image 800x600 --max_tokens 4 --items 500,4000   # memory
+
+The engines are compared by response tokens a second, so the slower one may be given fewer items. A name of
+RANDOM_MODELS in verl.bench stands for random weights in that shape, which never end a response by themselves.
 """
 
 import argparse
-import os
+import io
+import json
+import multiprocessing
 import re
-import subprocess
+import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spatialthinker.schema import parquet_path, write_parquet
+import numpy as np
+import psutil
+from PIL import Image
+
+from spatialthinker.schema import VqaRow, parquet_path, write_parquet
 from spatialthinker.synthetic import generate
+from verl.bench import RANDOM_MODELS, describe_random_model, draw_weights
 
 ROOT = Path(__file__).resolve().parents[1]
+TOY_MODEL = ROOT / "configs" / "toy_model"
+LONGEST_EDGE = 12_845_056
+"""Pixels that Qwen2.5-VL's own processor allows; the toy model's allows its scenes and no more."""
+SAMPLE_S = 0.2
 
 
-def measure(provider: str, args: argparse.Namespace, data: Path, out: Path) -> tuple[float, float]:
-    """Return (seconds to answer all items, peak memory in GiB) of one run in a process of its own."""
+@dataclass(frozen=True)
+class Measurement:
+    """One engine on one number of items."""
+
+    items: int
+    seconds: float
+    response_tokens: float
+    prompt_tokens: float
+    """Both a mean over the items."""
+    peak_gb: float
+    """Anonymous memory of all processes of the run: pages of mapped files can be dropped at any time."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.items * self.response_tokens / self.seconds
+
+    def __str__(self) -> str:
+        shape = f"{self.items} items of {self.prompt_tokens:.0f} + {self.response_tokens:.0f} tokens"
+        rates = f"{self.items / self.seconds:.2f} items/s, {self.tokens_per_s:.0f} tokens/s"
+        return f"{shape}: {self.seconds:.1f} s, {rates}, peak {self.peak_gb:.2f} GiB"
+
+
+def make_rows(count: int, image: str | None) -> Iterator[VqaRow]:
+    """Yield scenes with their questions; with a size such as 800x600 a random picture in place of each scene."""
+    rng = np.random.default_rng(0)
+    for _, row in generate(count, seed=5, split="val"):
+        if image is not None:
+            width, height = map(int, image.split("x"))
+            coarse = rng.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(coarse).resize((width, height)).save(buffer, "JPEG")
+            row = replace(row, images=buffer.getvalue())
+        yield row
+
+
+def make_model(model_path: str, image: str | None, folder: Path) -> Path:
+    """Return the model's folder; random ones and those that must see larger images are written into `folder`."""
+    model = folder / Path(model_path).name
+    if model_path in RANDOM_MODELS:
+        describe_random_model(model)
+        # In a process of its own: this one must not hold the GPU.
+        drawing = multiprocessing.get_context("spawn").Process(target=draw_weights, args=(model,))
+        drawing.start()
+        drawing.join()
+        if drawing.exitcode:
+            raise SystemExit(f"{model_path} could not be drawn")
+    elif image is None or Path(model_path).resolve() != TOY_MODEL:
+        return Path(model_path)
+    else:
+        shutil.copytree(model_path, model)
+    settings = model / "processor_config.json"
+    config = json.loads(settings.read_text())
+    config["image_processor"]["size"]["longest_edge"] = LONGEST_EDGE
+    settings.write_text(json.dumps(config))
+    return model
+
+
+def measure(provider: str, items: int, args: argparse.Namespace, model: Path, folder: Path) -> Measurement:
+    """Return the measurement of one run in processes of its own."""
     # Not the training prompt: its answers are rewarded as well, which is no work of the engine.
+    name = f"{provider}_{items}"
     command = [sys.executable, "evaluation/evals.py", "--dataset", "stvqa", "--template", "reasoning"]
-    command += ["--data_path", str(data), "--model_path", args.model_path, "--provider", provider]
-    command += ["--batch_size", str(args.batch_size), "--max_tokens", str(args.max_tokens), "--output_dir", str(out)]
-    log = out / f"{provider}.log"
+    command += ["--data_path", str(folder / "data"), "--model_path", str(model), "--provider", provider]
+    command += ["--batch_size", str(args.batch_size), "--max_tokens", str(args.max_tokens)]
+    command += ["--num_samples", str(items), "--output_dir", str(folder), "--custom_filename", name]
+    log = folder / f"{name}.log"
+    peak_bytes = 0
     with log.open("w") as handle:
-        process = subprocess.Popen([*command, "--custom_filename", provider], cwd=ROOT, stdout=handle, stderr=handle)
-        _, status, usage = os.wait4(process.pid, 0)
+        process = psutil.Popen(command, cwd=ROOT, stdout=handle, stderr=handle)
+        while process.poll() is None:
+            peak_bytes = max(peak_bytes, read_anonymous_bytes(process))
+            time.sleep(SAMPLE_S)
     text = log.read_text()
     found = re.search(r"answered in ([\d.]+) s", text)
-    if os.waitstatus_to_exitcode(status) or found is None:
+    if process.returncode or found is None:
         raise SystemExit(text[-3000:])
-    return float(found[1]), usage.ru_maxrss / 2**20
+    records = json.loads((folder / f"{name}.json").read_text())
+    response, prompt = (sum(record[key] for record in records) / items for key in ("response_tokens", "prompt_tokens"))
+    return Measurement(items, float(found[1]), response, prompt, peak_bytes / 2**30)
+
+
+def read_anonymous_bytes(process: psutil.Process) -> int:
+    """Return the memory of a process and its descendants that no file backs."""
+    total = 0
+    try:
+        for member in (process, *process.children(recursive=True)):
+            status = Path(f"/proc/{member.pid}/status").read_text()
+            total += sum(int(size) for size in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+)", status, re.MULTILINE))
+    except (OSError, psutil.NoSuchProcess):  # one that ends while we look
+        pass
+    return total * 1024
 
 
 def main() -> None:
-    """Print one line for each engine and their ratio."""
+    """Print one line for each engine and number of items, and the engines' ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=500)
+    parser.add_argument("--items", default="500", help="one number, or several with commas")
+    parser.add_argument("--huggingface_items", type=int, help="items for huggingface (default: as many)")
     parser.add_argument("--batch_size", type=int, default=4, help="of huggingface (default: 4)")
     parser.add_argument("--max_tokens", type=int, default=160)
-    parser.add_argument("--model_path", default="configs/toy_model")
+    parser.add_argument("--image", metavar="WxH", help="random pictures of this size in place of the scenes")
+    parser.add_argument("--model_path", default="configs/toy_model", help=f"or {', '.join(RANDOM_MODELS)}")
     parser.add_argument("--providers", default="vllm,huggingface")
     args = parser.parse_args()
-    seconds = {}
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
-        rows = [row for _, row in generate(args.items, seed=5, split="val")]
-        write_parquet(rows, parquet_path(data, "val"))
+    counts = [int(value) for value in args.items.split(",")]
+    rates: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model = make_model(args.model_path, args.image, folder)
+        write_parquet(list(make_rows(max(counts), args.image)), parquet_path(folder / "data", "val"))
         for provider in args.providers.split(","):
-            seconds[provider], peak_gb = measure(provider, args, data, Path(folder))
-            rate = args.items / seconds[provider]
-            print(f"{provider:12} {seconds[provider]:8.1f} s {rate:8.1f} items/s, peak {peak_gb:.2f} GiB", flush=True)
-    if len(seconds) > 1:
-        first, second = seconds
-        print(f"{first} is {seconds[second] / seconds[first]:.1f} times as fast as {second}")
+            for items in counts:
+                if provider == "huggingface" and args.huggingface_items:
+                    items = min(items, args.huggingface_items)
+                result = measure(provider, items, args, model, folder)
+                rates[provider] = result.tokens_per_s
+                print(f"{provider:12} {result}", flush=True)
+    if len(rates) > 1:
+        first, second = rates
+        print(f"{first} answers {rates[first] / rates[second]:.1f} times as fast as {second}")
 
 
 if __name__ == "__main__":

@@ -76,3 +76,22 @@ class KahanAdamW(Optimizer):
 
 
 OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adamw_bf16": KahanAdamW}
+
+
+def allocate_states(optimizer: Optimizer) -> None:
+    """Makes the states that the first step would make, by a step of size 0 that is then not counted.
+
+    States made after a first pass would lie in the middle of the memory that the pass has freed, which then could not
+    be given back to the engine that shares the GPU.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in optimizer.state.values():
+        state["step"].zero_()

@@ -1,5 +1,6 @@
 """The processor of a model: its tokenizer, chat template and, where it sees, its image processor."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ def load_run_processor(config: Config) -> Any:
     if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
         raise ConfigError([f"{knob} = {path!r}: it has no chat template; give one with data.override_chat_template"])
     return processor
+
+
+def threads_per_rank(config: Config) -> int:
+    """Threads that one rank may prepare images in: its part of this machine's processors."""
+    return max(1, len(os.sched_getaffinity(0)) // config.trainer.n_gpus_per_node)
 
 
 def vision_token_ids(processor: Any) -> list[int]:

@@ -159,32 +159,18 @@ def attend_packed(model: PreTrainedModel) -> None:
     )
 
 
-def fuse_layers(model: PreTrainedModel) -> bool:
-    """Puts Liger's fused RMSNorm and SwiGLU into the model, in place; whether that package knows the model."""
-    try:
-        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-    except ImportError:
-        return False
-    fuse = MODEL_TYPE_TO_APPLY_LIGER_FN.get(model.config.model_type)
-    if fuse is None:
-        return False
-    # Rotary positions arrive combined already, and the log-probs have kernels of their own.
-    fuse(model=model, rope=False, cross_entropy=False, fused_linear_cross_entropy=False, rms_norm=True, swiglu=True)
-    return True
-
-
 def layer_bytes(model: PreTrainedModel, num_tokens: int, num_patches: int) -> list[tuple[nn.Module, int]]:
-    """Each layer with the bytes that its backward pass keeps when nothing is computed again, tower first.
+    """Each layer with the bytes that its backward pass keeps when nothing is computed again.
 
     A token leaves about 8 hidden vectors (two normalised inputs, residuals, query, keys, values, attention output) and
-    3 intermediate ones in each layer.
+    3 intermediate ones in each layer. The decoder comes first: its bytes save more operations than the tower's.
     """
     size = next(model.parameters()).element_size()
     inner = model.model
     layers: list[tuple[nn.Module, int]] = []
     for stack, config, count in (
-        (getattr(inner, "visual", None), getattr(model.config, "vision_config", None), num_patches),
         (getattr(inner, "language_model", inner), model.config.get_text_config(), num_tokens),
+        (getattr(inner, "visual", None), getattr(model.config, "vision_config", None), num_patches),
     ):
         if stack is not None and config is not None:
             hidden = getattr(config, "embed_dim", config.hidden_size)  # Qwen2-VL's tower names its width so

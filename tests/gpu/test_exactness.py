@@ -71,7 +71,8 @@ def test_log_probs_equal_float64(dtype, tolerance):
 def toy_gradient(dtype: torch.dtype, shared: bool, fused: bool = False) -> torch.Tensor:
     """The gradient of a weighted sum of the toy model's log-probs over two groups of three responses."""
     from verl.batching import pack, plan_micro_batches
-    from verl.qwen_vl import ResponseLogProbs, expand_image_tokens, fuse_layers, load_model, mrope_positions
+    from verl.fused_layers import fuse_layers
+    from verl.qwen_vl import ResponseLogProbs, expand_image_tokens, load_model, mrope_positions
 
     model = load_model("configs/toy_model", dtype).cuda().train()
     if fused:

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from verl.optim import KahanAdamW
+from verl.optim import OPTIMIZERS, KahanAdamW, allocate_states
 
 
 def run(optimizer_class, dtype, lr, num_steps, **kwargs):
@@ -34,3 +35,23 @@ def test_bfloat16_keeps_updates_that_rounding_would_lose():
     assert torch.nn.functional.cosine_similarity(moved, wanted, dim=0) > 0.9
     assert 0.5 < moved.norm() / wanted.norm() < 2  # the moments are rounded too, so not exactly as far
     assert (kahan[large] != start[large]).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS.values())
+def test_states_made_beforehand_change_no_step(kind):
+    def train(is_beforehand):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(4, 3)
+        optimizer = kind(layer.parameters(), lr=0.1, weight_decay=0.1)
+        if is_beforehand:
+            start = [p.detach().clone() for p in layer.parameters()]
+            allocate_states(optimizer)
+            assert all(map(torch.equal, layer.parameters(), start))
+            assert all(p.grad is None and len(optimizer.state[p]) > 1 for p in layer.parameters())
+        for _ in range(3):
+            layer(torch.randn(5, 4)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [p.detach() for p in layer.parameters()]
+
+    assert all(map(torch.equal, train(True), train(False)))

@@ -282,7 +282,7 @@ def build_workers(
             name="rollout",
             num_cpus=CPUS_PER_ACTOR,
             num_gpus=share,
-            env=quiet | threads,
+            env=quiet | ({"OMP_NUM_THREADS": "1"} if on_gpu else threads),  # a GPU's engine has threads of its own
         ),
         num_actors=None if on_gpu else 1,
         watchdog=watchdog,
@@ -299,7 +299,7 @@ def build_workers(
 
 def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, Any]:
     """Constructor arguments of the engines."""
-    from verl.processor import pixel_limits, vision_token_ids
+    from verl.processor import pixel_limits, threads_per_rank, vision_token_ids
 
     rollout, data, model = config.worker.rollout, config.data, config.worker.actor.model
     engine: dict[str, Any] = {
@@ -330,6 +330,7 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         "max_response_length": data.max_response_length,
         "banned_token_ids": vision_token_ids(processor),
         "image_size": pixel_limits(processor, data.min_pixels, data.max_pixels),
+        "num_threads": threads_per_rank(config) if device == "cuda" else 1,
     }
 
 

@@ -15,12 +15,13 @@ from verl import checkpoint
 from verl.config import Config, OptimConfig
 from verl.divergences import FULL_KL
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_store, shard, whole
+from verl.fused_layers import fuse_layers
 from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
 from verl.model_families import stand_in_image, vision_tower
-from verl.optim import OPTIMIZERS
-from verl.processor import load_run_processor, pixel_limits
+from verl.optim import OPTIMIZERS, allocate_states
+from verl.processor import load_run_processor, pixel_limits, threads_per_rank
 from verl.protocol import DataProto
-from verl.qwen_vl import ResponseLogProbs, ResponseValues, decode_image, fuse_layers, load_model
+from verl.qwen_vl import ResponseLogProbs, ResponseValues, load_model
 from verl.single_controller import Dispatch, register
 from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings, image_patches
 from verl.workers.critic import Critic, ValueSettings
@@ -69,6 +70,8 @@ class FSDPWorker:
         self.processor = load_run_processor(self.config)
         self.policy = self._build_model(trainable=True)
         self.optimizer = build_optimizer(self.policy, actor.optim)
+        with self._policy_on_device(with_optimizer=True):
+            allocate_states(self.optimizer)
         budget = actor.model.activation_budget_gb if actor.model.enable_gradient_checkpointing else None
         self.actor = Actor(self.policy, self.device, self.optimizer, actor.images_once, budget)
         self.reference = None
@@ -80,8 +83,11 @@ class FSDPWorker:
         if self.config.algorithm.adv_estimator == "gae":
             model = self._build_critic()
             optimizer = build_optimizer(model, self.config.worker.critic.optim)
+            allocate_states(optimizer)
             self.critic_writer = checkpoint.ShardWriter()
             self.critic = Critic(model, self.device, optimizer, actor.images_once)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what loading has left cached is room for the engine that starts next
 
     def _build_model(self, trainable: bool) -> ResponseLogProbs:
         """The sharded policy or reference; what is not trained is kept in the type that passes compute in."""
@@ -149,10 +155,12 @@ class FSDPWorker:
         self.shared_prompt = data.meta_info.get("shared_prompt", settings.shared_prompt)
         for actor in filter(None, (self.actor, self.reference, self.critic)):
             actor.images_once = data.meta_info.get("images_once", settings.images_once)
-        images = [decode_image(image) for row in data.non_tensor_batch["images"] for image in row]
+        images = [image for row in data.non_tensor_batch["images"] for image in row]
         data_config = self.config.data
         size = pixel_limits(self.processor, data_config.min_pixels, data_config.max_pixels)
-        pixels, grids = image_patches(images, self.processor.image_processor, **size)
+        dtype = DTYPES[settings.fsdp.mp_param_dtype]
+        num_threads = threads_per_rank(self.config) if self.device.type == "cuda" else 1
+        pixels, grids = image_patches(images, self.processor.image_processor, dtype, num_threads, **size)
         sees = vision_tower(self.policy.model) is not None
         if sees and not pixels and self.world_size > 1:  # other ranks may have images: the tower must run here too
             patches, grid = stand_in_image(self.policy.model)

@@ -1,7 +1,8 @@
 """The sampling policy: one vLLM engine in its own actor, beside the training worker that shares its device."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class RolloutWorker:
         max_response_length: R.
         banned_token_ids: never sampled.
         image_size: min_pixels and max_pixels of the image processor, the same as in training.
+        num_threads: that prepare images.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class RolloutWorker:
         max_response_length: int,
         banned_token_ids: list[int],
         image_size: dict[str, int],
+        num_threads: int = 1,
     ):
         self.rank = rank
         self.world_size = world_size
@@ -48,6 +51,7 @@ class RolloutWorker:
         self.max_response_length = max_response_length
         self.banned = {token: BANNED_LOGIT_BIAS for token in banned_token_ids}
         self.image_size = image_size
+        self.num_threads = num_threads
         self.is_receiving = False
 
     @register(Dispatch.ONE_TO_ALL)
@@ -69,6 +73,7 @@ class RolloutWorker:
         self.llm = LLM(
             self.model_path,
             mm_processor_kwargs=self.image_size,
+            mm_processor_cache_gb=0,  # it would not stand threads, and a step's images come only once
             enable_sleep_mode=is_cuda,
             skip_mm_profiling=not is_cuda,
             weight_transfer_config={"backend": "ipc"} if is_cuda else None,
@@ -113,7 +118,6 @@ class RolloutWorker:
 
     def _forget(self) -> None:
         """Drops all that was computed with older weights."""
-        self.llm.llm_engine.reset_mm_cache()
         self.llm.llm_engine.reset_encoder_cache()
         self.llm.reset_prefix_cache()
 
@@ -142,17 +146,22 @@ class RolloutWorker:
             logit_bias=self.banned or None,
             logprobs=0 if with_log_probs else None,
         )
-        requests: list[Any] = [
-            {"prompt_token_ids": list(ids)}
-            | ({"multi_modal_data": {"image": [decode_image(data) for data in images]}} if len(images) else {})
-            for ids, images in zip(
-                prompts.non_tensor_batch["raw_prompt_ids"], prompts.non_tensor_batch["images"], strict=True
-            )
-        ]
+        with ThreadPoolExecutor(self.num_threads) as pool:
+            columns = (prompts.non_tensor_batch[key] for key in ("raw_prompt_ids", "images"))
+            inputs = list(pool.map(self._render, *columns))
         # The engine samples from the process' generator; seeded per call, a step's samples do not depend on history.
         torch.manual_seed(prompts.meta_info["seed"] + self.rank)
-        outputs = self.llm.generate(requests, parameters, use_tqdm=False)
+        for engine_input in inputs:
+            self.llm.llm_engine.add_request(str(next(self.llm.request_counter)), engine_input, parameters)
+        outputs = self.llm.wait_for_completion(use_tqdm=False)
         return self._pad(outputs, sampling.get("n", 1), with_log_probs)
+
+    def _render(self, ids: Sequence[int], images: Sequence[bytes]) -> Any:
+        """A prompt as the engine takes it. LLM.generate does the same, one after the other while the GPU waits."""
+        prompt: Any = {"prompt_token_ids": list(ids)}
+        if len(images):
+            prompt["multi_modal_data"] = {"image": [decode_image(data) for data in images]}
+        return self.llm.renderer.render_cmpl([prompt])[0]
 
     def _pad(self, outputs: list[Any], num_samples: int, with_log_probs: bool) -> DataProto:
         shape = (len(outputs), num_samples, self.max_response_length)

@@ -1,0 +1,48 @@
+"""Fused layers: what can be checked without a GPU. Their kernels are checked in tests/gpu."""
+
+import torch
+from torch.nn.functional import silu
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP
+
+from verl.fused_layers import align_products
+
+
+def gradients(layer, states):
+    out = layer(states)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), [states, *layer.parameters()])]
+
+
+def make_layer(width):
+    torch.manual_seed(0)
+    config = Qwen2_5_VLVisionConfig(hidden_size=16, intermediate_size=width, hidden_act="silu")
+    return Qwen2_5_VLMLP(config, bias=True).double()
+
+
+def test_padded_products_change_neither_value_nor_gradient():
+    layer, states = make_layer(20), torch.randn(5, 16, dtype=torch.float64, requires_grad=True)
+    wanted = gradients(layer, states)
+    assert align_products(torch.nn.ModuleList([layer]), lambda gate, up: silu(gate) * up) == 1
+    for got, expected in zip(gradients(layer, states), wanted, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_aligned_products_are_left_alone():
+    assert align_products(torch.nn.ModuleList([make_layer(24)]), lambda gate, up: silu(gate) * up) == 0
+
+
+def test_adapters_put_in_later_are_heard():
+    layer, states = make_layer(20), torch.randn(5, 16, dtype=torch.float64)
+    align_products(torch.nn.ModuleList([layer]), lambda gate, up: silu(gate) * up)
+    before = layer(states)
+
+    class Doubled(torch.nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base = base
+
+        def forward(self, x):
+            return 2 * self.base(x)
+
+    layer.gate_proj = Doubled(layer.gate_proj)
+    assert not torch.allclose(layer(states), before)
