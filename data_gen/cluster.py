@@ -52,13 +52,14 @@ def cut(num_rows: int, block_rows: int) -> list[Block]:
 
 def generate_blocks(options: GenerationOptions, block_rows: int, address: str | None) -> None:
     """Ask about every scene, and gather the blocks' journals into the one beside `options.out`."""
-    source = open_source(options.source, options.seed).check()
+    source = open_source(options.source).check()
     if source.num_rows is None:
         raise ValueError(f"--source {options.source} does not say how many rows it has")
     check_output(options)
     connect(options)  # a missing key is to be told here, once
     blocks = cut(min(source.num_rows, options.data_cap or source.num_rows), block_rows)
-    options = replace(options, out=options.out.resolve())
+    place = Path(options.source)
+    options = replace(options, out=options.out.resolve(), source=str(place.resolve() if place.exists() else place))
     run_blocks(partial(generate_block, options=options, num_rows=sum(block.size for block in blocks)), blocks, address)
     gather(options.out, blocks, options.settings(), options.is_overwritten)
 
@@ -68,7 +69,7 @@ def generate_block(item: dict[str, int], options: GenerationOptions, num_rows: i
     block = Block(**item)
     budget = None if options.max_cost_usd is None else options.max_cost_usd * block.size / num_rows
     path = block.csv(options.out)
-    source = block.slice(open_source(options.source, options.seed))
+    source = block.slice(open_source(options.source))
     part = replace(options, out=path, data_cap=None, max_cost_usd=budget)
     with open_journal(part, {"block": [block.start, block.size]}) as journal:
         run_provider(part, source, journal, connect(part))
@@ -91,8 +92,7 @@ def validate_block(item: dict[str, int], options: ValidationOptions, num_rows: i
     block = Block(**item)
     budget = None if options.max_cost_usd is None else options.max_cost_usd * block.size / num_rows
     path = block.csv(options.input_file)
-    settings = read_settings(path)
-    source = block.slice(open_source(options.source or settings["source"], settings["seed"]))
+    source = block.slice(open_source(options.source or read_settings(path)["source"]))
     part = replace(options, input_file=journal_of(path), output_file=block.csv(options.output_file))
     if any(True for _ in read_records(part.input_file)):
         validate(replace(part, max_cost_usd=budget), source)

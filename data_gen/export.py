@@ -76,16 +76,20 @@ def _as_arrow(record: Record, image: bytes) -> dict[str, Any]:
     return {**dict.fromkeys(PROVENANCE, ""), **row, **record.provenance, "images": {"bytes": image, "path": None}}
 
 
+def image_locator(path: Path) -> str | None:
+    """Where the images of a file are: the source of its journal, or the parquet file itself; None for neither."""
+    return read_settings(path).get("source") or (str(path) if path.suffix == ".parquet" else None)
+
+
 def image_source(path: Path, locator: str | None) -> Source:
     """The source of a file's images: the one named, the one of its journal, or the parquet file itself.
 
     Raises ValueError where none of them says it.
     """
-    settings = read_settings(path)
-    locator = locator or settings.get("source") or (str(path) if path.suffix == ".parquet" else None)
+    locator = locator or image_locator(path)
     if locator is None:
         raise ValueError(f"--input_file {path} does not say where its images are; name it with --source")
-    return open_source(locator, settings.get("seed", 0)).check(needs_graph=False)
+    return open_source(locator).check(needs_graph=False)
 
 
 def find_images(source: Source, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:

@@ -52,7 +52,7 @@ class Commands:
             resume_file: the CSV to go on with.
             model_name: model of the provider.
             temperature: of sampling; ignored by provider template.
-            source: hub name, saved data set, parquet, JSON lines, or synthetic:N.
+            source: hub name, saved data set, parquet, JSON lines, or synthetic:N[@SEED].
             out: the CSV to write (default: resume_file).
             provider: anthropic, openai, or template (rules; no model, no price).
             base_url: another address of the provider's API.
@@ -175,10 +175,10 @@ class Commands:
         validate(ValidationOptions.read(locals()))
 
     def fix_count_questions(self, file: str = TRAIN_CSV) -> None:
-        """Leave out count questions that disagree with their scene graphs; nothing is edited.
+        """Leave out count questions that disagree with their scene graphs; no row is edited.
 
         Args:
-            file: CSV; it is written anew from its journal.
+            file: CSV; it is written anew from its journal. Where it has none, a copy is kept as NAME.before_fix.csv.
         """
         from data_gen.filters import revise_counts
 
@@ -202,6 +202,7 @@ class Commands:
             top_k: rows to keep.
             overwrite: replace an existing output.
         """
+        from data_gen.export import image_locator
         from data_gen.filters import best_rated, record_line, write_stage
         from data_gen.records import read_records
 
@@ -209,6 +210,7 @@ class Commands:
         path = claim_output(Path(output_file), is_overwritten)
         kept = best_rated(list(read_records(Path(input_file))), read_count("top_k", top_k) or 1)
         settings = {"stage": "filter_by_rating", "input_file": str(input_file), "top_k": top_k}
+        settings |= {"source": image_locator(Path(input_file))}
         write_stage(path, (record_line(record, i) for i, record in enumerate(kept)), settings, is_overwritten)
         print(f"{path}: {len(kept)} rows")
 

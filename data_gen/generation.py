@@ -12,7 +12,7 @@ from spatialthinker.model_api import Api
 
 def generate(options: GenerationOptions) -> None:
     """Run the stage and print what came of it."""
-    source = open_source(options.source, options.seed).check()
+    source = open_source(options.source).check()
     if options.data_cap is not None and source.num_rows is not None and options.data_cap > source.num_rows:
         print(f"--data_cap {options.data_cap}: the source has {source.num_rows} rows; all are used")  # noqa: T201
     if options.is_dry_run:

@@ -1,7 +1,7 @@
 """Where rows come from: a hub name, a saved data set, parquet, JSON lines, or drawn scenes; always one row at a time.
 
 hub name `OWNER/NAME[@split]`, folder of parquet files or of `save_to_disk`, FILE.parquet, FILE.json(l),
-`synthetic:N` (coloured shapes with exact graphs: the offline demo)
+`synthetic:N[@SEED]` (coloured shapes with exact graphs: the offline demo)
 """
 
 import json
@@ -48,14 +48,14 @@ class Source:
         return self
 
 
-def open_source(locator: str, seed: int = 0) -> Source:
+def open_source(locator: str) -> Source:
     """The source of a locator. Raises ValueError where there is none or it cannot be read."""
-    path, split = Path(locator), "train"
     if locator.startswith(SYNTHETIC):
-        return _open_synthetic(locator, seed)
+        return _open_synthetic(locator)
+    path, split = Path(locator), "train"
     if not path.exists() and "@" in locator:
-        locator, _, split = locator.rpartition("@")
-        path = Path(locator)
+        name, _, split = locator.rpartition("@")
+        path = Path(name)
     try:
         if path.suffix in (".json", ".jsonl") and path.is_file():
             return _open_json(path)
@@ -68,7 +68,7 @@ def open_source(locator: str, seed: int = 0) -> Source:
             return _open_parquet(locator, files)
         if path.suffix and path.suffix[1:] in ("parquet", "json", "jsonl", "csv"):
             raise ValueError(f"--source {locator}: no such file, or not one of .parquet, .json, .jsonl")
-        return _open_dataset(locator, split)
+        return _open_dataset(locator, path, split)
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"--source {locator} cannot be read: {error}") from error
 
@@ -133,14 +133,14 @@ def _checked(item: Any, path: Path, place: str) -> Row:
     return item
 
 
-def _open_dataset(locator: str, split: str) -> Source:
+def _open_dataset(locator: str, path: Path, split: str) -> Source:
     import datasets
 
-    if Path(locator).is_dir():
-        loaded = datasets.load_from_disk(locator)
+    if path.is_dir():
+        loaded = datasets.load_from_disk(str(path))
         data = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
     else:
-        data = datasets.load_dataset(locator, split=split)
+        data = datasets.load_dataset(str(path), split=split)
     assert isinstance(data, datasets.Dataset)
     for column in IMAGE_COLUMNS:
         if isinstance(data.features.get(column), datasets.Image):
@@ -153,14 +153,14 @@ def _open_dataset(locator: str, split: str) -> Source:
     return Source(locator, tuple(data.column_names), len(data), rows)
 
 
-def _open_synthetic(locator: str, seed: int) -> Source:
-    number = locator.removeprefix(SYNTHETIC)
-    if not number.isdigit() or int(number) < 1:
-        raise ValueError(f"--source {locator}: write {SYNTHETIC}N with N from 1 up, such as {SYNTHETIC}100")
+def _open_synthetic(locator: str) -> Source:
+    number, _, seed = locator.removeprefix(SYNTHETIC).partition("@")
+    if not number.isdecimal() or int(number) < 1 or not (seed or "0").isdecimal():
+        raise ValueError(f"--source {locator}: write {SYNTHETIC}N or {SYNTHETIC}N@SEED, such as {SYNTHETIC}100")
 
     def rows(start: int = 0) -> Iterator[Row]:
         for index in range(start, int(number)):
-            yield synthetic_row(seed, index)
+            yield synthetic_row(int(seed or 0), index)
 
     return Source(locator, ("image_id", "image", "objects", "relationships"), int(number), rows)
 

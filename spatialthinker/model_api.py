@@ -11,9 +11,11 @@ again by the next run.
 import asyncio
 import base64
 import io
+import math
 import os
 import random
 import re
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
@@ -29,6 +31,7 @@ MAX_TRIES = 14
 MAX_WAIT_S = 60.0
 TIMEOUT_S = 120.0
 _FIRST_WAIT_S = 0.5
+_TELL_S = 30.0
 _PLAIN_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 _PLAIN_MODES = ("RGB", "L")
 _EXIF_ORIENTATION_TAG = 0x0112
@@ -135,6 +138,7 @@ class Api(ABC):
         self.price: Price | None = find_price(model)
         self.throttle = Throttle(most_at_once)
         self.num_retries = 0
+        self._told = -math.inf
         self.client = self._connect(base_url)
 
     def _encode(self, image: bytes) -> tuple[str, str]:
@@ -205,8 +209,16 @@ class Api(ABC):
                 fault = f"{type(error).__name__}: {str(error)[:200]}"
                 wait_s = self._judge(error, wait_s)
             self.num_retries += 1
+            if attempt >= 2:
+                self._tell(fault)
             await asyncio.sleep(wait_s)
         raise OutageFault(f"no answer after {MAX_TRIES} tries; last: {fault}")
+
+    def _tell(self, fault: str) -> None:
+        """Say why answers are waited for, now and then."""
+        if time.monotonic() - self._told > _TELL_S:
+            self._told = time.monotonic()
+            print(f"{self.model}: no answer, trying on; last: {fault}", file=sys.stderr)  # noqa: T201
 
     def _judge(self, error: Exception, wait_s: float) -> float:
         """The seconds to wait before the next try. Raises RequestFault or ApiStop where none can help."""

@@ -302,6 +302,7 @@ def test_commands_on_a_finished_data_set(folder, tmp_path, capsys):
     kept = tmp_path / "best.csv"
     assert run("filter_by_rating", f"--input_file={folder / 'train.csv'}", f"--output_file={kept}", "--top_k=40") == 0
     assert len(list(read_records(kept))) == 40
+    assert run("generate_hf_data", f"--input_file={kept}", f"--out={tmp_path / 'best'}") == 0  # it knows its images
     assert run("print_data_stats", f"--filename={kept}") == 0
     assert "40 rows" in capsys.readouterr().out
     card = (folder / "hf_data/README.md").read_text()
