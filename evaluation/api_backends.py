@@ -1,23 +1,30 @@
-"""Models behind an API, as back ends: many questions at once, or one batch that is fetched by a later run.
+"""Models behind an API, as back ends: many questions at once, or batches that are fetched by later runs.
 
 Faults of one item are that item's error; what is wrong with the account, or the same fault many times in a row, ends
 the run with the provider's message. Everything answered before is in the journal.
 """
 
 import asyncio
-import io
 import json
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluation.backends import Answer, ModelOptions
+from evaluation.journal import write_json
 from evaluation.samples import IMAGE_MARK, Sample, build_request
 from spatialthinker.model_api import Api, ApiRequest, ApiStop, OutageFault, Reply, RequestFault
 from spatialthinker.providers import APIS
 
 MAX_SAME_ERRORS = 10
 """So many errors of one kind in a row end the run."""
+LAST_WAIT_S = 30.0
+"""How long a run that ends waits for the questions under way."""
+
+MAX_BATCH_BYTES = 90_000_000
+MAX_BATCH_ITEMS = 10_000
+"""Below what both providers accept: 200 MB and 50,000 requests, 256 MB and 100,000."""
 
 
 class BatchPending(Exception):
@@ -30,19 +37,13 @@ def make_request(sample: Sample, options: ModelOptions) -> tuple[str, ApiRequest
     Errors: ValueError if an image cannot be read; a question is never sent without its image.
     """
     request = build_request(sample, options.template)
-    images = []
-    for image in request.images:
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        images.append(buffer.getvalue())
     text = request.prompt.replace(IMAGE_MARK, "").strip()
-    return request.prompt, ApiRequest(
-        text, tuple(images), max_tokens=options.max_tokens, temperature=options.temperature
-    )
+    images = tuple(request.encoded)  # made upright and small enough where they are sent
+    return request.prompt, ApiRequest(text, images, max_tokens=options.max_tokens, temperature=options.temperature)
 
 
-def read_reply(prompt: str, reply: Reply) -> Answer:
-    """Return the answer in a reply; a refusal is an answer too, a wrong one."""
+def read_reply(prompt: str, reply: Reply, seconds: float = 0.0) -> Answer:
+    """Return the answer in a reply; a refusal is an answer too, a wrong one. A batch's answers take no time."""
     used = reply.usage
     return Answer(
         prompt=prompt,
@@ -51,6 +52,7 @@ def read_reply(prompt: str, reply: Reply) -> Answer:
         prompt_tokens=used.input + used.cache_read + used.cache_write,
         response_tokens=used.output,
         cost_usd=reply.cost_usd,
+        seconds=seconds,
     )
 
 
@@ -71,7 +73,7 @@ class ApiBackend:
         with asyncio.Runner() as runner:
             try:
                 if self.options.batch_file is not None:
-                    yield from runner.run(self._collect(list(samples), Path(self.options.batch_file)))
+                    yield from self._use_batches(runner, list(samples), Path(self.options.batch_file))
                 else:
                     yield from self._ask_all(runner, iter(samples))
             finally:
@@ -89,29 +91,41 @@ class ApiBackend:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             return done
 
-        async def stop() -> None:
-            for task in tasks:
+        async def finish() -> set[asyncio.Task[tuple[Sample, Answer]]]:
+            done, late = await asyncio.wait(tasks, timeout=LAST_WAIT_S) if tasks else (set(), set())
+            for task in late:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*late, return_exceptions=True)
+            return {task for task in done if task.exception() is None}
 
+        stop: ApiStop | None = None
         try:
-            while done := runner.run(step()):
+            while stop is None and (done := runner.run(step())):
                 tasks -= done
                 for task in done:
+                    if isinstance(fault := task.exception(), ApiStop):
+                        stop = fault
+                        continue
                     sample, answer = task.result()
                     yield sample, answer
                     kind = (answer.error or "").split(":")[0]
                     repeats = repeats + 1 if kind and kind == last_error else int(bool(kind))
                     last_error = kind
                     if repeats >= MAX_SAME_ERRORS:
-                        raise ApiStop(f"{repeats} errors of one kind in a row, the last: {answer.error}")
+                        stop = ApiStop(f"{repeats} errors of one kind in a row, the last: {answer.error}")
+            if stop is not None:
+                yield from (task.result() for task in runner.run(finish()))  # they are paid for
+                raise stop
         finally:
-            runner.run(stop())
+            for task in tasks:
+                task.cancel()
 
     async def _ask(self, sample: Sample) -> tuple[Sample, Answer]:
+        start = time.monotonic()
         try:
-            prompt, request = make_request(sample, self.options)
-            return sample, read_reply(prompt, await self.api.ask(request))
+            prompt, request = await asyncio.to_thread(make_request, sample, self.options)
+            reply = await self.api.ask(request)
+            return sample, read_reply(prompt, reply, time.monotonic() - start)
         except ApiStop:
             raise
         except (RequestFault, OutageFault) as error:
@@ -119,33 +133,52 @@ class ApiBackend:
         except ValueError as error:  # an unreadable image
             return sample, Answer(error=str(error))
 
-    async def _collect(self, samples: list[Sample], state: Path) -> list[tuple[Sample, Answer]]:
-        """The answers of the batch in `state`, or a new batch submitted."""
-        prompts, bodies, faults = {}, {}, []
-        for sample in samples:
+    def _use_batches(
+        self, runner: asyncio.Runner, samples: Sequence[Sample], state: Path
+    ) -> Iterator[tuple[Sample, Answer]]:
+        """Collect the batches that `state` names, then submit what is in none; both are written down at once."""
+        batches: dict[str, list[str]] = json.loads(state.read_text()) if state.is_file() else {}
+        by_id = {sample.id: sample for sample in samples}
+        waiting = by_id.keys() - {item_id for item_ids in batches.values() for item_id in item_ids}
+        for batch, item_ids in list(batches.items()):
+            replies = runner.run(self.api.collect_batch(batch))
+            if replies is None:
+                continue
+            for item_id in by_id.keys() & set(item_ids):  # an item that is in the journal already is in no sample
+                yield by_id[item_id], self._read_batched(by_id[item_id], replies.get(item_id, "not in the batch"))
+            del batches[batch]
+            write_json(state, batches)
+        bodies: dict[str, Any] = {}
+        size = 0
+        for item_id in sorted(waiting):
             try:
-                prompts[sample.id], request = make_request(sample, self.options)
-                bodies[sample.id] = self.api.body(request)
-            except ValueError as error:
-                faults.append((sample, Answer(error=f"item {sample.id}: {error}")))
-        if not state.is_file():
-            batch = await self.api.submit_batch(bodies)
-            state.parent.mkdir(parents=True, exist_ok=True)
-            state.write_text(json.dumps({"batch": batch, "items": sorted(bodies)}))
-            raise BatchPending(f"batch {batch} of {len(bodies)} items submitted; run the same command to collect it")
-        batch = json.loads(state.read_text())["batch"]
-        replies: dict[str, Any] | None = await self.api.collect_batch(batch)
-        if replies is None:
-            raise BatchPending(f"batch {batch} is not done yet; run the same command later")
-        state.rename(state.with_suffix(".collected.json"))
-        answers = []
-        for sample in samples:
-            reply = replies.get(sample.id)
-            if isinstance(reply, Reply):
-                answers.append((sample, read_reply(prompts[sample.id], reply)))
-            elif sample.id in bodies:
-                answers.append((sample, Answer(error=f"item {sample.id}: {reply or 'not in the batch'}")))
-        return [*answers, *faults]
+                body = self.api.body(make_request(by_id[item_id], self.options)[1])
+            except ValueError as error:  # an unreadable image
+                yield by_id[item_id], Answer(error=str(error))
+                continue
+            length = len(json.dumps(body))
+            if bodies and (size + length > MAX_BATCH_BYTES or len(bodies) == MAX_BATCH_ITEMS):
+                self._submit(runner, bodies, batches, state)
+                bodies, size = {}, 0
+            bodies[item_id] = body
+            size += length
+        if bodies:
+            self._submit(runner, bodies, batches, state)
+        if batches:
+            count = sum(map(len, batches.values()))
+            raise BatchPending(f"{count} items are submitted as {', '.join(batches)}; run the same command later")
+        state.unlink(missing_ok=True)
+
+    def _submit(
+        self, runner: asyncio.Runner, bodies: dict[str, Any], batches: dict[str, list[str]], state: Path
+    ) -> None:
+        batches[runner.run(self.api.submit_batch(bodies))] = list(bodies)
+        write_json(state, batches)
+
+    def _read_batched(self, sample: Sample, reply: Reply | str) -> Answer:
+        if isinstance(reply, str):
+            return Answer(error=f"item {sample.id}: {reply}")
+        return read_reply(build_request(sample, self.options.template).prompt, reply)
 
 
 class OpenAiBackend(ApiBackend):

@@ -80,7 +80,9 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--concurrency", type=positive, default=32, help="questions under way at an API at a time (default: 32)")
     add("--base_url", help="server that speaks the provider's language, such as a vLLM server")
     add(
-        "--batch_api", action="store_true", help="half the price: submit a batch, collect it by the same command later"
+        "--batch_api",
+        action="store_true",
+        help="half the price: submit batches, collect them by the same command later",
     )
     add("--output_dir", default="evaluation/outputs", help="(default: evaluation/outputs)")
     add("--custom_filename", help="name of the output files without ending")

@@ -33,8 +33,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("runs", nargs="+", metavar="RUN", help="evaluation to compare; the first one's model is the baseline")
     add("--out", type=Path, default=Path("evaluation/outputs/comparison"), help="(default: %(default)s)")
     add("--published", help=f"models of the paper to show, comma-separated, or none (default: {DEFAULT_MODELS})")
-    add("--data_path", action="append", default=[], metavar="[DATASET=]PATH", help="as in evals.py; may be repeated")
-    add("--split", help="split to read (default: the benchmark's own)")
+    add(
+        "--data_path",
+        action="append",
+        default=[],
+        metavar="[DATASET=]PATH",
+        help="where the images are (default: as in the runs)",
+    )
+    add("--split", help="split to read (default: that of the runs)")
     add("--page_items", type=int, default=300, help="items on the page, over all benchmarks (default: 300)")
     return parser
 
@@ -75,7 +81,8 @@ def format_markdown(comparison: Mapping[str, Any]) -> str:
     if others:
         notes.append(
             f"Differences in points from {baseline} over the items that both answered, with 95 % bootstrap intervals "
-            f"and p of McNemar's exact test; bold where p, adjusted for the number of tests, is below {SIGNIFICANT}."
+            f"and p of McNemar's exact test, or of the signs of groups where items depend on each other; bold where "
+            f"p, adjusted for the number of tests, is below {SIGNIFICANT}."
         )
     if comparison["published"]:
         notes.append("The paper's figures were graded by the released parser.")
@@ -104,31 +111,32 @@ def _difference_cell(facts: Mapping[str, Any] | None) -> str:
 
 
 def draw_figure(comparison: Mapping[str, Any], path: Path) -> None:
-    """Write every model's accuracies with their intervals, and the published ones as hollow marks."""
+    """Write every model's accuracies with their intervals, and below them the published ones as hollow marks."""
     from matplotlib.figure import Figure
 
     labels, published = list(comparison["models"]), comparison["published"]
     rows = list(comparison["benchmarks"].items())
-    height = max(2.4, _ROW_IN * len(rows) * (len(labels) + 1.2) + 1.2 + 0.2 * len(labels + published) / 2)
+    num_lines = len(labels) + bool(published)
+    height = max(2.4, _ROW_IN * len(rows) * (num_lines + 1.2) + 1.2 + 0.2 * len(labels + published) / 2)
     figure = Figure(figsize=(7.2, height), dpi=160, layout="constrained")
     axes = figure.add_subplot()
-    step = 0.7 / max(1, len(labels))
+    step = 0.7 / num_lines
     for index, label in enumerate(labels):
         # Every model lies on its own line, the first on top, so that no interval hides another.
         places, values, errors = [], [], ([], [])
         for position, (_, row) in enumerate(rows):
             if (facts := row["accuracy"].get(label)) is not None:
-                places.append(position + step * (index - (len(labels) - 1) / 2))
+                places.append(position + step * (index - (num_lines - 1) / 2))
                 values.append(100 * facts["accuracy"])
                 errors[0].append(100 * max(0.0, facts["accuracy"] - facts["low"]))
                 errors[1].append(100 * max(0.0, facts["high"] - facts["accuracy"]))
         color, marker = _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
         axes.errorbar(values, places, xerr=errors, fmt=marker, color=color, ms=6, capsize=3, lw=1.6, label=label)
     for index, name in enumerate(published):
-        points = [(100 * row["published"][name], i) for i, (_, row) in enumerate(rows) if name in row["published"]]
-        if points:
-            x, y = zip(*points, strict=True)
-            marker = ("D", "p", "h", "8")[index % 4]
+        shares = {i: row["published"][name] for i, (_, row) in enumerate(rows) if name in row["published"]}
+        if shares:
+            x, y = [100 * share for share in shares.values()], [i + step * (num_lines - 1) / 2 for i in shares]
+            marker = ("D", "^", "s", "v")[index % 4]
             axes.scatter(x, y, marker=marker, s=42, facecolors="none", edgecolors="#5c6670", label=f"{name} (paper)")
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -156,15 +164,16 @@ def read_samples(args: argparse.Namespace, models: "Sequence[Model]") -> "dict[s
         raise ValueError(f"--data_path {unknown.pop()}=...: the runs are of {', '.join(runs)}")
     samples = {}
     for name, run in runs.items():
-        path = paths.get(name, paths.get(""))
+        given = paths.get(name, paths.get(""))
+        path, split = given or run.settings.get("data_path"), args.split or run.settings.get("split")
         try:
             if name not in BENCHMARKS:
                 raise ValueError(f"{name} of {run.path}: no such benchmark; known: {', '.join(BENCHMARKS)}")
-            every = load_samples(name, BENCHMARKS[name], path, args.split)
+            every = load_samples(name, BENCHMARKS[name], path, split)
             if fingerprint_samples(every) != run.settings["data_fingerprint"]:
                 raise ValueError(f"{path or name}: not the data of {run.path}; give them with --data_path and --split")
         except (OSError, ValueError) as error:
-            if path is not None:
+            if given is not None:
                 raise
             print(f"compare: {name} on the page without images: {error}", file=sys.stderr)
             continue

@@ -245,6 +245,7 @@ def _html_answer(label: str, record: Record | None, overlay: str, note: str) -> 
 
 
 _STYLE = """
+th { white-space: normal; vertical-align: bottom; font-size: 0.85rem; }
 h4 { font-size: 0.9rem; margin: 0 0 0.4rem; overflow-wrap: anywhere; }
 .item { content-visibility: auto; contain-intrinsic-size: auto 500px; }
 .item[hidden] { display: none; }

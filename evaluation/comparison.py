@@ -5,6 +5,7 @@ compared on the items that both answered.
 """
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.journal import Record, read_journal
 from evaluation.published import PUBLISHED
-from evaluation.summary import PARSE_FAILURES, wilson_interval
+from evaluation.summary import PARSE_FAILURES, name_cluster, wilson_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,29 +188,70 @@ def compare_runs(baseline: Run, run: Run) -> Difference | None:
     """Return the paired comparison on common items; None without any.
 
     p-value: McNemar's exact test, the two-sided binomial test of gained among gained + lost at 1/2
-    (https://doi.org/10.1007/BF02295996). Interval: percentiles of the bootstrap over items.
+    (https://doi.org/10.1007/BF02295996). Items of one cluster depend on each other: where there are any, the signs of
+    the clusters' differences are drawn instead, which is the same test when every cluster is one item. Interval:
+    percentiles of the bootstrap over clusters.
     """
     import numpy as np
-    from scipy.stats import binomtest
 
-    common = baseline.records.keys() & run.records.keys()
-    if not common:
+    kinds = _count_cluster_kinds(baseline, run)
+    if not kinds:
         return None
+    common = baseline.records.keys() & run.records.keys()
     gained = sum(run.records[i].correct > baseline.records[i].correct for i in common)
     lost = sum(run.records[i].correct < baseline.records[i].correct for i in common)
-    draws = _resample_differences(np.random.default_rng(0), len(common), gained, lost)
-    low, high = np.percentile(draws, PERCENTILES)
-    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    rng = np.random.default_rng(0)
+    low, high = np.percentile(_resample_means(rng, kinds), PERCENTILES)
+    p_value = _test_signs(rng, kinds)
     return Difference(len(common), gained, lost, (gained - lost) / len(common), float(low), float(high), p_value)
 
 
-def _resample_differences(rng: "np.random.Generator", n: int, gained: int, lost: int) -> "np.ndarray":
-    """Return [RESAMPLES] mean differences: resampling items is drawing their three kinds of outcome."""
+ClusterKinds = Counter[tuple[int, int]]
+"""How many clusters have this sum and this number of items: clusters that agree in both are exchangeable."""
+
+
+def _count_cluster_kinds(baseline: Run | None, run: Run) -> ClusterKinds:
+    """Return the clusters of a run's right answers, or of its differences from a baseline on common items."""
+    sums: dict[str, int] = defaultdict(int)
+    sizes: Counter[str] = Counter()
+    for item_id, record in run.records.items():
+        if baseline is not None and item_id not in baseline.records:
+            continue
+        name = name_cluster(record)
+        sums[name] += record.correct - (0 if baseline is None else baseline.records[item_id].correct)
+        sizes[name] += 1
+    return Counter((sums[name], size) for name, size in sizes.items())
+
+
+def _resample_means(rng: "np.random.Generator", kinds: ClusterKinds) -> "np.ndarray":
+    """Return [RESAMPLES] means over items: resampling clusters is drawing how many there are of each kind."""
     import numpy as np
 
-    shares = np.array([gained, lost, n - gained - lost]) / n
-    counts = rng.multinomial(n, shares, size=RESAMPLES)
-    return (counts[:, 0] - counts[:, 1]) / n
+    count = kinds.total()
+    counts = rng.multinomial(count, [number / count for number in kinds.values()], size=RESAMPLES)
+    sums, sizes = np.array(list(kinds)).T
+    return counts @ sums / (counts @ sizes)
+
+
+def _test_signs(rng: "np.random.Generator", kinds: ClusterKinds) -> float:
+    """Return the two-sided p-value of the clusters' differences against random signs."""
+    import numpy as np
+    from scipy.stats import binomtest
+
+    differing: Counter[int] = Counter()
+    for (difference, _), number in kinds.items():
+        differing[difference] += number
+    differing.pop(0, None)
+    if not differing:
+        return 1.0
+    if differing.keys() <= {1, -1}:
+        return float(binomtest(differing[1], differing.total()).pvalue)
+    steps: Counter[int] = Counter()
+    for difference, number in differing.items():
+        steps[abs(difference)] += number
+    draws = sum(step * (2 * rng.binomial(number, 0.5, RESAMPLES) - number) for step, number in steps.items())
+    found = abs(sum(difference * number for difference, number in differing.items()))
+    return float((1 + np.sum(np.abs(draws) >= found)) / (1 + RESAMPLES))
 
 
 def compare_models(models: Sequence[Model], published: Sequence[str] = ()) -> dict[str, Any]:
@@ -267,13 +309,15 @@ def _average(models: Sequence[Model], rows: Mapping[str, Any], published: Sequen
     accuracy, difference = {}, {}
     for model in models:
         parts = [rows[name]["accuracy"][model.label] for name in names]
-        draws = np.mean([rng.binomial(part["n"], part["accuracy"], RESAMPLES) / part["n"] for part in parts], axis=0)
+        kinds = [_count_cluster_kinds(None, model.runs[name]) for name in names]
+        draws = np.mean([_resample_means(rng, part) for part in kinds], axis=0)
         accuracy[model.label] = _mean_interval([part["accuracy"] for part in parts], draws, "accuracy")
     for model in models[1:]:
         parts = [rows[name]["difference"].get(model.label) for name in names]
         if None in parts:
             continue
-        draws = np.mean([_resample_differences(rng, p["n"], p["gained"], p["lost"]) for p in parts], axis=0)
+        kinds = [_count_cluster_kinds(models[0].runs[name], model.runs[name]) for name in names]
+        draws = np.mean([_resample_means(rng, part) for part in kinds], axis=0)
         difference[model.label] = _mean_interval([part["difference"] for part in parts], draws, "difference")
     complete = [model for model in published if all(model in rows[name]["published"] for name in names)]
     means = {model: float(np.mean([rows[name]["published"][model] for name in names])) for model in complete}

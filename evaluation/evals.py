@@ -43,6 +43,10 @@ def collect_settings(args: argparse.Namespace, dataset: str, samples: "list[Samp
 
     names = ("template", "model_path", "processor_name", "provider", "seed", "max_tokens", "temperature", "scoring")
     settings = {"dataset": dataset} | {name: getattr(args, name) for name in names}
+    data_path = locate_data(args, dataset)
+    settings["data_path"] = None if data_path is None else str(Path(data_path).resolve())
+    settings["split"] = args.split or BENCHMARKS[dataset].split
+    settings["revision"] = args.revision or BENCHMARKS[dataset].revision
     if is_template_file(args.template):
         settings["template_text"] = check_template_file(args.template)
     return settings | {
@@ -133,7 +137,7 @@ def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
     settings = collect_settings(args, dataset, every)
     samples = select_samples(every, benchmark, args.seed, args.num_samples, args.limit_per_task)
     sizes = {name: Counter(sample.groups[name] for sample in every) for name in benchmark.groupings}
-    journal = Journal(locate_output(args, dataset, ".jsonl"), settings, args.resume)
+    journal = Journal(locate_output(args, dataset, ".jsonl"), settings, args.resume or args.batch_api)
     missing = [sample for sample in samples if not journal.is_answered(sample.id)]
     return Job(dataset, benchmark, samples, settings, sizes, journal, missing)
 
@@ -158,6 +162,7 @@ def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
         base_url=args.base_url,
         batch_file=str(locate_output(args, jobs[0].dataset, ".batch.json")) if args.batch_api else None,
         tensor_parallel_size=args.tensor_parallel_size,
+        num_items=sum(len(job.missing) for job in jobs),
     )
     backends: dict[str, Callable[[ModelOptions], Backend]] = dict(LOCAL_BACKENDS)
     if args.provider not in backends:

@@ -67,6 +67,8 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._end == 0 and self.path.is_file():  # its answers may have cost hours or money
+            self.path.replace(self.path.with_name(f"{self.path.name}.previous"))
         self._file = self.path.open("r+" if self._end else "w", encoding="utf-8")
         self._file.truncate(self._end)  # drops a line that a kill cut off
         self._file.seek(self._end)

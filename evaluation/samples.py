@@ -49,8 +49,8 @@ class Sample:
     choices: tuple[str, ...]
     reference: Reference
     task: str | None
-    read_images: Callable[[], "list[Image.Image]"]
-    """Decode the images: upright, RGB, in their own size. ValueError if one cannot be read."""
+    read_encoded: Callable[[], list[bytes]]
+    """Return the image files as they are. ValueError if one cannot be read."""
     prompt: str | None = None
     """The complete training prompt where the row holds it."""
     ground_truth: str | None = None
@@ -61,6 +61,10 @@ class Sample:
     cluster: str | None = None
     """Items of one cluster depend on each other."""
 
+    def read_images(self) -> "list[Image.Image]":
+        """Return the images: upright, RGB, in their own size. Errors: ValueError if one cannot be read."""
+        return [decode_image(data, self.id) for data in self.read_encoded()]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -68,6 +72,8 @@ class Request:
 
     prompt: str
     images: "list[Image.Image]"
+    encoded: list[bytes]
+    """The images' files, for those who send them on as they are."""
 
 
 def build_request(sample: Sample, template: str) -> Request:
@@ -75,7 +81,8 @@ def build_request(sample: Sample, template: str) -> Request:
 
     Errors: ValueError if an image cannot be read or the text's image marks do not fit the images.
     """
-    images = sample.read_images()
+    encoded = sample.read_encoded()
+    images = [decode_image(data, sample.id) for data in encoded]
     if template == FULL_TEMPLATE and sample.prompt is not None:
         prompt = sample.prompt
     else:
@@ -85,7 +92,7 @@ def build_request(sample: Sample, template: str) -> Request:
         raise ValueError(f"item {sample.id}: its prompt has {marks} image marks for {len(images)} images")
     if marks == 0:
         prompt = IMAGE_MARK * len(images) + prompt
-    return Request(prompt, images)
+    return Request(prompt, images, encoded)
 
 
 def load_samples(
@@ -110,7 +117,7 @@ def load_samples(
             sample = _build_sample(benchmark, index, item_id, row)
         except ValueError as error:
             raise ValueError(f"{name}, row {index}: {error}") from error
-        samples.append(replace(sample, read_images=_image_reader(images, index, item_id, folder)))
+        samples.append(replace(sample, read_encoded=_image_reader(images, index, item_id, folder)))
     return samples
 
 
@@ -167,7 +174,7 @@ def _build_sample(benchmark: Benchmark, index: int, item_id: str, row: dict[str,
         choices=choices,
         reference=reference,
         task=task,
-        read_images=list,
+        read_encoded=list,
         prompt=row.get(benchmark.prompt) if benchmark.prompt else None,
         ground_truth=row.get(benchmark.ground_truth) if benchmark.ground_truth else None,
         answer_cell=str(row[benchmark.answer]),
@@ -255,12 +262,12 @@ def _strip_letters(choices: tuple[str, ...]) -> tuple[str, ...]:
     return choices
 
 
-def _image_reader(images: Any, index: int, item_id: str, folder: Path) -> "Callable[[], list[Image.Image]]":
-    def read() -> "list[Image.Image]":
+def _image_reader(images: Any, index: int, item_id: str, folder: Path) -> Callable[[], list[bytes]]:
+    def read() -> list[bytes]:
         values = [value for column in images[index].values() for value in _as_list(column) if value is not None]
         if not values:
             raise ValueError(f"item {item_id}: no image")
-        return [_open_image(value, item_id, folder) for value in values]
+        return [_read_file(value, item_id, folder) for value in values]
 
     return read
 
@@ -269,18 +276,28 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _open_image(value: Any, item_id: str, folder: Path) -> "Image.Image":
+def _read_file(value: Any, item_id: str, folder: Path) -> bytes:
+    """Return the image file that a cell holds: itself, its base64 text or its path below the folder."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        try:
+            value = _decode_base64(value) or (folder / value).read_bytes()
+        except OSError as error:
+            raise ValueError(f"item {item_id}: its image cannot be read: {error}") from error
+    if not isinstance(value, bytes):
+        raise ValueError(f"item {item_id}: its image cannot be read: {value!r:.60} is neither a file nor a path")
+    return value
+
+
+def decode_image(data: bytes, item_id: str) -> "Image.Image":
+    """Return an image file's picture, upright and RGB. Errors: ValueError that names the item."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    source: Any = value
-    if isinstance(value, dict):
-        source = value.get("bytes") or value.get("path")
     try:
-        if isinstance(source, str):
-            source = _decode_base64(source) or folder / source
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(data)) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, AttributeError, Image.DecompressionBombError) as error:
+    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"item {item_id}: its image cannot be decoded: {error}") from error
 
 

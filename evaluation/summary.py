@@ -36,10 +36,15 @@ def mean_interval(values: Sequence[float], z: float = Z_95) -> tuple[float, floa
     return mean, mean - half, mean + half
 
 
+def name_cluster(record: Record) -> str:
+    """Return the cluster that a record belongs to; an item without any is its own."""
+    return f"item {record.id}" if record.cluster is None else record.cluster
+
+
 def clustered_standard_error(records: Sequence[Record]) -> float | None:
     """Return the standard error of the accuracy when items of one cluster depend on each other; None below two.
 
-    sqrt(G / (G - 1) sum_g (sum_{i in g} (y_i - p))^2) / n over G clusters; an item without cluster is its own.
+    sqrt(G / (G - 1) sum_g (sum_{i in g} (y_i - p))^2) / n over G clusters.
     https://doi.org/10.3368/jhr.50.2.317
     """
     if not records:
@@ -48,7 +53,7 @@ def clustered_standard_error(records: Sequence[Record]) -> float | None:
     p = sum(record.correct for record in records) / n
     sums: dict[str, float] = defaultdict(float)
     for record in records:
-        sums[record.cluster if record.cluster is not None else f"item {record.id}"] += record.correct - p
+        sums[name_cluster(record)] += record.correct - p
     if len(sums) < 2:
         return None
     return math.sqrt(len(sums) / (len(sums) - 1) * sum(value * value for value in sums.values())) / n

@@ -3,7 +3,7 @@
     python3 scripts/bench_evaluation.py                                                 # the toy model on 500 scenes
     python3 scripts/bench_evaluation.py --model_path random_qwen2_5_vl_3b --image 800x600 --max_tokens 300 \\
         --items 512 --huggingface_items 32                                              # a 3B model's shape, one GPU
-    python3 scripts/bench_evaluation.py --providers vllm --image 800x600 --max_tokens 4 --items 500,4000   # memory
+    python3 scripts/bench_evaluation.py --image 800x600 --max_pixels 50176 --max_tokens 4 --items 500,4000   # memory
 
 The engines are compared by response tokens a second, so the slower one may be given fewer items. A name of
 RANDOM_MODELS in verl.bench stands for random weights in that shape, which never end a response by themselves.
@@ -32,8 +32,8 @@ from verl.bench import RANDOM_MODELS, describe_random_model, draw_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY_MODEL = ROOT / "configs" / "toy_model"
-LONGEST_EDGE = 12_845_056
-"""Pixels that Qwen2.5-VL's own processor allows; the toy model's allows its scenes and no more."""
+MAX_PIXELS = 12_845_056
+"""What Qwen2.5-VL's own processor allows; the toy model's allows its scenes and no more."""
 SAMPLE_S = 0.2
 
 
@@ -72,8 +72,8 @@ def make_rows(count: int, image: str | None) -> Iterator[VqaRow]:
         yield row
 
 
-def make_model(model_path: str, image: str | None, folder: Path) -> Path:
-    """Return the model's folder; random ones and those that must see larger images are written into `folder`."""
+def make_model(model_path: str, image: str | None, max_pixels: int, folder: Path) -> Path:
+    """Return the model's folder; random ones and the toy model for larger images are written into `folder`."""
     model = folder / Path(model_path).name
     if model_path in RANDOM_MODELS:
         describe_random_model(model)
@@ -89,7 +89,7 @@ def make_model(model_path: str, image: str | None, folder: Path) -> Path:
         shutil.copytree(model_path, model)
     settings = model / "processor_config.json"
     config = json.loads(settings.read_text())
-    config["image_processor"]["size"]["longest_edge"] = LONGEST_EDGE
+    config["image_processor"]["size"]["longest_edge"] = max_pixels
     settings.write_text(json.dumps(config))
     return model
 
@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=4, help="of huggingface (default: 4)")
     parser.add_argument("--max_tokens", type=int, default=160)
     parser.add_argument("--image", metavar="WxH", help="random pictures of this size in place of the scenes")
+    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="of these pictures that the model sees")
     parser.add_argument("--model_path", default="configs/toy_model", help=f"or {', '.join(RANDOM_MODELS)}")
     parser.add_argument("--providers", default="vllm,huggingface")
     args = parser.parse_args()
@@ -145,7 +146,7 @@ def main() -> None:
     rates: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model = make_model(args.model_path, args.image, folder)
+        model = make_model(args.model_path, args.image, args.max_pixels, folder)
         write_parquet(list(make_rows(max(counts), args.image)), parquet_path(folder / "data", "val"))
         for provider in args.providers.split(","):
             for items in counts:

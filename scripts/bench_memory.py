@@ -4,17 +4,20 @@
     python3 scripts/bench_memory.py [--prompts 64 128] [--samples 1 4 16] [--response_tokens 512] [--image_kb 192]
 
 The driver's way of a step, over real Ray and two ranks on this machine: collate prompts with one noise image each,
-send them to be answered, unite, balance, send groups with their images to the ranks. Per line: the images and tokens
-that the driver holds, its resident memory over that before the batch, and the object store over that before, while
-the ranks hold what they were sent.
+send them to be answered, unite, balance, send groups with their images to the ranks. Each line is measured in a
+process and a cluster of its own: the images and response tokens of the batch, what the driver holds in memory of its
+own over that before the batch, and the object store over that before, while the ranks hold what they were sent; both
+also without the tokens, which alone may grow with n. The last line fits both by least squares over all lines.
 """
 
 import argparse
 import ctypes
 import gc
 import itertools
+import json
 import logging
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -77,20 +80,31 @@ def store_bytes() -> float:
     """What the object store holds, from Ray's own summary."""
     from ray._private.internal_api import memory_summary
 
-    match = re.search(r"Plasma memory usage ([\d.]+) MiB", memory_summary(stats_only=True))
+    summary = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
+    match = re.search(r"Plasma memory usage ([\d.]+) MiB", summary)
     return float(match[1]) * 1024**2 if match else 0.0
 
 
-def resident_bytes() -> int:
-    """Memory of this process after everything unused went back to the system."""
+def private_bytes() -> int:
+    """Memory of this process alone, without the object store that it maps, after the unused went back."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    return psutil.Process().memory_info().rss
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared
+
+
+def settled_store_bytes() -> float:
+    """What the object store holds once nothing is being freed any more."""
+    before, now = -1.0, store_bytes()
+    while before != now:
+        time.sleep(1.0)
+        before, now = now, store_bytes()
+    return now
 
 
 def measure(ranks: WorkerGroup, num_prompts: int, samples: int, response_tokens: int, image_kb: int) -> list[float]:
     """Images, tokens, driver and object store of one step, in MB."""
-    driver_before, store_before = resident_bytes(), store_bytes()
+    driver_before, store_before = private_bytes(), settled_store_bytes()
     prompts = collate_prompts(make_prompts(num_prompts, image_kb * 1000), 0)
     request = prompts.select([], ["raw_prompt_ids", "images"])
     request.meta_info = {"n": samples, "response_tokens": response_tokens}
@@ -104,7 +118,7 @@ def measure(ranks: WorkerGroup, num_prompts: int, samples: int, response_tokens:
         wait = ranks.start("load_groups", sent)
         while len(list(Path(gate).iterdir())) <= NUM_RANKS:
             time.sleep(0.1)
-        driver, store = resident_bytes() - driver_before, store_bytes() - store_before
+        driver, store = private_bytes() - driver_before, settled_store_bytes() - store_before
         closed.unlink()
         assert sum(wait()) == num_prompts * image_kb * 1000
     rows = [row for batch in (prompts, groups) for row in batch.non_tensor_batch["images"]]
@@ -113,23 +127,45 @@ def measure(ranks: WorkerGroup, num_prompts: int, samples: int, response_tokens:
     return [value / MB for value in (sum(images.values()), tokens, driver, store)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--samples", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--response_tokens", type=int, default=512)
-    parser.add_argument("--image_kb", type=int, default=192)
-    options = parser.parse_args()
+def measure_alone(num_prompts: int, samples: int, response_tokens: int, image_kb: int) -> list[float]:
+    """One line, in this process: what was loaded at a first, small step is not the batch's."""
     ray.init(num_cpus=NUM_RANKS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     spec = WorkerSpec(cls=Rank, kwargs={}, name="rank", num_cpus=1, num_gpus=0, env=None)
     ranks = WorkerGroup(ResourcePool(NUM_RANKS, 1, use_gpu=False), spec)
-    measure(ranks, 32, 4, 512, 192)  # what is loaded at the first call is not the batch's
-    print("prompts   n   images MB   response tokens MB   driver MB   object store MB")
-    for prompts, samples in itertools.product(options.prompts, options.samples):
-        sizes = measure(ranks, prompts, samples, options.response_tokens, options.image_kb)
-        images, tokens, driver, store = sizes
-        print(f"{prompts:7} {samples:3} {images:11.1f} {tokens:20.1f} {driver:11.1f} {store:17.1f}", flush=True)
+    measure(ranks, 32, 4, 512, 192)
+    sizes = measure(ranks, num_prompts, samples, response_tokens, image_kb)
     ray.shutdown()
+    return sizes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--samples", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--response_tokens", type=int, default=512)
+    parser.add_argument("--image_kb", type=int, default=192)
+    parser.add_argument("--one_line", action="store_true", help="measure the first line in this process, as JSON")
+    options = parser.parse_args()
+    response_tokens, image_kb = options.response_tokens, options.image_kb
+    if options.one_line:
+        print(json.dumps(measure_alone(options.prompts[0], options.samples[0], response_tokens, image_kb)))
+        return
+    print("                          tokens   driver   without   store   without")
+    print("prompts   n   images MB       MB       MB    tokens      MB    tokens")
+    rows = []
+    for prompts, samples in itertools.product(options.prompts, options.samples):
+        sizes = {"prompts": prompts, "samples": samples, "response_tokens": response_tokens, "image_kb": image_kb}
+        arguments = [text for name, size in sizes.items() for text in (f"--{name}", str(size))]
+        command = [sys.executable, __file__, "--one_line", *arguments]
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        images, tokens, driver, store = json.loads(out.splitlines()[-1])
+        rows.append((prompts, prompts * samples * response_tokens, driver, store))
+        line = f"{prompts:7} {samples:3} {images:11.1f} {tokens:8.1f} {driver:8.1f} {driver - tokens:9.1f}"
+        print(f"{line} {store:7.1f} {store - tokens:9.1f}", flush=True)
+    table = np.array(rows)
+    for name, column in (("driver", 2), ("object store", 3)):
+        (per_prompt, per_token), *_ = np.linalg.lstsq(table[:, :2], table[:, column] * MB, rcond=None)
+        print(f"{name}: {per_prompt / 1000:.0f} kB a prompt + {per_token:.1f} bytes a response token")
 
 
 if __name__ == "__main__":

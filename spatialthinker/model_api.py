@@ -172,7 +172,7 @@ class Api(ABC):
 
     async def ask(self, request: ApiRequest) -> Reply:
         """The reply to one request."""
-        body = self.body(request)
+        body = await asyncio.to_thread(self.body, request)  # images are encoded: calls under way must not wait for it
         return self.read(await self._insist(lambda: self._send(body)))
 
     async def submit_batch(self, bodies: Mapping[str, dict[str, Any]], token: str = "") -> str:

@@ -90,6 +90,7 @@ class _ReferenceScene(Struct, gc=False):
 _decode_strict = msgspec.json.Decoder(_StrictScene).decode
 _decode_reference = msgspec.json.Decoder(_ReferenceScene).decode
 
+_EMPTY = re.compile(r"[ \t\n\r]*\{[ \t\n\r]*\}[ \t\n\r]*")
 _ID_LINES = re.compile(r"(?:[a-zA-Z_]+\.\d+\n)*")
 _ERROR_PATH = re.compile(r"at `\$([^`]*)`$")
 _REASONS = (
@@ -132,7 +133,7 @@ def load_scene(text: str | None, *, is_reference: bool = False) -> SceneGraph:
     scene = _decode(_decode_reference if is_reference else _decode_strict, text)
     objects = [] if scene.objects is UNSET else scene.objects
     relations = [] if scene.relationships is UNSET else scene.relationships
-    if not objects and not relations and not _decode(msgspec.json.decode, text):
+    if not objects and not relations and _EMPTY.fullmatch(text):
         raise SceneFormatError("scene_not_object", "the JSON object is empty")
     if not is_reference:
         _check_ids([item.id for item in objects], relations)

@@ -240,12 +240,24 @@ def run(config: Config, on_call: Callable[[str, int], None] | None = None, fails
 
 def finish(process: Any, timeout_s: float = 60) -> int:
     """The exit code of a forked training, once it ended; what is left of its ranks is ended."""
+    _wait(process, timeout_s)
+    has_ended = process.exitcode is not None
+    kill(process)
+    assert has_ended, f"no end after {timeout_s} s"
+    return process.exitcode
+
+
+def kill(process: Any) -> int:
+    """Lets the driver and all ranks die by SIGKILL; the exit code, which is another if it had ended before."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # it does not lead its group yet
+        process.kill()
+    _wait(process, 10)
+    return process.exitcode
+
+
+def _wait(process: Any, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while process.exitcode is None and time.monotonic() < deadline:  # join() would wait for the ranks, too
         time.sleep(0.02)
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    assert process.exitcode is not None, f"no end after {timeout_s} s"
-    return process.exitcode

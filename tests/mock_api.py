@@ -28,6 +28,7 @@ from spatialthinker.scene_graph import Relation, SceneObject
 from spatialthinker.schema import LETTERS
 
 FAULTS = ("429", "500", "timeout", "cut", "refusal", "prose", "truncated", "invalid")
+UNKNOWN_MODEL = "no-such-model"
 STATIC_TOKENS, OUTPUT_TOKENS = 1400, 120
 
 
@@ -35,8 +36,11 @@ STATIC_TOKENS, OUTPUT_TOKENS = 1400, 120
 class Mock:
     latency_s: float = 0.0
     faults: float = 0.0
+    kinds: tuple[str, ...] = FAULTS
     timeout_s: float = 5.0
     calls: Path | None = None
+    credit: int | None = None
+    """So many requests are answered, all later ones refused; None answers all."""
     seen: Counter[str] = field(default_factory=Counter)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
@@ -45,7 +49,7 @@ class Mock:
         """The fault of this request, if any."""
         self.seen[text] += 1
         rng = random.Random(hashlib.sha256(f"{self.seen[text]}/{text}".encode()).hexdigest())
-        return rng.choice(FAULTS) if rng.random() < self.faults else None
+        return rng.choice(self.kinds) if rng.random() < self.faults else None
 
     def note(self, text: str) -> None:
         if self.calls is not None:
@@ -145,8 +149,12 @@ def create_app(mock: Mock) -> web.Application:
             if "bad-key" in str(request.headers):
                 return web.json_response({"error": {"type": "authentication_error", "message": "no"}}, status=401)
             body = await request.json()
+            if body["model"] == UNKNOWN_MODEL:
+                return web.json_response({"error": {"message": f"there is no {UNKNOWN_MODEL}"}}, status=404)
             text = text_of(body)
             fault = mock.fault(text)
+            if mock.credit is not None and mock.seen.total() > mock.credit:
+                return web.json_response({"error": {"message": "no credit left"}}, status=403)
             await asyncio.sleep(mock.latency_s)
             if fault == "429":
                 return web.json_response({"error": {"message": "slow"}}, status=429, headers={"Retry-After": "0.2"})
@@ -306,8 +314,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency_s", type=float, default=0.0)
     parser.add_argument("--faults", type=float, default=0.0)
+    parser.add_argument("--kinds", type=lambda text: tuple(text.split(",")), default=FAULTS)
     parser.add_argument("--timeout_s", type=float, default=5.0)
     parser.add_argument("--calls", type=Path)
+    parser.add_argument("--credit", type=int)
     options = vars(parser.parse_args())
     port = options.pop("port")
     asyncio.run(serve(Mock(**options), port))

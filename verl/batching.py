@@ -14,6 +14,13 @@ import torch
 from torch import Tensor
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`, without a wait: copies out of memory that is not pinned wait for all of a GPU's work."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Piece:
     """Some responses of one group, computed together over one copy of its prompt."""
@@ -70,7 +77,7 @@ class GroupLayout:
     def to(self, device: torch.device) -> "GroupLayout":
         """This layout with every tensor on `device`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, Tensor)}
+        moved = {k: send(v, device) for k, v in values.items() if isinstance(v, Tensor)}
         return dataclasses.replace(self, **moved)
 
     @cached_property
@@ -111,7 +118,7 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> "PackedBatch":
         """This batch with every tensor on `device`."""
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved = {k: send(v, device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return PackedBatch(**moved, layout=self.layout.to(device), image_ids=self.image_ids, pieces=self.pieces)
 
 

@@ -225,10 +225,14 @@ def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]
 
 
 def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, patches: int) -> dict[str, Any]:
-    """Phase -> seconds, tokens a second, operations, share of FLOOR_FLOPS, floor in seconds, peak memory."""
+    """Phase -> seconds, tokens a second, share of FLOOR_FLOPS, floors in seconds by operations and bytes, peak memory.
+
+    The floor of the rollout counts what the engine reads while it writes, at FLOOR_BYTES; its prompts' operations and
+    those of the passes count at FLOOR_FLOPS.
+    """
     from transformers import AutoConfig
 
-    from verl.flops import group_flops
+    from verl.flops import group_flops, rollout_bytes
 
     steps = recorder.steps[1:] or recorder.steps
     data, rollout, actor = config.data, config.worker.rollout, config.worker.actor
@@ -236,6 +240,9 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
     shape = (patches, data.max_prompt_length, data.max_response_length, rollout.n)
     model = AutoConfig.from_pretrained(actor.model.model_path)
     forward = group_flops(model, *shape, is_shared=actor.shared_prompt).total * data.rollout_batch_size / ranks
+    prefill = group_flops(model, patches, data.max_prompt_length, 0, 1).total * data.rollout_batch_size / ranks
+    num_sequences = data.rollout_batch_size * rollout.n // ranks
+    read = rollout_bytes(model.get_text_config(), data.max_prompt_length, data.max_response_length, num_sequences)
     outputs = data.rollout_batch_size * rollout.n * data.max_response_length / ranks
     inputs = data.rollout_batch_size * (data.max_prompt_length + rollout.n * data.max_response_length) / ranks
 
@@ -244,7 +251,7 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
 
     whole, sync = seconds("step"), seconds("weight_sync")
     rows = {
-        "rollout": (seconds("gen") - sync - seconds("sleep"), outputs, 0.0, "gen"),
+        "rollout": (seconds("gen") - sync - seconds("sleep"), outputs, prefill, "gen"),
         "weight sync + wake": (sync, 0.0, 0.0, "weight_sync"),
         "sleep": (seconds("sleep"), 0.0, 0.0, "sleep"),
         "images": (seconds("load"), 0.0, 0.0, "load"),
@@ -258,8 +265,9 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
         name: {
             "seconds": round(time_s, 3),
             "tokens_per_s": round(tokens / time_s) if tokens and time_s else None,
-            "mfu": round(flops / time_s / FLOOR_FLOPS, 3) if flops and time_s else None,
-            "floor_s": round(flops / FLOOR_FLOPS, 2) if flops else None,
+            "mfu": round(flops / time_s / FLOOR_FLOPS, 3) if flops and time_s and name != "rollout" else None,
+            "flops_floor_s": round(flops / FLOOR_FLOPS, 2) if flops else None,
+            "bytes_floor_s": round(read / FLOOR_BYTES, 2) if name == "rollout" else None,
             "peak_gib": round(memory.peak(trainer.spans.get(span, [])[1:] or trainer.spans.get(span, [])), 1),
         }
         for name, (time_s, tokens, flops, span) in rows.items()
@@ -268,10 +276,10 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
 
 def print_table(table: dict[str, dict[str, Any]]) -> None:
     """One aligned line per phase."""
-    columns = ("seconds", "tokens_per_s", "mfu", "floor_s", "peak_gib")
-    print(f"{'phase':20s}" + "".join(f"{column:>14s}" for column in columns))
+    columns = ("seconds", "tokens_per_s", "mfu", "flops_floor_s", "bytes_floor_s", "peak_gib")
+    print(f"{'phase':20s}" + "".join(f"{column:>15s}" for column in columns))
     for name, row in table.items():
-        cells = "".join(f"{'' if row[c] is None else row[c]:>14}" for c in columns)
+        cells = "".join(f"{'' if row[c] is None else row[c]:>15}" for c in columns)
         print(f"{name:20s}{cells}", flush=True)
 
 

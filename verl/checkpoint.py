@@ -5,15 +5,17 @@ global_step_<N>.tmp/ -> global_step_<N>/     renamed when everything, manifest l
   actor/rng_rank_<r>.pt generators of each rank
   actor/huggingface/    config, tokenizer, processor; weights after scripts/model_merger.py
   trainer_state.json    global_step and whatever else the loop must remember
-  manifest.json         file name -> bytes
+  manifest.json         file name -> bytes and SHA-256
 """
 
+import hashlib
 import json
 import os
 import random
 import re
 import shutil
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from verl.lora import has_adapters, is_adapter
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
+NUM_DIGESTS_AT_A_TIME = 4
 STEP_FOLDER = re.compile(r"global_step_(\d+)")
 
 
@@ -146,7 +149,11 @@ def finish(folder: Path, trainer_state: dict[str, Any]) -> Path:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         _fsync(path)
-    _write_json(folder / MANIFEST, {str(path.relative_to(folder)): path.stat().st_size for path in files})
+    manifest = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(files, _digests(files), strict=True)
+    }
+    _write_json(folder / MANIFEST, manifest)
     final = folder.with_suffix("")
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)
@@ -154,20 +161,35 @@ def finish(folder: Path, trainer_state: dict[str, Any]) -> Path:
     return final
 
 
-def check(folder: Path) -> None:
-    """Passes if the checkpoint is complete.
+def _digests(files: Sequence[Path]) -> Iterator[str]:
+    """SHA-256 of each file; hashing holds no lock of the interpreter, so ranks' files are read side by side."""
+
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(NUM_DIGESTS_AT_A_TIME) as pool:
+        yield from pool.map(digest, files)
+
+
+def check(folder: Path, with_content: bool = True) -> None:
+    """Passes if the checkpoint is complete and, with its content, as it was written.
 
     Raises:
-        ValueError: naming the missing or short file.
+        ValueError: naming the missing, short or altered file.
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise ValueError(f"{folder} has no {MANIFEST}: it was not written to its end")
-    for name, size in json.loads(manifest.read_text()).items():
-        path = folder / name
+    written = {folder / name: entry for name, entry in json.loads(manifest.read_text()).items()}
+    for path, entry in written.items():
         found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            raise ValueError(f"{path} should have {size} bytes and has {found}: the checkpoint is damaged")
+        if found != entry["bytes"]:
+            raise ValueError(f"{path} should have {entry['bytes']} bytes and has {found}: the checkpoint is damaged")
+    if with_content:
+        for path, digest in zip(written, _digests(list(written)), strict=True):
+            if digest != written[path]["sha256"]:
+                raise ValueError(f"{path} has other bytes than were written (SHA-256): the checkpoint is damaged")
 
 
 def _step_folders(root: Path) -> list[tuple[int, Path]]:
@@ -178,11 +200,11 @@ def _step_folders(root: Path) -> list[tuple[int, Path]]:
     return sorted((int(match.group(1)), path) for match, path in matches if match)
 
 
-def find_latest(root: Path) -> Path | None:
-    """The newest complete checkpoint under `root`, or None; damaged ones are passed over with a printed word."""
+def find_latest(root: Path, with_content: bool = True) -> Path | None:
+    """The newest checkpoint under `root` that passes `check`, or None; others are passed over with a printed word."""
     for _, folder in reversed(_step_folders(root)):
         try:
-            check(folder)
+            check(folder, with_content)
         except ValueError as error:
             print(f"Skipping checkpoint: {error}", flush=True)  # noqa: T201
             continue

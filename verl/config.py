@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 TrainDtype = Literal["bf16", "fp32"]
 RolloutDtype = Literal["bf16", "fp16", "fp32"]
+Logger = Literal["console", "file", "tensorboard", "wandb", "mlflow", "swanlab"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class DataConfig:
     mixed_data: bool = False
     """Whether every second training row, the first included, goes without its images."""
     text_only: bool = False
-    """Whether all training rows go without their images."""
+    """Whether all training rows go without their images; with a text model, validation rows too."""
     max_prompt_length: int = 6144
     """P: longest prompt in tokens, image tokens included."""
     max_response_length: int = 2048
@@ -102,21 +103,27 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class LoadedModelConfig:
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
+    override_config: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's config.json with other values, for training and engine alike; sections may be nested."""
+    enable_gradient_checkpointing: bool = True
+    """Whether activations are computed again in the backward pass instead of kept."""
+    freeze_vision_tower: bool = False
+    """Whether the vision tower keeps its weights."""
+
+
+@dataclass(frozen=True)
+class ModelConfig(LoadedModelConfig):
     model_path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
     """Folder or hub name of the model to train, with its tokenizer and processor."""
     tokenizer_path: str | None = None
     """Folder or hub name of another tokenizer and processor; null takes those of model_path."""
-    trust_remote_code: bool = False
-    """Whether code that comes with the model may run."""
-    enable_gradient_checkpointing: bool = True
-    """Whether activations are computed again in the backward pass instead of kept."""
     activation_budget_gb: float = 0.0
-    """Memory for activations that gradient checkpointing may keep all the same, in GiB per micro-batch."""
+    """Memory for activations that gradient checkpointing keeps all the same, in GiB per micro-batch."""
     use_fused_layers: bool = True
     """Whether a GPU runs Liger's fused RMSNorm and SwiGLU where that package is installed and knows the model."""
-    freeze_vision_tower: bool = False
-    """Whether the vision tower keeps its weights."""
     lora: AdapterConfig = field(default_factory=AdapterConfig)
 
 
@@ -217,15 +224,9 @@ class ActorConfig:
 
 
 @dataclass(frozen=True)
-class CriticModelConfig:
+class CriticModelConfig(LoadedModelConfig):
     model_path: str | None = None
     """Folder or hub name of the model that the critic starts from; null is the actor's. Token ids must agree."""
-    trust_remote_code: bool = False
-    """Whether code that comes with the model may run."""
-    enable_gradient_checkpointing: bool = True
-    """Whether activations are computed again in the backward pass instead of kept."""
-    freeze_vision_tower: bool = False
-    """Whether the vision tower keeps its weights."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,7 @@ class CriticConfig:
     model: CriticModelConfig = field(default_factory=CriticModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
 
 
 @dataclass(frozen=True)
@@ -326,11 +328,7 @@ class TrainerConfig:
     """Name under which loggers file several runs."""
     experiment_name: str = "spatialthinker_3b_grpo"
     """Name of this run."""
-    logger: tuple[Literal["console", "file", "tensorboard", "wandb", "mlflow", "swanlab"], ...] = (
-        "console",
-        "file",
-        "tensorboard",
-    )
+    logger: tuple[Logger, ...] = ("console", "file", "tensorboard")
     """Where metrics and validation samples go."""
     nnodes: int = 1
     """Machines."""
@@ -368,6 +366,8 @@ class TrainerConfig:
     """Checkpoint folder `.../global_step_N` to start from; null lets find_last_checkpoint decide."""
     find_last_checkpoint: bool = True
     """Whether to go on from the newest complete checkpoint in save_checkpoint_path."""
+    check_versions: bool = True
+    """Whether torch, transformers, vLLM and the like must be the versions that this trainer was tried with."""
     dry_run: bool = False
     """Whether to print what the run would do and need, with its first prompts, and stop before anything starts."""
     ray_timeline: str | None = None

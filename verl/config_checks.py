@@ -149,6 +149,23 @@ def find_faults(
     return [*out_of_range.values(), *(text for text in further if not any(key in text for key in settled))]
 
 
+def find_notices(config: Config) -> list[str]:
+    """One sentence per choice that is allowed and means something else than it may seem to."""
+    actor, rollout = config.worker.actor, config.worker.rollout
+    notices = []
+    if actor.loss_type == "cispo" and actor.clip_ratio_low < 1:
+        notices.append(
+            f"worker.actor.clip_ratio_low = {actor.clip_ratio_low}: cispo then weighs no token less than "
+            f"{1 - actor.clip_ratio_low:g} times; 1 leaves the weights without a lower bound"
+        )
+    if rollout.top_p < 1 or rollout.top_k != -1:
+        notices.append(
+            f"worker.rollout.top_p = {rollout.top_p}, top_k = {rollout.top_k}: training log-probs are those of the "
+            "whole distribution, sampling leaves its tail out; actor/rollout_kl shows the gap"
+        )
+    return notices
+
+
 def split_path(text: str, mark: str) -> tuple[str, str]:
     """The path in front of the last mark, and the rest from the mark on; a path that holds the mark itself is kept."""
     if not mark or mark not in text or os.path.exists(text):

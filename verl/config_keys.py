@@ -24,7 +24,10 @@ SETTLED_KEYS: dict[str, tuple[tuple[Any, ...] | None, str]] = {
     "data.video_fps": (_ANY, "videos are not trained on; a prompt with <video> is an error"),
     "data.filter_overlong_prompts_workers": (_ANY, "prompt lengths are computed from image headers, in one process"),
     "worker.hybrid_engine": ((True,), "actor and engine always share their devices"),
-    "worker.reward.reward_type": (("function",), "a reward is always a function"),
+    "worker.reward.reward_type": (
+        ("function", "batch"),
+        "a reward is always a function, of all items at once unless its file says REWARD_TYPE = 'sequential'",
+    ),
     "worker.rollout.name": (("vllm",), "the engine is always vLLM"),
     "worker.rollout.disable_tqdm": (_ANY, "the engine shows no bar"),
 }
@@ -42,6 +45,12 @@ SETTLED_KEYS |= {
     "worker.actor.use_torch_compile": (_ANY, "log-probs are computed in pieces and need no compilation"),
     "worker.ref.strategy": SETTLED_KEYS["worker.actor.strategy"],
     "worker.ref.offload.offload_optimizer": (_ANY, "a reference has no optimizer"),
+    "worker.critic.model.tokenizer_path": (_ANY, "the critic reads the token ids of the actor's prompts"),
+    "worker.critic.model.lora.rank": ((0,), "a critic is trained whole"),
+    **{
+        f"worker.critic.model.lora.{name}": (_ANY, "a critic is trained whole, without adapters")
+        for name in ("alpha", "target_modules", "exclude_modules")
+    },
 }
 for _model in (*_MODELS, "worker.ref"):
     SETTLED_KEYS |= {

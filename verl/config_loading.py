@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import logging
 import math
 import os
 import types
@@ -14,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from verl.config import Config, ConfigError, RolloutDtype, TrainDtype, TrainerConfig
-from verl.config_checks import find_faults, split_path
+from verl.config_checks import find_faults, find_notices, split_path
 from verl.config_keys import take_old_keys
 
 _DTYPE_SPELLINGS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", None: "fp32"}
@@ -57,6 +58,8 @@ def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = Non
     checked = find_faults(config, score_functions, unreadable=list(faults))
     if faults or checked:
         raise ConfigError([*faults.values(), *checked])
+    for notice in find_notices(config):
+        logging.getLogger(__name__).warning(notice)
     return config
 
 

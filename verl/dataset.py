@@ -27,7 +27,8 @@ __all__ = ["BatchOrder", "DataError", "Prompt", "RLHFDataset", "collate_prompts"
 IMAGE_PLACE = "<image>"
 VIDEO_PLACE = "<video>"
 
-RowCheck = Callable[[str, str], None]
+RowCheck = Callable[[str, str, Sequence[tuple[int, int]]], str | None]
+"""Problem, ground truth, sizes (width, height) of the images -> what is doubtful about the row; raises ValueError."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class RLHFDataset(torch.utils.data.Dataset):
         min_pixels, max_pixels: bounds of the image processor, None for its own.
         filter_overlong_prompts: drop longer prompts; False makes the first one an error.
         max_images: most images of a prompt, 0 for any number.
-        row_check: raises ValueError when the reward could not score a row (problem, ground truth).
+        row_check: raises ValueError when the reward could not score a row, and returns what looks wrong about it.
 
     Raises:
         DataError: a missing column, an empty set, or the first bad row with its id.
@@ -118,6 +119,7 @@ class RLHFDataset(torch.utils.data.Dataset):
                 columns = ", ".join(self.rows.column_names)
                 raise DataError(f"{locator} has no column {key!r} ({knob}); its columns: {columns}")
         self.entries: list[_Entry] = []
+        self.doubts: list[str] = []
         for index in tqdm(range(len(self.rows)), desc=f"Prompts of {locator}", disable=len(self.rows) < 1000):
             entry, length = self._check(index)
             if length <= max_prompt_length:
@@ -131,6 +133,9 @@ class RLHFDataset(torch.utils.data.Dataset):
         num_overlong = len(self.rows) - len(self.entries)
         if num_overlong:
             print(f"{locator}: left out {num_overlong} of {len(self.rows)} prompts over {max_prompt_length} tokens")  # noqa: T201
+        if self.doubts:
+            share = f"{len(self.doubts)} of {len(self.rows)}"
+            print(f"Warning: {locator}: {share} rows look wrong. First {self.doubts[0]}")  # noqa: T201
         if not self.entries:
             raise DataError(f"{locator}: no prompt is left of {len(self.rows)} rows; see data.max_prompt_length")
 
@@ -152,8 +157,10 @@ class RLHFDataset(torch.utils.data.Dataset):
             problem, sources = self._read(row, index)
             if not isinstance(row[self.answer_key], str):
                 raise ValueError(f"column {self.answer_key!r} must hold text, got {row[self.answer_key]!r}")
+            sizes = [upright_size(source) for source in sources]
             if self.row_check is not None:
-                self.row_check(self.wrap(row[self.prompt_key]), row[self.answer_key])
+                doubt = self.row_check(self.wrap(row[self.prompt_key]), row[self.answer_key], sizes)
+                self.doubts += [f"row {self._row_id(row, index)}: {doubt}"] if doubt else []
             if self.processor.image_processor is None and (sources or IMAGE_PLACE in problem):
                 raise ValueError("the prompt shows an image and the model reads none; set data.text_only=true")
             if (places := problem.count(IMAGE_PLACE)) != len(sources):
@@ -165,7 +172,7 @@ class RLHFDataset(torch.utils.data.Dataset):
                 raise ValueError(f"{len(sources)} images are more than worker.rollout.limit_images={self.max_images}")
             raw_ids = self._tokenize(problem)
             image_processor = self.processor.image_processor
-            grids = [image_grid(upright_size(source), image_processor, **self.pixel_limits) for source in sources]
+            grids = [image_grid(size, image_processor, **self.pixel_limits) for size in sizes]
             length = len(self._expand(raw_ids, grids))
         except (ValueError, TypeError, KeyError, OSError, UnidentifiedImageError) as error:
             raise DataError(f"row {self._row_id(row, index)}: {error}") from error

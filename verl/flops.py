@@ -1,4 +1,4 @@
-"""Floating-point operations of a Qwen2.5-VL's passes, counted from its configuration.
+"""Floating-point operations of a Qwen2.5-VL's passes and bytes of its rollouts, counted from its configuration.
 
 A matrix product of [a, b] and [b, c] counts 2abc. Normalisations, rotations and activations are left out: they are
 bound by memory, not by operations.
@@ -26,17 +26,42 @@ def _attention(num_pairs: float, num_heads: int, head_dim: int) -> float:
     return 4.0 * num_pairs * num_heads * head_dim
 
 
+def _layer_weights(config: Any) -> int:
+    """Parameters of one decoder layer's products."""
+    key_dim = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
+    return (
+        config.hidden_size * (2 * config.hidden_size + 2 * key_dim) + 3 * config.hidden_size * config.intermediate_size
+    )
+
+
+def rollout_bytes(
+    config: Any, prompt_tokens: int, response_tokens: int, num_sequences: int, num_bytes: int = 2
+) -> float:
+    """Bytes that an engine reads to write so many responses at the same time, a token of each per step.
+
+    Each step reads the decoder's weights once, and the keys and values of every sequence: its prompt's, which the
+    sequences of a group share in memory but not in reading, and its own.
+
+    Args:
+        config: the decoder's.
+        num_bytes: of a number.
+    """
+    head_dim = config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+    weights = config.num_hidden_layers * _layer_weights(config) + config.vocab_size * config.hidden_size
+    seen = num_sequences * (prompt_tokens + response_tokens / 2)
+    return float(num_bytes * response_tokens * (weights + per_token * seen))
+
+
 def text_flops(config: Any, prompt_tokens: int, response_tokens: int, num_samples: int, is_shared: bool) -> float:
     """The decoder's operations for one group; an unshared prompt is computed once per response."""
     hidden, heads = config.hidden_size, config.num_attention_heads
     head_dim = hidden // heads
-    key_dim = config.num_key_value_heads * head_dim
-    weights = hidden * (2 * hidden + 2 * key_dim) + 3 * hidden * config.intermediate_size
     num_prompts = 1 if is_shared else num_samples
     tokens = num_prompts * prompt_tokens + num_samples * response_tokens
     pairs = num_prompts * prompt_tokens**2 / 2
     pairs += num_samples * response_tokens * (prompt_tokens + response_tokens / 2)
-    return config.num_hidden_layers * (2.0 * tokens * weights + _attention(pairs, heads, head_dim))
+    return config.num_hidden_layers * (2.0 * tokens * _layer_weights(config) + _attention(pairs, heads, head_dim))
 
 
 def vision_flops(config: Any, patches: int) -> float:

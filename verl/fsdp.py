@@ -1,5 +1,6 @@
 """FSDP2 around a model: process group, sharding, host memory, schedule, gradient norm, full weights."""
 
+import dataclasses
 import datetime
 import math
 from collections.abc import Iterator
@@ -105,11 +106,13 @@ def shard(
     device to compute.
     """
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=True)
+    # What reaches a block has its type already; only the tower's rotary tables have a finer one, and shall keep it.
+    block_policy = dataclasses.replace(policy, cast_forward_inputs=False)
     offload = CPUOffloadPolicy() if is_in_host_memory and mesh.device_type == "cuda" else OffloadPolicy()
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in list(model.modules()):
         if type(module).__name__ in names:
-            fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload)
+            fully_shard(module, mesh=mesh, mp_policy=block_policy, offload_policy=offload)
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
     if isinstance(offload, CPUOffloadPolicy):
         for buffer in model.buffers():  # only parameters visit the device by themselves

@@ -76,9 +76,14 @@ def align_products(tower: nn.Module, silu_times: Callable[[Tensor, Tensor], Any]
     return len(unaligned)
 
 
+def aligned(width: int) -> int:
+    """The width that products to `width` have where this module pads them."""
+    return width + (-width % ALIGNMENT if width % 8 else 0)
+
+
 def padded_mlp(layer: Any, states: Tensor, silu_times: Callable[[Tensor, Tensor], Any]) -> Tensor:
     """down(silu(gate(x)) * up(x)) at the next aligned width; the columns of zeros change no sum."""
-    missing = -layer.gate_proj.out_features % ALIGNMENT
+    missing = aligned(layer.gate_proj.out_features) - layer.gate_proj.out_features
 
     def widened(projection: nn.Linear) -> Tensor:
         bias = None if projection.bias is None else pad(projection.bias, (0, missing))

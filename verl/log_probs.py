@@ -14,25 +14,36 @@ from torch.utils.checkpoint import checkpoint
 from verl.divergences import compute_full_kl
 
 LOGIT_CHUNK_BYTES = 1 << 30
+BANNED_LOGIT_BIAS = -100.0
+"""What the engine adds to the logits of tokens that may not be sampled, and so every log-prob too: the distribution
+that is scored is the one that was sampled from."""
 
 
-def response_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def response_log_probs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, banned: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Log-probs [N] and entropies [N] (without gradient) of response tokens, in float32.
 
-    With z = hidden weight^T / temperature: log p(t) = z_t - logsumexp(z), entropy = logsumexp(z) - sum p z.
+    With z = (hidden weight^T + bias) / temperature: log p(t) = z_t - logsumexp(z), entropy = logsumexp(z) - sum p z.
 
     Args:
         hidden: [N, D] states that predict the targets.
         weight: [V, D] output embedding.
         targets: [N] token ids.
         temperature: divides the logits, as in sampling.
+        banned: token ids that sampling leaves out, none of them a target; bias is BANNED_LOGIT_BIAS there.
     """
-    log_probs, entropies = _ResponseLogProbs.apply(hidden, weight, targets, temperature)  # type: ignore[misc]
+    log_probs, entropies = _ResponseLogProbs.apply(hidden, weight, targets, temperature, banned)  # type: ignore[misc]
     return log_probs, entropies
 
 
 def full_divergence(
-    hidden: Tensor, weight: Tensor, ref_hidden: Tensor, ref_weight: Tensor, temperature: float
+    hidden: Tensor,
+    weight: Tensor,
+    ref_hidden: Tensor,
+    ref_weight: Tensor,
+    temperature: float,
+    banned: Tensor | None = None,
 ) -> Tensor:
     """[N] exact divergences of one model's distributions of the next token from another's, in float32.
 
@@ -40,11 +51,12 @@ def full_divergence(
         hidden, ref_hidden: [N, D] states that predict the same tokens.
         weight, ref_weight: [V, D] output embeddings.
         temperature: divides the logits of both.
+        banned: as in response_log_probs.
     """
 
     def divergence(states: Tensor, ref_states: Tensor) -> Tensor:
         log_probs, ref_log_probs = (
-            (part @ head.T).float().div(temperature).log_softmax(dim=-1)
+            _logits(part, head, banned).float().div(temperature).log_softmax(dim=-1)
             for part, head in ((states, weight), (ref_states, ref_weight))
         )
         return compute_full_kl(log_probs, ref_log_probs)
@@ -59,15 +71,22 @@ def _chunk_rows(weight: Tensor) -> int:
     return max(1, LOGIT_CHUNK_BYTES // (weight.shape[0] * weight.element_size()))
 
 
+def _logits(hidden: Tensor, weight: Tensor, banned: Tensor | None) -> Tensor:
+    logits = hidden @ weight.T
+    if banned is not None:
+        logits[:, banned] += BANNED_LOGIT_BIAS
+    return logits
+
+
 class _ResponseLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float):
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, banned: Tensor | None):
         parts = []
         for rows, chosen in zip(hidden.split(_chunk_rows(weight)), targets.split(_chunk_rows(weight)), strict=True):
             score = _score_triton if rows.is_cuda else _score_torch
-            parts.append(score(rows @ weight.T, chosen, temperature))
+            parts.append(score(_logits(rows, weight, banned), chosen, temperature))
         log_probs, entropies, normalizers = (torch.cat(column) for column in zip(*parts, strict=True))
-        ctx.save_for_backward(hidden, weight, targets, normalizers)
+        ctx.save_for_backward(hidden, weight, targets, normalizers, banned)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropies)
         return log_probs, entropies
@@ -75,21 +94,21 @@ class _ResponseLogProbs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor):
-        hidden, weight, targets, normalizers = ctx.saved_tensors
+        hidden, weight, targets, normalizers, banned = ctx.saved_tensors
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         size = _chunk_rows(weight)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            logits = hidden[part] @ weight.T
+            logits = _logits(hidden[part], weight, banned)
             differentiate = _differentiate_triton if logits.is_cuda else _differentiate_torch
             differentiate(logits, targets[part], normalizers[part], grad[part], ctx.temperature)
             if grad_hidden is not None:
                 torch.mm(logits, weight, out=grad_hidden[part])
             if grad_weight is not None:
                 grad_weight.addmm_(logits.T, hidden[part])
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _score_torch(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from verl.config import AdapterConfig, ConfigError
-from verl.model_families import model_class
+from verl.model_families import model_class, read_config
 
 ADAPTER = "default"  # peft's name of the only adapter
 ALL_LINEAR = "all-linear"
@@ -146,7 +146,7 @@ def load_merged(folder: Path) -> PreTrainedModel:
         if config.get(key):
             raise ValueError(f"{folder / CONFIG_FILE}: {key} is set; only plain LoRA is merged")
     base = config["base_model_name_or_path"]
-    model = model_class(base).from_pretrained(base, dtype="auto")
+    model = model_class(read_config(base)).from_pretrained(base, dtype="auto")
     tensors = load_file(folder / WEIGHTS_FILE)
     scale = config["lora_alpha"] / config["r"]
     for name in [name for name in tensors if name.endswith(".lora_A.weight")]:

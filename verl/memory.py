@@ -69,7 +69,8 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
 
     device, kept: policy Nb/W + reference Nb/W + optimizer Nb/W times 2 (adamw) or 3 (adamw_bf16: moments and
         compensation), b of worker.actor.fsdp.torch_dtype; gradients and states only of what is trained, and no
-        reference beside LoRA. What is offloaded leaves the device while the engine writes and counts on the host.
+        reference beside LoRA; the same for a critic, if there is one. What is offloaded leaves the device while the
+        engine writes and counts on the host.
     device, load: kept + Nb, since a rank loads the whole model before it keeps its part.
     device, rollout: kept + engine Nb / tensor_parallel_size + keys and values of one response of full length for each
         place of a batch of max_num_batched_tokens; the engine then takes all up to gpu_memory_utilization.
@@ -86,11 +87,12 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     reads_reference = not config.algorithm.disable_kl and not actor.model.lora.rank  # adapters off: the base itself
     policy, reference = whole / ranks, whole / ranks * reads_reference
     states = (3 if actor.optim.strategy == "adamw_bf16" else 2) * trained / ranks
-    kept = policy + states + reference
+    critic_kept, critic_waiting = _critic_bytes(config, model)
+    kept = policy + states + reference + critic_kept
     waiting = policy * (actor.offload.offload_params or actor.fsdp.enable_cpu_offload)
     waiting += states * (actor.offload.offload_optimizer or actor.fsdp.enable_cpu_offload)
     ref = config.worker.ref
-    waiting += reference * (ref.offload.offload_params or ref.fsdp.enable_cpu_offload)
+    waiting += reference * (ref.offload.offload_params or ref.fsdp.enable_cpu_offload) + critic_waiting
     gathered = (2 * model.largest_block + model.root) * compute
     logits = 2 * LOGIT_CHUNK_GB * GB
     engine = model.parameters * NUM_BYTES[config.worker.rollout.dtype] / config.worker.rollout.tensor_parallel_size
@@ -115,6 +117,17 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     ]
     waiting *= per_machine
     return [Phase(name, device / GB + DEVICE_ALLOWANCE_GB, (host + waiting) / GB) for name, device, host in phases]
+
+
+def _critic_bytes(config: Config, model: ModelShape) -> tuple[float, float]:
+    """What a rank keeps of a critic of the policy's size, and how much of that waits on the host."""
+    critic = config.worker.critic
+    if config.algorithm.adv_estimator != "gae":
+        return 0.0, 0.0
+    weights = model.parameters * NUM_BYTES[critic.fsdp.torch_dtype] / config.num_ranks
+    states = (3 if critic.optim.strategy == "adamw_bf16" else 2) * weights
+    waiting = weights * (critic.offload.offload_params or critic.fsdp.enable_cpu_offload)
+    return weights + states, waiting + states * (critic.offload.offload_optimizer or critic.fsdp.enable_cpu_offload)
 
 
 def trained_parameters(config: Config, model: ModelShape) -> int:

@@ -1,10 +1,11 @@
-"""What Qwen models and their images ask of the trainer: grids, rotary positions, the packed forward pass, its memory.
+"""What Qwen models and their images ask of the trainer: grids, rotary positions, the packed forward pass.
 
 Letters as in batching.py: T packed tokens, S responses, N response tokens; D hidden size, V vocabulary.
 """
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from verl.attention import TEXT_ATTENTION, VISION_ATTENTION
 from verl.batching import PackedBatch
 from verl.log_probs import full_divergence, response_log_probs
-from verl.model_families import decode, model_class, vision_tower
+from verl.model_families import decode, model_class, read_config, vision_tower
 
 EXIF_ORIENTATION_TAG = 0x0112
 EXIF_SIDEWAYS = range(5, 9)  # orientations that swap width and height
@@ -67,6 +67,33 @@ def expand_image_tokens(ids: Sequence[int], grids: Sequence[Grid], image_token_i
     return expanded
 
 
+def check_image_tokens(
+    prompts: Sequence[Tensor], images: Sequence[Sequence[int]], grids: Sequence[Grid], processor: Any
+) -> None:
+    """Passes if every prompt has as many image tokens as its images have features.
+
+    Without its pixels a prompt would train as if the image token were a word, and no metric would show it.
+
+    Args:
+        prompts: [P] ids of each prompt, image tokens expanded.
+        images: of each prompt the numbers of its images in `grids`.
+        processor: of the model.
+
+    Raises:
+        ValueError: naming the first prompt that differs.
+    """
+    if processor.image_token_id is None:
+        return
+    for number, (ids, shown) in enumerate(zip(prompts, images, strict=True)):
+        found = int((ids == processor.image_token_id).sum())
+        wanted = sum(math.prod(grids[i]) for i in shown) // processor.image_processor.merge_size**2
+        if found != wanted:
+            raise ValueError(
+                f"prompt {number} of a rank's batch has {found} image tokens, and its {len(shown)} images have "
+                f"{wanted} features: prompts and images were parted on the way"
+            )
+
+
 def mrope_positions(ids: Sequence[int], grids: Sequence[Grid], image_token_id: int, merge_size: int) -> Tensor:
     """[3, P] time, height and width positions of an expanded prompt.
 
@@ -89,17 +116,24 @@ def mrope_positions(ids: Sequence[int], grids: Sequence[Grid], image_token_id: i
 
 
 class ResponseLogProbs(nn.Module):
-    """A model whose forward pass is what the trainer asks of it: log-probs of packed responses."""
+    """A model whose forward pass is what the trainer asks of it: log-probs of packed responses.
 
-    def __init__(self, model: PreTrainedModel):
+    Args:
+        model: of a class in model_families.py.
+        banned_token_ids: never sampled, and so left out of the distributions that are scored.
+    """
+
+    def __init__(self, model: PreTrainedModel, banned_token_ids: Sequence[int] = ()):
         super().__init__()
         self.model = model
+        self.banned: Tensor | None
+        self.register_buffer("banned", torch.tensor(banned_token_ids) if banned_token_ids else None, persistent=False)
 
     def forward(
         self,
         batch: PackedBatch,
         pixel_values: Tensor | None,
-        image_grid_thw: Tensor | None,
+        grids: Sequence[Grid] | None,
         temperature: float,
         reference: tuple[Tensor, Tensor] | None = None,
         with_states: bool = False,
@@ -111,18 +145,20 @@ class ResponseLogProbs(nn.Module):
             pixel_values: [patches, patch size] of the images that the row shows: each distinct one once, or one per
                 image block. When the row shows none, any image (its features move nothing, the tower only keeps ranks
                 in step) or None.
-            image_grid_thw: [images, 3] their grids.
+            grids: theirs.
             temperature: of the sampling that is scored.
             reference: another model's states and output embedding for the same row: then the exact divergence [N]
                 from its distributions comes third.
             with_states: return what another model's pass takes as reference, and nothing else.
         """
-        states = decode(self.model, batch, pixel_values, image_grid_thw)[batch.predict_index]
+        states = decode(self.model, batch, pixel_values, grids)[batch.predict_index]
         weight = self.model.lm_head.weight
         if with_states:
             return states, weight
-        scores = response_log_probs(states, weight, batch.targets, temperature)
-        return scores if reference is None else (*scores, full_divergence(states, weight, *reference, temperature))
+        scores = response_log_probs(states, weight, batch.targets, temperature, self.banned)
+        if reference is None:
+            return scores
+        return *scores, full_divergence(states, weight, *reference, temperature, self.banned)
 
 
 class ResponseValues(nn.Module):
@@ -135,15 +171,21 @@ class ResponseValues(nn.Module):
         nn.init.zeros_(model.lm_head.bias)
         self.model = model
 
-    def forward(self, batch: PackedBatch, pixel_values: Tensor | None, image_grid_thw: Tensor | None) -> Tensor:
+    def forward(self, batch: PackedBatch, pixel_values: Tensor | None, grids: Sequence[Grid] | None) -> Tensor:
         """[N] values, in float32; arguments as of ResponseLogProbs."""
-        states = decode(self.model, batch, pixel_values, image_grid_thw)[batch.predict_index]
+        states = decode(self.model, batch, pixel_values, grids)[batch.predict_index]
         return self.model.lm_head(states).squeeze(-1).float()
 
 
-def load_model(path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The pretrained model with the attention of packed rows in its text part and in its tower."""
-    model = model_class(path, trust_remote_code).from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+def load_model(
+    path: str, dtype: torch.dtype, trust_remote_code: bool = False, overrides: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """The pretrained model with the attention of packed rows in its text part and in its tower.
+
+    `overrides` are fields of its config.json with other values.
+    """
+    config = read_config(path, trust_remote_code, overrides)
+    model = model_class(config).from_pretrained(path, config=config, dtype=dtype, attn_implementation="sdpa")
     attend_packed(model)
     return model
 
@@ -157,36 +199,3 @@ def attend_packed(model: PreTrainedModel) -> None:
     model.set_attn_implementation(
         TEXT_ATTENTION if is_text else {"text_config": TEXT_ATTENTION, "vision_config": VISION_ATTENTION}
     )
-
-
-def layer_bytes(model: PreTrainedModel, num_tokens: int, num_patches: int) -> list[tuple[nn.Module, int]]:
-    """Each layer with the bytes that its backward pass keeps when nothing is computed again.
-
-    A token leaves about 8 hidden vectors (two normalised inputs, residuals, query, keys, values, attention output) and
-    3 intermediate ones in each layer. The decoder comes first: its bytes save more operations than the tower's.
-    """
-    size = next(model.parameters()).element_size()
-    inner = model.model
-    layers: list[tuple[nn.Module, int]] = []
-    for stack, config, count in (
-        (getattr(inner, "language_model", inner), model.config.get_text_config(), num_tokens),
-        (getattr(inner, "visual", None), getattr(model.config, "vision_config", None), num_patches),
-    ):
-        if stack is not None and config is not None:
-            hidden = getattr(config, "embed_dim", config.hidden_size)  # Qwen2-VL's tower names its width so
-            inner_size = getattr(config, "intermediate_size", None) or hidden * config.mlp_ratio
-            bytes_each = count * size * (8 * hidden + 3 * inner_size)
-            layers += [(m, bytes_each) for m in stack.modules() if isinstance(m, GradientCheckpointingLayer)]
-    return layers
-
-
-def keep_activations(model: PreTrainedModel, num_tokens: int, num_patches: int, budget_bytes: float) -> int:
-    """Layers, first to last, whose activations are kept because the budget holds them; the others compute again."""
-    kept = 0
-    for layer, size in layer_bytes(model, num_tokens, num_patches):
-        fits = size <= budget_bytes
-        layer.gradient_checkpointing = not fits  # type: ignore[assignment]
-        if fits:
-            budget_bytes -= size
-            kept += 1
-    return kept

@@ -5,11 +5,14 @@ TRL (data set columns `ground_truth` and, unless the prompt itself states the im
     from spatialthinker.rewards.adapters import TrlReward
     trainer = GRPOTrainer(model=..., reward_funcs=TrlReward("spatial_sgg"), train_dataset=..., args=...)
 
-verl (`extra_info` of a row holds `problem`; `verl_batch_score` is for its batch reward manager):
+verl (`extra_info` of a row holds `problem`; `verl_batch_score` is for its batch reward manager; older versions have no
+`reward.` in front):
 
-    custom_reward_function.path=.../spatialthinker/rewards/adapters.py custom_reward_function.name=verl_score
+    reward.custom_reward_function.path=.../spatialthinker/rewards/adapters.py
+    reward.custom_reward_function.name=verl_score
 
-EasyR1 (an item has no prompt, so the ground truth states `Image size: (W x H)` in front of its scene):
+EasyR1 (an item has no prompt, so the ground truth states `Image size: (W x H)` in front of its scene; a version that
+has the key wants worker.reward.reward_type=batch too):
 
     worker.reward.reward_function=.../spatialthinker/rewards/adapters.py:easyr1_score
 """
@@ -17,6 +20,7 @@ EasyR1 (an item has no prompt, so the ground truth states `Image size: (W x H)` 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from spatialthinker.matching import check_ready
 from spatialthinker.rewards import REWARDS, RewardInput
 
 REWARD_NAME = "spatialthinker"
@@ -27,11 +31,16 @@ REWARD_TYPE = "batch"
 class TrlReward:
     """A reward function for TRL's `reward_funcs`; `kwargs` go to the reward. It can be pickled.
 
-    Its terms are logged as `<reward>/<term>` where TRL offers `log_metric`.
+    Its terms are logged as `<reward>/<term>` where TRL offers `log_metric`. Raises ValueError for an unknown reward
+    and ModuleNotFoundError, with the install command, when the spatial reward's word vectors are missing.
     Interface: https://huggingface.co/docs/trl/grpo_trainer, "Using a custom reward function".
     """
 
     def __init__(self, reward: str = "spatial_sgg", **kwargs: Any) -> None:
+        if reward not in REWARDS:
+            raise ValueError(f"got reward {reward!r}; known: {', '.join(REWARDS)}")
+        if reward == "spatial_sgg":
+            check_ready()
         self.reward = reward
         self.kwargs = kwargs
         self.__name__ = reward  # the name under which TRL logs the function

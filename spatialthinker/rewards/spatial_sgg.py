@@ -17,7 +17,7 @@ from spatialthinker.prompts import parse_image_size
 from spatialthinker.response import SECTIONS, Response, parse_response, section
 from spatialthinker.rewards.accuracy import is_same_text
 from spatialthinker.rewards.record import RewardInput
-from spatialthinker.scene_graph import SceneFormatError, SceneGraph, load_scene
+from spatialthinker.scene_graph import MAX_COORDINATE_PX, SceneFormatError, SceneGraph, load_scene
 
 FORMAT_WEIGHT = 0.1
 COUNT_WEIGHT = 0.2
@@ -46,6 +46,25 @@ def check_ground_truth(ground_truth: str, problem: str) -> None:
     _image_size(problem)
 
 
+def doubt_frame(ground_truth: str, problem: str, image_size: tuple[int, int]) -> str | None:
+    """Why the boxes of a row that passed check_ground_truth may lie in another frame than its image; None if they fit.
+
+    A reward over boxes in the wrong frame stays near 0, and nothing else shows it.
+    """
+    stated = _image_size(problem)
+    if stated != image_size:
+        return (
+            f"the prompt states an image of {stated[0]} x {stated[1]} pixels, and the image has {image_size[0]} x "
+            f"{image_size[1]}: boxes are read in the stated frame; give both the same size"
+        )
+    for item in _truth(ground_truth).scene.objects:
+        left, top, right, bottom = item.bbox
+        if min(left, top) < 0 or right > stated[0] or bottom > stated[1]:
+            corners = ", ".join(f"{corner:g}" for corner in item.bbox)
+            return f"the box of {item.id}, [{corners}], leaves the image of {stated[0]} x {stated[1]} pixels"
+    return None
+
+
 @lru_cache(maxsize=2048)
 def _truth(ground_truth: str) -> _Truth:
     try:
@@ -60,7 +79,7 @@ def _truth(ground_truth: str) -> _Truth:
 
 def _image_size(problem: str) -> tuple[int, int]:
     width, height = parse_image_size(problem)
-    if not width or not height:
+    if not 0 < width <= MAX_COORDINATE_PX or not 0 < height <= MAX_COORDINATE_PX:
         raise ValueError(f"the problem states an image of {width} x {height} pixels")
     return width, height
 

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoProcessor
 
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
+from tests.tiny_model_folder import save_tiny_model
+from tests.tiny_qwen import FAMILIES
 from verl.config_loading import load_config
 from verl.dataset import RLHFDataset, collate_prompts
+from verl.processor import load_run_processor, vision_token_ids
 from verl.qwen_vl import ResponseLogProbs, decode_image, load_model
 from verl.trainer.main import rollout_arguments
 from verl.workers.actor import Actor, Groups, image_patches
@@ -20,25 +22,32 @@ TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"
 NUM_PROMPTS, NUM_SAMPLES = 6, 4
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
+def start(folder, model_path, *overrides):
+    """Engine, rows and processor of a model."""
     for split in ("train", "val"):
         write_parquet([row for _, row in generate(NUM_PROMPTS, 11, split)], parquet_path(folder, split))
     yaml = TOY_MODEL.parent / "toy_cpu.yaml"
     config = load_config(
         [
             f"config={yaml}",
-            f"worker.actor.model.model_path={TOY_MODEL}",
+            f"worker.actor.model.model_path={model_path}",
             f"data.train_files={folder}@train",
             f"data.val_files={folder}@val",
+            *overrides,
         ]
     )
-    processor = AutoProcessor.from_pretrained(TOY_MODEL)
-    data = RLHFDataset(f"{folder}@train", processor, max_prompt_length=config.data.max_prompt_length)
+    processor = load_run_processor(config)
+    limits = {"min_pixels": config.data.min_pixels, "max_pixels": config.data.max_pixels}
+    text_only, longest = config.data.text_only, config.data.max_prompt_length
+    data = RLHFDataset(config.data.train_files, processor, text_only=text_only, max_prompt_length=longest, **limits)
     engine = RolloutWorker(rank=0, world_size=1, **rollout_arguments(config, "cpu", processor))
     engine.load()
     return engine, data, processor
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return start(tmp_path_factory.mktemp("data"), TOY_MODEL)
 
 
 def sample(engine, prompts, seed=5):
@@ -51,7 +60,8 @@ def actor_log_probs(model, prompts, samples, processor):
     whole = prompts.select().union(samples.select(["responses", "response_mask"]))
     images = [decode_image(data) for row in prompts.non_tensor_batch["images"] for data in row]
     groups = Groups.from_proto(whole, *image_patches(images, processor.image_processor))
-    return Actor(ResponseLogProbs(model), torch.device("cpu")).compute_log_probs(groups, 4096, True, 0.8)[0]
+    scorer = ResponseLogProbs(model, vision_token_ids(processor))
+    return Actor(scorer, torch.device("cpu")).compute_log_probs(groups, 4096, True, 0.8)[0]
 
 
 def largest_gap(engine_log_probs, expected, mask):
@@ -89,3 +99,26 @@ def test_samples_depend_on_the_seed_alone(parts):
     assert torch.equal(first.batch["responses"], again.batch["responses"])
     assert not torch.equal(first.batch["responses"], other.batch["responses"])
     assert not (first.batch["responses"] == processor.image_token_id).any()
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_familys_log_probs_are_the_engines(family, tmp_path):
+    """Random weights, so that every token counts: also the ones that are never sampled would show."""
+    folder = save_tiny_model(tmp_path / "model", family=family)
+    sees = "vl" in family
+    chosen = [f"data.text_only={str(not sees).lower()}", "data.max_prompt_length=2048"]
+    overrides = {"text_config": {"rms_norm_eps": 0.1}} if sees else {"rms_norm_eps": 0.1}
+    chosen += [f"worker.actor.model.override_config={overrides}", "worker.rollout.max_num_batched_tokens=4096"]
+    engine, data, processor = start(tmp_path, folder, *chosen)
+    prompts = collate_prompts(list(data), processor.tokenizer.pad_token_id)
+    samples = sample(engine, prompts)
+    plain, changed = (
+        actor_log_probs(load_model(str(folder), torch.float32, overrides=which), prompts, samples, processor)
+        for which in (None, overrides)
+    )
+    mask = samples.batch["response_mask"]
+    assert largest_gap(plain, changed, mask) > 1e-3  # both sides read the overridden field
+    gap = largest_gap(samples.batch["rollout_log_probs"], changed, mask)
+    print(f"{family}: largest gap {gap:.1e}")
+    assert gap < 1e-4

@@ -79,15 +79,14 @@ def test_without_a_learning_rate_nothing_rises(data, tmp_path):
     assert len(samples) == 16
 
 
-def test_a_dead_engine_ends_the_run_with_its_name(data, tmp_path):
+@pytest.mark.parametrize(("worker", "name"), [("RolloutWorker", "rank 0"), ("FSDPWorker", "rank 1")])
+def test_a_dead_worker_ends_the_run_with_its_name(data, tmp_path, worker, name):
     run = tmp_path / "dead"
     process = start(data, run, "trainer.max_steps=50")
     wait_for(lambda: (run / "global_step_1" / "manifest.json").exists(), process, "first checkpoint")
-    engines = [child for child in descendants(process) if "RolloutWorker" in " ".join(child.cmdline())]
-    assert engines
-    for engine in engines:
-        engine.kill()
-    output = finish(process, run, timeout_s=90, code=2)
+    workers = [child for child in descendants(process) if worker in " ".join(child.cmdline())]
+    max(workers, key=lambda child: child.pid).kill()
+    output = finish(process, run, timeout_s=60, code=2)
     message = output.rpartition("\nError: ")[2]
-    assert "rank 0" in message and "died" in message and "RolloutWorker" in message
+    assert name in message and "died" in message and worker in message
     assert not list(run.glob("*.tmp"))

@@ -92,8 +92,7 @@ def toy_gradient(dtype: torch.dtype, shared: bool, fused: bool = False) -> torch
     lengths = [[len(r) for r in rows] for rows in responses]
     (pieces,) = plan_micro_batches([len(p) for p in prompts], lengths, 10_000, shared)
     batch = pack(pieces, prompts, positions, responses, [[0], [1]]).to(torch.device("cuda"))
-    grids = torch.tensor([grid, grid], device="cuda")
-    values, _ = scorer(batch, pixels.cuda().to(dtype), grids, 1.0)
+    values, _ = scorer(batch, pixels.cuda().to(dtype), [grid, grid], 1.0)
     upstream = torch.randn(len(values), generator=generator).cuda()
     (values * upstream).sum().backward()
     return torch.cat([p.grad.float().flatten() for p in model.parameters() if p.grad is not None])

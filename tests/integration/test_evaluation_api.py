@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import evals
+from evaluation import api_backends, evals
+from evaluation.journal import read_journal
 from spatialthinker import model_api
 from spatialthinker.model_api import ApiRequest, RequestFault, encode_image
 from spatialthinker.prices import Price, Usage, cost_usd, find_price
@@ -63,13 +64,13 @@ def read(path):
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 def test_faults_are_waited_out_and_nothing_is_asked_again_after_an_answer(data_dir, tmp_path, serve, provider):
-    address, calls = serve(faults=0.2, timeout_s=0.2)
+    address, calls = serve(faults=0.2, kinds="429,500,timeout,cut", timeout_s=0.2)
     given = arguments(data_dir, tmp_path, address, "--num_samples", "60", provider=provider)
     assert evals.main(given) == 0
     records = read(tmp_path / "run.json")
     assert len(records) == 60 and all(record["status"] == "ok" for record in records)
     assert max(Counter(calls.read_text().split()).values()) == 1
-    assert read(tmp_path / "run.summary.json")["cost_usd"] > 0
+    assert all(record["seconds"] > 0 and record["cost_usd"] > 0 for record in records)
 
 
 def test_a_second_of_latency_is_shared_by_all_that_are_under_way(data_dir, tmp_path, serve):
@@ -95,16 +96,33 @@ def test_a_killed_run_loses_at_most_what_was_under_way(data_dir, tmp_path, serve
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
-def test_a_batch_is_submitted_once_and_collected_by_the_same_command(data_dir, tmp_path, serve, provider, capsys):
-    address, _ = serve()
+def test_batches_are_submitted_once_and_collected_by_the_same_command(
+    data_dir, tmp_path, serve, provider, capsys, monkeypatch
+):
+    monkeypatch.setattr(api_backends, "MAX_BATCH_ITEMS", 2)
+    address, calls = serve()
     given = arguments(data_dir, tmp_path, address, "--num_samples", "5", "--batch_api", provider=provider)
-    assert evals.main(given) == 0 and "submitted" in capsys.readouterr().out
+    assert evals.main(given) == 0 and "5 items are submitted as b0, b1, b2" in capsys.readouterr().out
     assert not (tmp_path / "run.json").exists()
     for _ in range(3):
         assert evals.main(given) == 0
         if (tmp_path / "run.json").exists():
             break
-    assert len(read(tmp_path / "run.json")) == 5
+    assert len(read(tmp_path / "run.json")) == len(calls.read_text().split()) == 5
+    assert evals.main(given) == 0 and len(calls.read_text().split()) == 5  # once more: nothing is asked again
+
+
+def test_what_failed_in_a_batch_is_in_the_next_one(data_dir, tmp_path, serve):
+    address, _ = serve(faults=0.4, kinds="500")
+    given = arguments(data_dir, tmp_path, address, "--num_samples", "12", "--batch_api")
+    codes = []
+    while not codes or {record.status for record in read_journal(tmp_path / "run.jsonl")[1].values()} != {"ok"}:
+        codes.append(evals.main(given))
+        assert len(codes) < 20
+    assert codes[-1] == 0 and 2 in codes  # the items that failed are reported
+    assert len(read(tmp_path / "run.json")) == 12
+    asked = [record["id"] for record in map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines()[1:])]
+    assert len(asked) > 12 and len(set(asked)) == 12
 
 
 def test_a_wrong_key_ends_with_the_providers_message(data_dir, tmp_path, serve, monkeypatch, capsys):
@@ -112,6 +130,22 @@ def test_a_wrong_key_ends_with_the_providers_message(data_dir, tmp_path, serve, 
     monkeypatch.setenv("OPENAI_API_KEY", "bad-key")
     assert evals.main(arguments(data_dir, tmp_path, address, "--num_samples", "5")) == 2
     assert "401" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_wrong_model_name_ends_with_the_providers_message(data_dir, tmp_path, serve, capsys, provider):
+    address, calls = serve()
+    given = arguments(data_dir, tmp_path, address, "--model_path", "no-such-model", provider=provider)
+    assert evals.main(given) == 2
+    assert "there is no no-such-model" in capsys.readouterr().err and not calls.exists()
+
+
+def test_what_is_paid_for_when_the_account_is_closed_is_kept(data_dir, tmp_path, serve, capsys):
+    address, calls = serve(latency_s=0.3, credit=20)
+    assert evals.main(arguments(data_dir, tmp_path, address, "--concurrency", "16")) == 2
+    assert "no credit left" in capsys.readouterr().err
+    _, records, _ = read_journal(tmp_path / "run.jsonl")
+    assert len(records) == len(calls.read_text().split()) == 20
 
 
 def test_a_missing_key_names_its_variable(data_dir, tmp_path, monkeypatch, capsys):
@@ -125,7 +159,7 @@ def test_a_missing_key_names_its_variable(data_dir, tmp_path, monkeypatch, capsy
 
 
 def test_errors_of_one_kind_end_the_run(data_dir, tmp_path, serve, monkeypatch, capsys):
-    address, _ = serve(faults=1.0, timeout_s=0.05)
+    address, _ = serve(faults=1.0, kinds="500,cut")
     monkeypatch.setattr(model_api, "MAX_TRIES", 1)
     assert evals.main(arguments(data_dir, tmp_path, address, "--num_samples", "60")) == 2
     error = capsys.readouterr().err

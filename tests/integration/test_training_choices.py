@@ -4,9 +4,12 @@ import json
 import signal
 
 import pytest
+import torch
+from stored_weights import read_weights
 
 from tests.e2e.training import learned, metrics
 from tests.forked_run import kill_at, make_config, make_inputs, run
+from verl.qwen_vl import load_model
 
 pytestmark = pytest.mark.integration
 
@@ -19,6 +22,11 @@ FILTERED += ["algorithm.filter_low=0.2", "algorithm.filter_high=0.7", "worker.ac
 FILTERED += ["algorithm.use_kl_loss=false", "algorithm.kl_type=adaptive", "algorithm.kl_horizon=50"]
 
 
+PAPER = ["worker.actor.fsdp.torch_dtype=bf16", "worker.actor.fsdp.mp_param_dtype=bf16"]
+PAPER += ["worker.actor.optim.strategy=adamw_bf16", "worker.actor.model.freeze_vision_tower=true"]
+PAPER += ["worker.actor.model.enable_gradient_checkpointing=true", "worker.actor.ppo_epochs=2"]
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
@@ -26,7 +34,11 @@ def inputs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("choices", [CRITIC, FILTERED], ids=["gae with its critic", "remax, filtered, penalised"])
+@pytest.mark.parametrize(
+    "choices",
+    [CRITIC, FILTERED, PAPER],
+    ids=["gae with its critic", "remax, filtered, penalised", "the paper's number formats, a frozen tower"],
+)
 def test_a_killed_run_repeats_the_unbroken_one(inputs, tmp_path, choices):
     """Critic, surplus groups, place in the data and adaptive weight come back: every metric agrees bit for bit."""
     assert run(make_config(inputs, tmp_path / "whole", *ONE_RANK, *choices)) == 0
@@ -43,6 +55,13 @@ def test_a_killed_run_repeats_the_unbroken_one(inputs, tmp_path, choices):
             (True, True),
             (True, True),
         ]
+    elif choices is PAPER:
+        stored = read_weights(tmp_path / "killed" / "global_step_3" / "actor")
+        base = load_model(str(inputs / "model"), torch.bfloat16).state_dict()
+        trained = stored.load([name for name in base if name in stored.entries])
+        moved = {name for name, value in trained.items() if not torch.equal(value, base[name])}
+        assert any("embed_tokens" in name for name in moved) and not any("visual" in name for name in moved)
+        assert any("visual" in name for name in trained)
     else:
         assert all(0.2 < expected[step]["reward/overall"] < 0.7 for step in expected)
         assert any(expected[step]["online_filtering/surplus"] > 0 for step in (1, 2))

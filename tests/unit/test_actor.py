@@ -47,7 +47,7 @@ def make_groups(family: str = "qwen2_5_vl") -> tuple[Groups, torch.Tensor, torch
         images.append(list(range(num_before, num_before + len(grids))))
     num_images = sum(map(len, images))
     pixels = [torch.randn(16, patch_dim(family), generator=generator) for _ in range(num_images)]
-    grids = [torch.tensor(GRID)] * num_images
+    grids = [GRID] * num_images
     groups = Groups(prompts, positions, responses, images, pixels, grids, NUM_SAMPLES, WIDTH)
     advantages = torch.randn(NUM_GROUPS, NUM_SAMPLES, generator=generator)
     reference = -3 - torch.rand(NUM_GROUPS, NUM_SAMPLES, WIDTH, generator=generator)

@@ -51,6 +51,19 @@ def test_a_half_written_checkpoint_is_never_loaded(tmp_path):
     assert checkpoint.find_latest(tmp_path) == old
 
 
+def test_a_flipped_bit_is_found(tmp_path):
+    old, _, _ = write(tmp_path, 1)
+    new, _, _ = write(tmp_path, 2)
+    shard = next((new / "actor").glob("*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    checkpoint.check(new, with_content=False)
+    with pytest.raises(ValueError, match=f"{shard.name} has other bytes than were written"):
+        checkpoint.check(new)
+    assert checkpoint.find_latest(tmp_path) == old
+
+
 def test_prune_keeps_the_newest_and_whatever_is_no_checkpoint(tmp_path):
     for step in (1, 2, 10):
         write(tmp_path, step)

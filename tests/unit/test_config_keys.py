@@ -3,7 +3,7 @@
 import pytest
 
 from verl.config import ConfigError
-from verl.config_keys import DERIVED_KEYS, RENAMED_KEYS, SETTLED_KEYS
+from verl.config_keys import DERIVED_KEYS
 from verl.config_loading import load_config
 
 # A value that the reference trainers accept for each key, as it is written on the command line.
@@ -179,15 +179,6 @@ for role in ("actor", "critic", "ref"):
     KEYS |= {f"worker.{role}.fsdp": FSDP, f"worker.{role}.offload": OFFLOAD}
 ALL = {f"{section}.{name}": value for section, values in KEYS.items() for name, value in values.items()}
 
-# Sections and keys of features that are not here; each is refused as an unknown key.
-MISSING = (
-    "worker.critic.offload.",
-    "worker.critic.model.lora.",
-    "worker.critic.model.override_config",
-    "worker.critic.model.tokenizer_path",
-    "worker.actor.model.override_config",
-)
-
 
 def faults_of(*arguments: str) -> list[str]:
     try:
@@ -202,8 +193,8 @@ def test_every_key_of_the_reference_trainers_is_accepted(key):
     faults = faults_of(f"{key}={ALL[key]}")
     if key in DERIVED_KEYS:
         assert "set that instead" in faults[0]
-    elif RENAMED_KEYS.get(key, key).startswith(MISSING) and key not in SETTLED_KEYS:
-        assert faults and "unknown key" in faults[0], f"{key} is accepted now: take it out of MISSING"
+    elif key == "worker.critic.model.lora.rank":
+        assert "must be 0, because a critic is trained whole" in faults[0]
     else:
         assert not faults
 
@@ -218,6 +209,7 @@ def test_a_derived_key_cannot_be_set(key):
     ("argument", "word"),
     [
         ("worker.hybrid_engine=false", "must be True"),
+        ("worker.reward.reward_type=sequential", "unless its file says REWARD_TYPE = 'sequential'"),
         ("worker.actor.ulysses_size=2", "must be 1"),
         ("worker.actor.ulysses_sequence_parallel_size=4", "must be 1"),
         ("worker.rollout.name=hf", "must be vllm"),
@@ -257,12 +249,34 @@ LATE = [
     ("worker.reward.reward_function=no_such.py", "there is no file no_such.py"),
     ("worker.actor.model.tokenizer_path=./missing", "neither a folder nor a hub name"),
     ("trainer.load_checkpoint_path=./global_step_7", "there is no such folder"),
+    ("data.mini_rollout_batch_size=100", "must divide data.rollout_batch_size = 512 when nothing is filtered"),
+    ("worker.rollout.tensor_parallel_size=3", "must divide trainer.nnodes x trainer.n_gpus_per_node = 4"),
+    ("worker.rollout.max_num_batched_tokens=8000", "must be at least data.max_prompt_length"),
+    ("worker.rollout.n=1", "got a group of 1"),
+    ("algorithm.adv_estimator=gea", "must be one of grpo"),
+    ("worker.reward.reward_function=README.md", "must read FILE.py or FILE.py:NAME"),
 ]
 
 
 @pytest.mark.parametrize(("argument", "words"), LATE, ids=[argument for argument, _ in LATE])
 def test_what_used_to_fail_late_is_a_fault_at_the_start(argument, words):
     assert any(words in fault for fault in faults_of(argument))
+
+
+def test_a_critic_is_checked_when_there_is_one():
+    missing = "worker.critic.model.model_path=./missing"
+    assert not faults_of(missing)
+    faults = faults_of(missing, "algorithm.adv_estimator=gae", "worker.critic.global_batch_size=100")
+    assert any("worker.critic.model.model_path = './missing': is neither" in fault for fault in faults)
+    assert any("must be a multiple of worker.critic.global_batch_size = 100" in fault for fault in faults)
+
+
+def test_what_is_allowed_and_means_something_else_is_said(caplog):
+    assert not faults_of("worker.actor.loss_type=cispo", "worker.actor.clip_ratio_low=0", "worker.rollout.top_p=0.9")
+    said = [record.getMessage() for record in caplog.records]
+    assert "weighs no token less than 1 times" in said[0] and "sampling leaves its tail out" in said[1]
+    caplog.clear()
+    assert not faults_of("worker.actor.loss_type=cispo", "worker.actor.clip_ratio_low=1") and not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def num_prompts(locator: str) -> int:
     from verl.dataset import RLHFDataset
 
     processor = AutoProcessor.from_pretrained("configs/toy_model")
-    return len(RLHFDataset(locator, processor, row_check=lambda p, g: check_ground_truth(g, p)))
+    return len(RLHFDataset(locator, processor, row_check=lambda p, g, _: check_ground_truth(g, p)))
 
 
 def test_trainer_evaluation_and_datasets_read_the_folder(folder):

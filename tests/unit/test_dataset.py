@@ -16,6 +16,7 @@ from verl.dataset import BatchOrder, DataError, RLHFDataset, collate_prompts
 from verl.processor import TextProcessor, load_run_processor
 from verl.trainer.main import check_spatial_row
 
+BOX = '<scene>{{"objects": [{{"id": "a.1", "bbox": [0, 0, {}, 50]}}]}}</scene><answer>(A) on</answer>'
 TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"
 
 
@@ -79,6 +80,26 @@ def test_a_bad_row_is_named_when_the_set_is_opened(tmp_path, rows, processor, ch
     with pytest.raises(DataError, match=rf"row 2 \(image_id {rows[2]['image_id']}\)") as caught:
         opened(tmp_path, broken, processor)
     assert message.lower() in str(caught.value).lower()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda row: {"problem": row["problem"].replace("(112 x 112)", "(640 x 480)")},
+            "states an image of 640 x 480",
+        ),
+        (lambda row: {"answer_option_text": BOX.format(900)}, r"the box of a.1, [0, 0, 900, 50], leaves the image"),
+        (lambda row: {"answer_option_text": BOX.format(112)}, None),
+    ],
+)
+def test_boxes_in_another_frame_are_doubted(tmp_path, rows, processor, capsys, change, words):
+    """They cost the reward of the boxes, and no other number of a run would show it."""
+    data = opened(tmp_path, [*rows[:2], rows[2] | change(rows[2]), *rows[3:]], processor)
+    printed = capsys.readouterr().out
+    assert len(data) == len(rows) and len(data.doubts) == (words is not None)
+    if words is not None:
+        assert f"1 of {len(rows)} rows look wrong. First row 2 (image_id" in printed and words in printed
 
 
 def test_overlong_prompts_are_left_out_or_named_but_never_cut(tmp_path, rows, processor, capsys):

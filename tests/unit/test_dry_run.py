@@ -40,6 +40,7 @@ def test_a_dry_run_prints_everything_and_exits_with_0(tmp_path, capsys, monkeypa
         assert words in printed
     assert printed.count("Reward of the ground truth: overall 1.000") == 3
     assert printed.count("16 of them for 1 images") == 3
+    assert printed.count("Image of 112 x 112 pixels, which the model sees as 112 x 112") == 3
     assert rows[0]["question_only"] in printed and "<|im_start|>" in printed
     assert not (tmp_path / "run").exists()
 

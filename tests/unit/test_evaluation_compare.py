@@ -51,10 +51,14 @@ AVERAGES_OF_14 = {
 }
 
 
-def fake_run(marks: str, model: str = "a/base", benchmark: str = "mmvp", **settings) -> Run:
-    """A run whose item i is right (1), wrong (0) or without an answer (-)."""
+def fake_run(
+    marks: str, model: str = "a/base", benchmark: str = "mmvp", cluster_size: int | None = None, **settings
+) -> Run:
+    """A run whose item i is right (1), wrong (0) or without an answer (-); neighbours form clusters of a size."""
     records = {
         str(i): Record("", "A", "", "A" if mark == "1" else "B", int(mark), None, id=str(i), kind="letter")
+        if cluster_size is None
+        else Record("", "A", "", "", int(mark), None, id=str(i), kind="letter", cluster=str(i // cluster_size))
         for i, mark in enumerate(marks)
         if mark != "-"
     }
@@ -121,6 +125,20 @@ def test_the_bootstrap_interval_is_that_of_the_paired_differences():
     mean = (gained - lost) / n
     error = math.sqrt(((gained + lost) / n - mean**2) / n)
     assert (result.low, result.high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=2e-3)
+
+
+def test_copies_of_an_item_in_one_cluster_add_no_certainty():
+    base, other = "0" * 9 + "1" * 11, "1" * 9 + "0" + "1" * 10
+    single = compare_runs(fake_run(base), fake_run(other))
+    copies = ["".join(mark * 4 for mark in marks) for marks in (base, other)]
+    clustered = compare_runs(*(fake_run(marks, cluster_size=4) for marks in copies))
+    naive = compare_runs(*map(fake_run, copies))
+    assert single is not None and clustered is not None and naive is not None
+    assert (clustered.n, clustered.gained, clustered.difference) == (80, 36, single.difference)
+    assert (clustered.low, clustered.high) == pytest.approx((single.low, single.high), abs=0.051)  # one item of 20
+    assert clustered.p_value == pytest.approx(single.p_value, abs=0.006) and naive.p_value < 1e-5
+    # Two views of one scene that move in opposite directions are no difference.
+    assert compare_runs(fake_run("01", cluster_size=2), fake_run("10", cluster_size=2)).p_value == 1
 
 
 def test_only_items_that_both_answered_count():
@@ -230,6 +248,14 @@ def test_items_of_disagreement_come_first_and_a_page_may_have_none(runs_dir, dat
     assert page.count('data-disagreement="2"') == 4 and f"4 of {ITEMS} items" in page and "(paper)" not in page
     assert compare.main([*arguments, "--page_items", "0"]) == 0
     assert not page_items((tmp_path / "index.html").read_text())
+
+
+def test_images_are_found_where_the_run_had_them(data_dir, tmp_path, capsys):
+    for name, path in (("here", data_dir), ("gone", tmp_path / "gone")):
+        write_journal(tmp_path / name, data_dir, name, 0.5, data_path=str(path), split="val")
+        assert compare.main([str(tmp_path / name), "--out", str(tmp_path / name)]) == 0
+        assert ("data:image/webp" in (tmp_path / name / "index.html").read_text()) == (name == "here")
+    assert "stvqa on the page without images" in capsys.readouterr().err
 
 
 def test_one_run_is_a_table_without_tests(runs_dir, data_dir, tmp_path):

@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import datasets
 import pytest
 
 from evaluation import evals
-from evaluation.backends import Answer
+from evaluation.backends import Answer, ModelOptions
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.command_line import name_output, parse_arguments
+from evaluation.engines import MAX_CPU_WEIGHTS_BYTES, count_cpu_engines
 from evaluation.samples import load_samples
 from spatialthinker.schema import parquet_path, read_parquet, write_parquet
 from spatialthinker.synthetic import generate, gold_response
@@ -92,6 +95,7 @@ def test_a_killed_run_goes_on_where_it_stopped(model_dir, data_dir, tmp_path, ca
     lines = journal.read_bytes().splitlines(keepends=True)
     assert lines[:5] == whole[:5] and len(lines) == ITEMS + 1
     assert len({record["id"] for record in read_json(tmp_path / "run.json")}) == ITEMS
+    assert not (tmp_path / "run.jsonl.previous").exists()
     assert run(model_dir, data_dir, tmp_path, "--resume") == 0  # nothing left: no model is loaded
     assert "loading" not in capsys.readouterr().out.split(f"{ITEMS} of {ITEMS} items")[-1]
 
@@ -101,6 +105,16 @@ def test_a_journal_of_other_settings_is_refused(model_dir, data_dir, tmp_path, c
     before = (tmp_path / "run.jsonl").read_bytes()
     assert run(model_dir, data_dir, tmp_path, "--resume", "--max_tokens", "5") == 2
     assert "max_tokens: 4 there, 5 now" in capsys.readouterr().err
+    assert run(model_dir, data_dir, tmp_path, "--num_samples", "2") == 0  # anew: the old answers are kept aside
+    assert (tmp_path / "run.jsonl.previous").read_bytes() == before
+    before = (tmp_path / "run.jsonl").read_bytes()
+    (tmp_path / "moved").symlink_to(data_dir)
+    assert run(model_dir, tmp_path / "moved", tmp_path, "--resume", "--num_samples", "2") == 0  # the same folder
+    copy = shutil.copytree(data_dir, tmp_path / "copy")
+    assert run(model_dir, copy, tmp_path, "--resume") == 2
+    assert f"data_path: '{data_dir}' there, '{copy}' now" in capsys.readouterr().err
+    assert run(model_dir, data_dir, tmp_path, "--resume", "--revision", "abc") == 2
+    assert "revision: None there, 'abc' now" in capsys.readouterr().err
     other = save_tiny_model(tmp_path / "other", seed=1)
     assert run(other, data_dir, tmp_path, "--resume") == 2
     assert "weights_fingerprint" in capsys.readouterr().err
@@ -109,13 +123,14 @@ def test_a_journal_of_other_settings_is_refused(model_dir, data_dir, tmp_path, c
 
 def test_a_broken_image_is_an_error_of_its_item_and_is_asked_again(model_dir, data_dir, tmp_path, capsys):
     rows = read_parquet(parquet_path(data_dir, "val"))
-    broken = [type(row)(**{**vars(row), "images": b"no image"}) if i == 3 else row for i, row in enumerate(rows)]
-    write_parquet(broken, parquet_path(tmp_path / "broken", "val"))
-    assert run(model_dir, tmp_path / "broken", tmp_path) == 2
+    broken = [replace(row, images=row.images[:200]) if i == 3 else row for i, row in enumerate(rows)]
+    write_parquet(broken, parquet_path(tmp_path / "data", "val"))
+    assert run(model_dir, tmp_path / "data", tmp_path) == 2
     assert "item 000003: its image cannot be decoded" in capsys.readouterr().err
     summary = read_json(tmp_path / "run.summary.json")
     assert (summary["answered"], summary["errors"]) == (ITEMS - 1, 1)
-    assert run(model_dir, data_dir, tmp_path, "--resume") == 0
+    write_parquet(rows, parquet_path(tmp_path / "data", "val"))
+    assert run(model_dir, tmp_path / "data", tmp_path, "--resume") == 0
     assert f"{ITEMS - 1} of {ITEMS} items" in capsys.readouterr().out
     assert read_json(tmp_path / "run.summary.json")["errors"] == 0
 
@@ -160,6 +175,19 @@ def test_bad_input_is_named_and_ends_with_2(arguments, message, model_dir, data_
     assert code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_small_models_get_an_engine_a_core_where_there_are_items_for_it(tmp_path):
+    def count(num_items, cores, model_path=tmp_path):
+        return count_cpu_engines(ModelOptions(str(model_path), "reasoning", num_items=num_items), cores)
+
+    weights = tmp_path / "model.safetensors"
+    weights.touch()
+    assert [count(items, 2) for items in (1, 255, 256, 5000)] == [1, 1, 2, 2]
+    assert (count(500, 64), count(10**6, 64), count(10**6, 1)) == (3, 8, 1)
+    assert count(5000, 2, "owner/on-the-hub") == 1
+    os.truncate(weights, MAX_CPU_WEIGHTS_BYTES + 1)
+    assert count(5000, 2) == 1
 
 
 def test_a_model_without_processor_is_named(model_dir, data_dir, tmp_path, capsys):

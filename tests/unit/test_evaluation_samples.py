@@ -1,5 +1,6 @@
 """Every benchmark row reads data of its own schema; what is wrong with a row or a path is named."""
 
+import io
 import random
 
 import datasets
@@ -20,7 +21,7 @@ from evaluation.templates import check_template_file, render_question
 from spatialthinker.prompts import PROMPTS
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
-from tests.benchmark_rows import PICTURE, ROWS, png
+from tests.benchmark_rows import PICTURE, ROWS, png, write_benchmark
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +78,28 @@ def test_a_row_without_image_is_an_error_of_that_item(tmp_path):
     path = save_rows(rows, tmp_path / "data", "train", ["image"])
     with pytest.raises(ValueError, match="item 000000: no image"):
         build_request(load_samples("mmvp", BENCHMARKS["mmvp"], path)[0], "reasoning")
+
+
+def test_a_missing_image_file_is_an_error_of_that_item(tmp_path):
+    write_benchmark("mindcube-tiny", tmp_path / "data", "MindCube_tinybench")
+    (tmp_path / "data" / "b.png").unlink()
+    samples = load_samples("mindcube-tiny", BENCHMARKS["mindcube-tiny"], str(tmp_path / "data"))
+    with pytest.raises(ValueError, match=r"item 000000: its image cannot be read: .*b\.png"):
+        build_request(samples[0], "reasoning")
+
+
+def test_a_jpeg_that_was_cut_off_is_an_error_of_that_item(tmp_path):
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(buffer, "JPEG")
+    for size, is_whole in ((None, True), (len(buffer.getvalue()) // 2, False)):
+        row = fixture_rows("mmvp")[0] | {"image": {"bytes": buffer.getvalue()[:size], "path": None}}
+        path = save_rows([row], tmp_path / str(size), "train", ["image"])
+        (sample,) = load_samples("mmvp", BENCHMARKS["mmvp"], path)
+        if is_whole:
+            assert build_request(sample, "reasoning").images[0].size == (64, 64)
+            continue
+        with pytest.raises(ValueError, match="item 000000: its image cannot be decoded: image file is truncated"):
+            build_request(sample, "reasoning")
 
 
 def test_faults_of_the_data_are_named(tmp_path):
@@ -156,6 +179,9 @@ def test_a_faulty_row_is_named_with_its_fault(change, message):
 
 
 def test_integer_labels_and_many_options_are_read():
+    lettered = ROWS["stvqa"][0] | {"options": ["(A) dog", "(B) cat"], "answer_only": "(B) cat"}
+    sample = _build_sample(BENCHMARKS["stvqa"], 0, "000000", lettered)
+    assert (sample.choices, sample.reference.letter) == (("dog", "cat"), "B")
     row = ROWS["stvqa"][0] | {"options": [f"choice {i}" for i in range(12)], "answer_only": 10}
     sample = _build_sample(BENCHMARKS["stvqa"], 0, "000000", row)
     assert (sample.reference.letter, sample.reference.text) == ("K", "choice 10")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from verl.bench import RANDOM_MODELS
-from verl.flops import text_flops
+from verl.flops import rollout_bytes, text_flops
 
 TINY = SimpleNamespace(
     hidden_size=4, num_attention_heads=2, num_key_value_heads=1, intermediate_size=8, num_hidden_layers=1
@@ -23,3 +23,9 @@ def test_sharing_saves_what_the_arithmetic_says():
     config = SimpleNamespace(**RANDOM_MODELS["random_qwen2_5_vl_3b"]["text_config"])
     ratio = text_flops(config, 1586, 400, 8, False) / text_flops(config, 1586, 400, 8, True)
     assert ratio == pytest.approx(3.3, abs=0.1)
+
+
+def test_bytes_of_a_rollout_by_hand():
+    """A step: weights 144 + 5 x 4 = 164, keys and values 2 x 1 x 2 = 4 of 3 x (6 + 1) tokens; 2 steps, 2 bytes."""
+    config = SimpleNamespace(**vars(TINY), vocab_size=5)
+    assert rollout_bytes(config, prompt_tokens=6, response_tokens=2, num_sequences=3) == 2 * 2 * (164 + 4 * 21)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from verl import log_probs
-from verl.log_probs import response_log_probs
+from verl.log_probs import full_divergence, response_log_probs
 
 N, D, V, TEMPERATURE = 7, 6, 11, 0.7
 
@@ -21,14 +21,19 @@ def case():
     return hidden, weight, targets, torch.randn(N, generator=generator)
 
 
+@pytest.mark.parametrize("banned", [None, torch.tensor([0, V - 1])])
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_chunks_equal_the_whole(case, rows, monkeypatch):
+def test_chunks_equal_the_whole(case, rows, banned, monkeypatch):
     hidden, weight, targets, upstream = case
     monkeypatch.setattr(log_probs, "LOGIT_CHUNK_BYTES", rows * V * 8)
-    whole = (hidden @ weight.T / TEMPERATURE).log_softmax(-1)
+    logits = hidden @ weight.T
+    if banned is not None:
+        targets = targets.clamp(1, V - 2)
+        logits = logits + torch.zeros(V, dtype=torch.float64).index_fill(0, banned, -100.0)
+    whole = (logits / TEMPERATURE).log_softmax(-1)
     expected = whole.gather(1, targets.unsqueeze(1)).squeeze(1)
     gradients = torch.autograd.grad((expected * upstream).sum(), (hidden, weight))
-    values, entropies = response_log_probs(hidden, weight, targets, TEMPERATURE)
+    values, entropies = response_log_probs(hidden, weight, targets, TEMPERATURE, banned)
     actual = torch.autograd.grad((values * upstream).sum(), (hidden, weight))
     torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(entropies.double(), -(whole.exp() * whole).sum(-1), rtol=1e-5, atol=1e-6)
@@ -42,6 +47,20 @@ def test_hand_worked():
     values, entropies = response_log_probs(hidden, weight, torch.tensor([1]), 1.0)
     assert values.item() == pytest.approx(-0.287682, abs=1e-6)
     assert entropies.item() == pytest.approx(0.562335, abs=1e-6)
+
+
+def test_a_token_that_is_never_sampled_is_no_part_of_the_distribution():
+    """Logits (0, ln 3, ln 4) without the last: 1/4 and 3/4 as above, and nothing pulls at the last one."""
+    hidden = torch.tensor([[1.0]])
+    weight = torch.tensor([[1.0], [3.0], [4.0]]).log().requires_grad_()
+    values, _ = response_log_probs(hidden, weight, torch.tensor([1]), 1.0, torch.tensor([2]))
+    assert values.item() == pytest.approx(-0.287682, abs=1e-6)
+    values.sum().backward()
+    torch.testing.assert_close(weight.grad, torch.tensor([[-0.25], [0.25], [0.0]]))
+    distribution = hidden, weight.detach()
+    other = torch.tensor([[1.0], [3.0], [9.0]]).log()  # differs in the banned token alone
+    assert full_divergence(*distribution, hidden, other, 1.0, torch.tensor([2])).abs().max() < 1e-6
+    assert full_divergence(*distribution, hidden, other, 1.0).item() > 0.01
 
 
 def test_a_frozen_output_embedding_gets_no_gradient(case):

@@ -66,6 +66,18 @@ def test_all_faults_of_a_configuration_come_together(run):
     assert "3 faults in the configuration" in message
 
 
+def test_all_faults_of_machine_model_and_checkpoint_come_together(run, tmp_path):
+    (tmp_path / "global_step_3").mkdir()
+    message = run(
+        "trainer.logger=[swanlab]",
+        "worker.actor.model.lora.rank=4",
+        "worker.actor.model.lora.target_modules=q_prox",
+        f"trainer.load_checkpoint_path={tmp_path / 'global_step_3'}",
+    )
+    assert "3 faults in the configuration" in message
+    assert all(word in message for word in ("pip install swanlab", "q_prox", "has no manifest.json"))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -102,7 +114,7 @@ def test_a_damaged_checkpoint_to_go_on_from_is_named(run, tmp_path):
     folder = tmp_path / "old" / "global_step_3"
     folder.mkdir(parents=True)
     assert f"{folder} has no manifest.json" in run(f"trainer.load_checkpoint_path={folder}")
-    (folder / "manifest.json").write_text('{"actor/__0_0.distcp": 1000}')
+    (folder / "manifest.json").write_text('{"actor/__0_0.distcp": {"bytes": 1000, "sha256": "0"}}')
     message = run(f"trainer.load_checkpoint_path={folder}")
     assert "trainer.load_checkpoint_path" in message and "should have 1000 bytes and has None" in message
     assert "there is no such folder" in run(f"trainer.load_checkpoint_path={tmp_path / 'new' / 'global_step_3'}")

@@ -10,11 +10,13 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from verl.config import Config
 from verl.config_loading import load_config
 from verl.memory import DEVICE_ALLOWANCE_GB, GB, DataShape, ModelShape, estimate_memory, measure_data, measure_model
-from verl.trainer.dry_run import host_memory_warning, read_model_shape
+from verl.trainer.dry_run import host_memory_warning
+from verl.trainer.model_checks import measure_checked_model
 
 # A thousand million parameters, 100 million of them in a tower, layers of 20 million, 200 million outside of layers.
 MODEL = ModelShape(1000 * 10**6, 100 * 10**6, 20 * 10**6, 200 * 10**6, 30, 1000, 4000, 512, 10, 500, 1176, 4)
 DATA = DataShape(100_000.0, 1000.0, 2000)
+EXISTING = ["data.train_files=owner/name", "data.val_files=owner/name"]
 GRADIENTS_OFF = ["worker.actor.fsdp.torch_dtype=fp32", "worker.actor.optim.strategy=adamw"]
 
 
@@ -76,7 +78,7 @@ def test_the_host_holds_images_once_per_prompt_whatever_n_is():
 
 
 def test_a_model_is_measured_without_its_weights():
-    shape = read_model_shape(load_config(["worker.actor.model.model_path=configs/toy_model"]))
+    shape = measure_checked_model(load_config(["config=configs/toy_cpu.yaml", *EXISTING]))
     stored = load_file("configs/toy_model/model.safetensors")
     assert shape.parameters == sum(value.numel() for value in stored.values())
     assert shape.vision_parameters == sum(v.numel() for name, v in stored.items() if name.startswith("visual"))

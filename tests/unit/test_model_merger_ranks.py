@@ -13,7 +13,9 @@ from tests.unit.test_model_merger import image_logits, load_merged, save_hugging
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import model_merger
+import stored_weights
 
+RANK_FILES = Path(__file__).parents[1] / "rank_files"
 MESHES = {"1": (1,), "2": (2,), "4": (4,), "1 x 2": (1, 2), "2 x 1": (2, 1), "2 x 2": (2, 2)}
 
 
@@ -55,6 +57,17 @@ def test_the_model_comes_back_exactly(tmp_path, mesh_shape, rename):
         assert torch.equal(merged.state_dict()[name], value), name
     assert torch.equal(image_logits(merged), image_logits(model))
     assert (actor_dir / "huggingface" / "generation_config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", sorted(RANK_FILES.iterdir()), ids=lambda folder: folder.name)
+def test_files_that_older_versions_of_torch_wrote_are_read(folder):
+    """Written by FSDP as EasyR1 uses it, with the torch and over the mesh in the folder's name."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Linear(5, 3), torch.nn.LayerNorm(3))
+    weights = stored_weights.read_weights(folder)
+    loaded = weights.load(sorted(weights.entries))
+    assert loaded.keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
 
 
 def test_the_type_of_the_weights_is_kept(tmp_path):

@@ -13,7 +13,7 @@ from tests.tiny_model_folder import save_tiny_model
 from tests.tiny_qwen import FAMILIES, VISION_FAMILIES
 from verl.config import ConfigError
 from verl.dataset import DataError, RLHFDataset
-from verl.model_families import model_class
+from verl.model_families import read_config
 from verl.processor import TextProcessor, load_processor, pixel_limits, vision_token_ids
 from verl.qwen_vl import load_model
 from verl.workers.actor import image_patches
@@ -48,10 +48,10 @@ def test_tokens_positions_and_patches_are_the_familys_own(tmp_path, folders, fam
     expected = processor(images=images, text=[text], return_tensors="pt", **data.pixel_limits)
     assert prompt.ids.tolist() == expected["input_ids"][0].tolist()
     pixels, grids = image_patches(images, processor.image_processor, **data.pixel_limits)
-    assert torch.equal(torch.stack(grids), expected["image_grid_thw"])
+    assert torch.equal(torch.tensor(grids), expected["image_grid_thw"])
     assert torch.equal(torch.cat(pixels), expected["pixel_values"])
     kinds = (expected["input_ids"] == processor.image_token_id).int()
-    positions, _ = model.model.get_rope_index(expected["input_ids"], kinds, image_grid_thw=torch.stack(grids))
+    positions, _ = model.model.get_rope_index(expected["input_ids"], kinds, image_grid_thw=torch.tensor(grids))
     assert torch.equal(prompt.positions, positions[:, 0])
 
 
@@ -74,7 +74,7 @@ def test_one_limit_of_pixels_leaves_the_other_to_the_image_processor(folders):
     data_limits = {"min_pixels": 96 * 96, "max_pixels": 112 * 112}
     assert pixel_limits(processor, 96 * 96, None) == data_limits
     _, (grid,) = image_patches([Image.new("RGB", (32, 32))], processor.image_processor, **data_limits)
-    assert grid.tolist() == [1, 6, 6]
+    assert grid == (1, 6, 6)
 
 
 def change_config(folder, target, **changes):
@@ -87,11 +87,11 @@ def change_config(folder, target, **changes):
 def test_unsupported_models_are_named_with_what_is_supported(tmp_path, folders):
     other = change_config(folders["qwen2"], tmp_path / "other", architectures=["LlamaForCausalLM"])
     with pytest.raises(ConfigError, match="names LlamaForCausalLM; supported are .*Qwen3VLFor.*Qwen2ForCausalLM"):
-        model_class(other)
+        read_config(other)
     sliding = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None}
     with pytest.raises(ConfigError, match="sliding window.*use_sliding_window=false"):
-        model_class(change_config(folders["qwen2"], tmp_path / "sliding", **sliding))
+        read_config(change_config(folders["qwen2"], tmp_path / "sliding", **sliding))
     with pytest.raises(ConfigError, match="config.json cannot be read"):
-        model_class(str(tmp_path / "nothing"))
+        read_config(str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match="holds no tokenizer"):
         load_processor(other)

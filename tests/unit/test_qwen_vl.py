@@ -1,58 +1,21 @@
 """Every family's packed forward pass is transformers' own forward over repeated prompts, in value and gradient."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from tests.packed_rows import GRIDS, MERGE, make_rows, packed_log_probs, packed_model
 from tests.tiny_qwen import (
     FAMILIES,
     IMAGE_TOKEN,
-    VISION_END,
     VISION_FAMILIES,
-    VISION_START,
-    patch_dim,
     tiny_model,
 )
-from verl.batching import pack, plan_micro_batches
 from verl.qwen_vl import (
-    ResponseLogProbs,
-    attend_packed,
+    check_image_tokens,
     expand_image_tokens,
-    keep_activations,
-    layer_bytes,
-    mrope_positions,
 )
-
-MERGE = 2
-GRIDS = [[(1, 4, 6)], [(1, 4, 4), (1, 6, 4)], []]  # one image, two images, text alone
-
-
-def make_rows(family):
-    """Three groups; in a vision family with one image, with two and with none, otherwise all without."""
-    group_grids = GRIDS if family in VISION_FAMILIES else [[], [], []]
-    generator = torch.Generator().manual_seed(7)
-
-    def text(length):
-        return torch.randint(0, 80, (length,), generator=generator).tolist()
-
-    prompts, positions = [], []
-    for grids in group_grids:
-        ids = text(3)
-        for _ in grids:
-            ids += [VISION_START, IMAGE_TOKEN, VISION_END] + text(2)
-        ids = expand_image_tokens(ids + text(4), grids, IMAGE_TOKEN, MERGE)
-        prompts.append(torch.tensor(ids))
-        positions.append(mrope_positions(ids, grids, IMAGE_TOKEN, MERGE))
-    responses = [[torch.tensor(text(length)) for length in lengths] for lengths in [(5, 1, 8), (7, 3, 2), (4, 6, 1)]]
-    grids = [grid for group in group_grids for grid in group]
-    pixels = [torch.randn(t * h * w, patch_dim(family), generator=generator) for t, h, w in grids]
-    images = [[0], [1, 2], []] if grids else [[], [], []]
-    return prompts, positions, responses, images, grids, pixels
-
-
-def packed_model(family):
-    model = tiny_model(family=family).eval()
-    attend_packed(model)
-    return model
 
 
 def plain_log_probs(model, rows, temperature):
@@ -101,22 +64,6 @@ def padded_log_probs(model, rows, temperature):
             for row, (_, response) in enumerate(pairs)
         ]
     )
-
-
-def packed_log_probs(model, rows, temperature, max_tokens, shared_prompt):
-    prompts, positions, responses, images, grids, pixels = rows
-    scorer = ResponseLogProbs(model)
-    plan = plan_micro_batches(
-        [len(p) for p in prompts], [[len(r) for r in rs] for rs in responses], max_tokens, shared_prompt
-    )
-    out = []
-    for pieces in plan:
-        batch = pack(pieces, prompts, positions, responses, images)
-        shown = list(dict.fromkeys(batch.image_ids)) or ([0] if pixels else [])
-        pixel_values = torch.cat([pixels[i] for i in shown]) if shown else None
-        shown_grids = torch.tensor([grids[i] for i in shown]) if shown else None
-        out.append(scorer(batch, pixel_values, shown_grids, temperature)[0])
-    return torch.cat(out), plan
 
 
 def gradients(model):
@@ -212,15 +159,18 @@ def test_features_of_middle_tower_layers_reach_the_decoder():
         assert merger.linear_fc2.weight.grad.norm() > 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_activations_are_kept_as_far_as_the_budget_goes(family):
-    model = packed_model(family)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    sizes = [size for _, size in layer_bytes(model, num_tokens=10, num_patches=16)]
-    assert keep_activations(model, 10, 16, budget_bytes=sum(sizes)) == len(sizes)
-    assert keep_activations(model, 10, 16, budget_bytes=sizes[0]) == 1
-
-
 def test_prompt_without_a_place_for_its_image_is_refused():
     with pytest.raises(ValueError, match="1 image places but the row has 2 images"):
         expand_image_tokens([1, IMAGE_TOKEN, 2], [(1, 4, 4), (1, 4, 4)], IMAGE_TOKEN, MERGE)
+
+
+def test_a_prompt_that_lost_its_pixels_is_named():
+    """What arrives at a rank without its images would train as words, with metrics that look right."""
+    processor = SimpleNamespace(image_token_id=9, image_processor=SimpleNamespace(merge_size=2))
+    prompts, grids = [torch.tensor([1, 9, 9, 9, 9, 2]), torch.tensor([1, 2])], [(1, 4, 4)]
+    check_image_tokens(prompts, [[0], []], grids, processor)
+    with pytest.raises(ValueError, match="prompt 0 .* 4 image tokens, and its 0 images have 0 features"):
+        check_image_tokens(prompts, [[], []], [], processor)
+    with pytest.raises(ValueError, match="prompt 1 .* 0 image tokens, and its 1 images have 4 features"):
+        check_image_tokens(prompts, [[0], [0]], grids, processor)
+    check_image_tokens(prompts, [[], []], [], SimpleNamespace(image_token_id=None))

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from spatialthinker.rewards import REWARDS
+from spatialthinker.schema import parquet_path, write_parquet
+from spatialthinker.synthetic import generate
 from verl.config import Config
 from verl.config_loading import load_config
+from verl.trainer import main as program
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path for path in ROOT.glob("scripts/*.sh") if path.name.endswith(("grpo.sh", "sft.sh")))
@@ -70,3 +73,21 @@ def test_what_the_recipes_change(tmp_path, monkeypatch):
     weights = load("spatialthinker_3b_count_weights.sh").worker.reward.reward_function_kwargs
     assert weights == {"object_count_weight": 0.5, "relation_count_weight": 0.5}
     assert "Qwen3-VL-8B" in load("qwen3_vl_8b_grpo.sh").worker.actor.model.model_path
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("script", [path for path in RECIPES if "sft" not in path.name], ids=lambda path: path.name)
+def test_a_recipe_shows_what_it_would_do(script, tmp_path, monkeypatch, capsys):
+    """On the toy model and drawn rows in the public data set's columns, since neither may be fetched here."""
+    for split, count in (("train", 512), ("val", 4)):
+        write_parquet([row for _, row in generate(count, 3, split)], parquet_path(tmp_path / "data", split))
+    given = [f"data.{split}_files={tmp_path}/data@{split}" for split in ("train", "val")]
+    given += [f"worker.actor.model.model_path={ROOT / 'configs' / 'toy_model'}", "trainer.device=cpu"]
+    given += ["worker.actor.model.override_config={text_config: {max_position_embeddings: 8192}}"]
+    given += ["trainer.dry_run=true", f"trainer.save_checkpoint_path={tmp_path}/run", "worker.reward.num_processes=1"]
+    arguments = arguments_of(script, tmp_path, *given)
+    monkeypatch.chdir(ROOT)
+    assert program.main(arguments[2:]) == 0
+    printed = capsys.readouterr().out
+    assert "512 prompts x 8 responses = 4096 responses a step" in printed and "Memory, estimated" in printed
+    assert printed.count("Reward of the ground truth: overall 1.000") == 3

@@ -137,6 +137,12 @@ def test_deviation_scene_length():
     assert (format_failure(text), score(text)["overall"]) == ("scene_too_long", 0.0)
 
 
+def test_deviation_strings_that_are_no_text_or_no_id():
+    assert format_failure(response(scene='{"relationships": [], "note": "\\u0041"}')) is None
+    assert format_failure(response(scene='{"relationships": [], "note": "\\ud800"}')) == "scene_not_json"
+    assert format_failure(response((CAT | {"id": "cat.1\n"},))) == "bad_id"
+
+
 @pytest.mark.parametrize("name", REWARDS)
 def test_deviation_empty_answers(name):
     for truth in (TRUTH, "(B) left", "", "<answer></answer>"):
@@ -170,6 +176,7 @@ def test_deviation_negative_overlaps():
         (TRUTH, "no size"),
         (TRUTH, "Image size: 100 x 100"),
         (TRUTH, "Image size: (0 x 100)"),
+        (TRUTH, f"Image size: (100 x {10**400})"),
     ],
 )
 def test_a_bad_row_is_refused(truth, problem):

@@ -41,6 +41,8 @@ def test_trl_keywords_and_logged_terms():
     scores = reward(prompts=PROBLEMS, completions=RESPONSES, log_metric=logged.__setitem__, **COLUMNS)
     assert scores == [row["overall"] for row in expected]
     assert logged == {f"spatial_sgg/{key}": pytest.approx(sum(r[key] for r in expected) / 6) for key in expected[0]}
+    with pytest.raises(ValueError, match="got reward 'spatial'; known: spatial_sgg, r1v"):
+        TrlReward("spatial")
     answers = TrlReward("r1v")(prompts=["?"], completions=["(B)"], ground_truth=["b"])
     assert answers == [0.5]
 

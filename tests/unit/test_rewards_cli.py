@@ -80,5 +80,6 @@ def test_bad_files(tmp_path, capsys):
 def test_bench_prints_speeds(capsys):
     assert main(["bench", "--size", "16", "--seconds", "0"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 9
     assert "1 to 8" in lines[2]
+    assert lines[-1].startswith("an object among 100 takes ")

@@ -9,6 +9,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
@@ -242,9 +243,33 @@ def test_run_tests_passes_arguments_on(tmp_path: Path):
     assert finished.stdout.splitlines()[-1] == "5 passed, 2 failed, 3 skipped"
 
 
-def test_reward_hacking_draws_every_variant(tmp_path, capsys):
+def test_reward_hacking_draws_every_setting(tmp_path, capsys):
     import reward_hacking
 
-    reward_hacking.main(["--steps", "2", "--out", str(tmp_path / "figure.png")])
+    reward_hacking.main(["--steps", "1", "--seeds", "1", "--out", str(tmp_path / "figure.png")])
     assert (tmp_path / "figure.png").stat().st_size > 10_000
-    assert [line[:30].strip() for line in capsys.readouterr().out.splitlines()] == list(reward_hacking.VARIANTS)
+    assert [line[:30].strip() for line in capsys.readouterr().out.splitlines()] == list(reward_hacking.SETTINGS)
+
+
+def test_reward_hacking_reads_the_right_answer_from_the_true_boxes():
+    from reward_hacking import CATEGORIES, Writer, generate
+
+    from spatialthinker.rewards import REWARDS
+
+    rng = np.random.default_rng(0)
+    writers = [Writer(puzzle, row, 0.0, 1.0, rng) for puzzle, row in generate(100, 1, categories=CATEGORIES)]
+    alone = REWARDS["spatial_sgg"]([writer.write(1, 0.0) for writer in writers])
+    assert min(result["overall"] for result in alone) > 0.999
+    crowded = REWARDS["spatial_sgg"]([writer.write(4, 0.0) for writer in writers])
+    assert [result["accuracy"] for result in crowded] == [float(w.puzzle.category != "count") for w in writers]
+
+
+def test_reward_hacking_pays_without_count_and_gate_only():
+    import reward_hacking
+    from reward_hacking import CATEGORIES, SETTINGS, SWEPT, generate, last, train
+
+    rows = list(generate(50, 0, categories=CATEGORIES))
+    constants = reward_hacking.PERCEPTION_ERROR, reward_hacking.READ_SHARE
+    ungated, full = (last(train(rows, SETTINGS[name], 40, 0, *constants)) for name in SWEPT)
+    assert ungated[2] > 2.0 > 1.5 > full[2]
+    assert ungated[1] < full[1]

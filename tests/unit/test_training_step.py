@@ -8,7 +8,7 @@ import torch
 
 from verl.config import Config
 from verl.protocol import DataProto
-from verl.trainer.ray_trainer import DivergenceError, GRPOTrainer
+from verl.trainer.ray_trainer import DivergenceError, GRPOTrainer, MemoryLimitError
 
 # Two prompts with two responses of 1 and 2 tokens; the policy's log-probs lie 0.5 above the reference's.
 MASK = torch.tensor([[[1, 0], [1, 1]]] * 2)
@@ -150,3 +150,14 @@ def test_updates_that_were_left_out_are_said_and_end_the_run_in_the_end(capsys):
     assert "3 in a row" in message and "trainer.max_skipped_updates=3" in message and "optim.lr" in message
     run(make_trainer(Workers(**{"actor/skipped_steps": 0.0, "actor/skipped_in_a_row": 0.0}), {}))
     assert "left out" not in capsys.readouterr().out.rpartition("3 in a row")[2]
+
+
+def test_a_machine_that_is_nearly_full_ends_the_run_with_what_to_lower():
+    loop = make_trainer(Workers(), {}, max_host_memory_share=0.9)
+    filled = {"perf/max_host_memory_share": 0.9, "perf/max_rank_memory_gb": 3.0, "perf/driver_memory_gb": 1.5}
+    loop._check_memory(filled)
+    with pytest.raises(MemoryLimitError) as caught:
+        loop._check_memory(filled | {"perf/max_host_memory_share": 0.953})
+    message = str(caught.value)
+    for words in ("95% of a machine's memory", "trainer.max_host_memory_share=0.9", "3.0 GiB", "data.max_pixels"):
+        assert words in message

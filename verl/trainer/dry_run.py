@@ -1,19 +1,18 @@
 """`trainer.dry_run=true`: what a run would do and need, and its first prompts, without starting anything."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psutil
 import torch
-from transformers import AutoConfig
 
 from verl.batching import plan_micro_batches
 from verl.config import Config
 from verl.config_loading import config_to_dict
 from verl.dataset import Prompt, RLHFDataset
-from verl.memory import DataShape, ModelShape, Phase, estimate_memory, measure_data, measure_model
-from verl.model_families import model_class
+from verl.memory import DataShape, ModelShape, Phase, estimate_memory, measure_data
+from verl.qwen_vl import Grid, upright_size
 
 NUM_SHOWN = 3
 NUM_SAMPLED_IMAGES = 64
@@ -22,7 +21,6 @@ GB = 1024**3
 
 def print_dry_run(
     config: Config,
-    processor: Any,
     train_set: RLHFDataset,
     num_steps: int,
     phases: list[Phase],
@@ -33,7 +31,7 @@ def print_dry_run(
     lines = [*describe_steps(config, len(train_set), num_steps), *describe_batch(config), *describe_memory(phases)]
     print("\n".join(["", *lines]))  # noqa: T201
     for index in range(min(NUM_SHOWN, len(train_set))):
-        print("\n" + describe_prompt(train_set[index], processor, score_gold(train_set[index])))  # noqa: T201
+        print("\n" + describe_prompt(train_set, index, score_gold(train_set[index])))  # noqa: T201
 
 
 def describe_steps(config: Config, num_prompts: int, num_steps: int) -> list[str]:
@@ -106,17 +104,9 @@ def host_memory_warning(phases: list[Phase], is_on_cpu: bool, ranks_per_machine:
     )
 
 
-def plan_memory(config: Config, train_set: RLHFDataset) -> list[Phase]:
-    """The estimate for a run on these prompts, from the model's config.json and a sample of the images."""
-    return estimate_memory(config, read_model_shape(config), read_data_shape(train_set))
-
-
-def read_model_shape(config: Config) -> ModelShape:
-    """The shape of the configured model, none of whose weights are loaded."""
-    model = config.worker.actor.model
-    settings = AutoConfig.from_pretrained(model.model_path, trust_remote_code=model.trust_remote_code)
-    with torch.device("meta"):
-        return measure_model(model_class(model.model_path, model.trust_remote_code)(settings))
+def plan_memory(config: Config, model: ModelShape, train_set: RLHFDataset) -> list[Phase]:
+    """The estimate for a run of this model on these prompts, with a sample of their images."""
+    return estimate_memory(config, model, read_data_shape(train_set))
 
 
 def read_data_shape(train_set: RLHFDataset) -> DataShape:
@@ -126,16 +116,26 @@ def read_data_shape(train_set: RLHFDataset) -> DataShape:
     return measure_data([entry.grids for entry in train_set.entries], sampled)
 
 
-def describe_prompt(prompt: Prompt, processor: Any, score: dict[str, float]) -> str:
+def describe_prompt(train_set: RLHFDataset, index: int, score: dict[str, float]) -> str:
     """A prompt as the model reads it, its ground truth, and what a response with that ground truth earns."""
+    prompt, processor = train_set[index], train_set.processor
     parts = ", ".join(f"{name} {value:.3f}" for name, value in score.items())
     num_images = len(prompt.images)
     num_image_tokens = len(prompt.ids) - len(prompt.raw_ids) + num_images
     return "\n".join(
         [
             f"Row {prompt.row_id}: {len(prompt.ids)} tokens, {num_image_tokens} of them for {num_images} images",
+            *_describe_images(prompt, train_set.entries[index].grids, processor.image_processor),
             processor.tokenizer.decode(prompt.raw_ids),
             f"Ground truth: {prompt.ground_truth}",
             f"Reward of the ground truth: {parts}",
         ]
     )
+
+
+def _describe_images(prompt: Prompt, grids: Sequence[Grid], image_processor: Any) -> Iterator[str]:
+    """The frame of each picture and the one that the model sees: boxes belong to the first, unless the data say so."""
+    for image, (_, rows, columns) in zip(prompt.images, grids, strict=True):
+        width, height = upright_size(image)
+        patch = image_processor.patch_size
+        yield f"Image of {width} x {height} pixels, which the model sees as {columns * patch} x {rows * patch}"

@@ -3,13 +3,15 @@
 import logging
 import os
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spatialthinker.rewards import REWARDS, RewardInput, format_failure
 from spatialthinker.rewards.gold import gold_response
-from spatialthinker.rewards.spatial_sgg import check_ground_truth
+from spatialthinker.rewards.spatial_sgg import check_ground_truth, doubt_frame
 from verl.config import Config, ConfigError, RewardConfig
 from verl.config_loading import config_to_dict, load_config
 from verl.watchdog import Watchdog
@@ -40,11 +42,16 @@ class ScoreFunction:
         return scores
 
 
-def check_spatial_row(problem: str, ground_truth: str) -> None:
-    """Passes if `spatial_sgg` can score answers to this row; ValueError says what it lacks."""
+def check_spatial_row(problem: str, ground_truth: str, sizes: Sequence[tuple[int, int]]) -> str | None:
+    """What is doubtful about the frame of this row's boxes; ValueError when `spatial_sgg` cannot score answers to it.
+
+    Args:
+        sizes: width and height of the row's images.
+    """
     check_ground_truth(ground_truth, problem)
     if "<image>" not in problem:
         raise ValueError("the prompt has no <image>, and spatial_sgg scores boxes in an image")
+    return doubt_frame(ground_truth, problem, sizes[0]) if sizes else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,32 +91,25 @@ def train(config: Config) -> None:
     """Builds data, rewards and worker groups, in the order in which their faults are cheapest to find, and trains."""
     import ray
 
-    from verl.model_families import model_class
-    from verl.processor import load_run_processor
     from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
-    from verl.trainer.saving import find_start
-    from verl.trainer.tracking import Tracker, check_loggers
+    from verl.trainer.tracking import Tracker
 
-    check_loggers(config.trainer.logger)
-    device = choose_device(config)
-    model_class(config.worker.actor.model.model_path, config.worker.actor.model.trust_remote_code)
-    processor = load_run_processor(config)
-    start = find_start(config.trainer)
+    device, processor, model_shape, start = prepare(config)
     stall_s = config.trainer.watchdog_timeout_s
     watchdog = Watchdog(stall_s, Path(config.trainer.save_checkpoint_path) / "stacks") if stall_s else None
     reward = build_reward(config)
     try:
         train_set, val_set = build_datasets(config, processor)
         num_steps = count_steps(config, len(train_set))
-        phases = plan_memory(config, train_set)
+        phases = plan_memory(config, model_shape, train_set)
         score_gold = GoldScore(reward, config.worker.reward)
         if config.trainer.dry_run:
-            print_dry_run(config, processor, train_set, num_steps, phases, score_gold)
+            print_dry_run(config, train_set, num_steps, phases, score_gold)
             return
         scores = score_gold(train_set[0])
         check_filter_key(config, scores)
-        print(describe_prompt(train_set[0], processor, scores))  # noqa: T201
+        print(describe_prompt(train_set, 0, scores))  # noqa: T201
         if warning := host_memory_warning(phases, device == "cpu", config.trainer.n_gpus_per_node):
             print(f"Warning: {warning}")  # noqa: T201
         tracker = Tracker(
@@ -132,6 +132,38 @@ def train(config: Config) -> None:
         ray.shutdown()
         if watchdog is not None:
             watchdog.remove_empty()
+
+
+def prepare(config: Config) -> tuple[str, Any, Any, Path | None]:
+    """Device, processor, shape of the model and checkpoint to go on from, all that is known before data are read.
+
+    Raises:
+        ConfigError: every fault of the machine, the models and the checkpoint together.
+    """
+    from verl.processor import load_run_processor
+    from verl.trainer.model_checks import measure_checked_model
+    from verl.trainer.saving import find_start
+    from verl.trainer.tracking import check_loggers
+    from verl.versions import check_versions
+
+    faults: list[str] = []
+
+    def find(part: Callable[[], Any]) -> Any:
+        try:
+            return part()
+        except ConfigError as error:
+            faults.extend(error.faults)
+
+    if config.trainer.check_versions:
+        find(check_versions)
+    find(lambda: check_loggers(config.trainer.logger))
+    device = find(lambda: choose_device(config))
+    model_shape = find(lambda: measure_checked_model(config))
+    processor = find(lambda: load_run_processor(config))
+    start = find(lambda: find_start(config.trainer))
+    if faults:
+        raise ConfigError(faults)
+    return device, processor, model_shape, start
 
 
 def choose_device(config: Config) -> str:
@@ -204,7 +236,8 @@ def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
     }
     train_set = RLHFDataset(data.train_files, text_only=data.text_only, mixed_data=data.mixed_data, **options)
     BatchOrder(len(train_set), data.rollout_batch_size, data.shuffle, data.seed)  # too few rows are named here
-    return train_set, RLHFDataset(data.val_files, **options)
+    reads_text_alone = data.text_only and processor.image_processor is None
+    return train_set, RLHFDataset(data.val_files, text_only=reads_text_alone, **options)
 
 
 def start_ray(config: Config, device: str) -> None:
@@ -299,6 +332,7 @@ def build_workers(
 
 def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, Any]:
     """Constructor arguments of the engines."""
+    from verl.model_families import override_engine_config
     from verl.processor import pixel_limits, threads_per_rank, vision_token_ids
 
     rollout, data, model = config.worker.rollout, config.data, config.worker.actor.model
@@ -319,8 +353,10 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
     if device == "cuda":
         engine["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         engine["max_cudagraph_capture_size"] = rollout.max_num_seqs  # a step of all its sequences is one graph
-    if rollout.limit_images:
+    if rollout.limit_images and processor.image_processor is not None:
         engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
+    if model.override_config:
+        engine["hf_overrides"] = partial(override_engine_config, overrides=model.override_config)
     if model.tokenizer_path:
         engine["tokenizer"] = model.tokenizer_path
     return {

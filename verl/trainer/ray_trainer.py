@@ -118,7 +118,9 @@ class GRPOTrainer:
             self.saver.settle(is_waiting=False)
             self._check_memory(metrics)
             progress.update()
-            progress.set_postfix(reward=f"{reward:.3f}", s=f"{seconds:.0f}")
+            # Not the loss, which is 0 while the policy is the one that sampled.
+            grad_norm = metrics.get("actor/grad_norm", 0.0)
+            progress.set_postfix(reward=f"{reward:.3f}", grad=f"{grad_norm:.2g}", s=f"{seconds:.0f}")
         progress.close()
 
     def _log_step(self) -> None:
@@ -360,6 +362,8 @@ class GRPOTrainer:
         self.actor.restore(str(self.start), model_only)
         self.tracker.resume(self.global_step)
         note = "; it holds no optimizer, which starts anew" if model_only else ""
+        if self.global_step >= self.num_steps:
+            note += "; nothing is left to train: raise trainer.max_steps or trainer.total_epochs to go on"
         print(f"Resumed step {self.global_step} of {self.num_steps} from {self.start}{note}", flush=True)  # noqa: T201
 
     @contextmanager

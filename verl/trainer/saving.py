@@ -113,7 +113,7 @@ class CheckpointSaver:
 
     def _describe(self, step: int, fault: str) -> str:
         free_gb = shutil.disk_usage(self.root).free / 2**30 if self.root.is_dir() else 0.0
-        latest = checkpoint.find_latest(self.root)
+        latest = checkpoint.find_latest(self.root, with_content=False)
         kept = f"the newest whole checkpoint is {latest}" if latest else "there is no whole checkpoint yet"
         return f"the checkpoint of step {step} could not be written ({free_gb:.2f} GiB free): {fault}; {kept}"
 

@@ -16,13 +16,14 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
-from verl.batching import PackedBatch, Piece, pack, plan_micro_batches, split_to_count
+from verl.activations import keep_activations
+from verl.batching import PackedBatch, Piece, pack, plan_micro_batches, send, split_to_count
 from verl.divergences import compute_kl
 from verl.fsdp import clip_grad_norm
 from verl.lora import adapters_off
 from verl.losses import average_denominator, average_weights, compute_policy_loss, compute_rollout_weights
 from verl.protocol import DataProto
-from verl.qwen_vl import ResponseLogProbs, ResponseValues, decode_image, keep_activations
+from verl.qwen_vl import Grid, ResponseLogProbs, ResponseValues, decode_image
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Groups:
         responses: per group and sample [R].
         images: per group the numbers of its images in `pixels` and `grids`.
         pixels: per image its patches [patches, patch size]; every image once.
-        grids: per image (frames, rows, columns).
+        grids: per image frames, rows and columns.
         num_samples, width: n and padded R of the tensors that come back.
     """
 
@@ -43,12 +44,12 @@ class Groups:
     responses: list[list[Tensor]]
     images: list[list[int]]
     pixels: list[Tensor]
-    grids: list[Tensor]
+    grids: list[Grid]
     num_samples: int
     width: int
 
     @classmethod
-    def from_proto(cls, data: DataProto, pixels: list[Tensor], grids: list[Tensor]) -> "Groups":
+    def from_proto(cls, data: DataProto, pixels: list[Tensor], grids: list[Grid]) -> "Groups":
         """The groups of a batch whose images, in order, have the given patches."""
         batch = data.batch
         prompt_mask, response_mask = batch["prompt_mask"].bool(), batch["response_mask"].bool()
@@ -172,16 +173,17 @@ class PolicyBatch:
 class MetricSums:
     """Sums and weights of metrics, so that means over tokens stay exact over micro-batches and ranks."""
 
-    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    sums: dict[str, Any] = field(default_factory=lambda: defaultdict(float))
     weights: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, name: str, total: Tensor | float, weight: float) -> None:
-        self.sums[name] += float(total)
+        """Adds a sum; one on a GPU stays there, for to read it would wait for all of the GPU's work."""
+        self.sums[name] = self.sums[name] + (total.detach().double() if isinstance(total, Tensor) else total)
         self.weights[name] += weight
 
     def as_pairs(self) -> dict[str, tuple[float, float]]:
         """Name -> (sum, weight)."""
-        return {name: (self.sums[name], self.weights[name]) for name in self.sums}
+        return {name: (float(self.sums[name]), self.weights[name]) for name in self.sums}
 
 
 class Learner:
@@ -212,15 +214,15 @@ class Learner:
         shown = list(dict.fromkeys(batch.image_ids)) if self.images_once else batch.image_ids
         if not shown and groups.pixels:  # the tower's parameters are gathered by all ranks together
             shown = [0]
-        pixel_values = torch.cat([groups.pixels[i] for i in shown]) if shown else None
-        grids = torch.stack([groups.grids[i] for i in shown]) if shown else None
+        pixel_values = torch.cat([send(groups.pixels[i], self.device) for i in shown]) if shown else None
+        grids = [groups.grids[i] for i in shown]
         if self.activation_budget_gb is not None and torch.is_grad_enabled():
             num_patches = 0 if pixel_values is None else len(pixel_values)
             keep_activations(self.model.model, len(batch.input_ids), num_patches, self.activation_budget_gb * 1024**3)
         return self.model(
             batch.to(self.device),
-            pixel_values.to(self.device) if pixel_values is not None else None,
-            grids.to(self.device) if grids is not None else None,
+            pixel_values,
+            grids,
             *args,
             **kwargs,
         )
@@ -251,7 +253,7 @@ class Learner:
                     weights = (
                         average_weights(settings.loss_avg_mode, groups.lengths(pieces)) if pieces else 0.0 * losses
                     )
-                    loss = (losses * weights.to(losses)).sum()
+                    loss = (losses * send(weights.to(losses.dtype), self.device)).sum()
                     (loss * (self.world_size / denominator)).backward()
                 num_skipped += not self._step(settings.max_grad_norm, metrics)
         metrics.add(f"{self.name}/skipped_steps", num_skipped, 1)
@@ -295,8 +297,9 @@ class Actor(Learner):
         self.model.eval()
         shape = (len(groups), groups.num_samples, groups.width)
         log_probs, entropies = torch.zeros(shape), torch.zeros(shape)
-        for pieces in groups.plan(max_tokens, shared_prompt):
-            values, entropy = self.forward(groups, pieces, temperature)
+        batches = groups.plan(max_tokens, shared_prompt)
+        parts = [self.forward(groups, pieces, temperature) for pieces in batches]  # all passes before the first wait
+        for pieces, (values, entropy) in zip(batches, parts, strict=True):
             if pieces:
                 groups.scatter(log_probs, values.float().cpu(), pieces)
                 groups.scatter(entropies, entropy.float().cpu(), pieces)
@@ -356,7 +359,7 @@ class Actor(Learner):
             return log_probs
 
         def values(padded: Tensor) -> Tensor:
-            return groups.gather(padded, pieces).to(self.device)
+            return send(groups.gather(padded, pieces), self.device)
 
         advantages = batch.advantages
         if advantages.dim() == 2:
@@ -367,7 +370,7 @@ class Actor(Learner):
             log_probs,
             old,
             values(advantages),
-            groups.lengths(pieces).to(self.device),
+            send(groups.lengths(pieces), self.device),
             settings.clip_ratio_low,
             settings.clip_ratio_high,
             settings.clip_ratio_dual,
@@ -384,7 +387,7 @@ class Actor(Learner):
             details["kl_loss"] = kl
             losses = losses + settings.kl_coef * kl
         for name, tokens in details.items():
-            metrics.add(f"actor/{name}", tokens.detach().sum(), len(losses))
+            metrics.add(f"actor/{name}", tokens.sum(), len(losses))
         return losses
 
 
@@ -394,7 +397,7 @@ def image_patches(
     dtype: torch.dtype = torch.float32,
     num_threads: int = 1,
     **size: int,
-) -> tuple[list[Tensor], list[Tensor]]:
+) -> tuple[list[Tensor], list[Grid]]:
     """Patches and grid of each image, by the model's own image processor.
 
     Args:
@@ -404,10 +407,10 @@ def image_patches(
         size: `min_pixels` and `max_pixels`.
     """
 
-    def patches(image: bytes | Image.Image) -> tuple[Tensor, Tensor]:
+    def patches(image: bytes | Image.Image) -> tuple[Tensor, Grid]:
         picture = decode_image(image) if isinstance(image, bytes) else image
         out = image_processor(images=[picture], return_tensors="pt", **size)
-        return out["pixel_values"].to(dtype), out["image_grid_thw"][0]
+        return out["pixel_values"].to(dtype), tuple(out["image_grid_thw"][0].tolist())
 
     threads_inside = torch.get_num_threads()
     with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verl.batching import Piece
+from verl.batching import Piece, send
 from verl.losses import compute_value_loss
 from verl.workers.actor import Groups, Learner, MetricSums, StepSettings
 
@@ -50,10 +50,10 @@ class Critic(Learner):
             values = self.forward(groups, pieces)
             if not pieces:
                 return values
-            old, target = (groups.gather(padded, pieces).to(self.device) for padded in (old_values, returns))
+            old, target = (send(groups.gather(padded, pieces), self.device) for padded in (old_values, returns))
             losses, details = compute_value_loss(values, old, target, settings.cliprange_value)
             for name, tokens in ({"vf_loss": losses} | details).items():
-                metrics.add(f"critic/{name}", tokens.detach().sum(), len(losses))
+                metrics.add(f"critic/{name}", tokens.sum(), len(losses))
             return losses
 
         self.learn(groups, settings, metrics, micro_losses)

@@ -12,16 +12,17 @@ from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from verl import checkpoint
+from verl.activations import CHECKPOINTING
 from verl.config import Config, OptimConfig
 from verl.divergences import FULL_KL
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_store, shard, whole
 from verl.fused_layers import fuse_layers
 from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
-from verl.model_families import stand_in_image, vision_tower
+from verl.model_families import critic_path, stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS, allocate_states
-from verl.processor import load_run_processor, pixel_limits, threads_per_rank
+from verl.processor import load_run_processor, pixel_limits, threads_per_rank, vision_token_ids
 from verl.protocol import DataProto
-from verl.qwen_vl import ResponseLogProbs, ResponseValues, load_model
+from verl.qwen_vl import ResponseLogProbs, ResponseValues, check_image_tokens, load_model
 from verl.single_controller import Dispatch, register
 from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings, image_patches
 from verl.workers.critic import Critic, ValueSettings
@@ -94,7 +95,8 @@ class FSDPWorker:
         settings, model_config = self.config.worker.actor, self.config.worker.actor.model
         kept, computed = DTYPES[settings.fsdp.torch_dtype], DTYPES[settings.fsdp.mp_param_dtype]
         is_frozen = not trainable or model_config.lora.rank > 0
-        model = load_model(model_config.model_path, computed if is_frozen else kept, model_config.trust_remote_code)
+        dtype, overrides = computed if is_frozen else kept, model_config.override_config
+        model = load_model(model_config.model_path, dtype, model_config.trust_remote_code, overrides)
         if self.device.type == "cuda" and model_config.use_fused_layers:
             fuse_layers(model)
         if not trainable:
@@ -104,10 +106,10 @@ class FSDPWorker:
         if model_config.freeze_vision_tower and (tower := vision_tower(model)) is not None:
             tower.requires_grad_(False)
         if trainable and model_config.enable_gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable(CHECKPOINTING)
         fsdp = settings.fsdp if trainable else self.config.worker.ref.fsdp
         offload = settings.offload if trainable else self.config.worker.ref.offload
-        wrapped = ResponseLogProbs(model)
+        wrapped = ResponseLogProbs(model, vision_token_ids(self.processor))
         if not fsdp.enable_cpu_offload:
             wrapped.to(self.device)
         shard(wrapped, self.mesh, computed, DTYPES[settings.fsdp.mp_reduce_dtype], fsdp.enable_cpu_offload)
@@ -131,19 +133,31 @@ class FSDPWorker:
         return on_device(self.device, reference if is_parked else None)
 
     def _build_critic(self) -> ResponseValues:
-        settings = self.config.worker.critic
-        path = settings.model.model_path or self.config.worker.actor.model.model_path
-        model = load_model(path, DTYPES[settings.fsdp.torch_dtype], settings.model.trust_remote_code)
+        settings, path = self.config.worker.critic, critic_path(self.config)
+        dtype, overrides = DTYPES[settings.fsdp.torch_dtype], settings.model.override_config
+        model = load_model(path, dtype, settings.model.trust_remote_code, overrides)
         if settings.model.freeze_vision_tower and (tower := vision_tower(model)) is not None:
             tower.requires_grad_(False)
         if settings.model.enable_gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable(CHECKPOINTING)
         wrapped, fsdp = ResponseValues(model), settings.fsdp
         if not fsdp.enable_cpu_offload:
             wrapped.to(self.device)
         types = DTYPES[fsdp.mp_param_dtype], DTYPES[fsdp.mp_reduce_dtype]
         shard(wrapped, self.mesh, *types, fsdp.enable_cpu_offload)
+        if settings.offload.offload_params:
+            wrapped.to("cpu")
         return wrapped
+
+    def _critic_on_device(self, with_optimizer: bool = False) -> AbstractContextManager[None]:
+        """The same for the critic."""
+        assert self.critic is not None
+        offload = self.config.worker.critic.offload
+        return on_device(
+            self.device,
+            self.critic.model if offload.offload_params else None,
+            self.critic.optimizer if offload.offload_optimizer and with_optimizer else None,
+        )
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def load_groups(self, data: DataProto) -> None:
@@ -166,6 +180,7 @@ class FSDPWorker:
             patches, grid = stand_in_image(self.policy.model)
             pixels, grids = [patches], [grid]
         self.groups = Groups.from_proto(data, pixels, grids)
+        check_image_tokens(self.groups.prompts, self.groups.images, grids, self.processor)
 
     def _log_probs(self, actor: Actor, key: str) -> DataProto:
         assert self.groups is not None, "load_groups comes first"
@@ -230,7 +245,8 @@ class FSDPWorker:
         """`values` [G, n, R] of the loaded groups under the critic; `data` only carries the split."""
         assert self.groups is not None and self.critic is not None
         budget = self._max_tokens(self.config.worker.critic.micro_batch_size_per_device_for_experience)
-        values = self.critic.compute_values(self.groups, budget, self.shared_prompt)
+        with self._critic_on_device():
+            values = self.critic.compute_values(self.groups, budget, self.shared_prompt)
         return DataProto.from_dict(tensors={"values": values})
 
     def _step_settings(self, settings: Any) -> dict[str, Any]:
@@ -253,7 +269,8 @@ class FSDPWorker:
         critic = self.config.worker.critic
         settings = ValueSettings(cliprange_value=critic.cliprange_value, **self._step_settings(critic))
         lr = self._set_lr(self.critic.optimizer, critic.optim, data.meta_info["step"])
-        metrics = self.critic.update(self.groups, data.batch["values"], data.batch["returns"], settings)
+        with self._critic_on_device(with_optimizer=True):
+            metrics = self.critic.update(self.groups, data.batch["values"], data.batch["returns"], settings)
         return metrics | {"critic/lr": (lr, 1.0)} | host_memory()
 
     @register(Dispatch.DP_COMPUTE_METRIC)
@@ -359,7 +376,8 @@ class FSDPWorker:
         checkpoint.load_rng(actor_folder, self.rank)
         if self.critic is not None:
             optimizer = None if model_only else self.critic.optimizer
-            checkpoint.load_shards(Path(folder) / "critic", self.critic.model, optimizer)
+            with self._critic_on_device(with_optimizer=True):
+                checkpoint.load_shards(Path(folder) / "critic", self.critic.model, optimizer)
 
 
 def host_memory() -> dict[str, tuple[float, float]]:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verl.log_probs import BANNED_LOGIT_BIAS
 from verl.protocol import DataProto
 from verl.qwen_vl import decode_image
 from verl.single_controller import Dispatch, register
 
-BANNED_LOGIT_BIAS = -100.0  # vision tokens in a response have no image behind them
 CPU_KV_CACHE_GB = 1
 
 
@@ -26,7 +26,7 @@ class RolloutWorker:
         device: "cpu" or "cuda".
         engine: keyword arguments of vllm.LLM.
         max_response_length: R.
-        banned_token_ids: never sampled.
+        banned_token_ids: never sampled: vision tokens in a response have no image behind them.
         image_size: min_pixels and max_pixels of the image processor, the same as in training.
         num_threads: that prepare images.
     """

@@ -1,0 +1,93 @@
+"""What a model cannot do is said from its config.json, before a weight is read; versions before that."""
+
+import pytest
+from transformers import PretrainedConfig
+
+from tests.tiny_model_folder import save_tiny_model
+from verl.config import ConfigError
+from verl.config_loading import load_config
+from verl.model_families import read_config
+from verl.processor import load_processor
+from verl.trainer.main import rollout_arguments
+from verl.trainer.model_checks import measure_checked_model
+from verl.versions import check_versions
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {
+        family: save_tiny_model(tmp_path_factory.mktemp(family), family=family) for family in ("qwen2_5_vl", "qwen3")
+    }
+
+
+def faults(folder, *overrides) -> list[str]:
+    lengths = ["data.max_prompt_length=1024", "data.max_response_length=512", "trainer.n_gpus_per_node=4"]
+    config = load_config([f"worker.actor.model.model_path={folder}", *lengths, *overrides])
+    try:
+        measure_checked_model(config)
+    except ConfigError as error:
+        return error.faults
+    return []
+
+
+ADAPTERS = "worker.actor.model.lora.rank=4"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([ADAPTERS, "worker.actor.model.lora.target_modules=nothing"], "lora.target_modules = 'nothing'"),
+        ([ADAPTERS, "worker.actor.model.lora.target_modules=lm_head"], "lm_head cannot carry an adapter"),
+        ([ADAPTERS, "worker.actor.model.lora.exclude_modules='*visual'"], "is no regular expression"),
+        (["worker.rollout.tensor_parallel_size=4"], "must divide the model's 2 attention heads"),
+        (["data.max_response_length=4000"], "max_response_length = 5024: the model has positions for 4096 tokens"),
+        (["worker.rollout.max_model_len=5000"], "worker.rollout.max_model_len = 5000: the model has positions"),
+        (["worker.actor.model.override_config={rope_thet: 1}"], "override_config.rope_thet = 1: Qwen2_5_VLConfig has"),
+        (["worker.actor.model.override_config={text_config: {hidden: 1}}"], "did you mean hidden_"),
+    ],
+)
+def test_what_the_model_cannot_do_is_said(folders, overrides, words):
+    (fault,) = faults(folders["qwen2_5_vl"], *overrides)
+    assert words in fault
+
+
+def test_all_faults_of_a_model_come_together(folders):
+    critic = ["algorithm.adv_estimator=gae", f"worker.critic.model.model_path={folders['qwen3']}"]
+    found = faults(folders["qwen2_5_vl"], *critic, "worker.rollout.tensor_parallel_size=4", ADAPTERS)
+    assert len(found) == 2 and "its image_token_id is None and the actor's is" in found[1]
+    assert not faults(folders["qwen3"], *critic)
+
+
+def test_positions_may_be_stretched(folders):
+    rope = "{text_config: {rope_parameters: {rope_type: yarn, factor: 2.0, original_max_position_embeddings: 4096}}}"
+    longer = ["data.max_response_length=4000", f"worker.actor.model.override_config={rope}"]
+    assert not faults(folders["qwen2_5_vl"], *longer)
+
+
+def test_overrides_reach_sections_and_leave_the_rest(folders):
+    changes = {"text_config": {"attention_dropout": 0.5, "rope_parameters": {"rope_theta": 5.0}}}
+    changed, plain = (read_config(str(folders["qwen2_5_vl"]), overrides=which) for which in (changes, None))
+    assert (changed.text_config.attention_dropout, plain.text_config.attention_dropout) == (0.5, 0.0)
+    assert changed.text_config.rope_parameters == plain.text_config.rope_parameters | {"rope_theta": 5.0}
+    assert changed.text_config.hidden_size == plain.text_config.hidden_size
+
+
+def test_other_versions_than_the_tried_ones_are_named(monkeypatch):
+    check_versions()
+    monkeypatch.setattr("verl.versions.PROJECT", "no-such-package")  # a folder that was not installed
+    check_versions()
+    check_versions(["vllm>=0.1", "fire==99", "torch"])  # a CPU build of vLLM counts; others do not matter
+    with pytest.raises(ConfigError) as caught:
+        check_versions(["transformers==4.57.0", "vllm==0.11.0"])
+    for fault, wanted in zip(caught.value.faults, ("transformers==4.57.0", "vllm==0.11.0"), strict=True):
+        assert f"was tried with {wanted}: pip install '{wanted}', or set trainer.check_versions=false" in fault
+
+
+def test_an_engine_is_told_what_its_model_can_use(folders):
+    chosen = ["worker.rollout.limit_images=2", "worker.actor.model.override_config={rms_norm_eps: 0.5}"]
+    for family, limit in (("qwen2_5_vl", {"image": 2}), ("qwen3", None)):  # a text model has no images to limit
+        config = load_config([f"worker.actor.model.model_path={folders[family]}", *chosen])
+        engine = rollout_arguments(config, "cpu", load_processor(str(folders[family])))["engine"]
+        assert engine.get("limit_mm_per_prompt") == limit
+    assert engine["hf_overrides"](read_config(str(folders["qwen3"]))).rms_norm_eps == 0.5
+    engine["hf_overrides"](PretrainedConfig())  # vLLM asks with one, too

@@ -1,0 +1,84 @@
+"""What the models of a run cannot do, known from their config.json alone, before any weight is read."""
+
+import re
+from collections.abc import Iterator
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from verl.config import AdapterConfig, Config, ConfigError
+from verl.lora import add_adapters
+from verl.memory import ModelShape, measure_model
+from verl.model_families import critic_path, model_class, read_config
+
+
+def measure_checked_model(config: Config) -> ModelShape:
+    """The shape of the policy's model, which is built with no memory behind its weights.
+
+    Raises:
+        ConfigError: all that the configuration asks of actor, critic and engine and their models cannot do.
+    """
+    model = config.worker.actor.model
+    settings = read_config(model.model_path, model.trust_remote_code, model.override_config)
+    faults = [*_engine_faults(config, settings), *_critic_faults(config, settings)]
+    with torch.device("meta"):
+        built = model_class(settings)(settings)
+        shape = measure_model(built)
+        if model.lora.rank:
+            faults += _adapter_faults(built, model.lora)
+    if faults:
+        raise ConfigError(faults)
+    return shape
+
+
+def _adapter_faults(model: PreTrainedModel, lora: AdapterConfig) -> list[str]:
+    try:
+        re.compile(lora.exclude_modules or "")
+        add_adapters(model, lora, torch.bfloat16, seed=0)
+    except ConfigError as error:
+        return error.faults
+    except re.error as error:
+        key = f"worker.actor.model.lora.exclude_modules = {lora.exclude_modules!r}"
+        return [f"{key}: is no regular expression ({error}); names of layers look like .*visual.*"]
+    return []
+
+
+def _engine_faults(config: Config, settings: PretrainedConfig) -> Iterator[str]:
+    rollout, text = config.worker.rollout, settings.get_text_config()
+    if text.num_attention_heads % rollout.tensor_parallel_size:
+        yield (
+            f"worker.rollout.tensor_parallel_size = {rollout.tensor_parallel_size}: must divide the model's "
+            f"{text.num_attention_heads} attention heads; lower it"
+        )
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    stretched = (getattr(text, "rope_parameters", None) or {}).get("factor", 1.0)
+    limit = int(text.max_position_embeddings * stretched)
+    if max(longest, rollout.max_model_len or 0) > limit:
+        knob = "worker.rollout.max_model_len" if longest <= limit else "data.max_prompt_length + max_response_length"
+        yield (
+            f"{knob} = {max(longest, rollout.max_model_len or 0)}: the model has positions for {limit} tokens; lower "
+            "it, or stretch them with worker.actor.model.override_config"
+        )
+
+
+def _critic_faults(config: Config, settings: PretrainedConfig) -> Iterator[str]:
+    if config.algorithm.adv_estimator != "gae":
+        return
+    critic = config.worker.critic.model
+    try:
+        path = critic_path(config)
+        own = read_config(path, critic.trust_remote_code, critic.override_config, "worker.critic.model")
+    except ConfigError as error:
+        yield from error.faults
+        return
+    for name in ("image_token_id", "vocab_size"):
+        theirs, ours = (_number(part, name) for part in (own, settings))
+        if theirs != ours:
+            yield (
+                f"worker.critic.model.model_path = {path!r}: its {name} is {theirs} and the actor's is {ours}; they "
+                "read the same token ids, so name a model of the actor's family, or null for the actor's own"
+            )
+
+
+def _number(settings: PretrainedConfig, name: str) -> int | None:
+    return getattr(settings, name, None) or getattr(settings.get_text_config(), name, None)
