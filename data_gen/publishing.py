@@ -138,7 +138,7 @@ def write_card(path: Path, selection: Selection, summary: dict[str, Any]) -> Non
     parts = [head, f"Splits: {sizes}; all rows of one image share a split.", "## Origin", _origin(selection)]
     generation = summary["generation"]
     if generation:
-        parts.append(f"Settings of the generation: `{json.dumps(generation)}`")
+        parts.append(f"Settings of the last stage: `{json.dumps(generation)}`")
     parts += ["## Price", summary["price"]]
     parts.append("## Contents")
     parts += [markdown_table(name, table) for name, table in tables(records).items()]
