@@ -84,9 +84,10 @@ class FSDPWorker:
         if self.config.algorithm.adv_estimator == "gae":
             model = self._build_critic()
             optimizer = build_optimizer(model, self.config.worker.critic.optim)
-            allocate_states(optimizer)
             self.critic_writer = checkpoint.ShardWriter()
             self.critic = Critic(model, self.device, optimizer, actor.images_once)
+            with self._critic_on_device(with_optimizer=True):
+                allocate_states(optimizer)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what loading has left cached is room for the engine that starts next
 
