@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from data_gen.checks import find_faults
 from data_gen.journal import FAILED, Line
+from data_gen.outcomes import accepted_line, quarantined_line
 from data_gen.predicates import SPATIAL
 from data_gen.prompts import (
     MAX_OUTPUT_TOKENS,
@@ -18,7 +19,6 @@ from data_gen.prompts import (
 )
 from data_gen.quotas import Steering
 from data_gen.scenes import Scene
-from data_gen.stages import accepted_line, quarantined_line
 from data_gen.templates import TEMPLATES, named_objects
 from spatialthinker.model_api import Api, ApiRequest, OutageFault, Reply, RequestFault, merge_usage
 
@@ -26,6 +26,7 @@ MAX_ASKS = 2
 """The first request and one repair round."""
 
 NUM_FURTHER = 3
+NO_QUESTION = "the graph carries no question of any category"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 
 from data_gen.draft import Draft
-from data_gen.naming import is_plural, kind_of, may_be_confused, singular
+from data_gen.naming import is_called, is_plural, may_be_confused, singular
 from data_gen.predicates import (
     OPPOSITE,
     SPATIAL,
@@ -120,10 +120,10 @@ def check_count(draft: Draft, scene: Scene) -> str | None:
     numbers = [number_of(option) for option in draft.options]
     if None in numbers:
         return f"options of a count question must be whole numbers, got {list(draft.options)}"
-    kinds = [name for name in _asked_kinds(draft, objects) if all(x.label in kind_of(name) for x in objects)]
+    kinds = [name for name in _asked_kinds(draft, objects) if all(is_called(x.label, name) for x in objects)]
     if not kinds:
         return f"the question counts none of the evidence: {', '.join(x.label for x in objects)}"
-    members = [item for item in scene.objects if item.label in kind_of(kinds[0])]
+    members = [item for item in scene.objects if is_called(item.label, kinds[0])]
     if any(is_plural(item.label) for item in members):
         return f"a box named {next(x.label for x in members if is_plural(x.label))!r} stands for an unknown number"
     if numbers[draft.answer_index] != len(members):
@@ -139,7 +139,7 @@ def _asked_kinds(draft: Draft, objects: list[SceneObject]) -> list[str]:
     words = re.findall(r"[a-z]+", match[1] if match else draft.question.casefold())
     phrases = [(i, " ".join(words[i : i + n])) for i in range(len(words)) for n in (3, 2, 1)]
     labels = {x.label for x in objects}
-    return [singular(p) for i, p in phrases if i < 4 and any(label in kind_of(singular(p)) for label in labels)]
+    return [singular(p) for i, p in phrases if i < 4 and any(is_called(label, singular(p)) for label in labels)]
 
 
 def number_of(text: str) -> int | None:

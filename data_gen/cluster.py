@@ -1,25 +1,26 @@
-"""Millions of scenes: the stages of preprocess_data over Ray Data, on a cluster that is already there.
+"""Millions of scenes: generation and validation over Ray Data, on a cluster that is already there.
 
-    python data_gen/generate_data.py preprocess_on_cluster --source=FOLDER --out=FOLDER --provider=template
+    python data_gen/generate_data.py preprocess_on_cluster --source=FOLDER --out=data/large.csv --provider=template
+    python data_gen/generate_data.py validate_on_cluster --input_file=data/large.csv --output_file=data/checked.csv
 
-The source's parquet files are cut into blocks of scenes; each block is one ordinary run with its own journal under
-OUT/blocks, so that a block that dies goes on from its journal wherever it is started again. Quotas hold inside every
-block. OUT must be a folder that all machines see.
+The source is cut into blocks of scenes; each block is one ordinary run with its own journal under OUT/blocks, so that
+a block that dies goes on from its journal wherever it is started again. Quotas hold inside every block. OUT must be a
+folder that all machines see.
 """
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_gen.generation import run_provider
+from data_gen.generation import check_output, connect, open_journal, run_provider
 from data_gen.generation_options import GenerationOptions
 from data_gen.journal import ACCEPTED, Journal, newest_lines
-from data_gen.records import journal_of, read_records, write_csv
+from data_gen.records import journal_of, read_records, read_settings, write_csv
 from data_gen.sources import Row, Source, open_source
+from data_gen.validation import ValidationOptions, validate
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Block:
 
         return replace(source, rows=rows, num_rows=self.size)
 
+    def csv(self, out: Path) -> Path:
+        """The block's part of an output; its journal stands beside it."""
+        return out.with_suffix("") / "blocks" / f"{self.number:06d}.csv"
+
 
 def cut(num_rows: int, block_rows: int) -> list[Block]:
     """The blocks of a source."""
@@ -45,49 +50,90 @@ def cut(num_rows: int, block_rows: int) -> list[Block]:
     return [Block(number, start, min(block_rows, num_rows - start)) for number, start in enumerate(starts)]
 
 
-def run_block(item: dict[str, Any], options: GenerationOptions) -> dict[str, Any]:
-    """Run one block on whichever machine this is; return its numbers."""
-    block = Block(int(item["number"]), int(item["start"]), int(item["size"]))
-    source = block.slice(open_source(options.source, options.seed))
-    path = block_csv(options.out, block)
-    settings = options.settings() | {"block": [block.start, block.size]}
-    options = replace(options, out=path, data_cap=None)
-    with Journal(journal_of(path), settings, options.is_overwritten) as journal:
-        run_provider(options, source, journal)
-        outcomes = journal.outcomes()
-        return {"accepted": outcomes[ACCEPTED], "images": outcomes.total(), "cost_usd": journal.cost_usd}
-
-
-def block_csv(out: Path, block: Block) -> Path:
-    """The CSV of a block, whose journal stands beside it."""
-    return out.with_suffix("") / "blocks" / f"{block.number:06d}.csv"
-
-
-def run_cluster(options: GenerationOptions, block_rows: int, address: str | None) -> None:
-    """Run all blocks over a Ray cluster and gather their journals into the one beside `options.out`."""
-    import ray
-
-    source = open_source(options.source, options.seed).check()
+def generate_blocks(options: GenerationOptions, block_rows: int, address: str | None) -> None:
+    """Ask about every scene, and gather the blocks' journals into the one beside `options.out`."""
+    source = open_source(options.source).check()
     if source.num_rows is None:
         raise ValueError(f"--source {options.source} does not say how many rows it has")
+    check_output(options)
+    connect(options)  # a missing key is to be told here, once
     blocks = cut(min(source.num_rows, options.data_cap or source.num_rows), block_rows)
-    options = replace(options, out=options.out.resolve())
+    place = Path(options.source)
+    options = replace(options, out=options.out.resolve(), source=str(place.resolve() if place.exists() else place))
+    run_blocks(partial(generate_block, options=options, num_rows=sum(block.size for block in blocks)), blocks, address)
+    gather(options.out, blocks, options.settings(), options.is_overwritten)
+
+
+def generate_block(item: dict[str, int], options: GenerationOptions, num_rows: int) -> dict[str, Any]:
+    """Run one block on whichever machine this is; of the budget it has its share."""
+    block = Block(**item)
+    budget = None if options.max_cost_usd is None else options.max_cost_usd * block.size / num_rows
+    path = block.csv(options.out)
+    source = block.slice(open_source(options.source))
+    part = replace(options, out=path, data_cap=None, max_cost_usd=budget)
+    with open_journal(part, {"block": [block.start, block.size]}) as journal:
+        run_provider(part, source, journal, connect(part))
+    return item
+
+
+def validate_blocks(options: ValidationOptions, address: str | None) -> None:
+    """Judge the records of every block, and gather the blocks' journals into the one beside the output."""
+    options = replace(options, input_file=options.input_file.resolve(), output_file=options.output_file.resolve())
+    blocks = find_blocks(options.input_file)
+    options.connect()
+    total = sum(block.size for block in blocks)
+    run_blocks(partial(validate_block, options=options, num_rows=total), blocks, address)
+    locator = options.source or read_settings(options.input_file)["source"]
+    gather(options.output_file, blocks, options.settings() | {"source": locator}, options.is_overwritten)
+
+
+def validate_block(item: dict[str, int], options: ValidationOptions, num_rows: int) -> dict[str, Any]:
+    """Judge one block's records on whichever machine this is; of the budget it has its share."""
+    block = Block(**item)
+    budget = None if options.max_cost_usd is None else options.max_cost_usd * block.size / num_rows
+    path = block.csv(options.input_file)
+    source = block.slice(open_source(options.source or read_settings(path)["source"]))
+    part = replace(options, input_file=journal_of(path), output_file=block.csv(options.output_file))
+    if any(True for _ in read_records(part.input_file)):
+        validate(replace(part, max_cost_usd=budget), source)
+    return item
+
+
+def find_blocks(path: Path) -> list[Block]:
+    """The blocks of which an output was gathered. Raises ValueError where it was not written over a cluster."""
+    folder = Block(0, 0, 0).csv(path).parent
+    blocks = [
+        Block(int(journal.stem), *read_settings(journal)["block"]) for journal in sorted(folder.glob("*[0-9].jsonl"))
+    ]
+    if not blocks:
+        raise ValueError(f"--input_file {path}: no blocks in {folder}; validate_with_gpt4o judges it in one piece")
+    return blocks
+
+
+def run_blocks(task: Callable[[dict[str, int]], dict[str, Any]], blocks: Sequence[Block], address: str | None) -> None:
+    """Run a task for every block over the cluster. Raises ValueError where one failed; what is done stays done."""
+    import ray
+    from ray.exceptions import RayError
+
     if not ray.is_initialized():
         ray.init(address=address, include_dashboard=False, log_to_driver=False)
-    data = ray.data.from_items([block.__dict__ for block in blocks])
-    found = data.repartition(len(blocks)).map(partial(run_block, options=options)).take_all()
-    gather(options, blocks)
-    images, accepted = sum(x["images"] for x in found), sum(x["accepted"] for x in found)
-    dollars = sum(x["cost_usd"] for x in found)
-    print(f"{options.out}: {accepted} rows of {images} images in {len(blocks)} blocks, {dollars:.2f} dollars")  # noqa: T201
+    data = ray.data.from_items([block.__dict__ for block in blocks]).repartition(len(blocks))
+    try:
+        data.map(task).materialize()
+    except RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"a block failed, the same command goes on: {reason}") from error
 
 
-def gather(options: GenerationOptions, blocks: list[Block]) -> None:
+def gather(out: Path, blocks: Sequence[Block], settings: dict[str, Any], is_overwritten: bool) -> None:
     """Write one journal and CSV from those of the blocks; lines that are there already stay."""
-    with Journal(journal_of(options.out), options.settings(), options.is_overwritten) as journal:
+    with Journal(journal_of(out), settings, is_overwritten) as journal:
         for block in blocks:
-            for line in newest_lines(journal_of(block_csv(options.out, block))):
+            path = journal_of(block.csv(out))
+            for line in newest_lines(path) if path.is_file() else ():
                 if not journal.is_settled(line["key"]):
                     journal.add(line | {"index": line["index"] + block.start})
-    number = write_csv(read_records(journal_of(options.out)), options.out)
-    print(f"{number} rows gathered", file=sys.stderr)  # noqa: T201
+        number = write_csv(read_records(journal.path), out)
+    outcomes = journal.outcomes()
+    assert number == outcomes[ACCEPTED]
+    print(f"{out}: {number} rows, {outcomes.total()} outcomes, {len(blocks)} blocks, {journal.cost_usd:.2f} dollars")  # noqa: T201

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from data_gen.files import whole_file
 from data_gen.records import PROVENANCE, Record, read_settings, write_csv
 from data_gen.scenes import SceneFault, image_bytes, read_image_id
 from data_gen.sources import Source, open_source
@@ -44,9 +45,9 @@ def export_parquet(splits: Mapping[str, Sequence[Record]], source: Source, out_d
             places.setdefault(record.image_id, []).append((split, record))
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = {split: parquet_path(out_dir, split) for split, records in splits.items() if records}
-    partial = {split: path.with_name(path.name + ".tmp") for split, path in paths.items()}
     schema = export_schema()
     with ExitStack() as stack:
+        partial = {split: stack.enter_context(whole_file(path)) for split, path in paths.items()}
         writers = {s: stack.enter_context(pq.ParquetWriter(path, schema)) for s, path in partial.items()}
         waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in paths}
         for image_id, image in find_images(source, places.keys()):
@@ -59,8 +60,6 @@ def export_parquet(splits: Mapping[str, Sequence[Record]], source: Source, out_d
             raise ImageFault(f"--source {source.locator} has no image of {len(places)} records, such as {some}")
         for split, rows in waiting.items():
             _write(writers[split], schema, rows)
-    for split, path in paths.items():
-        partial[split].replace(path)
     return paths
 
 
@@ -77,16 +76,20 @@ def _as_arrow(record: Record, image: bytes) -> dict[str, Any]:
     return {**dict.fromkeys(PROVENANCE, ""), **row, **record.provenance, "images": {"bytes": image, "path": None}}
 
 
+def image_locator(path: Path) -> str | None:
+    """Where the images of a file are: the source of its journal, or the parquet file itself; None for neither."""
+    return read_settings(path).get("source") or (str(path) if path.suffix == ".parquet" else None)
+
+
 def image_source(path: Path, locator: str | None) -> Source:
     """The source of a file's images: the one named, the one of its journal, or the parquet file itself.
 
     Raises ValueError where none of them says it.
     """
-    settings = read_settings(path)
-    locator = locator or settings.get("source") or (str(path) if path.suffix == ".parquet" else None)
+    locator = locator or image_locator(path)
     if locator is None:
         raise ValueError(f"--input_file {path} does not say where its images are; name it with --source")
-    return open_source(locator, settings.get("seed", 0)).check(needs_graph=False)
+    return open_source(locator).check(needs_graph=False)
 
 
 def find_images(source: Source, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:

@@ -7,21 +7,16 @@
 goes on when the same command is given again.
 """
 
-import difflib
-import inspect
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from data_gen.commands import check_repo, claim_output, read_bool, read_choice, read_count, read_share
-
-if TYPE_CHECKING:
-    from data_gen.generation_options import GenerationOptions
+from data_gen.arguments import check_flags, check_repo, fill_defaults, read_address, read_bool, read_count
+from data_gen.files import claim_output
 
 VG150 = "JosephZ/vg150_train_sgg_prompt"
 TRAIN_CSV = "data/spatialthinker_vqa_train.csv"
 PUBLIC_SET = "hunarbatra/STVQA-7K"
-PROVIDERS = ("anthropic", "openai", "template")
 
 
 class Commands:
@@ -57,7 +52,7 @@ class Commands:
             resume_file: the CSV to go on with.
             model_name: model of the provider.
             temperature: of sampling; ignored by provider template.
-            source: hub name, saved data set, parquet, JSON lines, or synthetic:N.
+            source: hub name, saved data set, parquet, JSON lines, or synthetic:N[@SEED].
             out: the CSV to write (default: resume_file).
             provider: anthropic, openai, or template (rules; no model, no price).
             base_url: another address of the provider's API.
@@ -71,9 +66,9 @@ class Commands:
             overwrite: start over and lose an existing output.
         """
         from data_gen.generation import generate
+        from data_gen.generation_options import GenerationOptions
 
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "generate")}
-        generate(_generation_options(**arguments))
+        generate(GenerationOptions.read(locals()))
 
     def preprocess_on_cluster(
         self, block_rows: int = 10_000, ray_address: str | None = "auto", **arguments: Any
@@ -83,12 +78,26 @@ class Commands:
         Args:
             block_rows: images a task; each has a journal of its own.
             ray_address: of the cluster; None starts one on this machine.
-            arguments: those of preprocess_data; concurrency holds for each task.
+            arguments: those of preprocess_data; concurrency holds for each task, max_cost_usd for all together.
         """
-        from data_gen.cluster import run_cluster
+        from data_gen.cluster import generate_blocks
+        from data_gen.generation_options import GenerationOptions
 
-        size = read_count("block_rows", block_rows) or 1
-        run_cluster(_generation_options(**arguments), size, None if ray_address in (None, "None") else ray_address)
+        options = GenerationOptions.read(fill_defaults(Commands.preprocess_data, arguments))
+        generate_blocks(options, read_count("block_rows", block_rows) or 1, read_address(ray_address))
+
+    def validate_on_cluster(self, ray_address: str | None = "auto", **arguments: Any) -> None:
+        """Do the work of validate_with_gpt4o, over the blocks of preprocess_on_cluster.
+
+        Args:
+            ray_address: of the cluster; None starts one on this machine.
+            arguments: those of validate_with_gpt4o; concurrency holds for each task.
+        """
+        from data_gen.cluster import validate_blocks
+        from data_gen.validation import ValidationOptions
+
+        options = ValidationOptions.read(fill_defaults(Commands.validate_with_gpt4o, arguments))
+        validate_blocks(options, read_address(ray_address))
 
     def generate_hf_data(
         self,
@@ -123,22 +132,7 @@ class Commands:
         """
         from data_gen.publishing import PublishOptions, publish
 
-        publish(
-            PublishOptions(
-                input_file=Path(input_file),
-                out=Path(out),
-                source=source,
-                target_samples=read_count("target_samples", target_samples),
-                relation_percent=read_share("relation_percent", relation_percent, 0, 100),
-                val_split=read_share("val_split", val_split, 0, 0.99),
-                seed=read_count("seed", seed, 0) or 0,
-                repo=target_repo if read_bool("upload_to_hf", upload_to_hf) else None,
-                is_uploaded=read_bool("upload_to_hf", upload_to_hf),
-                is_private=read_bool("private", private),
-                is_saved=read_bool("save_to_disk", save_to_disk),
-                is_overwritten=read_bool("overwrite", overwrite),
-            )
-        )
+        publish(PublishOptions.read(locals()))
 
     def validate_with_gpt4o(
         self,
@@ -176,34 +170,17 @@ class Commands:
             max_cost_usd: ask nothing more once this is spent.
             overwrite: start over and lose an existing output.
         """
-        from data_gen.validation import BLIND_MODES, ValidationOptions, validate
-        from spatialthinker.model_api import APIS
+        from data_gen.validation import ValidationOptions, validate
 
-        read_count("save_every", save_every)
-        options = ValidationOptions(
-            input_file=Path(input_file),
-            output_file=Path(output_file),
-            source=source,
-            sample_limit=read_count("sample_limit", sample_limit),
-            provider=read_choice("provider", provider, tuple(APIS)),
-            model=str(model_name),
-            base_url=base_url,
-            concurrency=read_count("concurrency", concurrency) or 1,
-            votes=read_count("votes", votes),
-            blind=read_choice("blind_control", blind_control, BLIND_MODES),
-            seed=read_count("seed", seed, 0) or 0,
-            max_cost_usd=None if max_cost_usd is None else read_share("max_cost_usd", max_cost_usd, 0, 1e9),
-            is_overwritten=read_bool("overwrite", overwrite),
-        )
-        validate(options, APIS[options.provider](options.model, options.base_url, options.concurrency))
+        validate(ValidationOptions.read(locals()))
 
     def fix_count_questions(self, file: str = TRAIN_CSV) -> None:
-        """Leave out count questions that disagree with their scene graphs; nothing is edited.
+        """Leave out count questions that disagree with their scene graphs; no row is edited.
 
         Args:
-            file: CSV; it is written anew from its journal.
+            file: CSV; it is written anew from its journal. Where it has none, a copy is kept as NAME.before_fix.csv.
         """
-        from data_gen.revision import revise_counts
+        from data_gen.filters import revise_counts
 
         reasons = revise_counts(Path(file))
         print(f"{file}: left out {reasons.total()} count questions")
@@ -225,13 +202,15 @@ class Commands:
             top_k: rows to keep.
             overwrite: replace an existing output.
         """
+        from data_gen.export import image_locator
+        from data_gen.filters import best_rated, record_line, write_stage
         from data_gen.records import read_records
-        from data_gen.revision import best_rated, record_line, write_stage
 
         is_overwritten = read_bool("overwrite", overwrite)
         path = claim_output(Path(output_file), is_overwritten)
         kept = best_rated(list(read_records(Path(input_file))), read_count("top_k", top_k) or 1)
         settings = {"stage": "filter_by_rating", "input_file": str(input_file), "top_k": top_k}
+        settings |= {"source": image_locator(Path(input_file))}
         write_stage(path, (record_line(record, i) for i, record in enumerate(kept)), settings, is_overwritten)
         print(f"{path}: {len(kept)} rows")
 
@@ -253,25 +232,25 @@ class Commands:
         out: str | None = None,
         num_rows: int = 18,
         seed: int = 0,
+        overwrite: bool = False,
     ) -> None:
         """Write an HTML page: distributions, outcomes, reasons, and a sample of rows drawn on their images.
 
         Args:
             input_file: CSV (its journal counts) or parquet.
             source: where the images are (default: the source that input_file names, or its own images).
-            out: page to write (default: beside input_file); an older page is replaced.
+            out: page to write (default: beside input_file).
             num_rows: size of the sample.
             seed: of the sample.
+            overwrite: replace an older page.
         """
         from data_gen.export import image_source
         from data_gen.report import write_report
 
         path = Path(input_file)
         number, seed = read_count("num_rows", num_rows) or 1, read_count("seed", seed, 0) or 0
-        page = write_report(
-            path, image_source(path, source), Path(out) if out else path.with_suffix(".html"), number, seed
-        )
-        print(f"report: {page}")
+        page = claim_output(Path(out) if out else path.with_suffix(".html"), read_bool("overwrite", overwrite))
+        print(f"report: {write_report(path, image_source(path, source), page, number, seed)}")
 
     def data_review(self, dataset_name: str = PUBLIC_SET, out: str | None = None, overwrite: bool = False) -> None:
         """Write a CSV for reading: image_id, question_with_options, answer_only, category, split.
@@ -281,7 +260,7 @@ class Commands:
             out: CSV to write (default: data/review_NAME.csv).
             overwrite: replace an existing output.
         """
-        from data_gen.published import review
+        from data_gen.finished import review
 
         name = Path(str(dataset_name)).name
         path = claim_output(Path(out or f"data/review_{name}.csv"), read_bool("overwrite", overwrite))
@@ -308,7 +287,7 @@ class Commands:
             private: whether the uploaded repositories are private.
             overwrite: replace existing outputs.
         """
-        from data_gen.published import split_by_level
+        from data_gen.finished import split_by_level
 
         is_uploaded = read_bool("upload_to_hf", upload_to_hf)
         split_by_level(
@@ -320,51 +299,11 @@ class Commands:
         )
 
 
-def _generation_options(**arguments: Any) -> "GenerationOptions":
-    """The checked arguments of preprocess_data, its defaults filled in."""
-    from data_gen.generation_options import GenerationOptions
-
-    signature = inspect.signature(Commands.preprocess_data)
-    if unknown := [name for name in arguments if name not in signature.parameters]:
-        raise ValueError(f"--{unknown[0]} is no argument of preprocess_data; see preprocess_data --help")
-    given = {name: p.default for name, p in signature.parameters.items() if name != "self"} | arguments
-    limit = given["max_cost_usd"]
-    return GenerationOptions(
-        source=str(given["source"]),
-        out=Path(given["out"] or given["resume_file"]),
-        must_exist=read_bool("resume", given["resume"]),
-        data_cap=read_count("data_cap", given["data_cap"]),
-        provider=read_choice("provider", given["provider"], PROVIDERS),
-        model=str(given["model_name"]),
-        temperature=read_share("temperature", given["temperature"], 0, 2),
-        base_url=given["base_url"],
-        concurrency=read_count("concurrency", given["concurrency"]) or 1,
-        is_batch=read_bool("batch_api", given["batch_api"]),
-        max_cost_usd=None if limit is None else read_share("max_cost_usd", limit, 0, 1e9),
-        relation_percent=read_share("relation_percent", given["relation_percent"], 0, 100),
-        has_image=read_bool("with_image", given["with_image"]),
-        seed=read_count("seed", given["seed"], 0) or 0,
-        is_dry_run=read_bool("dry_run", given["dry_run"]),
-        is_overwritten=read_bool("overwrite", given["overwrite"]),
-    )
-
-
-def check_flags(argv: list[str]) -> None:
-    """Raise ValueError for a flag that its command does not have: fire would say so only after the command ran."""
-    command = getattr(Commands, argv[0].replace("-", "_"), None) if argv else None
-    if command is None:
-        return
-    known = set(inspect.signature(command).parameters)
-    if command is Commands.preprocess_on_cluster:
-        known |= set(inspect.signature(Commands.preprocess_data).parameters)
-    known = known - {"self", "arguments"} | {"help"}
-    for token in argv[1:]:
-        name = token[2:].split("=")[0].replace("-", "_")
-        if token == "--":
-            return
-        if token.startswith("--") and name not in known and name.removeprefix("no") not in known:
-            nearest = difflib.get_close_matches(name, known, 1, 0)[0]
-            raise ValueError(f"{argv[0]} has no argument --{name}; nearest is --{nearest}")
+CLUSTER_COMMANDS: dict[str, Any] = {
+    "preprocess_on_cluster": Commands.preprocess_data,
+    "validate_on_cluster": Commands.validate_with_gpt4o,
+}
+"""Commands that take the arguments of another one beside their own."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -373,7 +312,9 @@ def main(argv: list[str] | None = None) -> int:
 
     argv = sys.argv[1:] if argv is None else argv
     try:
-        check_flags(argv)
+        name = argv[0].replace("-", "_") if argv else ""
+        if (command := getattr(Commands, name, None)) is not None:
+            check_flags(argv, command, CLUSTER_COMMANDS.get(name))
         fire.Fire(Commands, command=argv, name="generate_data.py")
     except (ValueError, OSError) as error:
         print(f"generate_data: {error}", file=sys.stderr)

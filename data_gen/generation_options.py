@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_gen.arguments import read_bool, read_budget, read_choice, read_count, read_share
 from data_gen.prompts import PROMPT_VERSION
-from data_gen.stages import TEMPLATE_VERSION
+from data_gen.rules import TEMPLATE_VERSION
+
+PROVIDERS = ("anthropic", "openai", "template")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,28 @@ class GenerationOptions:
     seed: int
     is_dry_run: bool
     is_overwritten: bool
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> "GenerationOptions":
+        """The checked arguments of preprocess_data by their names there. Raises ValueError for the first wrong one."""
+        return cls(
+            source=str(given["source"]),
+            out=Path(given["out"] or given["resume_file"]),
+            must_exist=read_bool("resume", given["resume"]),
+            data_cap=read_count("data_cap", given["data_cap"]),
+            provider=read_choice("provider", given["provider"], PROVIDERS),
+            model=str(given["model_name"]),
+            temperature=read_share("temperature", given["temperature"], 0, 2),
+            base_url=given["base_url"],
+            concurrency=read_count("concurrency", given["concurrency"]) or 1,
+            is_batch=read_bool("batch_api", given["batch_api"]),
+            max_cost_usd=read_budget(given["max_cost_usd"]),
+            relation_percent=read_share("relation_percent", given["relation_percent"], 0, 100),
+            has_image=read_bool("with_image", given["with_image"]),
+            seed=read_count("seed", given["seed"], 0) or 0,
+            is_dry_run=read_bool("dry_run", given["dry_run"]),
+            is_overwritten=read_bool("overwrite", given["overwrite"]),
+        )
 
     def settings(self) -> dict[str, Any]:
         """What must agree for two runs to share a journal; not the number of images, the speed or the limits."""

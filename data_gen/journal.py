@@ -3,6 +3,9 @@
 The first line holds the settings, every further line one outcome of one image (or record); its newest line counts.
 A line is appended by one write and is complete or, after a kill, cut off at the end of the file, where the next run
 removes it. Two processes never write the same journal.
+
+Answers that are paid for must find room: a run over a model keeps a reserve on the disk. When the disk is full, the
+reserve is given up for the answers under way, `is_full` says so, and the run asks nothing more.
 """
 
 import errno
@@ -10,6 +13,7 @@ import fcntl
 import json
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,15 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_gen.files import DISK_IS_FULL
+
 Line = dict[str, Any]
 ACCEPTED, QUARANTINED, FAILED = "accepted", "quarantined", "error"
 """accepted: a row; quarantined: no row, with a reason, and not asked again; error: asked again by the next run."""
 
+RESERVE_BYTES = 1 << 16
+"""Room on the disk for each answer under way; a line has 5 to 15 kB."""
+
 DISK_WAIT_S = 600.0
-"""How long a full disk is waited for; answers that are paid for stay in memory meanwhile."""
+"""How long room is waited for where other programs have eaten even the reserve; answers stay in memory meanwhile."""
 
 _DISK_RETRY_S = 5.0
 _SYNC_S = 1.0
+_HEAD = b'{"settings": '
 
 
 class JournalFault(ValueError):
@@ -46,12 +56,19 @@ class Entry:
 class Journal:
     """One run's journal by the lines' `key`, which names an image or a record; opening it for writing locks it."""
 
-    def __init__(self, path: Path, settings: Line, is_overwritten: bool = False) -> None:
-        """Open or go on with a journal. Raises JournalFault where it belongs to other settings or is in use."""
+    def __init__(self, path: Path, settings: Line, is_overwritten: bool = False, reserve_bytes: int = 0) -> None:
+        """Open or go on with a journal.
+
+        Raises JournalFault where it is something else, belongs to other settings, is in use, or finds no room for
+        the reserve.
+        """
         self.path = path
         self.entries: dict[str, Entry] = {}
         self.cost_usd = 0.0
+        self.is_full = False
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and not is_journal(path):
+            raise JournalFault(f"{path} is there and no journal of this program; name another output")
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,6 +77,7 @@ class Journal:
             raise JournalFault(f"{path} is being written by another process") from None
         self._synced = time.monotonic()
         try:
+            self._reserve = self._take_reserve(reserve_bytes)
             self._open(settings, is_overwritten)
         except BaseException:
             os.close(self._fd)
@@ -86,6 +104,19 @@ class Journal:
         for line in lines:
             self._note(line)
 
+    def _take_reserve(self, num_bytes: int) -> Any:
+        if not num_bytes:
+            return None
+        reserve = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115 -- nameless: it goes with the process
+        try:
+            os.posix_fallocate(reserve.fileno(), 0, num_bytes)
+        except OSError as error:
+            reserve.close()
+            raise JournalFault(
+                f"{self.path.parent} has no room for {num_bytes / 1e6:.0f} MB of answers: {error.strerror}"
+            ) from error
+        return reserve
+
     def _note(self, line: Line) -> None:
         record = line.get("record")
         got = (record["category"], record["level"]) if record and line["status"] == ACCEPTED else None
@@ -109,6 +140,8 @@ class Journal:
 
     def close(self) -> None:
         """Hand the lines to the disk and let others open the journal."""
+        if self._reserve is not None:
+            self._reserve.close()
         os.fsync(self._fd)
         os.close(self._fd)
 
@@ -121,21 +154,46 @@ class Journal:
     def _write(self, line: Line) -> None:
         data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
         deadline = time.monotonic() + DISK_WAIT_S
-        while True:
-            end = os.fstat(self._fd).st_size
-            try:
-                if os.write(self._fd, data) == len(data):
-                    break
-                os.ftruncate(self._fd, end)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or time.monotonic() > deadline:
-                    raise JournalFault(f"{self.path} cannot be written: {error.strerror}") from error
-                print(f"the disk of {self.path} is full: waiting for room before the next call", file=sys.stderr)  # noqa: T201
+        while (fault := self._append(data)) is not None:
+            is_lost = not self.is_full or time.monotonic() > deadline
+            if self._reserve is not None:
+                self._reserve.close()
+                self._reserve, self.is_full = None, True
+            elif is_lost:
+                raise JournalFault(f"{self.path} cannot be written: {fault.strerror}") from fault
+            else:
+                print(f"the disk of {self.path} is full: waiting for room", file=sys.stderr)  # noqa: T201
                 time.sleep(_DISK_RETRY_S)
         if time.monotonic() - self._synced > _SYNC_S:
             os.fsync(self._fd)
             self._synced = time.monotonic()
+
+    def _append(self, data: bytes) -> OSError | None:
+        """Append all of the data, or nothing of it and return the full disk's error."""
+        end = os.fstat(self._fd).st_size
+        try:
+            if os.write(self._fd, data) == len(data):
+                return None
+            os.ftruncate(self._fd, end)
+        except OSError as error:
+            if error.errno not in DISK_IS_FULL:
+                raise
+            return error
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def check_room(self) -> None:
+        """Raise JournalFault once the reserve had to be given up: nothing more may be asked."""
+        if self.is_full:
+            raise JournalFault(
+                f"the disk of {self.path} is full; every answer so far is saved. Make room, then give the same "
+                "command again"
+            )
+
+
+def is_journal(path: Path) -> bool:
+    """Whether a file is a journal; an empty one, or one cut off in its first line, is."""
+    with path.open("rb") as file:
+        return _HEAD.startswith(file.read(len(_HEAD)))
 
 
 def whole_bytes(path: Path) -> int:

@@ -35,6 +35,22 @@ _KINDS = (
     ({"animal"}, {"animal", "dog", "cat", "horse", "cow", "sheep", "elephant", "bear", "zebra", "giraffe", "bird"}),
 )
 
+_COLOURS = {"red", "green", "blue", "yellow", "purple", "black", "white", "brown", "grey", "gray", "orange", "pink"}
+
+# What a careful annotator does not ask about: parts of things and bodies, clothes on their wearer, writing.
+_MINOR = set(
+    """arm ear eye face finger hair hand head leg mouth neck nose paw tail trunk wing wheel tire handle windshield
+    engine branch leaf roof drawer boot cap coat glove hat helmet jacket jean jersey pant shirt shoe short sneaker
+    sock tie letter logo number""".split()
+)
+
+# What has no edges of its own: other things are on it, behind it or below it, but it has no size or number.
+_SURROUNDINGS = set(
+    """sky street road sidewalk beach mountain hill wave ground floor wall field grass water snow sand ocean sea river
+    ceiling room track ice dirt""".split()
+)
+_UNCOUNTED = {"snow", "water", "food", "grass", "sand", "paper", "railing", "ice", "dirt"}
+
 _IRREGULAR = {
     "man": "men",
     "woman": "women",
@@ -52,7 +68,8 @@ _IRREGULAR = {
     "scarf": "scarves",
     "calf": "calves",
 }
-_SAME_IN_PLURAL = {"sheep", "fish", "deer", "aircraft", "skis", "pants", "jeans", "shorts", "glasses", "scissors"}
+_ONE_OR_MANY = {"sheep", "fish", "deer", "aircraft"}
+_SAME_IN_PLURAL = _ONE_OR_MANY | {"skis", "pants", "jeans", "shorts", "glasses", "scissors"}
 _SINGULAR = {plural: singular for singular, plural in _IRREGULAR.items()}
 _INNATE_S = re.compile(r"(?:ss|us|is)$")
 
@@ -107,4 +124,34 @@ def kind_of(name: str) -> frozenset[str]:
 @cache
 def may_be_confused(name: str, other: str) -> bool:
     """Whether an object of the one name could be meant by the other."""
-    return name in kind_of(other) or other in kind_of(name)
+    return is_called(name, other) or is_called(other, name)
+
+
+@cache
+def is_called(label: str, name: str) -> bool:
+    """Whether an object with this label is one of those that a name denotes: its own, a synonym, "square" for "red
+    square"."""
+    return label in kind_of(name) or uncoloured(label) in kind_of(name)
+
+
+def uncoloured(label: str) -> str:
+    """The label without a leading colour."""
+    colour, _, bare = label.partition(" ")
+    return bare if bare and colour in _COLOURS else label
+
+
+def is_worth_asking(label: str) -> bool:
+    """Whether a question may name an object of this label: a whole thing, and one, so that "is" agrees with it."""
+    return not is_plural(label) and label not in _SAME_IN_PLURAL - _ONE_OR_MANY | _MINOR
+
+
+def is_thing(label: str) -> bool:
+    """Whether an object of this label is worth asking about and has a size and a place of its own."""
+    return is_worth_asking(label) and label not in _SURROUNDINGS
+
+
+def indefinite(name: str) -> str:
+    """The name with "a" or "an" where it takes one."""
+    if name in _UNCOUNTED:
+        return name
+    return ("an " if re.match(r"(?!uni|use|uten)[aeiou]", name) else "a ") + name

@@ -31,21 +31,40 @@ _COMPATIBLE: dict[str, frozenset[str]] = {
 }
 """Families that may be true together with another one, apart from what boxes decide."""
 
-# Predicates of bodily or mechanical contact; each group holds what may be true at the same time.
-REACH_GROUPS: tuple[tuple[str, ...], ...] = (
-    ("holding", "carrying", "using", "playing", "swinging", "pulling", "hitting", "playing with"),
-    ("riding", "sitting on", "on back of"),
-    ("eating", "drinking"),
-    ("standing on", "walking on", "parked on", "walking in"),
-    ("lying on", "laying on", "sleeping on"),
-    ("leaning on", "leaning against", "against"),
-    ("hanging from", "attached to", "mounted on"),
-    ("covering", "covered in"),
-    ("covered by",),
-    ("pushing",),
-)
-REACH = {predicate: group for group in REACH_GROUPS for predicate in group} | {"touching": ("touching",)}
-REACH_DISTRACTORS = ("holding", "riding", "eating", "standing on", "lying on", "leaning against", "hanging from")
+CONTACTS = ("touching", "covering", "covered by", "apart from")
+"""How two things meet; of the first three one is listed, the last is what a question offers against it."""
+
+_ACTIONS = ("holding", "riding", "eating", "standing on", "lying on", "leaning against", "hanging from")
+"""Interactions that a question offers as wrong."""
+
+# Interactions by what may be true beside them and is no wrong option for that reason.
+_MAY_BE_TOO: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("holding", "carrying", "using", "playing", "swinging", "pulling", "hitting", "playing with"): (
+        *("holding", "eating", "hanging from"),
+    ),
+    ("riding", "on back of"): ("riding", "standing on", "lying on"),
+    ("sitting on",): ("riding", "lying on", "leaning against"),
+    ("eating", "drinking"): ("eating", "holding", "leaning against"),
+    ("standing on", "walking on", "walking in"): ("standing on", "riding"),
+    ("parked on",): ("standing on", "leaning against"),
+    ("lying on", "laying on", "sleeping on"): ("lying on", "riding", "leaning against"),
+    ("leaning on", "leaning against"): ("leaning against", "lying on", "standing on"),
+    ("hanging from",): ("hanging from", "holding", "leaning against"),
+}
+_BESIDE = {action: others for actions, others in _MAY_BE_TOO.items() for action in actions}
+
+
+def false_contacts(predicate: str, listed: set[str]) -> list[str]:
+    """Interactions that are safely untrue of two objects beside the given one; none for one that is no interaction.
+
+    `listed` are all predicates between the two.
+    """
+    if predicate in CONTACTS[:3]:  # what covers a thing also touches it
+        return [other for other in CONTACTS[1:] if other not in listed]
+    if predicate not in _BESIDE:
+        return []
+    true = {other for name in listed for other in (name, *_BESIDE.get(name, ()))}
+    return [other for other in _ACTIONS if other not in true]
 
 
 def box_families(subject: Box, target: Box) -> dict[str, bool]:
@@ -121,3 +140,12 @@ def place_of(box: Box, width: int, height: int, margin: float = 0.0) -> str | No
             return None
         names.append(bands[min(int(position * 3), 2)])
     return "center" if names == ["middle", "center"] else " ".join(names)
+
+
+def is_mostly_in_place(box: Box, width: int, height: int) -> bool:
+    """Whether at least half of a box lies in the ninth of the image that holds its centre."""
+    x, y = centre(box)
+    column, row = min(int(3 * x / width), 2), min(int(3 * y / height), 2)
+    across = min(box.x2, (column + 1) * width / 3) - max(box.x1, column * width / 3)
+    down = min(box.y2, (row + 1) * height / 3) - max(box.y1, row * height / 3)
+    return across * down >= 0.5 * box.width * box.height

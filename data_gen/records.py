@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.draft import Draft, strip_letters
-from data_gen.journal import ACCEPTED, newest_lines, read_lines
+from data_gen.files import whole_file
+from data_gen.journal import ACCEPTED, is_journal, newest_lines, read_lines
 from data_gen.scenes import Scene, reference_scene
 from spatialthinker.prompts import parse_image_size, render_prompt
 from spatialthinker.response import section
@@ -103,8 +104,14 @@ def make_record(draft: Draft, scene: Scene, provenance: Mapping[str, str]) -> Re
 
 
 def journal_of(path: Path) -> Path:
-    """The journal beside a CSV."""
+    """Where the journal of an output stands: beside it."""
     return path.with_suffix(".jsonl")
+
+
+def find_journal(path: Path) -> Path | None:
+    """The journal of a file; None where there is none, whatever else has its name."""
+    journal = journal_of(path)
+    return journal if journal.is_file() and is_journal(journal) else None
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -112,11 +119,13 @@ def read_records(path: Path) -> Iterator[Record]:
 
     Raises ValueError that names the file and the row or column at fault.
     """
-    if path.suffix == ".csv" and journal_of(path).is_file():
-        path = journal_of(path)
+    if path.suffix == ".csv":
+        path = find_journal(path) or path
     if not path.is_file():
         raise ValueError(f"--input_file {path}: no such file")
     if path.suffix == ".jsonl":
+        if not is_journal(path):
+            raise ValueError(f"--input_file {path} is no journal of this program")
         for line in newest_lines(path):
             if line["status"] == ACCEPTED:
                 yield Record.from_dict(line["record"])
@@ -130,9 +139,8 @@ def read_records(path: Path) -> Iterator[Record]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of the journal of a file; empty where it has none."""
-    journal = journal_of(path)
-    header = next(read_lines(journal), {}) if journal.is_file() else {}
-    return header.get("settings", {})
+    journal = find_journal(path)
+    return {} if journal is None else next(read_lines(journal), {}).get("settings", {})
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -214,16 +222,13 @@ def answer_index(answer: str, options: list[str]) -> int:
 def write_csv(records: Iterable[Record], path: Path, is_exported: bool = False) -> int:
     """Write a CSV and return its number of rows; it appears complete or not at all."""
     columns = (*COLUMNS, *PROVENANCE) if is_exported else RAW_COLUMNS
-    partial = path.with_name(path.name + ".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
     number = 0
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         for record in records:
             writer.writerow(_csv_row(record))
             number += 1
-    partial.replace(path)
     return number
 
 

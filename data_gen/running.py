@@ -4,16 +4,15 @@ import asyncio
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from data_gen.asking import ask_scene, choose_wish, make_request
+from data_gen.asking import NO_QUESTION, ask_scene, choose_wish, make_request
 from data_gen.generation_options import GenerationOptions
 from data_gen.journal import ACCEPTED, FAILED, Journal, JournalFault, Line
+from data_gen.outcomes import quarantined_line, walk
 from data_gen.quotas import LOOKBACK, Steering
-from data_gen.scenes import Scene, SceneFault, read_image_id, read_scene
+from data_gen.scenes import Scene
 from data_gen.sources import Source
-from data_gen.stages import quarantined_line
 from spatialthinker.model_api import Api, ApiStop
 
 MAX_FAILURES_IN_A_ROW = 20
@@ -74,7 +73,7 @@ class Run:
     async def go(self) -> None:
         """Ask everything that the journal has not settled; on a stop, wait for what is under way."""
         try:
-            for index, image_id, scene in self._scenes():
+            for index, image_id, scene in walk(self.source, self.journal, self._settle, self.options.data_cap):
                 await self._make_room()
                 if self._is_out_of_money():
                     break
@@ -87,27 +86,6 @@ class Run:
                 raise fault
         print(self.progress.text(), file=sys.stderr)  # noqa: T201
 
-    def _scenes(self) -> Iterator[tuple[int, str, Scene | None]]:
-        """Index, id and scene of each row; None for a scene that is settled, by the journal or by its fault."""
-        seen: set[str] = set()
-        for index, row in enumerate(self.source.rows()):
-            if self.options.data_cap is not None and index >= self.options.data_cap:
-                return
-            image_id = f"row-{index}"
-            try:
-                image_id = read_image_id(row, index)
-                if image_id in seen:
-                    image_id = f"{image_id}, row {index}"
-                    raise SceneFault("an earlier row has the same image_id")
-                seen.add(image_id)
-                is_settled = self.journal.is_settled(image_id)
-                scene = None if is_settled else read_scene(row, index, self.source.root)
-            except SceneFault as error:
-                scene = None
-                if not self.journal.is_settled(image_id):
-                    self._settle(quarantined_line(image_id, index, str(error)))
-            yield index, image_id, scene
-
     def _start(self, index: int, image_id: str, scene: Scene | None) -> None:
         if scene is None:
             entry = self.journal.entries[image_id]
@@ -118,7 +96,7 @@ class Run:
         if wish is None:
             self.steering.add(None)
             self.window.append(None)
-            self._settle(quarantined_line(image_id, index, "the graph carries no question of any category"))
+            self._settle(quarantined_line(image_id, index, NO_QUESTION))
             return
         self.steering.add(wish.asked)
 
@@ -146,6 +124,7 @@ class Run:
         while len(self.window) >= LOOKBACK:
             oldest = self.window.popleft()
             self.steering.settle(await oldest if isinstance(oldest, asyncio.Task) else oldest)
+        self.journal.check_room()
         if self.progress.failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise ApiStop(
                 f"{MAX_FAILURES_IN_A_ROW} images in a row got no answer; the provider seems to be down. Nothing is "

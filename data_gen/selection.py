@@ -1,6 +1,7 @@
 """Which records make up a data set, in which split, with which order of options: a function of records and seed."""
 
 import hashlib
+import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -91,7 +92,8 @@ def balance_letters(records: Sequence[Record], seed: int) -> list[Record]:
     balanced = []
     for record in sorted(records, key=lambda record: digest(record, seed, "letters")):
         group = (record.category, len(record.options))
-        balanced.append(reorder(record, turns[group] % len(record.options), seed))
+        first = random.Random(f"{group}/{seed}").randrange(len(record.options))  # else small groups would all favour A
+        balanced.append(reorder(record, (first + turns[group]) % len(record.options), seed))
         turns[group] += 1
     return balanced
 

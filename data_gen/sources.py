@@ -1,14 +1,14 @@
 """Where rows come from: a hub name, a saved data set, parquet, JSON lines, or drawn scenes; always one row at a time.
 
 hub name `OWNER/NAME[@split]`, folder of parquet files or of `save_to_disk`, FILE.parquet, FILE.json(l),
-`synthetic:N` (coloured shapes with exact graphs: the offline demo)
+`synthetic:N[@SEED]` (coloured shapes with exact graphs: the offline demo)
 """
 
 import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,14 @@ class Source:
         return self
 
 
-def open_source(locator: str, seed: int = 0) -> Source:
+def open_source(locator: str) -> Source:
     """The source of a locator. Raises ValueError where there is none or it cannot be read."""
-    path, split = Path(locator), "train"
     if locator.startswith(SYNTHETIC):
-        return _open_synthetic(locator, seed)
+        return _open_synthetic(locator)
+    path, split = Path(locator), "train"
     if not path.exists() and "@" in locator:
-        locator, _, split = locator.rpartition("@")
-        path = Path(locator)
+        name, _, split = locator.rpartition("@")
+        path = Path(name)
     try:
         if path.suffix in (".json", ".jsonl") and path.is_file():
             return _open_json(path)
@@ -68,7 +68,7 @@ def open_source(locator: str, seed: int = 0) -> Source:
             return _open_parquet(locator, files)
         if path.suffix and path.suffix[1:] in ("parquet", "json", "jsonl", "csv"):
             raise ValueError(f"--source {locator}: no such file, or not one of .parquet, .json, .jsonl")
-        return _open_dataset(locator, split)
+        return _open_dataset(locator, path, split)
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"--source {locator} cannot be read: {error}") from error
 
@@ -105,30 +105,42 @@ def _open_json(path: Path) -> Source:
         num_rows = len(items)
 
         def rows(start: int = 0) -> Iterator[Row]:
-            yield from items[start:]
+            for number, item in enumerate(items[start:], start):
+                yield _checked(item, path, f"item {number}")
     else:
         with path.open("rb") as file:
             num_rows = sum(1 for line in file if line.strip())
 
         def rows(start: int = 0) -> Iterator[Row]:
             with path.open(encoding="utf-8") as file:
-                for line in islice((line for line in file if line.strip()), start, None):
-                    yield json.loads(line)
+                numbered = ((i, line) for i, line in enumerate(file, 1) if line.strip())
+                for number, line in islice(numbered, start, None):
+                    try:
+                        item = json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise ValueError(f"--source {path}, line {number} is no JSON: {error}") from None
+                    yield _checked(item, path, f"line {number}")
 
     first = next(rows(), None)
-    if not isinstance(first, dict):
-        raise ValueError(f"--source {path} holds no rows that are JSON objects")
+    if first is None:
+        raise ValueError(f"--source {path} holds no rows")
     return Source(str(path), tuple(first), num_rows, rows, path.parent)
 
 
-def _open_dataset(locator: str, split: str) -> Source:
+def _checked(item: Any, path: Path, place: str) -> Row:
+    if not isinstance(item, dict):
+        raise ValueError(f"--source {path}, {place} is no JSON object: {str(item)[:60]}")
+    return item
+
+
+def _open_dataset(locator: str, path: Path, split: str) -> Source:
     import datasets
 
-    if Path(locator).is_dir():
-        loaded = datasets.load_from_disk(locator)
+    if path.is_dir():
+        loaded = datasets.load_from_disk(str(path))
         data = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
     else:
-        data = datasets.load_dataset(locator, split=split)
+        data = datasets.load_dataset(str(path), split=split)
     assert isinstance(data, datasets.Dataset)
     for column in IMAGE_COLUMNS:
         if isinstance(data.features.get(column), datasets.Image):
@@ -141,14 +153,14 @@ def _open_dataset(locator: str, split: str) -> Source:
     return Source(locator, tuple(data.column_names), len(data), rows)
 
 
-def _open_synthetic(locator: str, seed: int) -> Source:
-    number = locator.removeprefix(SYNTHETIC)
-    if not number.isdigit() or int(number) < 1:
-        raise ValueError(f"--source {locator}: write {SYNTHETIC}N with N from 1 up, such as {SYNTHETIC}100")
+def _open_synthetic(locator: str) -> Source:
+    number, _, seed = locator.removeprefix(SYNTHETIC).partition("@")
+    if not number.isdecimal() or int(number) < 1 or not (seed or "0").isdecimal():
+        raise ValueError(f"--source {locator}: write {SYNTHETIC}N or {SYNTHETIC}N@SEED, such as {SYNTHETIC}100")
 
     def rows(start: int = 0) -> Iterator[Row]:
         for index in range(start, int(number)):
-            yield synthetic_row(seed, index)
+            yield synthetic_row(int(seed or 0), index)
 
     return Source(locator, ("image_id", "image", "objects", "relationships"), int(number), rows)
 
@@ -161,12 +173,11 @@ def synthetic_row(seed: int, index: int) -> Row:
     for shape in shapes:
         label = shape.name.replace(" ", "_")
         ids.append(f"{label}.{1 + sum(i.startswith(label + '.') for i in ids)}")
-    relations = [
-        {"subject": ids[i], "predicate": predicate, "object": ids[j]}
-        for j, below in enumerate(shapes)
-        for i, above in enumerate(shapes[j + 1 :], j + 1)
-        for predicate in _predicates(above, below)
-    ]
+    relations = []
+    for pair in combinations(range(len(shapes)), 2):
+        subject, target = rng.sample(pair, 2)
+        predicates = _predicates(shapes[subject], shapes[target], is_above=subject > target)
+        relations += [{"subject": ids[subject], "predicate": p, "object": ids[target]} for p in predicates]
     objects = [{"id": i, "bbox": list(shape.box)} for i, shape in zip(ids, shapes, strict=True)]
     image = encode_png(draw(DEFAULT_CANVAS, shapes))
     return {
@@ -177,12 +188,12 @@ def synthetic_row(seed: int, index: int) -> Row:
     }
 
 
-def _predicates(later: Shape, earlier: Shape) -> list[str]:
-    """What is true of the shape that is drawn later, as seen from the earlier one."""
-    gap = gap_px(later, earlier)
+def _predicates(subject: Shape, target: Shape, is_above: bool) -> list[str]:
+    """What is true of one shape as seen from another; `is_above` where it is drawn later."""
+    gap = gap_px(subject, target)
     if gap < 0:
-        return ["covering", "in front of"]
-    (x, y), (u, v) = later.centre, earlier.centre
+        return ["covering", "in front of"] if is_above else ["covered by", "behind"]
+    (x, y), (u, v) = subject.centre, target.centre
     sides = ("to the left of", "to the right of") if abs(x - u) > abs(y - v) else ("above", "below")
     side = sides[int(x > u if abs(x - u) > abs(y - v) else y > v)]
     return [side, "touching"] if gap == 0 else [side]

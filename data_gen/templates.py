@@ -10,18 +10,28 @@ from collections.abc import Callable, Sequence
 from itertools import combinations, permutations
 
 from data_gen.draft import Draft
-from data_gen.naming import is_plural, kind_of, may_be_confused, plural
+from data_gen.naming import (
+    indefinite,
+    is_called,
+    is_plural,
+    is_thing,
+    is_worth_asking,
+    may_be_confused,
+    plural,
+    uncoloured,
+)
 from data_gen.predicates import (
+    CONTACTS,
     OPPOSITE,
     PLACES,
-    REACH,
-    REACH_DISTRACTORS,
     SPATIAL,
     SPOKEN,
     box_families,
     centre,
+    false_contacts,
     false_families,
     gap_px,
+    is_mostly_in_place,
     place_of,
 )
 from data_gen.scenes import Scene
@@ -31,12 +41,20 @@ MAX_OBJECTS = 8
 """Rules over pairs and triples look at the largest objects only, so that a crowded graph costs no more."""
 
 _RATING = {"easy": 5, "medium": 7, "hard": 8}
-_CLEAR_RATIO, _CLOSE_RATIO = (
-    1.5,
-    2.5,
-)  # of areas and distances: below the first nothing is asked, above the second easy
-_SAME_RATIO = 1.08
-_MAX_COUNT = 6
+_CLEAR_DISTANCE, _FAR_DISTANCE = 1.5, 2.5
+_CLEAR_SIDE, _LARGE_SIDE, _SAME_SIDE = 1.35, 2.0, 1.04
+"""Ratios of distances, and of sides or of areas' square roots: below the first nothing is asked, above the second it
+is easy; sides up to the third are the same."""
+
+_MIN_COUNT, _MAX_COUNT = 2, 6
+_SAME_SHARE = 0.3
+"""So many comparisons of equals are kept: among drawn scenes there would be more of them than of all others."""
+
+_COMPARATIVES = {
+    "large": ("larger", "smaller", "about the same size"),
+    "wide": ("wider", "narrower", "about the same width"),
+    "tall": ("taller", "shorter", "about the same height"),
+}
 
 
 def level_of(scene: Scene, num_evidence: int, is_close: bool) -> str:
@@ -46,13 +64,13 @@ def level_of(scene: Scene, num_evidence: int, is_close: bool) -> str:
 
 
 def named_objects(scene: Scene) -> list[SceneObject]:
-    """The largest objects that their name alone identifies."""
-    found = [item for item in scene.objects if item.label in scene.unique_names]
+    """The largest things that their name alone identifies."""
+    found = [item for item in scene.objects if item.label in scene.unique_names and is_thing(item.label)]
     return sorted(found, key=lambda item: (-item.box.width * item.box.height, item.id))[:MAX_OBJECTS]
 
 
 def _pairs(scene: Scene) -> list[tuple[SceneObject, SceneObject, Relation]]:
-    named = {item.id: item for item in scene.objects if item.label in scene.unique_names}
+    named = {x.id: x for x in scene.objects if x.label in scene.unique_names and is_worth_asking(x.label)}
     found = [(named[r.subject], named[r.object], r) for r in scene.relations if {r.subject, r.object} <= named.keys()]
     return [pair for pair in found if not may_be_confused(pair[0].label, pair[1].label)]
 
@@ -117,34 +135,46 @@ def relation(scene: Scene, rng: random.Random) -> list[Draft]:
 
 
 def reach(scene: Scene, rng: random.Random) -> list[Draft]:
-    """How one object touches, holds or uses another: a listed interaction."""
+    """How one object touches, holds or uses another: a listed interaction; wrong is first what others do here."""
     drafts = []
+    here = {r.predicate for r in scene.relations}
     for a, b, r in _pairs(scene):
-        group = REACH.get(r.predicate)
         listed = {x.predicate for x in scene.relations if {x.subject, x.object} == {a.id, b.id}}
-        if group is None:
+        wrong = false_contacts(r.predicate, listed)
+        if not wrong:
             continue
-        wrong = [p for p in REACH_DISTRACTORS if p not in group and not any(p in REACH.get(x, (x,)) for x in listed)]
-        wrong = rng.sample(wrong, min(3, len(wrong)))
-        question = f"How does the {a.label} interact with the {b.label}?"
+        verb = "meet" if r.predicate in CONTACTS else "interact with"
+        question = f"How does the {a.label} {verb} the {b.label}?"
+        wrong = sorted(rng.sample(wrong, len(wrong)), key=lambda other: other not in here)[:3]
         drafts.append(_draft(scene, "reach", question, r.predicate, wrong, (a, b), (r,)))
     return drafts
 
 
 def size(scene: Scene, rng: random.Random) -> list[Draft]:
-    """Which area in the image is larger, for areas that differ clearly or hardly at all."""
+    """Which object is larger, wider or taller in the image, where boxes differ clearly or hardly at all."""
     drafts = []
     for pair in combinations(named_objects(scene), 2):
         a, b = rng.sample(pair, 2)
-        ratio = (a.box.width * a.box.height) / (b.box.width * b.box.height)
-        margin = max(ratio, 1 / ratio)
-        if _SAME_RATIO < margin < _CLEAR_RATIO:
+        ratios = {"wide": a.box.width / b.box.width, "tall": a.box.height / b.box.height}
+        if _is_same(ratios["wide"]) == _is_same(ratios["tall"]) and (ratios["wide"] > 1) == (ratios["tall"] > 1):
+            ratios["large"] = math.sqrt(ratios["wide"] * ratios["tall"])
+        clear = [how for how, x in ratios.items() if max(x, 1 / x) >= _CLEAR_SIDE]
+        if rng.random() < _SAME_SHARE:
+            clear += [how for how, x in ratios.items() if _is_same(x)]
+        if not clear:
             continue
-        answer = "about the same size" if margin <= _SAME_RATIO else "larger" if ratio > 1 else "smaller"
-        wrong = [text for text in ("larger", "smaller", "about the same size") if text != answer]
-        question = f"How large does the {a.label} appear in the image compared with the {b.label}?"
-        drafts.append(_draft(scene, "size", question, answer, wrong, (a, b), is_close=margin < _CLOSE_RATIO))
+        how = rng.choice(clear)
+        more, less, same = _COMPARATIVES[how]
+        answer = same if _is_same(ratios[how]) else more if ratios[how] > 1 else less
+        wrong = [text for text in _COMPARATIVES[how] if text != answer]
+        question = f"How {how} does the {a.label} appear in the image compared with the {b.label}?"
+        is_close = max(ratios[how], 1 / ratios[how]) < _LARGE_SIDE
+        drafts.append(_draft(scene, "size", question, answer, wrong, (a, b), is_close=is_close))
     return drafts
+
+
+def _is_same(ratio: float) -> bool:
+    return max(ratio, 1 / ratio) <= _SAME_SIDE
 
 
 def orientation(scene: Scene, rng: random.Random) -> list[Draft]:
@@ -157,21 +187,20 @@ def orientation(scene: Scene, rng: random.Random) -> list[Draft]:
         long, short = sorted((abs(ax - bx), abs(ay - by)), reverse=True)
         if len(shown) != 1 or long < 2 * short:
             continue
-        names = {"left": "to the left", "right": "to the right", "above": "upwards", "below": "downwards"}
+        names = {"left": "left", "right": "right", "above": "up", "below": "down"}
         answer = names.pop(shown[0])
-        question = f"From the viewer's side, in which direction does the {a.label} lie from the {b.label}?"
+        question = f"As the viewer sees it, in which direction from the {b.label} is the {a.label}?"
         is_close = long < 3 * short
         drafts.append(_draft(scene, "orientation", question, answer, tuple(names.values()), (a, b), is_close=is_close))
     return drafts
 
 
 def instance_location(scene: Scene, rng: random.Random) -> list[Draft]:
-    """In which ninth of the image an object is."""
+    """In which ninth of the image an object is: one that holds its centre by a margin, and most of it."""
     drafts = []
     for item in named_objects(scene):
-        is_wide = item.box.width > scene.width * 0.6 or item.box.height > scene.height * 0.6
         place = place_of(item.box, scene.width, scene.height, margin=0.04)
-        if place is None or is_wide:
+        if place is None or not is_mostly_in_place(item.box, scene.width, scene.height):
             continue
         wrong = rng.sample([other for other in PLACES if other != place], 3)
         question = rng.choice(
@@ -189,6 +218,8 @@ def depth(scene: Scene, rng: random.Random) -> list[Draft]:
         family = SPATIAL.get(r.predicate)
         if family not in ("front", "behind") or OPPOSITE[family] in _stated(scene, a, b):
             continue
+        if not (is_thing(a.label) and is_thing(b.label)):
+            continue
         near, far = (a, b) if family == "front" else (b, a)
         first, second = rng.sample((a.label, b.label), 2)
         question = f"Which is nearer to the camera, the {first} or the {second}?"
@@ -203,11 +234,11 @@ def distance(scene: Scene, rng: random.Random) -> list[Draft]:
     for target, *others in permutations(named_objects(scene)[:5], 3):
         near, far = others
         spans = [math.dist(centre(target.box), centre(x.box)) for x in others]
-        if spans[1] < _CLEAR_RATIO * spans[0] or gap_px(target.box, near.box) >= gap_px(target.box, far.box):
+        if spans[1] < _CLEAR_DISTANCE * spans[0] or gap_px(target.box, near.box) >= gap_px(target.box, far.box):
             continue
         first, second = rng.sample((near.label, far.label), 2)
         question = f"In the image, which is nearer to the {target.label}: the {first} or the {second}?"
-        is_close = spans[1] < _CLOSE_RATIO * spans[0]
+        is_close = spans[1] < _FAR_DISTANCE * spans[0]
         drafts.append(
             _draft(scene, "distance", question, near.label, (far.label,), (target, near, far), is_close=is_close)
         )
@@ -217,13 +248,16 @@ def distance(scene: Scene, rng: random.Random) -> list[Draft]:
 def count(scene: Scene, rng: random.Random) -> list[Draft]:
     """How many objects of a kind there are, synonyms pooled; never where a name stands for several things."""
     drafts = []
-    for name in sorted({item.label for item in scene.objects}):
-        members = [item for item in scene.objects if item.label in kind_of(name)]
+    labels = {item.label for item in scene.objects}
+    for name in sorted(labels | {uncoloured(label) for label in labels}):
+        members = [item for item in scene.objects if is_called(item.label, name)]
         doubtful = [item for item in scene.objects if item not in members and may_be_confused(item.label, name)]
-        if doubtful or not 1 <= len(members) <= _MAX_COUNT or any(is_plural(item.label) for item in members):
+        if doubtful or not _MIN_COUNT <= len(members) <= _MAX_COUNT or not is_thing(name):
+            continue
+        if any(is_plural(item.label) for item in members):
             continue
         right = len(members)
-        wrong = rng.sample([n for n in range(max(0, right - 2), right + 4) if n != right], 3)
+        wrong = rng.sample([n for n in range(max(1, right - 2), right + 4) if n != right], 3)
         question = f"How many {plural(name)} are in the image?"
         draft = _draft(scene, "count", question, str(right), [str(n) for n in wrong], members, is_close=right > 3)
         drafts.append(draft)
@@ -241,11 +275,9 @@ def existence(scene: Scene, rng: random.Random) -> list[Draft]:
         false = false_families(stated, a.box, b.box)
         is_true = not false or rng.random() < 0.5
         predicate = r.predicate if is_true else SPOKEN[false[0]]
-        question = f"Is there a {a.label} {predicate} the {b.label}?"
-        if a.label[0] in "aeiou":
-            question = question.replace("there a ", "there an ", 1)
+        question = f"Is there {indefinite(a.label)} {predicate} the {b.label}?"
         answer, wrong = ("yes", "no") if is_true else ("no", "yes")
-        drafts.append(_draft(scene, "existence", question, answer, (wrong,), (a, b), (r,), is_close=not is_true))
+        drafts.append(_draft(scene, "existence", question, answer, (wrong,), (a, b), (r,)))
     return drafts
 
 

@@ -6,19 +6,21 @@ counts against a row.
 
 import asyncio
 import json
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.commands import claim_output
+from data_gen.arguments import read_bool, read_budget, read_choice, read_count
 from data_gen.export import export_parquet, find_images, image_source
-from data_gen.journal import ACCEPTED, FAILED, QUARANTINED, Journal, Line, newest_lines
+from data_gen.files import claim_output
+from data_gen.filters import record_key, record_line
+from data_gen.journal import ACCEPTED, FAILED, QUARANTINED, RESERVE_BYTES, Journal, Line, newest_lines
 from data_gen.records import Record, journal_of, read_records, write_csv
-from data_gen.revision import record_key, record_line
 from data_gen.selection import digest, reorder
 from data_gen.sources import Source
 from spatialthinker.model_api import Api, ApiRequest, OutageFault, Reply, RequestFault, merge_usage
+from spatialthinker.providers import APIS
 from spatialthinker.response import extract_choice
 from spatialthinker.schema import LETTERS, parquet_path, question_with_options
 
@@ -57,6 +59,32 @@ class ValidationOptions:
     seed: int
     max_cost_usd: float | None
     is_overwritten: bool
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> "ValidationOptions":
+        """The checked arguments of validate_with_gpt4o by their names there. Raises ValueError for a wrong one."""
+        read_count("save_every", given["save_every"])
+        return cls(
+            input_file=Path(given["input_file"]),
+            output_file=Path(given["output_file"]),
+            source=given["source"],
+            sample_limit=read_count("sample_limit", given["sample_limit"]),
+            provider=read_choice("provider", given["provider"], tuple(APIS)),
+            model=str(given["model_name"]),
+            base_url=given["base_url"],
+            concurrency=read_count("concurrency", given["concurrency"]) or 1,
+            votes=read_count("votes", given["votes"]),
+            blind=read_choice("blind_control", given["blind_control"], BLIND_MODES),
+            seed=read_count("seed", given["seed"], 0) or 0,
+            max_cost_usd=read_budget(given["max_cost_usd"]),
+            is_overwritten=read_bool("overwrite", given["overwrite"]),
+        )
+
+    def connect(self) -> Api:
+        """The client of the provider. Raises ApiStop without a key, or without a price for the budget."""
+        api = APIS[self.provider](self.model, self.base_url, self.concurrency)
+        api.check_budget(self.max_cost_usd)
+        return api
 
     def settings(self) -> dict[str, Any]:
         """What must agree for two runs to share a journal."""
@@ -132,33 +160,41 @@ def read_choice_index(text: str, options: tuple[str, ...]) -> int | None:
     return None if letter is None else LETTERS.index(letter)
 
 
-def open_validation(options: ValidationOptions) -> tuple[Source, list[Record]]:
-    """The images' source and the records, all inputs checked."""
+def validate(options: ValidationOptions, source: Source | None = None) -> Journal:
+    """Judge every record that the journal has not settled, write the kept ones and return the closed journal.
+
+    The images come from `source`, or from where options and input file say.
+    """
+    if options.output_file.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"--output_file {options.output_file}: name a file that ends in .csv or .parquet")
     records = list(read_records(options.input_file))[: options.sample_limit]
     if not records:
         raise ValueError(f"--input_file {options.input_file} holds no rows")
-    return image_source(options.input_file, options.source), records
-
-
-def validate(options: ValidationOptions, api: Api) -> Counter[str]:
-    """Judge every record that the journal has not settled; write the kept ones; return outcomes."""
-    if options.output_file.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"--output_file {options.output_file}: name a file that ends in .csv or .parquet")
-    source, records = open_validation(options)
+    source = source or image_source(options.input_file, options.source)
+    api = options.connect()
     journal_path = journal_of(options.output_file)
     if not journal_path.is_file():
         claim_output(options.output_file, options.is_overwritten)
-    with Journal(journal_path, options.settings() | {"source": source.locator}, options.is_overwritten) as journal:
+    settings = options.settings() | {"source": source.locator}
+    reserve = options.concurrency * RESERVE_BYTES
+    with Journal(journal_path, settings, options.is_overwritten, reserve) as journal:
         try:
             asyncio.run(_judge_all(options, source, records, journal, api))
         finally:
             kept = list(read_records(journal_path))
             _write_output(options.output_file, kept, source)
-        blind = sum(1 for line in newest_lines(journal_path) if line.get("is_blind"))
-        print(f"{options.output_file}: {len(kept)} of {len(records)} rows kept, {journal.cost_usd:.4f} dollars")  # noqa: T201
-        if options.blind != "off":
-            print(f"answered without the picture: {blind} rows (line['is_blind'] in {journal_path})")  # noqa: T201
-        return journal.outcomes()
+    _print_result(options, journal, len(records))
+    return journal
+
+
+def _print_result(options: ValidationOptions, journal: Journal, number: int) -> None:
+    outcomes = journal.outcomes()
+    print(f"{options.output_file}: {outcomes[ACCEPTED]} of {number} rows kept, {journal.cost_usd:.4f} dollars")  # noqa: T201
+    if outcomes[FAILED]:
+        print(f"{outcomes[FAILED]} rows got no answer; the same command asks them again")  # noqa: T201
+    if options.blind != "off":
+        blind = sum(1 for line in newest_lines(journal.path) if line.get("is_blind"))
+        print(f"answered without the picture: {blind} rows (is_blind in {journal.path})")  # noqa: T201
 
 
 def _write_output(path: Path, kept: list[Record], source: Source) -> None:
@@ -189,6 +225,7 @@ async def _judge_all(
                     done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
                         task.result()
+                journal.check_room()
                 if options.max_cost_usd is not None and journal.cost_usd >= options.max_cost_usd:
                     print(f"stopped at --max_cost_usd {options.max_cost_usd}; the same command goes on")  # noqa: T201
                     return

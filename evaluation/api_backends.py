@@ -14,7 +14,8 @@ from typing import Any
 from evaluation.backends import Answer, ModelOptions
 from evaluation.journal import write_json
 from evaluation.samples import IMAGE_MARK, Sample, build_request
-from spatialthinker.model_api import APIS, Api, ApiRequest, ApiStop, OutageFault, Reply, RequestFault
+from spatialthinker.model_api import Api, ApiRequest, ApiStop, OutageFault, Reply, RequestFault
+from spatialthinker.providers import APIS
 
 MAX_SAME_ERRORS = 10
 """So many errors of one kind in a row end the run."""

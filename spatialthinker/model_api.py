@@ -1,4 +1,4 @@
-"""Calls of vision models through the official clients of Anthropic and OpenAI: retried, throttled, priced.
+"""Calls of vision models, whoever provides them: retried, throttled, priced. The providers are in `providers.py`.
 
     api = APIS[provider](model, base_url, most_at_once)
     reply = await api.ask(ApiRequest(...))
@@ -11,12 +11,14 @@ again by the next run.
 import asyncio
 import base64
 import io
-import json
+import math
 import os
 import random
+import re
+import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,14 +31,12 @@ MAX_TRIES = 14
 MAX_WAIT_S = 60.0
 TIMEOUT_S = 120.0
 _FIRST_WAIT_S = 0.5
+_TELL_S = 30.0
 _PLAIN_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 _PLAIN_MODES = ("RGB", "L")
 _EXIF_ORIENTATION_TAG = 0x0112
-_TOOL = "answer"
-_FIXED_TEMPERATURE = ("o1", "o3", "o4", "gpt-5")
-"""Models that refuse a temperature."""
-_CLAUDE_WITH_TEMPERATURE = ("claude-3", "claude-haiku-4", "claude-opus-4", "claude-sonnet-4")
-"""Models that accept one; newer ones decide themselves."""
+_OUT_OF_MONEY = re.compile(r"credit balance|insufficient_quota|billing|exceeded your current quota", re.IGNORECASE)
+"""What the providers write, with status 400, 402 or 429, once an account has nothing left to spend."""
 _NO_KEY = "none"
 """What a local server is given where no key is set."""
 
@@ -76,6 +76,16 @@ class Reply:
     stop: str
     usage: Usage
     cost_usd: float
+
+
+@dataclass(frozen=True)
+class BatchInfo:
+    """A batch that the provider has of this account."""
+
+    id: str
+    num_requests: int
+    token: str | None
+    """What its submitter marked it with; None where the provider does not tell before the batch has ended."""
 
 
 class Throttle:
@@ -128,6 +138,7 @@ class Api(ABC):
         self.price: Price | None = find_price(model)
         self.throttle = Throttle(most_at_once)
         self.num_retries = 0
+        self._told = -math.inf
         self.client = self._connect(base_url)
 
     def _encode(self, image: bytes) -> tuple[str, str]:
@@ -148,38 +159,71 @@ class Api(ABC):
         """The reply in a provider's message."""
 
     @abstractmethod
-    async def submit_batch(self, bodies: Mapping[str, dict[str, Any]]) -> str:
-        """Submit requests by name for an answer within a day; return the batch's id."""
+    async def _send_batch(self, bodies: Mapping[str, dict[str, Any]], token: str) -> str: ...
 
     @abstractmethod
-    async def collect_batch(self, batch_id: str) -> dict[str, Reply | str] | None:
-        """The replies of a batch by name, a text where one failed; None while it runs."""
+    async def _collect_batch(self, batch_id: str) -> dict[str, Reply | str] | None: ...
+
+    @abstractmethod
+    async def _list_batches(self, since_s: float, known: Container[str]) -> list[BatchInfo]: ...
+
+    @abstractmethod
+    def _retryable(self) -> tuple[type[Exception], ...]: ...
 
     async def ask(self, request: ApiRequest) -> Reply:
         """The reply to one request."""
         body = await asyncio.to_thread(self.body, request)  # images are encoded: calls under way must not wait for it
+        return self.read(await self._insist(lambda: self._send(body)))
+
+    async def submit_batch(self, bodies: Mapping[str, dict[str, Any]], token: str = "") -> str:
+        """Submit requests by name for an answer within a day; return the batch's id.
+
+        Names that start with `token-` let `list_batches` tell the batch from others. Nothing is sent twice: after a
+        failure only the list of batches says whether the batch arrived. Errors: ApiStop, RequestFault.
+        """
+        try:
+            return await self._send_batch(bodies, token)
+        except self._retryable() as error:
+            self._judge(error, 0.0)
+            raise ApiStop(f"the batch may not have arrived ({error}); the same command finds out later") from error
+
+    async def collect_batch(self, batch_id: str) -> dict[str, Reply | str] | None:
+        """The replies of a batch by name, a text where one failed; None while it runs."""
+        return await self._insist(lambda: self._collect_batch(batch_id))
+
+    async def list_batches(self, since_s: float, known: Container[str] = ()) -> list[BatchInfo]:
+        """The batches submitted since a time in seconds since the epoch, without those whose ids are known."""
+        return await self._insist(lambda: self._list_batches(since_s, known))
+
+    async def _insist[T](self, call: Callable[[], Awaitable[T]]) -> T:
+        """What a call returns, tried again as long as that can help. Errors: RequestFault, ApiStop, OutageFault."""
         fault = ""
         for attempt in range(MAX_TRIES):
             wait_s = min(MAX_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 7)) * (0.5 + random.random() / 2)
             try:
                 async with self.throttle.slot():
-                    message = await self._send(body)
+                    result = await call()
                 self.throttle.speed_up()
-                return self.read(message)
+                return result
             except self._retryable() as error:
                 fault = f"{type(error).__name__}: {str(error)[:200]}"
                 wait_s = self._judge(error, wait_s)
             self.num_retries += 1
+            if attempt >= 2:
+                self._tell(fault)
             await asyncio.sleep(wait_s)
         raise OutageFault(f"no answer after {MAX_TRIES} tries; last: {fault}")
 
-    @abstractmethod
-    def _retryable(self) -> tuple[type[Exception], ...]: ...
+    def _tell(self, fault: str) -> None:
+        """Say why answers are waited for, now and then."""
+        if time.monotonic() - self._told > _TELL_S:
+            self._told = time.monotonic()
+            print(f"{self.model}: no answer, trying on; last: {fault}", file=sys.stderr)  # noqa: T201
 
     def _judge(self, error: Exception, wait_s: float) -> float:
         """The seconds to wait before the next try. Raises RequestFault or ApiStop where none can help."""
         status = getattr(error, "status_code", None)
-        if status in (401, 403, 404):
+        if status in (401, 402, 403, 404) or (status in (400, 429) and _OUT_OF_MONEY.search(str(error))):
             raise ApiStop(f"{self.model}: {error}") from None
         if status is not None and status < 500 and status not in (408, 409, 429):
             raise RequestFault(f"status {status}: {str(error)[:300]}") from None
@@ -187,6 +231,13 @@ class Api(ABC):
             wait_s = _retry_after(error) or wait_s
             self.throttle.slow_down(wait_s)
         return wait_s
+
+    def check_budget(self, max_cost_usd: float | None) -> None:
+        """Raise ApiStop for a budget that cannot be kept, since no price of the model is known."""
+        if max_cost_usd is not None and self.price is None:
+            raise ApiStop(
+                f"--max_cost_usd needs a price, and none is known of {self.model!r}; see PRICES in prices.py"
+            )
 
     def _reply(self, text: str, stop: str, usage: Usage, is_batch: bool) -> Reply:
         return Reply(text, stop, usage, cost_usd(usage, self.price, is_batch) if self.price else 0.0)
@@ -201,156 +252,6 @@ def _retry_after(error: Exception) -> float | None:
         return min(MAX_WAIT_S, float(headers.get("retry-after", "")))
     except ValueError:
         return None
-
-
-class AnthropicApi(Api):
-    """Messages API; the reply is the input of a forced tool."""
-
-    KEYS = ("ANTHROPIC_API_KEY", "CLAUDE_API_KEY")
-    MAX_IMAGE_BYTES = 5_000_000 * 3 // 4  # the limit is on the base64 text
-    MAX_IMAGE_PX = 8000
-
-    def _connect(self, base_url: str | None) -> Any:
-        import anthropic
-
-        key = find_key(self.KEYS, base_url)
-        return anthropic.AsyncAnthropic(api_key=key, base_url=base_url, max_retries=0, timeout=TIMEOUT_S)
-
-    def _retryable(self) -> tuple[type[Exception], ...]:
-        import anthropic
-
-        return (anthropic.AnthropicError, json.JSONDecodeError)
-
-    def body(self, request: ApiRequest) -> dict[str, Any]:
-        content: list[dict[str, Any]] = []
-        for image in request.images:
-            kind, data = self._encode(image)
-            content.append({"type": "image", "source": {"type": "base64", "media_type": kind, "data": data}})
-        content.append({"type": "text", "text": request.text})
-        body: dict[str, Any] = {
-            "model": self.model,
-            "max_tokens": request.max_tokens,
-            "messages": [{"role": "user", "content": content}],
-        }
-        if self.model.startswith(_CLAUDE_WITH_TEMPERATURE):
-            body["temperature"] = request.temperature
-        if request.system is not None:
-            body["system"] = [{"type": "text", "text": request.system, "cache_control": {"type": "ephemeral"}}]
-        if request.schema is not None:
-            tool = {"name": _TOOL, "description": "Return the result.", "input_schema": dict(request.schema)}
-            body |= {"tools": [tool], "tool_choice": {"type": "tool", "name": _TOOL}}
-        return body
-
-    async def _send(self, body: dict[str, Any]) -> Any:
-        # The client no longer has an argument for it, the service still reads it for these models.
-        extra = {key: body[key] for key in body.keys() & {"temperature"}}
-        arguments = {key: value for key, value in body.items() if key not in extra}
-        return await self.client.messages.create(**arguments, extra_body=extra)
-
-    def read(self, message: Any, is_batch: bool = False) -> Reply:
-        texts = [json.dumps(block.input) for block in message.content if block.type == "tool_use"]
-        texts += [block.text for block in message.content if block.type == "text"]
-        stop = {"max_tokens": "length", "refusal": "refusal"}.get(message.stop_reason, "end")
-        used = message.usage
-        read, written = used.cache_read_input_tokens or 0, used.cache_creation_input_tokens or 0
-        return self._reply(
-            "\n".join(texts), stop, Usage(used.input_tokens, used.output_tokens, read, written), is_batch
-        )
-
-    async def submit_batch(self, bodies: Mapping[str, dict[str, Any]]) -> str:
-        requests = [{"custom_id": name, "params": body} for name, body in bodies.items()]
-        return (await self.client.messages.batches.create(requests=requests)).id
-
-    async def collect_batch(self, batch_id: str) -> dict[str, Reply | str] | None:
-        batch = await self.client.messages.batches.retrieve(batch_id)
-        if batch.processing_status != "ended":
-            return None
-        replies: dict[str, Reply | str] = {}
-        async for item in await self.client.messages.batches.results(batch_id):
-            result = item.result
-            is_done = result.type == "succeeded"
-            replies[item.custom_id] = self.read(result.message, is_batch=True) if is_done else f"batch: {result.type}"
-        return replies
-
-
-class OpenAiApi(Api):
-    """Chat completions with a JSON schema; prefixes are cached by themselves."""
-
-    KEYS = ("OPENAI_API_KEY", "OPENAI_APIKEY", "OPENAI_KEY")
-    MAX_IMAGE_BYTES = 20_000_000
-    MAX_IMAGE_PX = 16_000
-
-    def _connect(self, base_url: str | None) -> Any:
-        import openai
-
-        key = find_key(self.KEYS, base_url)
-        return openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=TIMEOUT_S)
-
-    def _retryable(self) -> tuple[type[Exception], ...]:
-        import openai
-
-        return (openai.OpenAIError, json.JSONDecodeError)
-
-    def body(self, request: ApiRequest) -> dict[str, Any]:
-        content: list[dict[str, Any]] = []
-        for image in request.images:
-            kind, data = self._encode(image)
-            address = {"url": f"data:{kind};base64,{data}", "detail": "high"}
-            content.append({"type": "image_url", "image_url": address})
-        content.append({"type": "text", "text": request.text})
-        system = [] if request.system is None else [{"role": "system", "content": request.system}]
-        body: dict[str, Any] = {
-            "model": self.model,
-            "max_completion_tokens": request.max_tokens,
-            "messages": [*system, {"role": "user", "content": content}],
-        }
-        if not self.model.startswith(_FIXED_TEMPERATURE):
-            body["temperature"] = request.temperature
-        if request.schema is not None:
-            schema = {"name": _TOOL, "strict": True, "schema": dict(request.schema)}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return body
-
-    async def _send(self, body: dict[str, Any]) -> Any:
-        return await self.client.chat.completions.create(**body)
-
-    def read(self, message: Any, is_batch: bool = False) -> Reply:
-        choice = message.choices[0]
-        is_refused = bool(choice.message.refusal) or choice.finish_reason == "content_filter"
-        stop = "refusal" if is_refused else "length" if choice.finish_reason == "length" else "end"
-        text = choice.message.content or choice.message.refusal or ""
-        used = message.usage
-        read = (used.prompt_tokens_details.cached_tokens or 0) if used.prompt_tokens_details else 0
-        return self._reply(text, stop, Usage(used.prompt_tokens - read, used.completion_tokens, read), is_batch)
-
-    async def submit_batch(self, bodies: Mapping[str, dict[str, Any]]) -> str:
-        path = "/v1/chat/completions"
-        lines = [{"custom_id": n, "method": "POST", "url": path, "body": body} for n, body in bodies.items()]
-        data = "\n".join(map(json.dumps, lines)).encode()
-        file = await self.client.files.create(file=("batch.jsonl", data), purpose="batch")
-        batch = await self.client.batches.create(input_file_id=file.id, endpoint=path, completion_window="24h")
-        return batch.id
-
-    async def collect_batch(self, batch_id: str) -> dict[str, Reply | str] | None:
-        from openai.types.chat import ChatCompletion
-
-        batch = await self.client.batches.retrieve(batch_id)
-        if batch.status not in ("completed", "failed", "expired", "cancelled"):
-            return None
-        replies: dict[str, Reply | str] = {}
-        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
-            for line in (await self.client.files.content(file_id)).text.splitlines():
-                item = json.loads(line)
-                answer = item.get("response") or {}
-                if answer.get("status_code") == 200:
-                    message = ChatCompletion.model_validate(answer["body"])
-                    replies[item["custom_id"]] = self.read(message, is_batch=True)
-                else:
-                    replies[item["custom_id"]] = f"batch: {str(item.get('error') or answer)[:200]}"
-        return replies
-
-
-APIS: dict[str, type[Api]] = {"anthropic": AnthropicApi, "openai": OpenAiApi}
 
 
 def find_key(names: Sequence[str], base_url: str | None) -> str:

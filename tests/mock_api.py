@@ -12,8 +12,10 @@ import hashlib
 import json
 import random
 import re
+import time
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +192,9 @@ def add_batches(app: web.Application, mock: Mock) -> None:
         return batch
 
     def results(batch: dict[str, Any], provider: str) -> list[tuple[str, Any]]:
-        found = []
+        if "results" in batch:
+            return batch["results"]
+        found = batch["results"] = []
         for name, body in batch["requests"]:
             fault = mock.fault(text_of(body))
             is_failed = fault in ("429", "500", "timeout", "cut")
@@ -201,12 +205,15 @@ def add_batches(app: web.Application, mock: Mock) -> None:
     async def create_anthropic(request: web.Request) -> web.Response:
         items = (await request.json())["requests"]
         batch_id = f"b{len(mock.batches)}"
-        mock.batches[batch_id] = {"looks": 0, "requests": [(x["custom_id"], x["params"]) for x in items]}
+        requests = [(x["custom_id"], x["params"]) for x in items]
+        mock.batches[batch_id] = {"provider": "anthropic", "looks": 0, "time": time.time(), "requests": requests}
         return web.json_response(anthropic_batch(batch_id, "in_progress"))
 
     def anthropic_batch(batch_id: str, status: str) -> dict[str, Any]:
         counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
-        times = {"created_at": "2026-01-01T00:00:00Z", "expires_at": "2026-01-02T00:00:00Z"}
+        counts["processing" if status == "in_progress" else "succeeded"] = len(mock.batches[batch_id]["requests"])
+        created = datetime.fromtimestamp(mock.batches[batch_id]["time"], UTC).isoformat()
+        times = {"created_at": created, "expires_at": "2100-01-01T00:00:00Z"}
         return {"id": batch_id, "type": "message_batch", "processing_status": status, "request_counts": counts} | times
 
     async def get_anthropic(request: web.Request) -> web.Response:
@@ -235,9 +242,12 @@ def add_batches(app: web.Application, mock: Mock) -> None:
         )
 
     async def create_openai(request: web.Request) -> web.Response:
-        items = [json.loads(line) for line in mock.files[(await request.json())["input_file_id"]].splitlines()]
+        asked = await request.json()
+        items = [json.loads(line) for line in mock.files[asked["input_file_id"]].splitlines()]
         batch_id = f"b{len(mock.batches)}"
-        mock.batches[batch_id] = {"looks": 0, "requests": [(x["custom_id"], x["body"]) for x in items]}
+        requests = [(x["custom_id"], x["body"]) for x in items]
+        mock.batches[batch_id] = {"provider": "openai", "looks": 0, "time": time.time(), "requests": requests}
+        mock.batches[batch_id]["metadata"] = asked.get("metadata")
         return web.json_response(openai_batch(batch_id, "in_progress"))
 
     def openai_batch(batch_id: str, status: str) -> dict[str, Any]:
@@ -247,9 +257,22 @@ def add_batches(app: web.Application, mock: Mock) -> None:
             "endpoint": "/v1/chat/completions",
             "input_file_id": "f",
             "completion_window": "24h",
-            "created_at": 0,
+            "created_at": int(mock.batches[batch_id]["time"]),
             "status": status,
+            "metadata": mock.batches[batch_id]["metadata"],
         }
+
+    def newest(provider: str) -> list[str]:
+        return [name for name, batch in reversed(mock.batches.items()) if batch["provider"] == provider]
+
+    async def list_anthropic(request: web.Request) -> web.Response:
+        statuses = {name: "ended" if look(name)["looks"] > 1 else "in_progress" for name in newest("anthropic")}
+        data = [anthropic_batch(name, status) for name, status in statuses.items()]
+        return web.json_response({"data": data, "has_more": False, "first_id": None, "last_id": None})
+
+    async def list_openai(request: web.Request) -> web.Response:
+        data = [openai_batch(name, "in_progress") for name in newest("openai")]
+        return web.json_response({"object": "list", "data": data, "has_more": False})
 
     async def get_openai(request: web.Request) -> web.Response:
         batch_id = request.match_info["id"]
@@ -266,6 +289,8 @@ def add_batches(app: web.Application, mock: Mock) -> None:
         return web.Response(text=mock.files[request.match_info["id"]])
 
     app.router.add_post("/v1/messages/batches", create_anthropic)
+    app.router.add_get("/v1/messages/batches", list_anthropic)
+    app.router.add_get("/v1/batches", list_openai)
     app.router.add_get("/v1/messages/batches/{id}", get_anthropic)
     app.router.add_get("/v1/messages/batches/{id}/results", get_results)
     app.router.add_post("/v1/files", create_file)

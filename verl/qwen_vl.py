@@ -6,6 +6,7 @@ Letters as in batching.py: T packed tokens, S responses, N response tokens; D hi
 import io
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,34 @@ def image_grid(size: tuple[int, int], image_processor: Any, min_pixels: int, max
     width, height = size
     rows, columns = smart_resize(height, width, patch * image_processor.merge_size, min_pixels, max_pixels)
     return 1, rows // patch, columns // patch
+
+
+def image_patches(
+    images: Sequence[bytes | Image.Image],
+    image_processor: Any,
+    dtype: torch.dtype = torch.float32,
+    num_threads: int = 1,
+    **size: int,
+) -> tuple[list[Tensor], list[Grid]]:
+    """Patches and grid of each image, by the model's own image processor.
+
+    Args:
+        images: encoded or decoded.
+        dtype: of the patches: what the tower computes in.
+        num_threads: that work side by side, on an image each.
+        size: `min_pixels` and `max_pixels`.
+    """
+
+    def patches(image: bytes | Image.Image) -> tuple[Tensor, Grid]:
+        picture = decode_image(image) if isinstance(image, bytes) else image
+        out = image_processor(images=[picture], return_tensors="pt", **size)
+        return out["pixel_values"].to(dtype), tuple(out["image_grid_thw"][0].tolist())
+
+    threads_inside = torch.get_num_threads()
+    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pairs = list(pool.map(patches, images))
+    torch.set_num_threads(threads_inside)  # what a thread sets counts for all that begin later
+    return [pixels for pixels, _ in pairs], [grid for _, grid in pairs]
 
 
 def expand_image_tokens(ids: Sequence[int], grids: Sequence[Grid], image_token_id: int, merge_size: int) -> list[int]:

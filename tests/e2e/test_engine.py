@@ -12,9 +12,9 @@ from tests.tiny_qwen import FAMILIES
 from verl.config_loading import load_config
 from verl.dataset import RLHFDataset, collate_prompts
 from verl.processor import load_run_processor, vision_token_ids
-from verl.qwen_vl import ResponseLogProbs, decode_image, load_model
+from verl.qwen_vl import ResponseLogProbs, decode_image, image_patches, load_model
 from verl.trainer.main import rollout_arguments
-from verl.workers.actor import Actor, Groups, image_patches
+from verl.workers.actor import Actor, Groups
 from verl.workers.rollout import RolloutWorker
 
 pytestmark = pytest.mark.e2e

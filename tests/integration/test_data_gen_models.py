@@ -1,7 +1,6 @@
 """Runs over models against a local mock of both APIs: faults, kills, budgets, prices, validation."""
 
 import csv
-import json
 import multiprocessing
 import os
 import random
@@ -15,19 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from data_gen.asking import Wish, make_request
-from data_gen.draft import Draft
-from data_gen.estimate import GRAPH_CHARS, VG150_SHAPE, image_tokens, released_cost_usd, ways
 from data_gen.generate_data import main
-from data_gen.journal import Journal, JournalFault, newest_lines, read_lines
-from data_gen.prices import CallShape, plan_usage
-from data_gen.prompts import SYSTEM_PROMPT, ReplyFault, parse_reply
-from data_gen.quotas import LOOKBACK, Steering
+from data_gen.journal import newest_lines, read_lines
 from data_gen.records import read_records
-from data_gen.scenes import Scene
-from data_gen.validation import read_choice_index
-from spatialthinker.prices import PRICES, Price, Usage, cost_usd, find_price
-from spatialthinker.scene_graph import Relation, SceneObject
+from spatialthinker.model_api import ApiStop, RequestFault
+from spatialthinker.prices import PRICES, Usage, cost_usd
+from spatialthinker.providers import APIS
 
 pytestmark = pytest.mark.integration
 
@@ -185,6 +177,45 @@ def test_batches_are_submitted_and_collected_across_runs(faulty_mock, tmp_path, 
         assert line["cost_usd"] == pytest.approx(cost_usd(Usage(**line["usage"]), price, is_batch=True), abs=1e-6)
 
 
+def cut_off_submission(mock: Mock, out: Path, provider: str, has_arrived: bool) -> None:
+    """A run that is killed just before or just after the provider has its batch, the id not noted yet."""
+    api = APIS[provider]
+    send = api._send_batch
+
+    async def killed(*arguments) -> str:
+        if has_arrived:
+            await send(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ""
+
+    def run() -> None:
+        setattr(api, "_send_batch", killed)  # noqa: B010
+        preprocess(mock, out, 12, "--batch_api=True", provider=provider)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("has_arrived", [True, False])
+@pytest.mark.parametrize("provider", MODELS)
+def test_a_batch_whose_submission_was_cut_off_is_neither_paid_twice_nor_lost(
+    mock, tmp_path, provider, has_arrived, capsys, monkeypatch
+):
+    out, before = tmp_path / "t.csv", mock.counts()
+    cut_off_submission(mock, out, provider, has_arrived)
+    assert preprocess(mock, out, 12, "--batch_api=True", provider=provider) == 0
+    is_told_at_once = has_arrived and provider == "openai"
+    assert ("may have arrived" in capsys.readouterr().out) != is_told_at_once
+    monkeypatch.setattr("data_gen.batching.ARRIVAL_S", 0.0)
+    for _ in range(4):
+        assert preprocess(mock, out, 12, "--batch_api=True", provider=provider) == 0
+    assert len(list(read_records(out))) == 12
+    calls = mock.counts() - before
+    assert len(calls) == 12 and set(calls.values()) == {1}
+
+
 def test_a_wrong_key_or_an_unknown_price_ends_with_one_message(mock, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "bad-key")
     assert preprocess(mock, tmp_path / "a.csv", 5) == 2
@@ -231,50 +262,11 @@ def test_errors_of_the_validator_never_count_as_disagreement(tmp_path, capsys, m
     assert [line["status"] for line in lines] == ["error"] * 5 and "no answer after 2 tries" in lines[0]["reason"]
 
 
-def test_replies_are_read_as_what_they_are():
-    options = ("on", "under", "behind")
-    texts = ('{"answer": "B"}', "The answer is B", "Based on the image, (C)", "I can't tell", "under", "")
-    assert [read_choice_index(text, options) for text in texts] == [1, 1, 2, None, 1, None]
-    values = {"question": "Where {a,b}?", "options": ["(A) on", "(B) in"], "answer": "(B)", "category": " Relation"}
-    values |= {"level": "easy", "rating": 7, "evidence_ids": ["a.1"], "evidence_relations": []}
-    wanted = Draft("relation", "easy", "Where {a,b}?", ("on", "in"), 1, 7, ("a.1",))
-    for text in (json.dumps(values), f"Here {{it}} is:\n```json\n{json.dumps(values)}\n``` }}"):
-        assert parse_reply(text) == wanted
-    assert parse_reply(json.dumps(values | {"rating": "8/10"})).rating == 0
-    for bad in ("none", json.dumps(values)[:-20], json.dumps({"question": "?"}), json.dumps(values | {"answer": "C"})):
-        with pytest.raises(ReplyFault):
-            parse_reply(bad)
-
-
-def test_the_static_part_comes_first_and_is_the_same_in_every_call():
-    objects = tuple(SceneObject(f"object_{chr(97 + i)}.1", (10.0 * i, 20, 310, 480)) for i in range(12))
-    relations = tuple(Relation(a.id, "to the left of", b.id) for a, b in zip(objects[:7], objects[1:8], strict=True))
-    scene = Scene("1", b"", 800, 600, objects, relations)
-    request = make_request(scene, Wish("depth", "easy", ("size",)), has_image=False, temperature=0.0)
-    assert request.system == SYSTEM_PROMPT and not any(c in SYSTEM_PROMPT for c in "\t\b$\\")
-    assert len(SYSTEM_PROMPT) / 4 > 1024
-    assert len(request.text) / GRAPH_CHARS <= 1.5 * VG150_SHAPE.changing
-    assert all(item.id in request.text for item in objects) and "800 x 600" in request.text
-
-
-def test_prices_by_hand():
-    price = Price(input=2, output=10, cache_read=0.5, cache_write=4)
-    used = Usage(input=1_000_000, output=100_000, cache_read=2_000_000, cache_write=500_000)
-    assert cost_usd(used, price) == pytest.approx(2 + 1 + 1 + 2)
-    assert cost_usd(used, price, is_batch=True) == pytest.approx(3)
-    shape = CallShape(static=1000, changing=100, image=50, output=20)
-    assert plan_usage(shape, 100, 0.1, 0.9) == Usage(110 * 150 + 10 * 20, 2200, 99_000, 11_000)
-    assert find_price("claude-sonnet-4-5-20250929") is PRICES["claude-sonnet-4-5"]
-    assert find_price("gpt-4o-mini-2024") is PRICES["gpt-4o-mini"] and find_price("gpt-5") is None
-    assert image_tokens(800, 600, "anthropic") == 640 and image_tokens(1024, 1024, "openai") == 765
-
-
-def test_the_papers_run_costs_less_than_a_third_of_the_released_way():
-    price = PRICES["claude-sonnet-4-5"]
-    released = released_cost_usd(56_224, price)
-    assert released == pytest.approx(235 * 3 + 5 * 15)
-    usage, is_batch = ways(VG150_SHAPE, 56_224)["cache and batch"]
-    assert is_batch and cost_usd(usage, price, is_batch) <= 0.3 * released
+def test_a_missing_key_is_told_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    for name in APIS["anthropic"].KEYS:
+        monkeypatch.delenv(name, raising=False)
+    assert main(["preprocess_data", "--source=synthetic:5", f"--out={tmp_path / 't.csv'}"]) == 2
+    assert "set ANTHROPIC_API_KEY" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_prints_prices_and_calls_nothing(tmp_path, capsys, monkeypatch):
@@ -286,61 +278,40 @@ def test_a_dry_run_prints_prices_and_calls_nothing(tmp_path, capsys, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_steering_takes_outcomes_in_place_of_wishes():
-    steering = Steering(50)
-    for _ in range(4):
-        steering.add(("relation", "easy"))
-    assert steering.next_categories()[0] != "relation"
-    for _ in range(4):
-        steering.settle(None)
-    assert steering.next_categories()[0] == "relation" and steering.categories.counts.total() == 0
-    assert LOOKBACK >= 512
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of 2 MB that this process alone sees, in a namespace of a child that holds it open."""
+    command = ["unshare", "-Urm", "sh", "-c", "mount -t tmpfs -o size=2m none /mnt && echo ready && sleep 600"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    if process.stdout.readline() != "ready\n":
+        pytest.skip("this machine allows no mount in a user namespace")
+    yield Path(f"/proc/{process.pid}/root/mnt")
+    process.kill()
+    process.wait()
 
 
-def line(key: str, status: str = "accepted") -> dict:
-    return {"key": key, "index": int(key), "status": status}
+def test_a_disk_that_fills_up_while_answers_are_waited_for(mock, small_disk, capsys):
+    out, filler = small_disk / "t.csv", small_disk / "filler"
+    filler.write_bytes(bytes(1_000_000))
+    before = mock.counts()
+    assert preprocess(mock, out, 400, "--concurrency=8") == 2
+    assert "make room" in capsys.readouterr().err.lower()
+    lines = [x for x in read_lines(out.with_suffix(".jsonl")) if "key" in x]
+    assert 20 < len(lines) < 400
+    assert sum(len(x["replies"]) for x in lines) == (mock.counts() - before).total()
+    assert not out.with_name("t.csv.tmp").exists()
+    assert preprocess(mock, small_disk / "u.csv", 400, "--concurrency=32") == 2
+    assert "has no room for 2 MB of answers" in capsys.readouterr().err
 
 
-def test_a_half_written_line_is_removed_and_no_whole_one_lost(tmp_path):
-    path = tmp_path / "j.jsonl"
-    with Journal(path, {"a": 1}) as journal:
-        for key in "210":
-            journal.add(line(key))
-        with pytest.raises(JournalFault, match="another process"):
-            Journal(path, {"a": 1})
-    whole = path.read_bytes()
-    for cut in range(1, 30, 7):
-        path.write_bytes(whole + whole[-30:-cut])
-        with Journal(path, {"a": 1}) as journal:
-            assert set(journal.entries) == set("012")
-        assert path.read_bytes() == whole
-    assert [x["key"] for x in newest_lines(path)] == ["0", "1", "2"]
-    with pytest.raises(JournalFault, match="a: 1 there, 2 now"):
-        Journal(path, {"a": 2})
-    with Journal(path, {"a": 2}, is_overwritten=True) as journal:
-        assert journal.entries == {}
+@pytest.mark.parametrize("status, text", [(400, "Your credit balance is too low"), (429, "code: insufficient_quota")])
+def test_an_account_without_money_ends_the_run_and_condemns_no_image(status, text):
+    class Refusal(Exception):
+        status_code = status
 
-
-def test_the_newest_line_counts_and_errors_are_asked_again(tmp_path):
-    with Journal(tmp_path / "j.jsonl", {}) as journal:
-        journal.add(line("1", "error"))
-        assert not journal.is_settled("1")
-        journal.add(line("1", "quarantined"))
-        assert journal.is_settled("1") and journal.outcomes() == {"quarantined": 1}
-    assert [x["status"] for x in newest_lines(tmp_path / "j.jsonl")] == ["quarantined"]
-
-
-def test_a_full_disk_is_waited_for(tmp_path, monkeypatch, capsys):
-    """A file-size limit makes writes fail as a full disk does: first in part, then altogether."""
-    monkeypatch.setattr("data_gen.journal.DISK_WAIT_S", 0.05)
-    monkeypatch.setattr("data_gen.journal._DISK_RETRY_S", 0.01)
-    full = Path("/dev/full")
-    with Journal(tmp_path / "j.jsonl", {}) as journal:
-        journal.add(line("1"))
-        real, journal._fd = journal._fd, os.open(full, os.O_WRONLY)
-        with pytest.raises(JournalFault, match="cannot be written: No space left"):
-            journal.add(line("2"))
-        journal._fd = real
-        journal.add(line("2"))
-    assert "is full: waiting for room" in capsys.readouterr().err
-    assert [x["key"] for x in newest_lines(tmp_path / "j.jsonl")] == ["1", "2"]
+    api = APIS["anthropic"]("claude-sonnet-4-5")
+    with pytest.raises(ApiStop, match="claude-sonnet-4-5: " + text):
+        api._judge(Refusal(text), 1.0)
+    with pytest.raises(RequestFault):
+        api._judge(type("Refusal", (Exception,), {"status_code": 400})("image too large"), 1.0)

@@ -15,6 +15,7 @@ from evaluation.journal import read_journal
 from spatialthinker import model_api
 from spatialthinker.model_api import ApiRequest, RequestFault, encode_image
 from spatialthinker.prices import Price, Usage, cost_usd, find_price
+from spatialthinker.providers import OpenAiApi
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
 
@@ -148,7 +149,7 @@ def test_what_is_paid_for_when_the_account_is_closed_is_kept(data_dir, tmp_path,
 
 
 def test_a_missing_key_names_its_variable(data_dir, tmp_path, monkeypatch, capsys):
-    for key in model_api.OpenAiApi.KEYS:
+    for key in OpenAiApi.KEYS:
         monkeypatch.delenv(key, raising=False)
     given = arguments(data_dir, tmp_path, "http://x")
     given.remove("--base_url")
@@ -204,8 +205,8 @@ def test_images_are_sent_as_they_are_or_upright_and_smaller():
 def test_models_that_fix_their_temperature_are_not_sent_one(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     request = ApiRequest("hello")
-    assert "temperature" not in model_api.OpenAiApi("gpt-5-mini").body(request)
-    assert model_api.OpenAiApi("gpt-4o").body(request)["temperature"] == 0.0
+    assert "temperature" not in OpenAiApi("gpt-5-mini").body(request)
+    assert OpenAiApi("gpt-4o").body(request)["temperature"] == 0.0
 
 
 def test_prices_by_hand():

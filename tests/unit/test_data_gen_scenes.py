@@ -2,6 +2,7 @@
 
 import io
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,22 @@ from PIL import Image
 
 from data_gen.checks import find_faults
 from data_gen.draft import Draft, strip_letters
-from data_gen.naming import is_plural, kind_of, may_be_confused, plural, singular
-from data_gen.predicates import false_families, place_of
+from data_gen.naming import (
+    indefinite,
+    is_called,
+    is_plural,
+    is_thing,
+    is_worth_asking,
+    kind_of,
+    may_be_confused,
+    plural,
+    singular,
+)
+from data_gen.predicates import false_contacts, false_families, place_of
 from data_gen.quotas import Steering
+from data_gen.rules import propose
 from data_gen.scenes import Scene, SceneFault, read_scene
 from data_gen.sources import open_source, synthetic_row
-from data_gen.stages import propose
 from data_gen.templates import TEMPLATES
 from spatialthinker.geometry import Box
 from spatialthinker.scene_graph import Relation, SceneObject
@@ -148,6 +159,53 @@ def test_names_and_their_kinds():
     assert is_plural("people") and is_plural("plates") and not is_plural("bus") and not is_plural("sheep")
     assert {"man", "woman", "boy"} <= kind_of("people") and "woman" not in kind_of("men")
     assert may_be_confused("person", "woman") and not may_be_confused("man", "woman")
+
+
+def test_a_colour_leaves_the_kind_what_it_is():
+    assert is_called("red square", "square") and is_called("red square", "red square")
+    assert not is_called("red square", "blue square") and not is_called("square", "red square")
+    assert not is_called("hot dog", "dog") and may_be_confused("square", "red square")
+    scene = make_scene({"red_square.1": (0, 0, 9, 9), "square.1": (50, 0, 59, 9), "blue_square.1": (0, 50, 9, 59)})
+    assert scene.unique_names == set()
+
+
+def test_what_an_annotator_would_not_ask_about():
+    assert [is_worth_asking(x) for x in ("dog", "sheep", "people", "pants", "ear", "hats", "logo", "street")] == [
+        *(True, True, False, False, False, False, False, True)
+    ]
+    assert is_thing("dog") and not is_thing("street")
+    assert [indefinite(x) for x in ("cat", "umbrella", "orange cat", "uniform", "snow")] == [
+        *("a cat", "an umbrella", "an orange cat", "a uniform", "snow")
+    ]
+
+
+def test_wrong_interactions_are_none_that_may_be_true_too():
+    assert set(false_contacts("holding", {"holding"})) & {"holding", "eating", "hanging from"} == set()
+    assert "standing on" not in false_contacts("riding", {"riding"})
+    assert "riding" not in false_contacts("holding", {"holding", "riding"})
+    assert false_contacts("touching", {"touching"}) == ["covering", "covered by", "apart from"]
+    assert false_contacts("covering", {"covering"}) == ["covered by", "apart from"]
+    assert false_contacts("wearing", {"wearing"}) == [] == false_contacts("apart from", set())
+
+
+def answers(category: str, number: int) -> Counter[str]:
+    """The right options of a category over drawn scenes, as the data set would take them."""
+    found: Counter[str] = Counter()
+    for index in range(number):
+        scene = read_scene(synthetic_row(5, index))
+        rng = random.Random(index)
+        if drafts := TEMPLATES[category](scene, rng):
+            found[rng.choice(drafts).answer] += 1
+    return found
+
+
+@pytest.mark.parametrize(
+    "category, expected",
+    [("existence", {"yes", "no"}), ("reach", {"touching", "covering", "covered by"})],
+)
+def test_no_answer_is_right_by_habit(category, expected):
+    found = answers(category, 200)
+    assert set(found) == expected and max(found.values()) < 0.65 * found.total()
 
 
 def test_synonyms_make_a_name_ambiguous():

@@ -15,8 +15,7 @@ from verl.config import ConfigError
 from verl.dataset import DataError, RLHFDataset
 from verl.model_families import read_config
 from verl.processor import TextProcessor, load_processor, pixel_limits, vision_token_ids
-from verl.qwen_vl import load_model
-from verl.workers.actor import image_patches
+from verl.qwen_vl import image_patches, load_model
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,12 @@ Letters: G local groups, n samples, R padded response tokens, N response tokens 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch import Tensor
 
 from verl.activations import keep_activations
@@ -23,7 +21,7 @@ from verl.fsdp import clip_grad_norm
 from verl.lora import adapters_off
 from verl.losses import average_denominator, average_weights, compute_policy_loss, compute_rollout_weights
 from verl.protocol import DataProto
-from verl.qwen_vl import Grid, ResponseLogProbs, ResponseValues, decode_image
+from verl.qwen_vl import Grid, ResponseLogProbs, ResponseValues
 
 
 @dataclass
@@ -389,31 +387,3 @@ class Actor(Learner):
         for name, tokens in details.items():
             metrics.add(f"actor/{name}", tokens.sum(), len(losses))
         return losses
-
-
-def image_patches(
-    images: Sequence[bytes | Image.Image],
-    image_processor: Any,
-    dtype: torch.dtype = torch.float32,
-    num_threads: int = 1,
-    **size: int,
-) -> tuple[list[Tensor], list[Grid]]:
-    """Patches and grid of each image, by the model's own image processor.
-
-    Args:
-        images: encoded or decoded.
-        dtype: of the patches: what the tower computes in.
-        num_threads: that work side by side, on an image each.
-        size: `min_pixels` and `max_pixels`.
-    """
-
-    def patches(image: bytes | Image.Image) -> tuple[Tensor, Grid]:
-        picture = decode_image(image) if isinstance(image, bytes) else image
-        out = image_processor(images=[picture], return_tensors="pt", **size)
-        return out["pixel_values"].to(dtype), tuple(out["image_grid_thw"][0].tolist())
-
-    threads_inside = torch.get_num_threads()
-    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pairs = list(pool.map(patches, images))
-    torch.set_num_threads(threads_inside)  # what a thread sets counts for all that begin later
-    return [pixels for pixels, _ in pairs], [grid for _, grid in pairs]

@@ -22,9 +22,9 @@ from verl.model_families import critic_path, stand_in_image, vision_tower
 from verl.optim import OPTIMIZERS, allocate_states
 from verl.processor import load_run_processor, pixel_limits, threads_per_rank, vision_token_ids
 from verl.protocol import DataProto
-from verl.qwen_vl import ResponseLogProbs, ResponseValues, check_image_tokens, load_model
+from verl.qwen_vl import ResponseLogProbs, ResponseValues, check_image_tokens, image_patches, load_model
 from verl.single_controller import Dispatch, register
-from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings, image_patches
+from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings
 from verl.workers.critic import Critic, ValueSettings
 from verl.workers.weight_sync import send_weights
 
@@ -84,9 +84,10 @@ class FSDPWorker:
         if self.config.algorithm.adv_estimator == "gae":
             model = self._build_critic()
             optimizer = build_optimizer(model, self.config.worker.critic.optim)
-            allocate_states(optimizer)
             self.critic_writer = checkpoint.ShardWriter()
             self.critic = Critic(model, self.device, optimizer, actor.images_once)
+            with self._critic_on_device(with_optimizer=True):
+                allocate_states(optimizer)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what loading has left cached is room for the engine that starts next
 

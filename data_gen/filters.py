@@ -1,5 +1,6 @@
 """Stages that read records and leave some out: by their counts, by their rating. Nothing is edited."""
 
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 
 from data_gen.checks import check_count
 from data_gen.draft import Draft
+from data_gen.files import claim_output
 from data_gen.journal import ACCEPTED, QUARANTINED, Journal, Line, newest_lines
 from data_gen.quotas import split_in_proportion
-from data_gen.records import Record, journal_of, read_records, read_settings, write_csv
+from data_gen.records import Record, find_journal, journal_of, read_records, read_settings, write_csv
 from data_gen.scenes import Scene
 from data_gen.selection import digest
 from spatialthinker.scene_graph import Relation, SceneObject
@@ -66,16 +68,18 @@ def revise_counts(path: Path) -> Counter[str]:
     The journal gets a line for each of them, and the CSV is written anew from it. A CSV without a journal is kept as
     NAME.before_fix.csv.
     """
+    if path.suffix != ".csv":
+        raise ValueError(f"--file {path}: name a file that ends in .csv")
     records = list(read_records(path))
     faults = {i: fault for i, record in enumerate(records) if (fault := count_fault(record))}
-    journal_path = journal_of(path)
-    if journal_path.is_file():
+    journal_path = find_journal(path)
+    if journal_path is not None:
         keys = [line["key"] for line in _accepted_lines(journal_path)]
         with Journal(journal_path, read_settings(path)) as journal:
             for i, fault in faults.items():
                 journal.add({"key": keys[i], "index": i, "status": QUARANTINED, "reason": fault})
     else:
-        path.replace(path.with_name(f"{path.stem}.before_fix.csv"))
+        shutil.copy2(path, claim_output(path.with_name(f"{path.stem}.before_fix.csv"), is_overwritten=False))
         lines = (
             record_line(record, i, QUARANTINED if i in faults else ACCEPTED, reason=faults.get(i))
             for i, record in enumerate(records)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_gen.commands import claim_output
+from data_gen.files import claim_output, whole_file
 from data_gen.publishing import upload_folder
 from data_gen.selection import SPLITS
 from data_gen.sources import Row, Source, open_source
@@ -40,7 +40,7 @@ def review(name: str, path: Path) -> int:
     """Write the columns that a reader needs; return the number of rows."""
     number = 0
     splits = open_splits(name)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(REVIEW_COLUMNS)
         for split, source in splits.items():
@@ -61,6 +61,8 @@ def split_by_level(name: str, out: Path | None, repo: str | None, is_private: bo
         return
     for group, names in LEVEL_GROUPS.items():
         folder = claim_output(out / f"{Path(name).name}_{group}", is_overwritten)
+        for split in SPLITS:
+            parquet_path(folder, split).unlink(missing_ok=True)
         for split, source in splits.items():
             _write_rows(parquet_path(folder, split), (r for r in source.rows() if r["level"] in names))
         print(f"{group}: {folder}")  # noqa: T201
@@ -74,9 +76,7 @@ def _write_rows(path: Path, rows: Iterator[Row]) -> None:
     import pyarrow.parquet as pq
 
     schema = parquet_schema()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with pq.ParquetWriter(partial, schema) as writer:
+    with whole_file(path) as partial, pq.ParquetWriter(partial, schema) as writer:
         waiting: list[dict[str, Any]] = []
         for row in rows:
             waiting.append({column: row[column] for column in schema.names})
@@ -84,4 +84,3 @@ def _write_rows(path: Path, rows: Iterator[Row]) -> None:
                 writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
                 waiting.clear()
         writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
-    partial.replace(path)
