@@ -10,6 +10,7 @@ A line of the file is a JSON object with `response`, `ground_truth` and, for spa
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -138,4 +139,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    if "OMP_NUM_THREADS" not in os.environ:  # numpy reads it once, and on tables this small its threads cost double
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        os.execve(sys.executable, [sys.executable, "-m", "spatialthinker.rewards", *sys.argv[1:]], one_thread)
     sys.exit(main())
