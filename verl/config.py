@@ -123,7 +123,7 @@ class ModelConfig(LoadedModelConfig):
     activation_budget_gb: float = 0.0
     """Memory for activations that gradient checkpointing keeps all the same, in GiB per micro-batch."""
     use_fused_layers: bool = True
-    """Whether a GPU runs Liger's RMSNorm, SwiGLU and rotary kernels where that package is installed and knows the model."""
+    """Whether a GPU runs Liger's norm, SwiGLU and rotary kernels where that package is there and knows the model."""
     lora: AdapterConfig = field(default_factory=AdapterConfig)
 
 
