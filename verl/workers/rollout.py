@@ -77,6 +77,7 @@ class RolloutWorker:
             enable_sleep_mode=is_cuda,
             skip_mm_profiling=not is_cuda,
             weight_transfer_config={"backend": "ipc"} if is_cuda else None,
+            scheduler_cls=f"verl.workers.decode_scheduler.{'' if is_cuda else 'Sync'}DecodeScheduler",
             **self.engine_kwargs,
         )
         self.sleep()
@@ -146,15 +147,34 @@ class RolloutWorker:
             logit_bias=self.banned or None,
             logprobs=0 if with_log_probs else None,
         )
-        with ThreadPoolExecutor(self.num_threads) as pool:
-            columns = (prompts.non_tensor_batch[key] for key in ("raw_prompt_ids", "images"))
-            inputs = list(pool.map(self._render, *columns))
-        # The engine samples from the process' generator; seeded per call, a step's samples do not depend on history.
-        torch.manual_seed(prompts.meta_info["seed"] + self.rank)
-        for engine_input in inputs:
-            self.llm.llm_engine.add_request(str(next(self.llm.request_counter)), engine_input, parameters)
-        outputs = self.llm.wait_for_completion(use_tqdm=False)
+        # Samples then depend on the step and not on what was sampled before it.
+        self.llm.collective_rpc(_seed, args=(prompts.meta_info["seed"] + self.rank,))
+        columns = (prompts.non_tensor_batch[key] for key in ("raw_prompt_ids", "images"))
+        outputs = self._run(columns, parameters)
         return self._pad(outputs, sampling.get("n", 1), with_log_probs)
+
+    def _run(self, columns: Iterable[Any], parameters: Any) -> list[Any]:
+        """The engine's output for each prompt, in order; the first are computed while the last are being rendered.
+
+        Before a step the engine gets as many prompts as one pass takes, whenever they are ready, so that what is
+        computed together does not depend on the threads.
+        """
+        engine = self.llm.llm_engine
+        finished, num_tokens = [], 0
+
+        def step() -> None:
+            finished.extend(output for output in engine.step() if output.finished)
+
+        with ThreadPoolExecutor(self.num_threads) as pool:
+            for engine_input in pool.map(self._render, *columns):
+                engine.add_request(str(next(self.llm.request_counter)), engine_input, parameters)
+                num_tokens += len(engine_input["prompt_token_ids"])
+                if num_tokens >= self.engine_kwargs["max_num_batched_tokens"]:
+                    step()
+                    num_tokens = 0
+        while engine.has_unfinished_requests():
+            step()
+        return sorted(finished, key=lambda output: int(output.request_id))
 
     def _render(self, ids: Sequence[int], images: Sequence[bytes]) -> Any:
         """A prompt as the engine takes it. LLM.generate does the same, one after the other while the GPU waits."""
@@ -182,3 +202,10 @@ class RolloutWorker:
         if with_log_probs:
             tensors["rollout_log_probs"] = torch.from_numpy(log_probs)
         return DataProto.from_dict(tensors=tensors)
+
+
+def _seed(worker: Any, seed: int) -> None:
+    """Seeds what the engine's worker draws from: torch's generator on a CPU, numpy's for seeds of its own on a GPU."""
+    from vllm.utils.torch_utils import set_random_seed
+
+    set_random_seed(seed)
