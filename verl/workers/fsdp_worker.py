@@ -73,6 +73,7 @@ class FSDPWorker:
         self.optimizer = build_optimizer(self.policy, actor.optim)
         with self._policy_on_device(with_optimizer=True):
             allocate_states(self.optimizer)
+        self._release_cache()
         budget = actor.model.activation_budget_gb if actor.model.enable_gradient_checkpointing else None
         self.actor = Actor(self.policy, self.device, self.optimizer, actor.images_once, budget)
         self.reference = None
@@ -88,8 +89,12 @@ class FSDPWorker:
             self.critic = Critic(model, self.device, optimizer, actor.images_once)
             with self._critic_on_device(with_optimizer=True):
                 allocate_states(optimizer)
+        self._release_cache()
+
+    def _release_cache(self) -> None:
+        """Gives back what torch has cached: it is room for the engine, and what is made next would lie between it."""
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # what loading has left cached is room for the engine that starts next
+            torch.cuda.empty_cache()
 
     def _build_model(self, trainable: bool) -> ResponseLogProbs:
         """The sharded policy or reference; what is not trained is kept in the type that passes compute in."""
@@ -308,7 +313,7 @@ class FSDPWorker:
             metrics |= {f"perf/max_memory_gb/{phase}": (peak, 1.0) for phase, peak in self.peak_memory.items()}
             metrics["perf/max_memory_allocated_gb"] = (max(self.peak_memory.values()), 1.0)
             metrics["perf/max_memory_reserved_gb"] = (torch.cuda.max_memory_reserved() / 1024**3, 1.0)
-            torch.cuda.empty_cache()  # the engine that wakes next finds it free
+        self._release_cache()
         return metrics
 
     def _set_lr(self, optimizer: torch.optim.Optimizer, optim: OptimConfig, step: int) -> float:
@@ -328,8 +333,7 @@ class FSDPWorker:
         """Loads the current policy into the engines."""
         with self._policy_on_device():
             send_weights(self.policy.model, engines, self.device, DTYPES[self.config.worker.rollout.dtype])
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # what a pass has left cached is room for the engine's keys and values
+        self._release_cache()
 
     @register(Dispatch.ONE_TO_ALL)
     def save(self, folder: str, model_only: bool = False) -> None:
