@@ -15,6 +15,8 @@ from verl.qwen_vl import decode_image
 from verl.single_controller import Dispatch, register
 
 CPU_KV_CACHE_GB = 1
+NUM_SEEDS = 2**32
+"""numpy takes no larger ones."""
 
 
 class RolloutWorker:
@@ -149,8 +151,10 @@ class RolloutWorker:
         with ThreadPoolExecutor(self.num_threads) as pool:
             columns = (prompts.non_tensor_batch[key] for key in ("raw_prompt_ids", "images"))
             inputs = list(pool.map(self._render, *columns))
-        # The engine samples from the process' generator; seeded per call, a step's samples do not depend on history.
-        torch.manual_seed(prompts.meta_info["seed"] + self.rank)
+        # The engine's processes sample from their generators, all alike; seeded per call, a step's samples do not
+        # depend on history.
+        seed = prompts.meta_info["seed"] * self.world_size + self.rank
+        self.llm.collective_rpc(_seed, args=(seed % NUM_SEEDS,))
         for engine_input in inputs:
             self.llm.llm_engine.add_request(str(next(self.llm.request_counter)), engine_input, parameters)
         outputs = self.llm.wait_for_completion(use_tqdm=False)
@@ -182,3 +186,10 @@ class RolloutWorker:
         if with_log_probs:
             tensors["rollout_log_probs"] = torch.from_numpy(log_probs)
         return DataProto.from_dict(tensors=tensors)
+
+
+def _seed(worker: Any, seed: int) -> None:
+    """Seeds the generators of torch, numpy and Python in one of the engine's processes."""
+    from vllm.utils.torch_utils import set_random_seed
+
+    set_random_seed(seed)
