@@ -2,8 +2,9 @@
 
 Letters: T tokens (or patches) of a pass; D hidden size, I intermediate size, b bytes of a number.
 
-In a layer that computes again, the products to width I are most of the work and their outputs half of the memory: they
-are kept first, then whole layers. The decoder's come before the tower's, whose bytes save less work.
+What saves the most work for its bytes is kept first: attention's outputs (work with the length of what is seen),
+then the products to width I (most of a layer's work and half of its memory), then whole layers; among these the
+decoder's before the tower's.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
@@ -22,7 +22,15 @@ from verl.model_families import vision_tower
 
 CHECKPOINTING: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 """Nothing in a pass is random."""
-PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+PRODUCTS = ("aten::mm", "aten::addmm")
+ATTENTION = (
+    "torch_attn::_varlen_attn",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+)
+LEVELS = ("nothing", "attention", "products", "everything")
+"""What a layer keeps, each with all before it."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +40,14 @@ class Layer:
     Attributes:
         module: of the model.
         width: I.
-        wide_bytes: of the outputs of its products to width I: T I b each.
-        whole_bytes: of all that its backward pass needs. A token leaves about 8 hidden vectors (two normalised inputs,
-            residuals, query, keys, values, attention output) and 3 intermediate ones: T (8D + 3I) b.
+        bytes: that each of LEVELS takes. Attention's output is as wide as its heads together; products to width I
+            T I b each; and all that a backward pass needs about 8 hidden vectors (two normalised inputs, residuals,
+            query, keys, values, attention output) and 3 intermediate ones a token: about T (8D + 3I) b.
     """
 
     module: GradientCheckpointingLayer
     width: int
-    wide_bytes: int
-    whole_bytes: int
+    bytes: tuple[int, ...]
 
 
 def measure_layers(model: PreTrainedModel, num_tokens: int, num_patches: int) -> list[Layer]:
@@ -59,44 +66,38 @@ def measure_layers(model: PreTrainedModel, num_tokens: int, num_patches: int) ->
         for module in stack.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 products = [m for m in module.modules() if isinstance(m, nn.Linear) and m.out_features == width]
-                wide = count * size * width * len(products)
-                layers.append(Layer(module, width, wide, count * size * (8 * hidden + 3 * width)))
+                heads = getattr(config, "num_attention_heads", 1) * (getattr(config, "head_dim", None) or 0)
+                attention = heads or hidden
+                numbers = attention, attention + width * len(products), 7 * hidden + attention + 3 * width
+                layers.append(Layer(module, width, (0, *(count * size * n for n in numbers))))
     return layers
 
 
-def keep_activations(
-    model: PreTrainedModel, num_tokens: int, num_patches: int, budget_bytes: float
-) -> tuple[int, int]:
-    """Sets for each layer what it keeps, as far as the budget goes.
-
-    Returns:
-        Layers whose wide products are kept, and layers of which everything is kept.
-    """
+def keep_activations(model: PreTrainedModel, num_tokens: int, num_patches: int, budget_bytes: float) -> list[str]:
+    """Sets for each layer what it keeps, as far as the budget goes, and returns it: one of LEVELS."""
     layers = measure_layers(model, num_tokens, num_patches)
-    kept: dict[int, str] = {}
-    for index, layer in enumerate(layers):
-        if layer.wide_bytes <= budget_bytes:
-            kept[index] = "wide"
-            budget_bytes -= layer.wide_bytes
-    for index, layer in enumerate(layers):
-        if index in kept and (more := layer.whole_bytes - layer.wide_bytes) <= budget_bytes:
-            kept[index] = "whole"
-            budget_bytes -= more
-    for index, layer in enumerate(layers):
-        contexts = {"context_fn": keep_products(layer.width)} if kept.get(index) == "wide" else {}
+    kept = [0] * len(layers)
+    for level in range(1, len(LEVELS)):
+        for index, layer in enumerate(layers):
+            more = layer.bytes[level] - layer.bytes[level - 1]
+            if kept[index] == level - 1 and more <= budget_bytes:
+                kept[index] = level
+                budget_bytes -= more
+    for layer, level in zip(layers, kept, strict=True):
+        widths = (layer.width, aligned(layer.width)) if LEVELS[level] == "products" else ()
+        contexts = {"context_fn": keep_outputs(*widths)} if level else {}
         function: Any = partial(checkpoint, **CHECKPOINTING, **contexts)
-        layer.module.gradient_checkpointing = kept.get(index) != "whole"  # type: ignore[assignment]
+        layer.module.gradient_checkpointing = LEVELS[level] != "everything"  # type: ignore[assignment]
         layer.module._gradient_checkpointing_func = function
-    counts = list(kept.values())
-    return counts.count("wide"), counts.count("whole")
+    return [LEVELS[level] for level in kept]
 
 
-def keep_products(width: int) -> Callable[[], tuple[Any, Any]]:
-    """The contexts under which a checkpointed layer keeps the outputs of its products to this width, padded or not."""
-    widths = {width, aligned(width)}
+def keep_outputs(*widths: int) -> Callable[[], tuple[Any, Any]]:
+    """The contexts under which a checkpointed layer keeps the outputs of attention and of products to these widths."""
 
     def policy(_: Any, operation: Any, *args: Any, **__: Any) -> CheckpointPolicy:
-        is_wide = operation in PRODUCTS and args[-1].shape[-1] in widths
-        return CheckpointPolicy.MUST_SAVE if is_wide else CheckpointPolicy.PREFER_RECOMPUTE
+        name = operation.name()
+        is_kept = name in ATTENTION or (name in PRODUCTS and args[-1].shape[-1] in widths)
+        return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 
     return partial(create_selective_checkpoint_contexts, policy)

@@ -79,6 +79,7 @@ class RolloutWorker:
             enable_sleep_mode=is_cuda,
             skip_mm_profiling=not is_cuda,
             weight_transfer_config={"backend": "ipc"} if is_cuda else None,
+            scheduler_cls=f"verl.workers.decode_scheduler.{'' if is_cuda else 'Sync'}DecodeScheduler",
             **self.engine_kwargs,
         )
         self.sleep()
@@ -148,17 +149,36 @@ class RolloutWorker:
             logit_bias=self.banned or None,
             logprobs=0 if with_log_probs else None,
         )
-        with ThreadPoolExecutor(self.num_threads) as pool:
-            columns = (prompts.non_tensor_batch[key] for key in ("raw_prompt_ids", "images"))
-            inputs = list(pool.map(self._render, *columns))
-        # The engine's processes sample from their generators, all alike; seeded per call, a step's samples do not
-        # depend on history.
+        # In all processes of the engine, which must draw alike. Samples then depend on the step and not on what was
+        # sampled before it.
         seed = prompts.meta_info["seed"] * self.world_size + self.rank
         self.llm.collective_rpc(_seed, args=(seed % NUM_SEEDS,))
-        for engine_input in inputs:
-            self.llm.llm_engine.add_request(str(next(self.llm.request_counter)), engine_input, parameters)
-        outputs = self.llm.wait_for_completion(use_tqdm=False)
+        columns = (prompts.non_tensor_batch[key] for key in ("raw_prompt_ids", "images"))
+        outputs = self._run(columns, parameters)
         return self._pad(outputs, sampling.get("n", 1), with_log_probs)
+
+    def _run(self, columns: Iterable[Any], parameters: Any) -> list[Any]:
+        """The engine's output for each prompt, in order; the first are computed while the last are being rendered.
+
+        Before a step the engine gets as many prompts as one pass takes, whenever they are ready, so that what is
+        computed together does not depend on the threads.
+        """
+        engine = self.llm.llm_engine
+        finished, num_tokens = [], 0
+
+        def step() -> None:
+            finished.extend(output for output in engine.step() if output.finished)
+
+        with ThreadPoolExecutor(self.num_threads) as pool:
+            for engine_input in pool.map(self._render, *columns):
+                engine.add_request(str(next(self.llm.request_counter)), engine_input, parameters)
+                num_tokens += len(engine_input["prompt_token_ids"])
+                if num_tokens >= self.engine_kwargs["max_num_batched_tokens"]:
+                    step()
+                    num_tokens = 0
+        while engine.has_unfinished_requests():
+            step()
+        return sorted(finished, key=lambda output: int(output.request_id))
 
     def _render(self, ids: Sequence[int], images: Sequence[bytes]) -> Any:
         """A prompt as the engine takes it. LLM.generate does the same, one after the other while the GPU waits."""
@@ -189,7 +209,7 @@ class RolloutWorker:
 
 
 def _seed(worker: Any, seed: int) -> None:
-    """Seeds the generators of torch, numpy and Python in one of the engine's processes."""
+    """Seeds what the engine's worker draws from: torch's generator on a CPU, numpy's for seeds of its own on a GPU."""
     from vllm.utils.torch_utils import set_random_seed
 
     set_random_seed(seed)

@@ -1,0 +1,109 @@
+"""The engine's scheduler plans what vLLM's own would plan, step for step, also when the KV cache runs out."""
+
+import random
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.e2e
+TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"
+BLOCK, NUM_BLOCKS = 16, 24  # of 24 sequences of up to 100 tokens: some have to give their blocks back
+NUM_PROMPTS, NUM_SAMPLES, LONGEST, IMAGE = 6, 4, 128, 16
+
+
+def make_scheduler(scheduler_class, is_async):
+    from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    model = ModelConfig(model=str(TOY_MODEL), max_model_len=LONGEST)
+    scheduler = SchedulerConfig(
+        max_num_seqs=20,
+        max_num_batched_tokens=192,
+        max_model_len=LONGEST,
+        is_encoder_decoder=False,
+        enable_chunked_prefill=True,
+        async_scheduling=is_async,
+    )
+    cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=True)
+    config = VllmConfig(model_config=model, scheduler_config=scheduler, cache_config=cache)
+    config.scheduler_config.async_scheduling = is_async  # a CPU takes it back, and nothing is computed here
+    cache.num_gpu_blocks = NUM_BLOCKS
+    layers = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    return scheduler_class(
+        vllm_config=config,
+        kv_cache_config=KVCacheConfig(NUM_BLOCKS, [], [KVCacheGroupSpec(["layer"], layers)]),
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=BLOCK,
+        hash_block_size=BLOCK,
+        log_stats=False,
+    )
+
+
+def make_requests():
+    """Groups of samples of one prompt each, of many lengths, with an image near the prompt's beginning."""
+    from vllm import SamplingParams
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.request import Request
+
+    rng = random.Random(0)
+    init_none_hash(sha256)
+    for prompt in range(NUM_PROMPTS):
+        ids = [rng.randrange(500) for _ in range(rng.choice([IMAGE + 4, 31, 32, 33, 47, 60]))]
+        for sample in range(NUM_SAMPLES):
+            image = MultiModalFeatureSpec(
+                data=None, modality="image", identifier=f"i{prompt}", mm_position=PlaceholderRange(2, IMAGE)
+            )
+            yield Request(
+                request_id=f"{prompt}-{sample}",
+                prompt_token_ids=ids,
+                sampling_params=SamplingParams(max_tokens=rng.randrange(1, 64), ignore_eos=True),
+                pooling_params=None,
+                mm_features=[image],
+                block_hasher=get_request_block_hasher(BLOCK, sha256),
+            )
+
+
+def run(scheduler_class, is_async):
+    """Every step's plan, and every request's tokens; as many steps under way as the engine would have."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    scheduler = make_scheduler(scheduler_class, is_async)
+    requests = list(make_requests())
+    for request in requests:
+        scheduler.add_request(request)
+    plans, under_way = [], []
+    preempted = 0
+    while scheduler.has_requests() or under_way:
+        plan = scheduler.schedule()
+        preempted += len(plan.preempted_req_ids or ())
+        cached = asdict(plan.scheduled_cached_reqs)
+        plans.append((plan.num_scheduled_tokens, plan.scheduled_encoder_inputs, cached, plan.finished_req_ids))
+        # A prompt that is not yet computed to its end gives no token.
+        writing = [i for i in plan.num_scheduled_tokens if not scheduler.requests[i].is_prefill_chunk]
+        if plan.num_scheduled_tokens:
+            under_way.append((plan, writing))
+        if len(under_way) > is_async or (under_way and not plan.num_scheduled_tokens):
+            done, writing = under_way.pop(0)
+            ids = list(done.num_scheduled_tokens)
+            tokens = [[len(plans) % 500] if i in writing else [] for i in ids]
+            scheduler.update_from_output(done, ModelRunnerOutput(ids, {i: k for k, i in enumerate(ids)}, tokens))
+    return plans, [list(request.output_token_ids) for request in requests], preempted
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_plans_and_tokens_are_those_of_vllm(is_async):
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from verl.workers.decode_scheduler import DecodeScheduler, SyncDecodeScheduler
+
+    own, theirs = (DecodeScheduler, AsyncScheduler) if is_async else (SyncDecodeScheduler, Scheduler)
+    plans, tokens, preempted = run(own, is_async)
+    assert preempted > 0
+    assert all(tokens)
+    assert (plans, tokens) == run(theirs, is_async)[:2]
