@@ -257,7 +257,7 @@ def _set_engine_environment(has_gpu: bool) -> None:
         # The compiler's probing of the CPU takes 20 s and more of each start, longer than most CPU runs gain from it.
         settings["TORCH_COMPILE_DISABLE"] = "1"
     else:
-        settings["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork could not use the GPU: this process has asked for it
+        settings["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # a fork could not use a GPU that we have asked for
         if find_spec("flashinfer") is None:
             settings["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     for key, value in settings.items():

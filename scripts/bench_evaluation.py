@@ -12,7 +12,6 @@ RANDOM_MODELS in verl.bench stands for random weights in that shape, which never
 import argparse
 import io
 import json
-import multiprocessing
 import re
 import shutil
 import sys
@@ -77,12 +76,7 @@ def make_model(model_path: str, image: str | None, max_pixels: int, folder: Path
     model = folder / Path(model_path).name
     if model_path in RANDOM_MODELS:
         describe_random_model(model)
-        # In a process of its own: this one must not hold the GPU.
-        drawing = multiprocessing.get_context("spawn").Process(target=draw_weights, args=(model,))
-        drawing.start()
-        drawing.join()
-        if drawing.exitcode:
-            raise SystemExit(f"{model_path} could not be drawn")
+        draw_weights(model)
     elif image is None or Path(model_path).resolve() != TOY_MODEL:
         return Path(model_path)
     else:

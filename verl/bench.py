@@ -3,12 +3,16 @@
 Runs the real trainer (Ray, FSDP2, vLLM) on random images and prompts filled to data.max_prompt_length, with responses
 of exactly data.max_response_length tokens, and prints one table. Every choice is a key of the configuration, so a run
 with another value is a row of an ablation. A model folder of RANDOM_MODELS is made on the spot.
+
+`--gpus 4` gives each of four GPUs the load that the configuration gives one, and `--against ONE.json` sets the times
+beside those that a run with `--dump ONE.json` took.
 """
 
 # ruff: noqa: T201  a table on the terminal is what this is for
 import argparse
 import io
 import json
+import multiprocessing
 import shutil
 import statistics
 import subprocess
@@ -76,9 +80,17 @@ def describe_random_model(folder: Path) -> None:
 
 
 def draw_weights(folder: Path) -> None:
-    """Random weights for the folder's shape, in bf16; nothing if they are there."""
+    """Random weights for the folder's shape, in bf16, by a process that leaves its GPU when it ends."""
     if list(folder.glob("*.safetensors")):
         return
+    drawing = multiprocessing.get_context("spawn").Process(target=_draw, args=(folder,))
+    drawing.start()
+    drawing.join()
+    if drawing.exitcode:
+        raise SystemExit(f"{folder.name}: its weights could not be drawn")
+
+
+def _draw(folder: Path) -> None:
     import torch
     from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -140,14 +152,14 @@ class Recorder:
 
 
 class GpuMemory(threading.Thread):
-    """Memory in use on the first GPU over time, as the driver sees it: training ranks and engine together."""
+    """Memory in use on each GPU over time, as the driver sees it: training ranks and engine together."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.samples: list[tuple[float, float]] = []  # (seconds, GiB)
 
     def run(self) -> None:
-        command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0", "-lms", "100"]
+        command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "100"]
         try:
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
                 for line in process.stdout or ():
@@ -156,7 +168,7 @@ class GpuMemory(threading.Thread):
             return
 
     def peak(self, spans: list[tuple[float, float]]) -> float:
-        """The highest sample inside any of the spans; 0 without a GPU."""
+        """The highest sample of any GPU inside any of the spans; 0 without a GPU."""
         return max((gb for at, gb in self.samples if any(a <= at <= b for a, b in spans)), default=0.0)
 
 
@@ -225,7 +237,7 @@ def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]
 
 
 def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, patches: int) -> dict[str, Any]:
-    """Phase -> seconds, tokens a second, share of FLOOR_FLOPS, floors in seconds by operations and bytes, peak memory.
+    """Phase -> seconds, and by rank tokens a second, share of FLOOR_FLOPS, floors in seconds, and the highest memory.
 
     The floor of the rollout counts what the engine reads while it writes, at FLOOR_BYTES; its prompts' operations and
     those of the passes count at FLOOR_FLOPS.
@@ -241,8 +253,9 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
     model = AutoConfig.from_pretrained(actor.model.model_path)
     forward = group_flops(model, *shape, is_shared=actor.shared_prompt).total * data.rollout_batch_size / ranks
     prefill = group_flops(model, patches, data.max_prompt_length, 0, 1).total * data.rollout_batch_size / ranks
-    num_sequences = data.rollout_batch_size * rollout.n // ranks
+    num_sequences = data.rollout_batch_size * rollout.n * rollout.tensor_parallel_size // ranks
     read = rollout_bytes(model.get_text_config(), data.max_prompt_length, data.max_response_length, num_sequences)
+    read /= rollout.tensor_parallel_size
     outputs = data.rollout_batch_size * rollout.n * data.max_response_length / ranks
     inputs = data.rollout_batch_size * (data.max_prompt_length + rollout.n * data.max_response_length) / ranks
 
@@ -276,15 +289,36 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
 
 def print_table(table: dict[str, dict[str, Any]]) -> None:
     """One aligned line per phase."""
-    columns = ("seconds", "tokens_per_s", "mfu", "flops_floor_s", "bytes_floor_s", "peak_gib")
+    columns = list(next(iter(table.values())))
     print(f"{'phase':20s}" + "".join(f"{column:>15s}" for column in columns))
     for name, row in table.items():
         cells = "".join(f"{'' if row[c] is None else row[c]:>15}" for c in columns)
         print(f"{name:20s}{cells}", flush=True)
 
 
-def bench_step(config_file: str, overrides: list[str], image: str, ratio_groups: int, dump: str | None) -> None:
-    """Runs the configured steps and prints the table, then shared against repeated passes over `ratio_groups`."""
+def add_times(table: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> None:
+    """Adds how many `times` as long each phase took as in another table."""
+    for name, row in table.items():
+        seconds = other[name]["seconds"]
+        row["times"] = round(row["seconds"] / seconds, 3) if seconds else None
+
+
+def scale_load(config: Any, num_gpus: int) -> list[str]:
+    """Overrides under which each of so many GPUs of one machine has the load that one has in `config`."""
+    sizes = {
+        "data.rollout_batch_size": config.data.rollout_batch_size,
+        "data.mini_rollout_batch_size": config.data.mini_rollout_batch_size,
+        "data.val_batch_size": config.data.val_batch_size,
+        "worker.actor.global_batch_size": config.worker.actor.global_batch_size,
+        "worker.critic.global_batch_size": config.worker.critic.global_batch_size,
+    }
+    scaled = {key: size * num_gpus // config.num_ranks for key, size in sizes.items() if size and size > 0}
+    scaled |= {"trainer.nnodes": 1, "trainer.n_gpus_per_node": num_gpus}
+    return [f"{key}={value}" for key, value in scaled.items()]
+
+
+def bench_step(arguments: argparse.Namespace) -> None:
+    """Runs the configured steps and prints the table, then shared against repeated passes over some groups."""
     import ray
     import torch
 
@@ -293,6 +327,7 @@ def bench_step(config_file: str, overrides: list[str], image: str, ratio_groups:
     from verl.qwen_vl import image_grid
     from verl.trainer.main import choose_device
 
+    config_file, overrides, dump = arguments.config, arguments.overrides, arguments.dump
     folder = Path("runs/bench")
     rows = folder / "rows.parquet"
     random_models = [folder / name for name in RANDOM_MODELS if name in f"{Path(config_file).read_text()} {overrides}"]
@@ -306,11 +341,14 @@ def bench_step(config_file: str, overrides: list[str], image: str, ratio_groups:
     rows.parent.mkdir(parents=True, exist_ok=True)
     rows.touch()
     config = load_config([f"config={config_file}", *fixed, *overrides])
+    if arguments.gpus:
+        scaled = scale_load(config, arguments.gpus)
+        config = load_config([f"config={config_file}", *fixed, *overrides, *scaled])
     device = choose_device(config)
     for model in random_models:
         draw_weights(model)
     processor = load_run_processor(config)
-    width, height = map(int, image.split("x"))
+    width, height = map(int, arguments.image.split("x"))
     write_rows(rows, processor, config.data, (width, height))
     limits = pixel_limits(processor, config.data.min_pixels, config.data.max_pixels)
     _, grid_rows, grid_columns = image_grid((width, height), processor.image_processor, **limits)
@@ -323,13 +361,17 @@ def bench_step(config_file: str, overrides: list[str], image: str, ratio_groups:
         trainer.fit()
         table = summarise(config, trainer, recorder, memory, grid_rows * grid_columns)
         name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+        name = f"{config.num_ranks} x {name}"
         print(f"\n{name}: {len(recorder.steps)} steps, medians of those after the first; loading {load_s:.0f} s")
+        if arguments.against:
+            add_times(table, json.loads(Path(arguments.against).read_text())["table"])
         print_table(table)
         result = {"device": name, "config": config_to_dict(config), "table": table, "steps": recorder.steps}
         if dump:
             Path(dump).write_text(json.dumps(result, indent=1))
-        if ratio_groups:
-            result["ratio"] = print_ratio(trainer, min(ratio_groups, config.data.rollout_batch_size))
+        if arguments.ratio_groups:
+            num_groups = min(arguments.ratio_groups * config.num_ranks, config.data.rollout_batch_size)
+            result["ratio"] = print_ratio(trainer, num_groups)
             if dump:
                 Path(dump).write_text(json.dumps(result, indent=1))
     finally:
@@ -354,7 +396,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("what", choices=["step"])
     parser.add_argument("--config", required=True)
     parser.add_argument("--image", default="800x600", help="width x height of the pictures")
-    parser.add_argument("--ratio_groups", type=int, default=16, help="groups for shared against repeated; 0: skip it")
+    parser.add_argument(
+        "--ratio_groups", type=int, default=16, help="groups of a rank for shared against repeated; 0: skip it"
+    )
+    parser.add_argument("--gpus", type=int, help="GPUs of this machine that have the configuration's load of one each")
+    parser.add_argument("--against", help="what a run with --dump wrote; each phase's time as a multiple of its time")
     parser.add_argument("--dump", help="JSON file for everything that was measured")
     parser.add_argument("overrides", nargs="*", help="keys of the configuration, a.b=value")
     arguments = parser.parse_intermixed_args(argv)
@@ -364,7 +410,7 @@ def main(argv: list[str] | None = None) -> int:
     from verl.single_controller import WorkerError
 
     try:
-        bench_step(arguments.config, arguments.overrides, arguments.image, arguments.ratio_groups, arguments.dump)
+        bench_step(arguments)
     except (ConfigError, DataError, RewardError, WorkerError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -236,7 +236,7 @@ def _algorithm_faults(config: Config) -> Iterator[str]:
 
 
 def _rollout_faults(config: Config) -> Iterator[str]:
-    rollout, ranks = config.worker.rollout, config.num_ranks
+    rollout = config.worker.rollout
     longest = config.data.max_prompt_length + config.data.max_response_length
     lengths = f"data.max_prompt_length + data.max_response_length = {longest}"
     served = rollout.max_model_len or longest
@@ -252,10 +252,10 @@ def _rollout_faults(config: Config) -> Iterator[str]:
             f"worker.rollout.max_num_batched_tokens = {rollout.max_num_batched_tokens}: must be at least "
             f"worker.rollout.max_model_len = {served}; raise it, or set worker.rollout.enable_chunked_prefill=true"
         )
-    if not _is_multiple(ranks, rollout.tensor_parallel_size):
+    if not _is_multiple(config.trainer.n_gpus_per_node, rollout.tensor_parallel_size):
         yield (
-            f"worker.rollout.tensor_parallel_size = {rollout.tensor_parallel_size}: must divide trainer.nnodes x "
-            f"trainer.n_gpus_per_node = {ranks}; lower worker.rollout.tensor_parallel_size"
+            f"worker.rollout.tensor_parallel_size = {rollout.tensor_parallel_size}: must divide "
+            f"trainer.n_gpus_per_node = {config.trainer.n_gpus_per_node}, for an engine lies on one machine; lower it"
         )
 
 

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -26,6 +26,8 @@ from verl.protocol import DataProto
 from verl.watchdog import Watchdog, watched
 
 PLACEMENT_TIMEOUT_S = 120
+DEATH_NOTICE_S = 3.0
+"""How much later than its neighbours' broken connections the death of a process may become known."""
 
 
 class WorkerError(RuntimeError):
@@ -58,18 +60,22 @@ def register(dispatch: Dispatch = Dispatch.ONE_TO_ALL) -> Callable[[Callable], C
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What one role's actors are: class, constructor arguments and share of a bundle."""
+    """What one role's actors are: class, constructor arguments, processors and environment."""
 
     cls: type
     kwargs: dict[str, Any]
     name: str
     num_cpus: float = 1.0
-    num_gpus: float = 0.0
     env: dict[str, str] | None = None
 
 
 class ResourcePool:
     """One placement-group bundle per rank: CPUs, and a GPU where the cluster has them.
+
+    Attributes:
+        bundles: number of each rank's bundle.
+        nodes: each rank's machine.
+        gpus: each rank's GPU as CUDA_VISIBLE_DEVICES of its machine names it; none on CPUs.
 
     Raises:
         ConfigError: the cluster cannot hold the bundles; the message has both numbers.
@@ -101,6 +107,38 @@ class ResourcePool:
         nodes = placement_group_table(self.group)["bundles_to_node_id"]
         # Neighbouring ranks on one machine, where they talk fastest.
         self.bundles = sorted(range(num_ranks), key=lambda bundle: (nodes[bundle], bundle))
+        self.nodes = [nodes[bundle] for bundle in self.bundles]
+        self.gpus = self._find_gpus() if use_gpu else []
+
+    def strategy(self, rank: int) -> PlacementGroupSchedulingStrategy:
+        """Places an actor in the rank's bundle."""
+        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.bundles[rank])
+
+    def _find_gpus(self) -> list[str]:
+        # A task's process knows what it was given before it has imported anything.
+        show = ray.remote(num_cpus=0, num_gpus=1)(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+        ranks = range(self.num_ranks)
+        return ray.get([show.options(scheduling_strategy=self.strategy(rank)).remote() for rank in ranks])
+
+    def visible_gpus(self, ranks: range) -> dict[str, str]:
+        """The variable that shows a process the GPUs of these ranks; empty on CPUs.
+
+        Ray gives a process GPUs of one bundle alone, and leaves this variable to those that ask it for none.
+
+        Raises:
+            ConfigError: the ranks are not on one machine.
+        """
+        if not self.gpus:
+            return {}
+        if len({self.nodes[rank] for rank in ranks}) > 1:
+            raise ConfigError(
+                [
+                    f"worker.rollout.tensor_parallel_size = {len(ranks)}: the Ray cluster placed ranks {ranks[0]} to "
+                    f"{ranks[-1]} on several machines, and an engine needs one; lower it, or let every machine have "
+                    "trainer.n_gpus_per_node GPUs"
+                ]
+            )
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus[rank] for rank in ranks)}
 
     def release(self) -> None:
         """Gives the bundles back."""
@@ -108,31 +146,31 @@ class ResourcePool:
 
 
 class WorkerGroup:
-    """The actors of one role; with `num_actors`, only on so many of the pool's first bundles.
+    """The actors of one role, one for every so many ranks of the pool, whose GPUs it sees.
 
     A call that takes longer than the watchdog allows ends with a WorkerError that says where the stacks are.
     """
 
     def __init__(
-        self, pool: ResourcePool, spec: WorkerSpec, num_actors: int | None = None, watchdog: Watchdog | None = None
+        self, pool: ResourcePool, spec: WorkerSpec, ranks_per_actor: int = 1, watchdog: Watchdog | None = None
     ):
         self.spec = spec
         self.watchdog = watchdog
-        bundles = pool.bundles[:num_actors]
         remote = ray.remote(spec.cls)
         self.actors = []
-        for rank, bundle in enumerate(bundles):
-            strategy = PlacementGroupSchedulingStrategy(pool.group, placement_group_bundle_index=bundle)
-            env = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")} | (spec.env or {})
+        world_size = pool.num_ranks // ranks_per_actor
+        for rank in range(world_size):
+            of_pool = range(rank * ranks_per_actor, (rank + 1) * ranks_per_actor)
+            env = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")} | pool.visible_gpus(of_pool) | (spec.env or {})
             if watchdog is not None:
                 env |= watchdog.environment(spec.name, rank)
             options = remote.options(
                 num_cpus=spec.num_cpus,
-                num_gpus=spec.num_gpus,
-                scheduling_strategy=strategy,
+                num_gpus=0,
+                scheduling_strategy=pool.strategy(of_pool[0]),
                 runtime_env={"env_vars": env},
             )
-            self.actors.append(options.remote(rank=rank, world_size=len(bundles), **spec.kwargs))
+            self.actors.append(options.remote(rank=rank, world_size=world_size, **spec.kwargs))
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -186,16 +224,24 @@ class WorkerGroup:
             done, pending = ray.wait(pending, num_returns=1, timeout=left_s)
             if not done:
                 raise self._stall(method, [refs.index(ref) for ref in pending])
-            rank = refs.index(done[0])
-            where = f"{self.spec.name} rank {rank} of {len(self)} in {method}"
-            try:
-                ray.get(done[0])
-            except RayActorError as error:  # also of a task in which a call to another actor failed so
-                whose = "an actor that it called" if isinstance(error, RayTaskError) else "its process"
-                raise WorkerError(f"{where}: {whose} died: {error}") from error
-            except RayTaskError as error:
-                raise WorkerError(f"{where}: {error}") from error
+            error = _failure(done[0])
+            if error is None:
+                continue
+            failures = {done[0]: error}
+            if not _is_death(error) and pending:  # it may only have lost a neighbour that died
+                done, _ = ray.wait(pending, num_returns=len(pending), timeout=DEATH_NOTICE_S)
+                failures |= {ref: later for ref in done if (later := _failure(ref))}
+            first = min(failures, key=lambda ref: not _is_death(failures[ref]))
+            raise self._describe(method, refs.index(first), failures[first]) from failures[first]
         return ray.get(refs)
+
+    def _describe(self, method: str, rank: int, error: RayError) -> WorkerError:
+        where = f"{self.spec.name} rank {rank} of {len(self)} in {method}"
+        if not isinstance(error, RayActorError):
+            return WorkerError(f"{where}: {error}")
+        # A task in which a call to another actor failed so is of both types.
+        whose = "an actor that it called" if isinstance(error, RayTaskError) else "its process"
+        return WorkerError(f"{where}: {whose} died: {error}")
 
     def _stall(self, method: str, ranks: list[int]) -> WorkerError:
         assert self.watchdog is not None
@@ -209,3 +255,17 @@ class WorkerGroup:
         """Ends all actors at once."""
         for actor in self.actors:
             ray.kill(actor)
+
+
+def _failure(ref: Any) -> RayError | None:
+    """How a finished call failed, if it did."""
+    try:
+        ray.get(ref)
+    except (RayActorError, RayTaskError) as error:
+        return error
+    return None
+
+
+def _is_death(error: RayError) -> bool:
+    """Whether the called process itself died."""
+    return isinstance(error, RayActorError) and not isinstance(error, RayTaskError)

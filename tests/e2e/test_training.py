@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.e2e.training import ROOT, descendants, finish, kill, learned, make_data, metrics, start, wait_for
+from tests.e2e.training import ROOT, find_worker, finish, kill, learned, make_data, metrics, start, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -79,14 +79,13 @@ def test_without_a_learning_rate_nothing_rises(data, tmp_path):
     assert len(samples) == 16
 
 
-@pytest.mark.parametrize(("worker", "name"), [("RolloutWorker", "rank 0"), ("FSDPWorker", "rank 1")])
-def test_a_dead_worker_ends_the_run_with_its_name(data, tmp_path, worker, name):
+@pytest.mark.parametrize(("name", "rank"), [("rollout", 0), ("actor", 1)])
+def test_a_dead_worker_ends_the_run_with_its_name(data, tmp_path, name, rank):
     run = tmp_path / "dead"
     process = start(data, run, "trainer.max_steps=50")
     wait_for(lambda: (run / "global_step_1" / "manifest.json").exists(), process, "first checkpoint")
-    workers = [child for child in descendants(process) if worker in " ".join(child.cmdline())]
-    max(workers, key=lambda child: child.pid).kill()
+    find_worker(process, name, rank).kill()
     output = finish(process, run, timeout_s=60, code=2)
     message = output.rpartition("\nError: ")[2]
-    assert name in message and "died" in message and worker in message
+    assert f"{name} rank {rank}" in message and "died" in message
     assert not list(run.glob("*.tmp"))

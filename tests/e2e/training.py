@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from verl.watchdog import FILE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -77,6 +80,16 @@ def descendants(process: subprocess.Popen) -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def find_worker(process: subprocess.Popen, name: str, rank: int) -> psutil.Process:
+    """The process of one of a run's actors, which its watchdog's file names."""
+    for child in descendants(process):
+        with suppress(psutil.NoSuchProcess):
+            file = child.environ().get(FILE_VARIABLE, "")
+            if Path(file).name == f"{name}_rank_{rank}.txt" and child.cmdline()[0].startswith("ray::"):
+                return child
+    raise AssertionError(f"no process of {name} rank {rank}")
 
 
 def kill(process: subprocess.Popen) -> None:

@@ -250,7 +250,7 @@ LATE = [
     ("worker.actor.model.tokenizer_path=./missing", "neither a folder nor a hub name"),
     ("trainer.load_checkpoint_path=./global_step_7", "there is no such folder"),
     ("data.mini_rollout_batch_size=100", "must divide data.rollout_batch_size = 512 when nothing is filtered"),
-    ("worker.rollout.tensor_parallel_size=3", "must divide trainer.nnodes x trainer.n_gpus_per_node = 4"),
+    ("worker.rollout.tensor_parallel_size=3", "must divide trainer.n_gpus_per_node = 4"),
     ("worker.rollout.max_num_batched_tokens=8000", "must be at least data.max_prompt_length"),
     ("worker.rollout.n=1", "got a group of 1"),
     ("algorithm.adv_estimator=gea", "must be one of grpo"),

@@ -20,6 +20,13 @@ USER_ERROR = 2
 INTERRUPTED = 130
 ENGINE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPUS_PER_ACTOR = 1.0
+WITHOUT_MULTICAST = {
+    "NCCL_NVLS_ENABLE": "0",
+    "NVSHMEM_DISABLE_NVLS": "1",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+}
+"""Unless the environment says otherwise: who dies in NVLink multicast can leave the host's GPUs unusable."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +290,10 @@ def check_this_machine(config: Config, device: str) -> None:
 def build_workers(
     config: Config, device: str, processor: Any, num_steps: int, watchdog: Watchdog | None = None
 ) -> tuple[Any, Any]:
-    """Training ranks and engines, loaded side by side: on GPUs one engine per rank, on a CPU one for all."""
+    """Training ranks and engines, loaded side by side.
+
+    On GPUs every worker.rollout.tensor_parallel_size ranks share an engine, which runs on their GPUs; on a CPU all do.
+    """
     from verl.single_controller import ResourcePool, WorkerGroup, WorkerSpec
     from verl.workers.fsdp_worker import FSDPWorker
     from verl.workers.rollout import RolloutWorker
@@ -291,8 +301,8 @@ def build_workers(
     ranks = config.num_ranks
     on_gpu = device == "cuda"
     pool = ResourcePool(ranks, cpus_per_rank=2 * CPUS_PER_ACTOR, use_gpu=on_gpu)
-    share = 0.5 if on_gpu else 0.0
-    quiet = {"TOKENIZERS_PARALLELISM": "true", "VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
+    shared = {"TOKENIZERS_PARALLELISM": "true", "VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
+    shared |= {name: os.environ.get(name, value) for name, value in WITHOUT_MULTICAST.items()}
     # The engine waits while the ranks work and they while it does, but threads that spin would still take turns.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
     actor = WorkerGroup(
@@ -302,8 +312,7 @@ def build_workers(
             kwargs={"config": config, "device": device, "num_steps": num_steps},
             name="actor",
             num_cpus=CPUS_PER_ACTOR,
-            num_gpus=share,
-            env=quiet | threads,
+            env=shared | threads,
         ),
         watchdog=watchdog,
     )
@@ -314,10 +323,9 @@ def build_workers(
             kwargs=rollout_arguments(config, device, processor),
             name="rollout",
             num_cpus=CPUS_PER_ACTOR,
-            num_gpus=share,
-            env=quiet | ({"OMP_NUM_THREADS": "1"} if on_gpu else threads),  # a GPU's engine has threads of its own
+            env=shared | ({"OMP_NUM_THREADS": "1"} if on_gpu else threads),  # a GPU's engine has threads of its own
         ),
-        num_actors=None if on_gpu else 1,
+        ranks_per_actor=config.worker.rollout.tensor_parallel_size if on_gpu else ranks,
         watchdog=watchdog,
     )
     host, port = actor.run_on(0, "open_store")
@@ -353,6 +361,13 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
     if device == "cuda":
         engine["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         engine["max_cudagraph_capture_size"] = rollout.max_num_seqs  # a step of all its sequences is one graph
+    if rollout.tensor_parallel_size > 1:
+        # Processes of its own; inside a placement group vLLM would ask Ray for GPUs, which the bundles hold.
+        engine["distributed_executor_backend"] = "mp"
+    if rollout.tensor_parallel_size > 1 and device == "cuda":
+        # NCCL alone: the others share graphs' memory by handles, which sleep takes back, or go over NVLink multicast.
+        engine["disable_custom_all_reduce"] = True
+        engine["compilation_config"] = {"pass_config": {"fuse_allreduce_rms": False, "fuse_gemm_comms": False}}
     if rollout.limit_images and processor.image_processor is not None:
         engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
     if model.override_config:
@@ -366,7 +381,7 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         "max_response_length": data.max_response_length,
         "banned_token_ids": vision_token_ids(processor),
         "image_size": pixel_limits(processor, data.min_pixels, data.max_pixels),
-        "num_threads": threads_per_rank(config) if device == "cuda" else 1,
+        "num_threads": threads_per_rank(config) * rollout.tensor_parallel_size if device == "cuda" else 1,
     }
 
 

@@ -15,6 +15,8 @@ from verl.qwen_vl import decode_image
 from verl.single_controller import Dispatch, register
 
 CPU_KV_CACHE_GB = 1
+NUM_SEEDS = 2**32
+"""numpy takes no larger ones."""
 
 
 class RolloutWorker:
@@ -147,8 +149,10 @@ class RolloutWorker:
             logit_bias=self.banned or None,
             logprobs=0 if with_log_probs else None,
         )
-        # Samples then depend on the step and not on what was sampled before it.
-        self.llm.collective_rpc(_seed, args=(prompts.meta_info["seed"] + self.rank,))
+        # In all processes of the engine, which must draw alike. Samples then depend on the step and not on what was
+        # sampled before it.
+        seed = prompts.meta_info["seed"] * self.world_size + self.rank
+        self.llm.collective_rpc(_seed, args=(seed % NUM_SEEDS,))
         columns = (prompts.non_tensor_batch[key] for key in ("raw_prompt_ids", "images"))
         outputs = self._run(columns, parameters)
         return self._pad(outputs, sampling.get("n", 1), with_log_probs)

@@ -1,0 +1,58 @@
+"""Which GPUs actors see, and whose failure a call names; Ray believes that this machine has two GPUs."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from verl.single_controller import ResourcePool, WorkerError, WorkerGroup, WorkerSpec, register
+
+pytestmark = pytest.mark.e2e
+
+
+class Probe:
+    """An actor that looks at its environment and fails on demand."""
+
+    def __init__(self, rank: int, world_size: int):
+        self.rank, self.world_size = rank, world_size
+
+    @register()
+    def where(self) -> tuple[int, int, str]:
+        return self.rank, self.world_size, os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+    @register()
+    def fail(self, death: str) -> None:
+        """The second rank dies just after the first has lost it."""
+        if self.rank == 0:
+            while not Path(death).exists():
+                time.sleep(0.01)
+            raise RuntimeError("connection closed by peer")
+        Path(death).touch()
+        time.sleep(0.5)
+        os._exit(1)
+
+
+@pytest.fixture(scope="module")
+def groups():
+    """Ranks and their engine, side by side in the same bundles."""
+    ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    pool = ResourcePool(2, 2, use_gpu=True)
+    env = {"PYTHONPATH": str(Path(__file__).parent)}  # where the actors find this file
+    spec = WorkerSpec(cls=Probe, kwargs={}, name="probe", env=env)
+    yield WorkerGroup(pool, spec), WorkerGroup(pool, spec, ranks_per_actor=2)
+    ray.shutdown()
+
+
+def test_an_engine_sees_the_gpus_of_its_ranks(groups):
+    of_ranks, of_engines = (group.where() for group in groups)
+    assert [place[:2] for place in of_ranks] == [(0, 2), (1, 2)]
+    gpus = [gpu for *_, gpu in of_ranks]
+    assert sorted(gpus) == ["0", "1"]
+    assert of_engines == [(0, 1, ",".join(gpus))]
+
+
+def test_a_death_is_named_before_the_neighbour_that_it_left_behind(groups, tmp_path):
+    with pytest.raises(WorkerError, match="probe rank 1 of 2 in fail: its process died"):
+        groups[0].fail(str(tmp_path / "death"))

@@ -1,0 +1,18 @@
+"""The toy model over several ranks that talk over gloo is the one over one rank."""
+
+import pytest
+
+from tests.updates import check_checkpoints, check_passes
+
+pytestmark = pytest.mark.integration
+MORE = pytest.mark.nightly
+
+
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=MORE)])
+def test_log_probs_and_gradients_are_those_of_one_rank(tmp_path, num_ranks):
+    check_passes(tmp_path, num_ranks, "cpu")
+
+
+@pytest.mark.parametrize("counts", [(2, 1, 2), pytest.param((4, 2, 1, 4), marks=MORE)])
+def test_checkpoints_are_the_same_for_any_number_of_ranks(tmp_path, counts):
+    check_checkpoints(tmp_path, counts, "cpu")

@@ -1,0 +1,34 @@
+"""A benchmark of several GPUs gives each of them the load of one."""
+
+from pathlib import Path
+
+import pytest
+
+from verl.bench import add_times, scale_load
+from verl.config_loading import load_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = ["data.train_files=owner/name", "data.val_files=owner/name"]
+
+
+@pytest.mark.parametrize("num_gpus", [1, 2, 4])
+def test_every_gpu_has_the_load_of_one(num_gpus):
+    chosen = [f"config={CONFIGS / 'bench_toy_cpu.yaml'}", *FILES, "data.mini_rollout_batch_size=4"]
+    chosen.append(f"worker.actor.model.model_path={CONFIGS / 'toy_model'}")
+    one = load_config(chosen)
+    scaled = load_config([*chosen, *scale_load(one, num_gpus)])
+    assert scaled.num_ranks == num_gpus
+    for name in ("rollout_batch_size", "mini_rollout_batch_size", "val_batch_size"):
+        assert getattr(scaled.data, name) == num_gpus * getattr(one.data, name)
+    assert scaled.worker.actor.global_batch_size == num_gpus * one.worker.actor.global_batch_size
+    assert scaled.worker.actor.micro_batch_size_per_device_for_update == (
+        one.worker.actor.micro_batch_size_per_device_for_update
+    )
+    again = load_config([*chosen, *scale_load(scaled, 1)])  # from any number of GPUs to any other
+    assert again == one
+
+
+def test_times_are_multiples_of_the_other_tables():
+    table = {"rollout": {"seconds": 3.0}, "sleep": {"seconds": 0.1}}
+    add_times(table, {"rollout": {"seconds": 2.0}, "sleep": {"seconds": 0.0}})
+    assert table["rollout"]["times"] == 1.5 and table["sleep"]["times"] is None
