@@ -8,10 +8,12 @@ model's own processor. Images are decoded when an item is sent.
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import batched
+from itertools import batched, islice
 from typing import Any, Protocol
 
 from evaluation.samples import IMAGE_MARK, Request, Sample, build_request
@@ -22,6 +24,8 @@ SENT_PER_STEP = 16
 """Requests added between two engine steps, so that preparing images never starves the engine."""
 MAX_IN_FLIGHT = 512
 """Questions that vLLM holds at a time: it keeps the image's patches until the answer ends, 11 MB for 800 x 600."""
+MAX_THREADS = 16
+"""That prepare images for a GPU's engine; one alone takes longer than the engine does."""
 _PIXELS_PER_TOKEN = 28 * 28
 
 
@@ -179,6 +183,7 @@ class VllmBackend:
         has_gpu = torch.cuda.is_available()
         _set_engine_environment(has_gpu)
         self.options = options
+        self.num_threads = min(MAX_THREADS, len(os.sched_getaffinity(0))) if has_gpu else 1
         self.processor = load_processor(options)
         from vllm import LLM, SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -209,29 +214,36 @@ class VllmBackend:
         """Yield answers in the order in which the engine finishes them."""
         engine = self.llm.llm_engine
         limit = min(MAX_IN_FLIGHT, 2 * engine.vllm_config.scheduler_config.max_num_seqs)
-        waiting = iter(samples)
         in_flight: dict[str, tuple[Sample, str, float]] = {}
+        pool = ThreadPoolExecutor(self.num_threads)
+        coming = _in_threads(pool, self._prepare, samples, ahead=2 * SENT_PER_STEP)
         is_exhausted = False
-        while in_flight or not is_exhausted:
-            for _ in range(min(SENT_PER_STEP, limit - len(in_flight))):
-                sample = next(waiting, None)
-                if sample is None:
-                    is_exhausted = True
-                    break
-                try:
-                    request = build_request(sample, self.options.template)
-                    in_flight[self._send(request)] = sample, request.prompt, time.monotonic()
-                except ValueError as error:  # an unreadable image, a prompt beyond the model's length
-                    yield sample, Answer(error=str(error))
-            for output in engine.step() if in_flight else ():
-                sample, prompt, sent = in_flight.pop(output.request_id)
-                yield sample, self._read(output, prompt, time.monotonic() - sent)
+        try:
+            while in_flight or not is_exhausted:
+                for _ in range(min(SENT_PER_STEP, limit - len(in_flight))):
+                    sample, prepared = next(coming, (None, None))
+                    if sample is None or prepared is None:
+                        is_exhausted = True
+                        break
+                    try:
+                        prompt, engine_input = prepared.result()
+                        request_id = str(next(self.llm.request_counter))
+                        engine.add_request(request_id, engine_input, self.sampling)
+                        in_flight[request_id] = sample, prompt, time.monotonic()
+                    except ValueError as error:  # an unreadable image, a prompt beyond the model's length
+                        yield sample, Answer(error=str(error))
+                for output in engine.step() if in_flight else ():
+                    sample, prompt, sent = in_flight.pop(output.request_id)
+                    yield sample, self._read(output, prompt, time.monotonic() - sent)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def _send(self, request: Request) -> str:
-        images = {"image": request.images}
-        prompt: Any = {"prompt": render_chat(self.processor, request), "multi_modal_data": images}
-        (request_id,) = self.llm.enqueue(prompt, self.sampling, use_tqdm=False)
-        return request_id.partition("-")[0]  # outputs come back without the engine's own random suffix
+    def _prepare(self, sample: Sample) -> tuple[str, Any]:
+        """The prompt and what the engine takes: token ids and patches. Most of it is work on the image."""
+        request = build_request(sample, self.options.template)
+        ids = self.processor.tokenizer(render_chat(self.processor, request))["input_ids"]
+        prompt: Any = {"prompt_token_ids": ids, "multi_modal_data": {"image": request.images}}
+        return request.prompt, self.llm.renderer.render_cmpl([prompt])[0]
 
     def _read(self, output: Any, prompt: str, seconds: float) -> Answer:
         completion = output.outputs[0]
@@ -243,6 +255,17 @@ class VllmBackend:
             response_tokens=len(completion.token_ids),
             seconds=seconds,
         )
+
+
+def _in_threads(
+    pool: ThreadPoolExecutor, function: Callable[[Sample], Any], samples: Iterable[Sample], ahead: int
+) -> Iterator[tuple[Sample, Future[Any]]]:
+    """Yield each sample, in order, with its result to come; so many of the next are worked on meanwhile."""
+    waiting = iter(samples)
+    coming = deque((sample, pool.submit(function, sample)) for sample in islice(waiting, ahead))
+    while coming:
+        yield coming.popleft()
+        coming.extend((sample, pool.submit(function, sample)) for sample in islice(waiting, 1))
 
 
 def _set_engine_environment(has_gpu: bool) -> None:
