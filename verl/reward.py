@@ -150,6 +150,8 @@ class RewardManager:
         self, function: RewardFunction, tokenizer_path: str, num_processes: int, skip_special_tokens: bool = True
     ):
         self.num_processes = num_processes
+        # numpy reads it once, when a process begins: on tables this small its threads cost double.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         self.pool = ProcessPoolExecutor(
             num_processes,
             mp_context=multiprocessing.get_context("spawn"),

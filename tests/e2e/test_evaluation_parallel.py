@@ -1,6 +1,7 @@
 """Two engines side by side give the answers of one."""
 
 import pytest
+import ray
 
 from evaluation.backends import HuggingFaceBackend, ModelOptions
 from evaluation.benchmarks import BENCHMARKS
@@ -11,8 +12,15 @@ from spatialthinker.synthetic import generate
 from tests.tiny_model_folder import save_tiny_model
 
 
+@pytest.fixture
+def own_ray():
+    """Ends the cluster that replicas start, which is not for the tests behind these."""
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.e2e
-def test_replicas_share_the_items(tmp_path):
+def test_replicas_share_the_items(tmp_path, own_ray):
     write_parquet([row for _, row in generate(7, seed=3, split="val")], parquet_path(tmp_path / "data", "val"))
     samples = load_samples("stvqa", BENCHMARKS["stvqa"], str(tmp_path / "data"))
     model = str(save_tiny_model(tmp_path / "model"))

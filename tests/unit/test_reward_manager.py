@@ -89,3 +89,12 @@ def test_a_reward_without_overall_and_a_missing_function_are_named(monkeypatch, 
     monkeypatch.setattr(reward, "_child", {"function": FileReward(str(path), "nothing", {})})
     with pytest.raises(RewardError, match="has no 'nothing'"):
         reward._score_text({"response": "a", "uid": "7"})
+
+
+def test_scoring_processes_compute_in_one_thread(pool, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    file = tmp_path / "threads.py"
+    file.write_text(
+        "import os\ndef score(items):\n    return [{'overall': int(os.environ['OMP_NUM_THREADS'])}] * len(items)\n"
+    )
+    assert pool(FileReward(str(file), "score", {})).probe("", "", "") == {"overall": 1}
