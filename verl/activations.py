@@ -24,6 +24,7 @@ CHECKPOINTING: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": F
 """Nothing in a pass is random."""
 PRODUCTS = ("aten::mm", "aten::addmm")
 ATTENTION = (
+    "verl::shared_attention",
     "torch_attn::_varlen_attn",
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",

@@ -6,6 +6,7 @@ In bfloat16 and float16 on a GPU both run on torch's variable-length flash kerne
 attention over padded tables. Both forms give what n repeated prompts would, in value and gradient.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,24 +46,122 @@ def _varlen(
     return out
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One call of the kernels: which tokens are queries and which keys, and how they are paired.
+
+    Attributes:
+        queries, keys: of the packed row.
+        ends, longest: of sequences of queries and of keys.
+        window: CAUSAL or EVERYTHING.
+    """
+
+    queries: slice
+    keys: slice
+    ends: tuple[Tensor, Tensor]
+    longest: tuple[int, int]
+    window: tuple[int, int]
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+        """Outputs [queries, heads, size] and log-normalizers [heads, queries]."""
+        import torch.nn.attention.varlen  # declares the kernels
+
+        arguments = (*self.ends, *self.longest, self.window == CAUSAL, scale, list(self.window))
+        tensors = (q[self.queries], k[self.keys], v[self.keys])
+        out, lse, _ = torch.ops.torch_attn._varlen_attn(*tensors, *arguments)
+        return out, lse
+
+    def backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What these keys add to the gradients; out and lse are those over all keys that a query sees."""
+        no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device)
+        arguments = (*self.ends, *self.longest, self.window == CAUSAL, no_dropout, scale, list(self.window))
+        at, of = self.queries, self.keys
+        tensors = (grad[at], q[at], k[of], v[of], out[at], lse[:, at].contiguous())
+        return torch.ops.torch_attn._varlen_attn_backward(*tensors, *arguments)
+
+
+def _plan_calls(
+    prompt_ends: Tensor, group_ends: Tensor, response_ends: Tensor, split: int, longest: list[int]
+) -> tuple[_Call, _Call, _Call]:
+    """Prompts causally; all responses of a group, as one long query, over their prompt; responses over themselves.
+
+    Nothing is gathered, and a prompt's keys are read once for all its responses.
+    """
+    prompt, group, response = longest
+    prompts, responses = slice(0, split), slice(split, None)
+    return (
+        _Call(prompts, prompts, (prompt_ends, prompt_ends), (prompt, prompt), CAUSAL),
+        _Call(responses, prompts, (group_ends, prompt_ends), (group, prompt), EVERYTHING),
+        _Call(responses, responses, (response_ends, response_ends), (response, response), CAUSAL),
+    )
+
+
+def _merge(seen: Tensor, seen_lse: Tensor, own: Tensor, own_lse: Tensor, out: Tensor) -> Tensor:
+    """Attention over two sets of keys, written to `out` [N, heads, size]; its log-normalizers [heads, N]."""
+    if out.is_cuda:
+        from verl.attention_triton import merge
+
+        return merge(seen, seen_lse, own, own_lse, out)
+    lse = torch.logaddexp(seen_lse, own_lse)
+    share, own_share = ((part - lse).exp().T.unsqueeze(-1) for part in (seen_lse, own_lse))
+    out.copy_(share * seen + own_share * own)
+    return lse
+
+
+@torch.library.custom_op("verl::shared_attention", mutates_args=())
+def _shared_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prompt_ends: Tensor,
+    group_ends: Tensor,
+    response_ends: Tensor,
+    split: int,
+    longest: list[int],
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs [T, heads, size] and log-normalizers [heads, T]; arguments as of _plan_calls.
+
+    One operation, so that a checkpoint can keep its outputs without those of its parts.
+    """
+    of_prompts, over_prompts, over_own = _plan_calls(prompt_ends, group_ends, response_ends, split, longest)
+    out = torch.empty_like(q)
+    out[:split], prompt_lse = of_prompts.forward(q, k, v, scale)
+    parts = over_prompts.forward(q, k, v, scale) + over_own.forward(q, k, v, scale)
+    return out, torch.cat([prompt_lse, _merge(*parts, out[split:])], dim=1)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.split, ctx.longest, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _shared_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, prompt_ends, group_ends, response_ends, out, lse = ctx.saved_tensors
+    calls = _plan_calls(prompt_ends, group_ends, response_ends, ctx.split, ctx.longest)
+    tensors = (grad.contiguous(), q, k, v, out, lse)
+    of_prompts, over_prompts, over_own = (call.backward(*tensors, ctx.scale) for call in calls)
+    prompts, responses = slice(0, ctx.split), slice(ctx.split, None)
+    grad_q, grad_k, grad_v = (torch.empty_like(states) for states in (q, k, v))
+    grad_q[prompts] = of_prompts[0]
+    torch.add(over_prompts[0], over_own[0], out=grad_q[responses])
+    for total, index in ((grad_k, 1), (grad_v, 2)):
+        torch.add(of_prompts[index], over_prompts[index], out=total[prompts])
+        total[responses] = over_own[index]
+    return grad_q, grad_k, grad_v, *(None,) * 6
+
+
+_shared_attention.register_autograd(_shared_backward, setup_context=_save_for_backward)
+
+
 def _flash_shared(q: Tensor, k: Tensor, v: Tensor, layout: GroupLayout, scale: float | None) -> Tensor:
-    """[T, heads, size]: prompts causally, then responses over the keys of their prompt and their own past."""
-    split = layout.num_prompt_tokens
-    ends, longest = layout.prompt_ends, layout.longest_prompt
-    prompt_out = _varlen(
-        q[:split], k[:split], v[:split], (ends, ends), (longest, longest), scale=scale, window_size=CAUSAL
-    )
-    # index_select and not k[index]: its backward adds, the other one's sorts.
-    response_out = _varlen(
-        q[split:],
-        k.index_select(0, layout.key_index),
-        v.index_select(0, layout.key_index),
-        (layout.response_ends, layout.key_ends),
-        (layout.longest_response, layout.longest_keys),
-        scale=scale,
-        window_size=CAUSAL,
-    )
-    return torch.cat([prompt_out, response_out])
+    """[T, heads, size]: prompts causally, then responses over their prompt and their own past."""
+    ends = (layout.prompt_ends, layout.group_ends, layout.response_ends)
+    longest = [layout.longest_prompt, layout.longest_group, layout.longest_response]
+    q, k, v = (states.contiguous() for states in (q, k, v))
+    return _shared_attention(q, k, v, *ends, layout.num_prompt_tokens, longest, scale)[0]
 
 
 def _heads_first(states: Tensor, index: Tensor, num_repeats: int) -> Tensor:

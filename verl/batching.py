@@ -58,21 +58,19 @@ class GroupLayout:
         num_prompt_tokens: prompt tokens of the row; responses begin behind them.
         prompt_ends: [G + 1] int32 first token of each prompt, and the end of the last.
         response_ends: [S + 1] int32 the same of responses, counted from the first response token.
-        key_ends: [S + 1] int32 the same of what a response sees: its prompt and itself, P + R keys.
-        key_index: [sum of P + R] packed index of those keys.
+        group_ends: [G + 1] int32 the same of the responses of a prompt together.
         response_group: [S] the prompt that each response continues.
-        longest_prompt, longest_response, longest_keys: in tokens.
+        longest_prompt, longest_response, longest_group: in tokens.
     """
 
     num_prompt_tokens: int
     prompt_ends: Tensor
     response_ends: Tensor
-    key_ends: Tensor
-    key_index: Tensor
+    group_ends: Tensor
     response_group: Tensor
     longest_prompt: int
     longest_response: int
-    longest_keys: int
+    longest_group: int
 
     def to(self, device: torch.device) -> "GroupLayout":
         """This layout with every tensor on `device`."""
@@ -219,26 +217,16 @@ def build_layout(prompt_lengths: Sequence[int], response_lengths: Sequence[Seque
     """The layout of a row that holds the prompts and then, group after group, their responses."""
     response_group = [group for group, lengths in enumerate(response_lengths) for _ in lengths]
     flat_lengths = [length for lengths in response_lengths for length in lengths]
-    num_prompt_tokens = sum(prompt_lengths)
-    prompt_ends, response_ends = _ends(prompt_lengths), _ends(flat_lengths)
-    prompt_spans = list(itertools.pairwise(prompt_ends.tolist()))
-    response_spans = list(itertools.pairwise((response_ends + num_prompt_tokens).tolist()))
-    keys = [
-        torch.arange(*span)
-        for group, own in zip(response_group, response_spans, strict=True)
-        for span in (prompt_spans[group], own)
-    ]
-    key_lengths = [prompt_lengths[g] + length for g, length in zip(response_group, flat_lengths, strict=True)]
+    group_lengths = [sum(lengths) for lengths in response_lengths]
     return GroupLayout(
-        num_prompt_tokens,
-        prompt_ends,
-        response_ends,
-        _ends(key_lengths),
-        torch.cat(keys),
+        sum(prompt_lengths),
+        _ends(prompt_lengths),
+        _ends(flat_lengths),
+        _ends(group_lengths),
         torch.tensor(response_group),
         max(prompt_lengths),
         max(flat_lengths),
-        max(key_lengths),
+        max(group_lengths),
     )
 
 

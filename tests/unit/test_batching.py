@@ -75,8 +75,7 @@ def test_layout_sees_prompt_and_own_past_only():
     assert mask[2].int().tolist() == [[1, 0, 1, 0, 0], [1, 0, 1, 1, 0], [1, 0, 1, 1, 1]]
     assert tables.response_index[tables.response_mask].tolist() == [3, 4, 5, 6, 7, 8]
     assert tables.prompt_index[tables.prompt_mask].tolist() == [0, 1, 2]
-    assert layout.key_index.tolist() == [0, 1, 3, 4, 0, 1, 5, 2, 6, 7, 8]
-    assert layout.key_ends.tolist() == [0, 4, 7, 11] and layout.longest_keys == 4
+    assert layout.group_ends.tolist() == [0, 3, 6] and layout.longest_group == 3
 
 
 def test_pack_restarts_positions_at_the_prompts_end_and_predicts_from_it():

@@ -1,0 +1,130 @@
+"""What the kernels' calls are put together to, over plain float64 in the place of the kernels."""
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.attention.varlen  # noqa: F401  declares the kernels
+from torch.utils.checkpoint import checkpoint
+
+from verl.activations import CHECKPOINTING, keep_outputs
+from verl.attention import _flash_shared, _padded_shared
+from verl.batching import build_layout
+
+HEADS, KEY_HEADS, SIZE = 4, 2, 8
+calls = []
+
+
+def scores(q, k, is_causal, scale):
+    """[heads, queries, keys] of one sequence."""
+    raw = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(HEADS // KEY_HEADS, 1)) * scale
+    if is_causal:
+        raw = raw.masked_fill(torch.ones(raw.shape[1:], dtype=torch.bool).triu(1), float("-inf"))
+    return raw
+
+
+def spans(ends_q, ends_k):
+    pairs = zip(pairwise(ends_q.tolist()), pairwise(ends_k.tolist()), strict=True)
+    return [(slice(*queries), slice(*keys)) for queries, keys in pairs]
+
+
+def attend(q, k, v, ends_q, ends_k, max_q, max_k, is_causal=False, scale=None, window_size=None):
+    calls.append("forward")
+    assert (max_q, max_k) == (int(ends_q.diff().max()), int(ends_k.diff().max()))
+    out, lse = torch.empty_like(q), q.new_empty(HEADS, len(q))
+    for at, of in spans(ends_q, ends_k):
+        raw = scores(q[at], k[of], is_causal, scale)
+        lse[:, at] = raw.logsumexp(-1)
+        out[at] = torch.einsum("hqk,khd->qhd", raw.softmax(-1), v[of].repeat_interleave(HEADS // KEY_HEADS, 1))
+    return out, lse, torch.zeros(2, dtype=torch.uint64)
+
+
+def attend_backward(
+    grad, q, k, v, out, lse, ends_q, ends_k, max_q, max_k, is_causal, rng_state, scale=None, window_size=None
+):
+    """Flash attention's backward pass: probabilities from the normalizers that it is given, arXiv 2205.14135."""
+    calls.append("backward")
+    grad_q, grad_k, grad_v = (torch.zeros_like(states) for states in (q, k, v))
+    repeats = HEADS // KEY_HEADS
+    for at, of in spans(ends_q, ends_k):
+        probs = (scores(q[at], k[of], is_causal, scale) - lse[:, at].unsqueeze(-1)).exp()
+        towards = torch.einsum("qhd,khd->hqk", grad[at], v[of].repeat_interleave(repeats, 1))
+        inner = (grad[at] * out[at]).sum(-1).T.unsqueeze(-1)
+        of_scores = probs * (towards - inner) * scale
+        grad_q[at] = torch.einsum("hqk,khd->qhd", of_scores, k[of].repeat_interleave(repeats, 1))
+        for total, each in ((grad_k, (of_scores, q[at])), (grad_v, (probs, grad[at]))):
+            per_head = torch.einsum("hqk,qhd->khd", *each)
+            total[of] = per_head.unflatten(1, (KEY_HEADS, repeats)).sum(2)
+    return grad_q, grad_k, grad_v
+
+
+torch.library.register_kernel("torch_attn::_varlen_attn", "cpu", attend)
+torch.library.register_kernel("torch_attn::_varlen_attn_backward", "cpu", attend_backward)
+
+
+def run(attend_shared, tensors, upstream, layout):
+    inputs = [t.clone().requires_grad_() for t in tensors]
+    out = attend_shared(*inputs, layout, SIZE**-0.5)
+    out.backward(upstream)
+    return [out.detach(), *(t.grad for t in inputs)]
+
+
+@pytest.mark.parametrize("responses", [[[4, 3, 1], [9], [2, 6]], [[1], [5], [3]]])
+def test_three_calls_give_what_masks_over_tables_give(responses):
+    layout = build_layout([30, 1, 7], responses)
+    generator = torch.Generator().manual_seed(0)
+    num_tokens = 38 + sum(map(sum, responses))
+
+    def draw(heads):
+        return torch.randn(num_tokens, heads, SIZE, dtype=torch.float64, generator=generator)
+
+    tensors, upstream = (draw(HEADS), draw(KEY_HEADS), draw(KEY_HEADS)), draw(HEADS)
+    for got, wanted in zip(
+        run(_flash_shared, tensors, upstream, layout), run(_padded_shared, tensors, upstream, layout), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("contexts", "num_forward"), [({}, 6), ({"context_fn": keep_outputs()}, 3)])
+def test_a_checkpoint_that_keeps_attention_does_not_repeat_it(contexts, num_forward):
+    layout = build_layout([3], [[2, 2]])
+    weight = torch.randn(8, (HEADS + 2 * KEY_HEADS) * SIZE, requires_grad=True)
+
+    def layer(states):
+        heads = (states @ weight).view(7, -1, SIZE)
+        parts = heads.split([HEADS, KEY_HEADS, KEY_HEADS], dim=1)
+        q, k, v = parts
+        return _flash_shared(q, k, v, layout, SIZE**-0.5).sin()
+
+    calls.clear()
+    out: Any = checkpoint(layer, torch.randn(7, 8, requires_grad=True), **CHECKPOINTING, **contexts)
+    out.sum().backward()
+    assert calls == ["forward"] * num_forward + ["backward"] * 3
+
+
+MERGED_IN_INTERPRETER = """
+import torch
+from verl.attention import _merge
+from verl.attention_triton import merge
+
+torch.manual_seed(0)
+for shape in ((70, 4, 8), (33, 2, 80)):
+    seen, own = torch.randn(2, *shape)
+    lses = 5 * torch.randn(2, shape[1], shape[0])
+    whole, expected = torch.zeros(shape[0] + 3, *shape[1:]), torch.empty(shape)
+    lse = merge(seen, lses[0], own, lses[1], whole[3:])
+    torch.testing.assert_close(lse, _merge(seen, lses[0], own, lses[1], expected))
+    torch.testing.assert_close(whole[3:], expected)
+    assert not whole[:3].any()
+"""
+
+
+def test_the_merging_kernel_gives_what_torch_gives():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", MERGED_IN_INTERPRETER]
+    subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, check=True)
