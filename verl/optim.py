@@ -20,6 +20,7 @@ class KahanAdamW(Optimizer):
     p <- p (1 - lr wd); m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2;
     c <- c - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps); p' <- round(p + c); c <- c + (p - p').
     At lr 1e-6 almost every update is smaller than bfloat16's spacing at p; c carries it until it counts.
+    On a GPU one kernel does this in float32 and rounds what it stores; elsewhere each operation rounds.
     AdamW: https://arxiv.org/abs/1711.05101, algorithm 2; compensation: Kahan 1965, as used in
     https://arxiv.org/abs/2010.06192, section 4.
 
@@ -61,6 +62,13 @@ class KahanAdamW(Optimizer):
         mean, square, carried = ([_local(s[key]) for s in states] for key in ("exp_avg", "exp_avg_sq", "compensation"))
         beta1, beta2 = group["betas"]
         step = int(states[0]["step"])
+        if values[0].is_cuda:
+            from verl.optim_triton import update
+
+            settings = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+            for tensors in zip(values, gradients, mean, square, carried, strict=True):
+                update(*tensors, step=step, **settings)
+            return
         torch._foreach_mul_(values, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_lerp_(mean, gradients, 1 - beta1)
         torch._foreach_mul_(square, beta2)

@@ -106,3 +106,20 @@ def test_shared_and_repeated_gradients_agree():
     repeated = relative(toy_gradient(torch.bfloat16, shared=False), exact)
     assert relative(unfused, exact) < 1.5 * repeated + 1e-3  # bf16's own error, sharing adds none
     assert relative(toy_gradient(torch.bfloat16, shared=True, fused=True), exact) < 1.5 * repeated + 1e-3
+
+
+def test_the_fused_update_goes_where_single_operations_go():
+    from verl.optim import KahanAdamW
+
+    generator = torch.Generator().manual_seed(0)
+    start, drift = torch.randn(2, 100_000, generator=generator)
+    ends = []
+    for device in ("cuda", "cpu"):
+        weight = torch.nn.Parameter(start.bfloat16().to(device))
+        optimizer = KahanAdamW([weight], lr=1e-4)
+        for _ in range(50):
+            weight.grad = drift.bfloat16().to(device)
+            optimizer.step()
+        whole = weight.detach().double() + optimizer.state[weight]["compensation"].double()
+        ends.append(whole.cpu() - start.bfloat16().double())
+    assert relative(*ends) < 2e-2  # single operations round the moments more often

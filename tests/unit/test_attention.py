@@ -1,10 +1,6 @@
 """What the kernels' calls are put together to, over plain float64 in the place of the kernels."""
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,26 +101,3 @@ def test_a_checkpoint_that_keeps_attention_does_not_repeat_it(contexts, num_forw
     out: Any = checkpoint(layer, torch.randn(7, 8, requires_grad=True), **CHECKPOINTING, **contexts)
     out.sum().backward()
     assert calls == ["forward"] * num_forward + ["backward"] * 3
-
-
-MERGED_IN_INTERPRETER = """
-import torch
-from verl.attention import _merge
-from verl.attention_triton import merge
-
-torch.manual_seed(0)
-for shape in ((70, 4, 8), (33, 2, 80)):
-    seen, own = torch.randn(2, *shape)
-    lses = 5 * torch.randn(2, shape[1], shape[0])
-    whole, expected = torch.zeros(shape[0] + 3, *shape[1:]), torch.empty(shape)
-    lse = merge(seen, lses[0], own, lses[1], whole[3:])
-    torch.testing.assert_close(lse, _merge(seen, lses[0], own, lses[1], expected))
-    torch.testing.assert_close(whole[3:], expected)
-    assert not whole[:3].any()
-"""
-
-
-def test_the_merging_kernel_gives_what_torch_gives():
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", MERGED_IN_INTERPRETER]
-    subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, check=True)

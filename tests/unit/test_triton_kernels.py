@@ -1,0 +1,12 @@
+"""What the GPU's kernels compute, without a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_kernels_give_what_torch_gives():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "tests.triton_kernels"]  # a process of its own: Triton reads the variable once
+    subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, check=True)
