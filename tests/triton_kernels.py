@@ -3,8 +3,8 @@
 import torch
 from torch.testing import assert_close
 
-from verl import attention_triton, optim_triton
 from verl.attention import _merge
+from verl.kernels import attention, optim
 from verl.log_probs import _differentiate_torch, _differentiate_triton, _score_torch, _score_triton
 
 VOCABULARY = 9_001  # more than one block, and no multiple of anything
@@ -15,7 +15,7 @@ def check_merge() -> None:
         seen, own = torch.randn(2, *shape)
         lses = 5 * torch.randn(2, shape[1], shape[0])
         whole, expected = torch.zeros(shape[0] + 3, *shape[1:]), torch.empty(shape)
-        lse = attention_triton.merge(seen, lses[0], own, lses[1], whole[3:])
+        lse = attention.merge(seen, lses[0], own, lses[1], whole[3:])
         assert_close(lse, _merge(seen, lses[0], own, lses[1], expected))
         assert_close(whole[3:], expected)
         assert not whole[:3].any()
@@ -35,7 +35,7 @@ def check_log_probs() -> None:
 def check_kahan_adamw() -> None:
     """Values and what is carried add up to AdamW in float64, with moments rounded as the kernel rounds them."""
     settings = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
-    value = torch.randn(optim_triton.BLOCK + 77).bfloat16()
+    value = torch.randn(optim.BLOCK + 77).bfloat16()
     mean, square, carried = (torch.zeros_like(value) for _ in range(3))
     exact = value.double()
     for step in range(1, 21):
@@ -43,7 +43,7 @@ def check_kahan_adamw() -> None:
         m = 0.9 * mean.double() + 0.1 * gradient.double()
         v = 0.99 * square.double() + 0.01 * gradient.double() ** 2
         exact = exact * (1 - 1e-4) - 1e-3 / (1 - 0.9**step) * m / ((v / (1 - 0.99**step)).sqrt() + 1e-8)
-        optim_triton.update(value, gradient, mean, square, carried, step=step, **settings)
+        optim.update(value, gradient, mean, square, carried, step=step, **settings)
         assert_close(mean, m.bfloat16(), rtol=2**-7, atol=1e-6)
         assert_close(square, v.bfloat16(), rtol=2**-7, atol=1e-6)
     # The interpreter cuts off where a GPU rounds: 20 times the last bit of what is carried, of 0.02 that they moved.

@@ -101,7 +101,7 @@ def _plan_calls(
 def _merge(seen: Tensor, seen_lse: Tensor, own: Tensor, own_lse: Tensor, out: Tensor) -> Tensor:
     """Attention over two sets of keys, written to `out` [N, heads, size]; its log-normalizers [heads, N]."""
     if out.is_cuda:
-        from verl.attention_triton import merge
+        from verl.kernels.attention import merge
 
         return merge(seen, seen_lse, own, own_lse, out)
     lse = torch.logaddexp(seen_lse, own_lse)

@@ -128,7 +128,7 @@ def _differentiate_torch(logits: Tensor, targets: Tensor, normalizers: Tensor, g
 
 
 def _score_triton(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    from verl.log_probs_triton import BLOCK, score_kernel
+    from verl.kernels.log_probs import BLOCK, score_kernel
 
     out = torch.empty(3, len(logits), dtype=torch.float32, device=logits.device)
     score_kernel[(len(logits),)](logits, targets, out, logits.shape[1], len(logits), 1 / temperature, BLOCK)  # type: ignore[arg-type]
@@ -136,7 +136,7 @@ def _score_triton(logits: Tensor, targets: Tensor, temperature: float) -> tuple[
 
 
 def _differentiate_triton(logits: Tensor, targets: Tensor, normalizers: Tensor, grad: Tensor, temperature: float):
-    from verl.log_probs_triton import BLOCK, differentiate_kernel
+    from verl.kernels.log_probs import BLOCK, differentiate_kernel
 
     grid = (len(logits),)
     arguments = (logits, targets, normalizers.contiguous(), grad.float().contiguous())

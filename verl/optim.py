@@ -63,7 +63,7 @@ class KahanAdamW(Optimizer):
         beta1, beta2 = group["betas"]
         step = int(states[0]["step"])
         if values[0].is_cuda:
-            from verl.optim_triton import update
+            from verl.kernels.optim import update
 
             settings = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
             for tensors in zip(values, gradients, mean, square, carried, strict=True):
