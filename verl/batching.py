@@ -131,19 +131,21 @@ def plan_micro_batches(
 
     A group larger than the budget is cut over its responses and still shares its prompt inside each piece. Without
     `shared_prompt` every response is a piece of its own, so its prompt is computed again for each. A single
-    response that exceeds the budget with its prompt makes a micro-batch alone: it cannot be cut.
+    response that exceeds the budget with its prompt makes a micro-batch alone: it cannot be cut. One without tokens is
+    in no micro-batch: there is nothing to score or to learn from.
     """
     pieces: list[Piece] = []
     for group in range(len(prompt_lengths)) if groups is None else groups:
         lengths = response_lengths[group]
         current: list[int] = []
-        for sample in range(len(lengths)):
+        for sample in (i for i, length in enumerate(lengths) if length):
             full = prompt_lengths[group] + sum(lengths[i] for i in current) + lengths[sample] > max_tokens
             if current and (full or not shared_prompt):
                 pieces.append(Piece(group, tuple(current)))
                 current = []
             current.append(sample)
-        pieces.append(Piece(group, tuple(current)))
+        if current:
+            pieces.append(Piece(group, tuple(current)))
     batches: list[list[Piece]] = []
     room = 0
     for piece in pieces:

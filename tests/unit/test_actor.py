@@ -86,6 +86,37 @@ def test_the_critic_does_not_depend_on_micro_batches(mode):
     )
 
 
+@pytest.mark.parametrize("choice", ["default", "gspo"])
+@pytest.mark.parametrize("max_tokens", [25, 10_000])
+def test_responses_without_tokens_are_left_out(choice, max_tokens):
+    """One empty response of a group, and a group that has no others: what the groups give without them."""
+    groups, advantages, reference = make_groups()
+    chosen = settings(NUM_GROUPS, max_tokens, True, choice)
+    nothing = torch.empty(0, dtype=torch.long)
+    with_empty = replace(groups, responses=[list(rows) for rows in groups.responses])
+    with_empty.responses[1][0], with_empty.responses[3] = nothing, [nothing] * 3
+    fewer = replace(groups, responses=[list(rows) for rows in groups.responses])
+    del fewer.responses[1][0], fewer.responses[3]
+    for name in ("prompts", "positions", "images"):
+        setattr(fewer, name, getattr(groups, name)[:3])
+    shifted = [torch.stack([t[0], t[1].roll(-1, 0), t[2]]) for t in (advantages, reference)]
+    gradient, metrics = chosen_update(scorer(), with_empty, advantages, reference, chosen)
+    expected, expected_metrics = chosen_update(scorer(), fewer, *shifted, replace(chosen, num_groups_per_mini_batch=3))
+    if choice == "gspo":  # a mean over responses: the four empty ones are of the mini-batch and say nothing
+        expected = expected * 8 / 12
+    assert (gradient - expected).norm() / expected.norm() < 1e-5
+    assert metrics["actor/pg_loss"] == pytest.approx(expected_metrics["actor/pg_loss"], rel=1e-4)
+    log_probs, _ = Actor(scorer(), torch.device("cpu")).compute_log_probs(with_empty, max_tokens, True, 0.9)
+    assert not log_probs[3].any() and not log_probs[1, 0].any() and log_probs[1, 1].any()
+
+
+def test_a_batch_without_any_token_changes_nothing():
+    groups, advantages, reference = make_groups()
+    groups.responses = [[torch.empty(0, dtype=torch.long)] * 3 for _ in range(NUM_GROUPS)]
+    gradient, metrics = chosen_update(scorer(), groups, advantages, reference, settings(NUM_GROUPS, 70, True))
+    assert not gradient.any() and metrics["actor/skipped_steps"] == (0.0, 1.0)
+
+
 def test_the_critic_learns_its_returns_and_its_values_are_where_the_tokens_are():
     groups, advantages, reference = make_groups()
     model = scorer(wrapper=ResponseValues)

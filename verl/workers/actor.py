@@ -90,9 +90,9 @@ class Groups:
         return split_to_count(batches, int(count))
 
     def pack(self, pieces: list[Piece]) -> PackedBatch:
-        """The packed row of a micro-batch; of an empty one, a stand-in that keeps this rank in step."""
-        stand_in = [Piece(0, (0,))]
-        return pack(pieces or stand_in, self.prompts, self.positions, self.responses, self.images)
+        """The packed row of a micro-batch; of an empty one, a made-up response that keeps this rank in step."""
+        responses = self.responses if pieces else [[torch.zeros(1, dtype=torch.long)]]
+        return pack(pieces or [Piece(0, (0,))], self.prompts, self.positions, responses, self.images)
 
     def lengths(self, pieces: list[Piece]) -> Tensor:
         """[S] tokens of each of the pieces' responses."""
