@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from verl.bench import RANDOM_MODELS
+from verl.bench_inputs import RANDOM_MODELS
 from verl.flops import rollout_bytes, text_flops
 
 TINY = SimpleNamespace(
