@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn  # and so declares the kernels in torch.ops.torch_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -36,16 +37,6 @@ def describe_attention(device: torch.device, dtype: torch.dtype) -> str:
     return f"scaled dot-product attention over padded tables ({reason})"
 
 
-def _varlen(
-    q: Tensor, k: Tensor, v: Tensor, ends: tuple[Tensor, Tensor], longest: tuple[int, int], **kwargs
-) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    out = varlen_attn(q, k, v, *ends, *longest, **kwargs)
-    assert isinstance(out, Tensor)
-    return out
-
-
 @dataclass(frozen=True)
 class _Call:
     """One call of the kernels: which tokens are queries and which keys, and how they are paired.
@@ -64,8 +55,6 @@ class _Call:
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
         """Outputs [queries, heads, size] and log-normalizers [heads, queries]."""
-        import torch.nn.attention.varlen  # declares the kernels
-
         arguments = (*self.ends, *self.longest, self.window == CAUSAL, scale, list(self.window))
         tensors = (q[self.queries], k[self.keys], v[self.keys])
         out, lse, _ = torch.ops.torch_attn._varlen_attn(*tensors, *arguments)
@@ -243,7 +232,8 @@ def vision_attention(
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
         ends = cu_seq_lens_q.to(torch.int32)
         longest = int(max_length_q)
-        out = _varlen(q, k, v, (ends, ends), (longest, longest), scale=scaling, window_size=EVERYTHING)
+        out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=EVERYTHING)
+        assert isinstance(out, Tensor)
         return out.unsqueeze(0), None
     lengths = cu_seq_lens_q.diff().tolist()
     windows = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)

@@ -9,7 +9,7 @@ import torch.nn.attention.varlen  # noqa: F401  declares the kernels
 from torch.utils.checkpoint import checkpoint
 
 from verl.activations import CHECKPOINTING, keep_outputs
-from verl.attention import _flash_shared, _padded_shared
+from verl.attention import _flash_shared, _padded_shared, describe_attention
 from verl.batching import build_layout
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
@@ -101,3 +101,8 @@ def test_a_checkpoint_that_keeps_attention_does_not_repeat_it(contexts, num_forw
     out: Any = checkpoint(layer, torch.randn(7, 8, requires_grad=True), **CHECKPOINTING, **contexts)
     out.sum().backward()
     assert calls == ["forward"] * num_forward + ["backward"] * 3
+
+
+def test_kernels_that_are_not_there_are_named_with_what_is_used_instead():
+    said = describe_attention(torch.device("cpu"), torch.bfloat16)
+    assert "scaled dot-product attention over padded tables" in said and "no GPU" in said

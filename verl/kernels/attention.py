@@ -43,6 +43,7 @@ def merge_kernel(
 
 def merge(seen: Tensor, seen_lse: Tensor, own: Tensor, own_lse: Tensor, out: Tensor) -> Tensor:
     """Writes the merged [N, heads, size] to `out` and returns its log-normalizers [heads, N]; all contiguous."""
+    assert all(tensor.is_contiguous() for tensor in (seen, seen_lse, own, own_lse, out))
     num_queries, num_heads, size = out.shape
     lse = torch.empty_like(own_lse)
     grid = (triton.cdiv(num_queries, ROWS), num_heads)

@@ -53,6 +53,7 @@ def update(
     weight_decay: float,
 ) -> None:
     """Updates all but the gradient, in place; contiguous tensors of one size, `step` counted from 1."""
+    assert all(tensor.is_contiguous() for tensor in (value, gradient, mean, square, carried))
     if not value.numel():  # this rank's part of a small parameter
         return
     beta1, beta2 = betas

@@ -128,6 +128,7 @@ def train(config: Config) -> None:
         )
         start_ray(config, device)
         actor, rollout = build_workers(config, device, processor, num_steps, watchdog)
+        print(f"Attention: {actor.run_on(0, 'describe_kernels')}", flush=True)  # noqa: T201
         pad_token_id = processor.tokenizer.pad_token_id
         trainer = GRPOTrainer(config, actor, rollout, reward, train_set, val_set, pad_token_id, tracker, start)
         trainer.fit()

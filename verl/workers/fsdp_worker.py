@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from verl import checkpoint
 from verl.activations import CHECKPOINTING
+from verl.attention import describe_attention
 from verl.config import Config, OptimConfig
 from verl.divergences import FULL_KL
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_store, shard, whole
@@ -90,6 +91,11 @@ class FSDPWorker:
             with self._critic_on_device(with_optimizer=True):
                 allocate_states(optimizer)
         self._release_cache()
+
+    @register(Dispatch.ONE_TO_ALL)
+    def describe_kernels(self) -> str:
+        """What this rank's passes run on, and why not on something faster."""
+        return describe_attention(self.device, DTYPES[self.config.worker.actor.fsdp.mp_param_dtype])
 
     def _release_cache(self) -> None:
         """Gives back what torch has cached: it is room for the engine, and what is made next would lie between it."""
