@@ -25,7 +25,7 @@ SENT_PER_STEP = 16
 MAX_IN_FLIGHT = 512
 """Questions that vLLM holds at a time: it keeps the image's patches until the answer ends, 11 MB for 800 x 600."""
 MAX_THREADS = 16
-"""That prepare images for a GPU's engine; one alone takes longer than the engine does."""
+"""That prepare images for a GPU's engine."""
 _PIXELS_PER_TOKEN = 28 * 28
 
 
