@@ -186,11 +186,14 @@ def _place_images(
     def shown(per_image: Any) -> Tensor:
         return torch.cat([per_image[numbers.index(n) if once else i] for i, n in enumerate(batch.image_ids)])
 
-    places = (batch.input_ids == model.config.image_token_id).view(1, -1)
-    embeds = embeds.masked_scatter(places.unsqueeze(-1), shown(features).to(embeds.dtype))
+    places = batch.input_ids == model.config.image_token_id
+    states = shown(features).to(embeds.dtype)
+    # By index: the backward pass of a masked scatter waits for the GPU to count what it gathers.
+    index = places.nonzero_static(size=len(states)).squeeze(1)
+    embeds = embeds.index_copy(1, index, states.unsqueeze(0))
     if not deep_layers:
         return embeds, {}
     return embeds, {
-        "visual_pos_masks": places,
+        "visual_pos_masks": places.view(1, -1),
         "deepstack_visual_embeds": [shown(layer.split(sizes)) for layer in deep_layers],
     }

@@ -115,7 +115,7 @@ def test_the_fused_update_stays_closer_to_float64_than_single_operations():
     start, drift = torch.randn(2, 100_000, generator=generator).bfloat16()
 
     def moved(optimizer_class, dtype, device="cpu"):
-        weight = torch.nn.Parameter(start.to(device, dtype))
+        weight = torch.nn.Parameter(start.to(device, dtype, copy=True))
         optimizer = optimizer_class([weight], lr=1e-4)
         for _ in range(50):
             weight.grad = drift.to(device, dtype)
