@@ -84,6 +84,8 @@ def share_of(groups: Groups, order: list[int]) -> Groups:
     )
 
 
+SMALL_NORM = 1e-2
+"""Below that of any gradient here, so that the norm over all ranks shows in the moments."""
 CUT = {"max_grad_norm": 1e9, "ppo_epochs": 1, "max_response_length": 20, "temperature": 0.9}
 CHOICES = {
     "default": {},
@@ -280,6 +282,7 @@ def toy_training(
     actor = Actor(model, device_of(model), optimizer)
     (groups, advantages, reference), _ = part_of(make_groups(TOY), rank, num_ranks)
     chosen = settings(NUM_GROUPS // num_ranks, 60 if rank else 10_000, True)
+    chosen = replace(chosen, max_grad_norm=SMALL_NORM)
 
     def update() -> None:
         actor.update(groups, PolicyBatch(advantages, None, reference), chosen)

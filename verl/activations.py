@@ -3,10 +3,12 @@
 Letters: T tokens (or patches) of a pass; D hidden size, I intermediate size, b bytes of a number.
 
 What saves the most work for its bytes is kept first: attention's outputs (work with the length of what is seen),
-then the products to width I (most of a layer's work and half of its memory), then whole layers; among these the
-decoder's before the tower's.
+then the products to width I (most of a layer's work and half of its memory), then whole layers. The tower comes after
+the decoder: its layers are so short on a GPU that to choose among their outputs keeps the host longer than to compute
+them again keeps the GPU.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +42,7 @@ class Layer:
 
     Attributes:
         module: of the model.
+        is_in_tower: not in the decoder.
         width: I.
         bytes: that each of LEVELS takes. Attention's output is as wide as its heads together; products to width I
             T I b each; and all that a backward pass needs about 8 hidden vectors (two normalised inputs, residuals,
@@ -47,6 +50,7 @@ class Layer:
     """
 
     module: GradientCheckpointingLayer
+    is_in_tower: bool
     width: int
     bytes: tuple[int, ...]
 
@@ -70,7 +74,7 @@ def measure_layers(model: PreTrainedModel, num_tokens: int, num_patches: int) ->
                 heads = getattr(config, "num_attention_heads", 1) * (getattr(config, "head_dim", None) or 0)
                 attention = heads or hidden
                 numbers = attention, attention + width * len(products), 7 * hidden + attention + 3 * width
-                layers.append(Layer(module, width, (0, *(count * size * n for n in numbers))))
+                layers.append(Layer(module, stack is tower, width, (0, *(count * size * n for n in numbers))))
     return layers
 
 
@@ -78,10 +82,10 @@ def keep_activations(model: PreTrainedModel, num_tokens: int, num_patches: int, 
     """Sets for each layer what it keeps, as far as the budget goes, and returns it: one of LEVELS."""
     layers = measure_layers(model, num_tokens, num_patches)
     kept = [0] * len(layers)
-    for level in range(1, len(LEVELS)):
+    for is_in_tower, level in itertools.product((False, True), range(1, len(LEVELS))):
         for index, layer in enumerate(layers):
             more = layer.bytes[level] - layer.bytes[level - 1]
-            if kept[index] == level - 1 and more <= budget_bytes:
+            if layer.is_in_tower == is_in_tower and kept[index] == level - 1 and more <= budget_bytes:
                 kept[index] = level
                 budget_bytes -= more
     for layer, level in zip(layers, kept, strict=True):

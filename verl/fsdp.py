@@ -13,11 +13,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from verl.lora import merged_weights
+from verl.model_families import vision_tower
+from verl.optim import local_part
 
 COLLECTIVE_TIMEOUT_S = 1800
 START_TIMEOUT_S = 180
+CLIP_EPS = 1e-6
+"""What torch.nn.utils.clip_grad_norm_ adds to the norm that it divides by."""
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -93,6 +98,18 @@ def _join(
     return init_device_mesh(device.type, (world_size,), mesh_dim_names=("fsdp",))
 
 
+def sharding_units(model: nn.Module) -> list[nn.Module]:
+    """The modules that are gathered one at a time: each block that the model declares unsplittable, the tower as one.
+
+    A tower's blocks are many and small: to gather each costs the host more time than its work takes on a GPU.
+    """
+    tower = vision_tower(model) if isinstance(model, PreTrainedModel) else None
+    inside = set(tower.modules()) if tower is not None else set()
+    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    blocks = [m for m in model.modules() if type(m).__name__ in names and m not in inside]
+    return blocks if tower is None else [tower, *blocks]
+
+
 def shard(
     model: nn.Module,
     mesh: DeviceMesh,
@@ -100,19 +117,21 @@ def shard(
     reduce_dtype: torch.dtype,
     is_in_host_memory: bool = False,
 ) -> None:
-    """Shards the model in place: each block that it declares unsplittable is one FSDP unit, the rest the root.
+    """Shards the model in place, each of its units for itself and then the rest.
 
     With `is_in_host_memory` parameters, gradients and so the optimizer stay on the CPU, and each unit visits its
     device to compute.
+
+    Args:
+        model: a ResponseLogProbs or ResponseValues.
     """
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=True)
-    # What reaches a block has its type already; only the tower's rotary tables have a finer one, and shall keep it.
-    block_policy = dataclasses.replace(policy, cast_forward_inputs=False)
+    # What reaches a unit has its type already; only the tower's rotary tables have a finer one, and shall keep it.
+    unit_policy = dataclasses.replace(policy, cast_forward_inputs=False)
     offload = CPUOffloadPolicy() if is_in_host_memory and mesh.device_type == "cuda" else OffloadPolicy()
-    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    for module in list(model.modules()):
-        if type(module).__name__ in names:
-            fully_shard(module, mesh=mesh, mp_policy=block_policy, offload_policy=offload)
+    pretrained: Any = model.model
+    for unit in sharding_units(pretrained):
+        fully_shard(unit, mesh=mesh, mp_policy=unit_policy, offload_policy=offload)
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
     if isinstance(offload, CPUOffloadPolicy):
         for buffer in model.buffers():  # only parameters visit the device by themselves
@@ -161,9 +180,17 @@ def lr_factor(
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
-    """The L2 norm of all gradients over all ranks, after which they are scaled down to `max_norm`."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    """The L2 norm of all gradients over all ranks, in float32, after which they are scaled down to `max_norm`."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if not gradients:
+        return 0.0
+    parts = [local_part(gradient) for gradient in gradients]
+    total = torch.stack(torch._foreach_norm(parts, dtype=torch.float32)).square().sum()
+    if isinstance(gradients[0], DTensor):
+        dist.all_reduce(total, group=gradients[0].device_mesh.get_group())
+    norm = total.sqrt()
+    torch._foreach_mul_(parts, (max_norm / (norm + CLIP_EPS)).clamp(max=1.0))
+    return float(norm)
 
 
 def whole(tensor: Tensor) -> Tensor:

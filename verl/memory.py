@@ -25,8 +25,9 @@ class ModelShape:
 
     Attributes:
         parameters, vision_parameters: of the whole model, and of its vision tower (0 without one).
-        largest_block: of the largest layer, which is gathered as a whole.
-        root: outside of all layers: embeddings, output, norms.
+        largest_block: of the largest layer of the decoder, which is gathered as a whole. So is the tower, but while it
+            is, no layer of the decoder keeps activations.
+        root: outside of the decoder's layers and of the tower: embeddings, output, norm.
         layers, hidden, intermediate: L, D, I of the decoder.
         kv_width: of keys and values of one layer and token together, in numbers.
         vision_depth, vision_hidden, patch_numbers, patches_per_token: of the tower; numbers of one patch.
@@ -185,23 +186,24 @@ def measure_data(grids: Sequence[Sequence[Sequence[int]]], image_bytes: Sequence
     return DataShape(sum(image_bytes) / len(image_bytes), sum(patches) / len(patches), max(patches))
 
 
+def count_parameters(module: Any) -> int:
+    """The numbers that all parameters of a torch module hold."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def measure_model(model: Any) -> ModelShape:
     """The shape of a transformers model; one on the `meta` device takes no memory."""
-    blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    sizes = [
-        sum(parameter.numel() for parameter in module.parameters())
-        for module in model.modules()
-        if type(module).__name__ in blocks
-    ]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = count_parameters(model)
     text, vision = model.config.get_text_config(), getattr(model.config, "vision_config", None)
     tower = getattr(model.model, "visual", None)
+    vision_parameters = count_parameters(tower) if tower is not None else 0
+    blocks = [count_parameters(layer) for layer in getattr(model.model, "language_model", model.model).layers]
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     shape: dict[str, int] = {
         "parameters": parameters,
-        "vision_parameters": sum(parameter.numel() for parameter in tower.parameters()) if tower is not None else 0,
-        "largest_block": max(sizes),
-        "root": parameters - sum(sizes),
+        "vision_parameters": vision_parameters,
+        "largest_block": max(blocks),
+        "root": parameters - vision_parameters - sum(blocks),
         "layers": text.num_hidden_layers,
         "hidden": text.hidden_size,
         "intermediate": text.intermediate_size,

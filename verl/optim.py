@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -58,8 +58,10 @@ class KahanAdamW(Optimizer):
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         states = [self.state[p] for p in params]
-        values, gradients = [_local(p) for p in params], [_local(p.grad) for p in params if p.grad is not None]
-        mean, square, carried = ([_local(s[key]) for s in states] for key in ("exp_avg", "exp_avg_sq", "compensation"))
+        values = [local_part(p) for p in params]
+        gradients = [local_part(p.grad) for p in params if p.grad is not None]
+        keys = ("exp_avg", "exp_avg_sq", "compensation")
+        mean, square, carried = ([local_part(state[key]) for state in states] for key in keys)
         beta1, beta2 = group["betas"]
         step = int(states[0]["step"])
         if values[0].is_cuda:

@@ -33,11 +33,16 @@ def backward(family, budget_bytes):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_more_is_kept_the_less_is_computed_again(family):
     layers = measure_layers(packed_model(family), TOKENS, PATCHES)
+    tower = [layer for layer in layers if layer.is_in_tower]
+    decoder = [layer for layer in layers if not layer.is_in_tower]
     nothing, most, kept = backward(family, 0)
     assert kept == ["nothing"] * len(layers)
-    for level in range(1, len(LEVELS)):
-        gradient, operations, kept = backward(family, sum(layer.bytes[level] for layer in layers))
-        assert kept == [LEVELS[level]] * len(layers)
+    steps = [(level, 0) for level in range(1, len(LEVELS))]
+    steps += [(len(LEVELS) - 1, level) for level in range(1, len(LEVELS)) if tower]
+    for level, tower_level in steps:
+        budget_bytes = sum(layer.bytes[level] for layer in decoder) + sum(layer.bytes[tower_level] for layer in tower)
+        gradient, operations, kept = backward(family, budget_bytes)
+        assert kept == [LEVELS[level]] * len(decoder) + [LEVELS[tower_level]] * len(tower)
         assert operations < most
         torch.testing.assert_close(gradient, nothing, rtol=1e-5, atol=1e-7)
         most = operations

@@ -1,0 +1,59 @@
+"""What is gathered as a whole, and the norm of gradients."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny_qwen import FAMILIES, VISION_FAMILIES, tiny_model
+from verl.fsdp import clip_grad_norm, sharding_units
+
+
+def model_with_gradients(dtype=torch.bfloat16):
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(200, 300), nn.Linear(300, 2)).to(dtype)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(dtype)
+    return model
+
+
+def norm_of(model):
+    return math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
+
+
+def test_the_norm_of_bf16_gradients_is_a_float32_one():
+    model = model_with_gradients()
+    expected = norm_of(model)
+    assert clip_grad_norm(model, 1e9) == pytest.approx(expected, rel=1e-5)
+    assert norm_of(model) == expected
+
+
+def test_large_gradients_are_scaled_down():
+    model = model_with_gradients()
+    before = [p.grad.clone() for p in model.parameters()]
+    norm = clip_grad_norm(model, 3.0)
+    assert norm_of(model) == pytest.approx(3.0, rel=1e-3)
+    for gradient, parameter in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, gradient * (3.0 / norm), rtol=2**-7, atol=0)
+
+
+def test_parameters_without_gradients_have_no_part():
+    model = model_with_gradients(torch.float32)
+    model[0].weight.grad = None
+    assert clip_grad_norm(model, 1.0) == pytest.approx(math.sqrt(300 + 600 + 2), rel=0.1)
+    assert clip_grad_norm(nn.Linear(2, 2), 1.0) == 0.0
+
+
+def test_a_gradient_that_is_not_finite_shows():
+    model = model_with_gradients()
+    model[1].bias.grad[0] = math.inf
+    assert not math.isfinite(clip_grad_norm(model, 1.0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_units_are_the_layers_of_the_decoder_and_the_tower_as_one(family):
+    model = tiny_model(family=family)
+    layers = list(getattr(model.model, "language_model", model.model).layers)
+    tower = [model.model.visual] if family in VISION_FAMILIES else []
+    assert sharding_units(model) == [*tower, *layers]
