@@ -11,6 +11,9 @@ pytestmark = pytest.mark.e2e
 TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"
 BLOCK, NUM_BLOCKS = 16, 24  # of 24 sequences of up to 100 tokens: some have to give their blocks back
 NUM_PROMPTS, NUM_SAMPLES, LONGEST, IMAGE = 6, 4, 128, 16
+STOP = 3
+LATE = 40
+"""The step before which the last prompt comes."""
 
 
 def make_scheduler(scheduler_class, is_async):
@@ -42,7 +45,7 @@ def make_scheduler(scheduler_class, is_async):
     )
 
 
-def make_requests():
+def make_requests(output_kind):
     """Groups of samples of one prompt each, of many lengths, with an image near the prompt's beginning."""
     from vllm import SamplingParams
     from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
@@ -61,28 +64,37 @@ def make_requests():
             yield Request(
                 request_id=f"{prompt}-{sample}",
                 prompt_token_ids=ids,
-                sampling_params=SamplingParams(max_tokens=rng.randrange(1, 64), ignore_eos=True),
+                sampling_params=SamplingParams(
+                    max_tokens=rng.randrange(1, 64), ignore_eos=True, stop_token_ids=[STOP], output_kind=output_kind
+                ),
                 pooling_params=None,
                 mm_features=[image],
                 block_hasher=get_request_block_hasher(BLOCK, sha256),
             )
 
 
-def run(scheduler_class, is_async):
-    """Every step's plan, and every request's tokens; as many steps under way as the engine would have."""
+def run(scheduler_class, is_async, is_for_gpu, output_kind):
+    """Every step's plan, every request's tokens and what its client was told; as many steps under way as in an engine.
+
+    What a client is told: tokens, how often, and why it ended.
+    """
     from vllm.v1.outputs import ModelRunnerOutput
 
     scheduler = make_scheduler(scheduler_class, is_async)
-    requests = list(make_requests())
-    for request in requests:
+    scheduler.use_v2_model_runner = is_for_gpu  # it is told less of what it knows
+    requests = list(make_requests(output_kind))
+    late = requests[-NUM_SAMPLES:]
+    for request in requests[:-NUM_SAMPLES]:
         scheduler.add_request(request)
-    plans, under_way = [], []
+    plans, under_way, told = [], [], {request.request_id: ([], [], []) for request in requests}
     preempted = 0
     while scheduler.has_requests() or under_way:
+        if len(plans) == LATE:
+            for request in late:
+                scheduler.add_request(request)
         plan = scheduler.schedule()
         preempted += len(plan.preempted_req_ids or ())
-        cached = asdict(plan.scheduled_cached_reqs)
-        plans.append((plan.num_scheduled_tokens, plan.scheduled_encoder_inputs, cached, plan.finished_req_ids))
+        plans.append(asdict(plan) | {"order": list(plan.num_scheduled_tokens)})
         # A prompt that is not yet computed to its end gives no token.
         writing = [i for i in plan.num_scheduled_tokens if not scheduler.requests[i].is_prefill_chunk]
         if plan.num_scheduled_tokens:
@@ -90,20 +102,54 @@ def run(scheduler_class, is_async):
         if len(under_way) > is_async or (under_way and not plan.num_scheduled_tokens):
             done, writing = under_way.pop(0)
             ids = list(done.num_scheduled_tokens)
-            tokens = [[len(plans) % 500] if i in writing else [] for i in ids]
-            scheduler.update_from_output(done, ModelRunnerOutput(ids, {i: k for k, i in enumerate(ids)}, tokens))
-    return plans, [list(request.output_token_ids) for request in requests], preempted
+            tokens = [[7 * len(plans) % 500 + k % 5] if i in writing else [] for k, i in enumerate(ids)]
+            result = ModelRunnerOutput(ids, {i: k for k, i in enumerate(ids)}, tokens)
+            for outputs in scheduler.update_from_output(done, result).values():
+                for output in outputs.outputs:
+                    ids, times, ends = told[output.request_id]
+                    ids.extend(output.new_token_ids)
+                    times.append(len(plans))
+                    ends.extend([output.finish_reason, output.stop_reason] if output.finish_reason is not None else [])
+    return plans, [list(request.output_token_ids) for request in requests], told, preempted
 
 
+@pytest.mark.parametrize("is_final_only", [False, True])
+@pytest.mark.parametrize("is_for_gpu", [False, True])
 @pytest.mark.parametrize("is_async", [False, True])
-def test_plans_and_tokens_are_those_of_vllm(is_async):
+def test_plans_and_tokens_are_those_of_vllm(is_async, is_for_gpu, is_final_only, monkeypatch):
+    from vllm.sampling_params import RequestOutputKind
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
 
     from verl.workers.decode_scheduler import DecodeScheduler, SyncDecodeScheduler
 
+    output_kind = RequestOutputKind.FINAL_ONLY if is_final_only else RequestOutputKind.DELTA
     own, theirs = (DecodeScheduler, AsyncScheduler) if is_async else (SyncDecodeScheduler, Scheduler)
-    plans, tokens, preempted = run(own, is_async)
+    num_short = count_calls(monkeypatch, own, "_plan_tokens")
+    plans, tokens, told, preempted = run(own, is_async, is_for_gpu, output_kind)
+    expected_plans, expected_tokens, expected_told, _ = run(theirs, is_async, is_for_gpu, output_kind)
     assert preempted > 0
+    assert len(num_short) > 10
     assert all(tokens)
-    assert (plans, tokens) == run(theirs, is_async)[:2]
+    for step, (plan, expected) in enumerate(zip(plans, expected_plans, strict=True)):
+        assert plan == expected, {key: (step, plan[key], expected[key]) for key in plan if plan[key] != expected[key]}
+    assert tokens == expected_tokens
+    for number, (ids, times, ends) in told.items():
+        expected_ids, expected_times, expected_ends = expected_told[number]
+        assert (ids, ends) == (expected_ids, expected_ends)
+        assert times[-1] == expected_times[-1]
+        assert times == expected_times or is_final_only
+    if is_final_only:  # the first token and the last, and what is written while blocks are taken away
+        assert sum(len(times) for _, times, _ in told.values()) < 4 * len(told)
+
+
+def count_calls(monkeypatch, owner, name):
+    """A list that grows with each call of the method."""
+    calls, method = [], getattr(owner, name)
+
+    def counted(self, *args):
+        calls.append(args)
+        return method(self, *args)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
