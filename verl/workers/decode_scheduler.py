@@ -64,6 +64,7 @@ class _ShortWays(Scheduler):
     def add_request(self, request: Request) -> None:
         """Takes a request in; what it writes is held back if its client wants nothing else, and that at its end."""
         super().add_request(request)
+        writer: Any = request  # that carries two notes of this class
         sampling = request.sampling_params
         is_plain = (
             sampling is not None
@@ -74,8 +75,8 @@ class _ShortWays(Scheduler):
             and not request.use_structured_output
             and not request.resumable
         )
-        request.held_tokens = [] if is_plain else None  # type: ignore[attr-defined]
-        request.ends = {sampling.eos_token_id, *(sampling.stop_token_ids or ())} if sampling else set()  # type: ignore[attr-defined]
+        writer.held_tokens = [] if is_plain else None
+        writer.ends = {sampling.eos_token_id, *(sampling.stop_token_ids or ())} if sampling else set()
 
     def _try_schedule_encoder_inputs(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int, encoder_compute_budget: int, **more: Any
@@ -171,7 +172,7 @@ class _ShortWays(Scheduler):
         tokens, index = model_runner_output.sampled_token_ids, model_runner_output.req_id_to_index
         others: dict[str, int] = {}
         for number, num_tokens in scheduler_output.num_scheduled_tokens.items():
-            request = self.requests.get(number)
+            request: Any = self.requests.get(number)
             if request is None or not tokens or not self._goes_on(request, tokens[index[number]]):
                 others[number] = num_tokens
                 continue
@@ -180,13 +181,14 @@ class _ShortWays(Scheduler):
             request._all_token_ids.append(token)
             if len(request._all_token_ids) % self.hash_block == 0:
                 request.update_block_hashes()
-            request.held_tokens.append(token)  # type: ignore[attr-defined]
+            request.held_tokens.append(token)
             if request.num_output_placeholders:
                 request.num_output_placeholders -= 1
                 computed = request.num_computed_tokens - request.num_output_placeholders
                 if computed % self.smallest_block == 0:
                     self.kv_cache_manager.cache_blocks(request, computed)
-        held = {number: self.requests[number].held_tokens for number in others if number in self.requests}  # type: ignore[attr-defined]
+        under_way: Any = self.requests
+        held = {number: under_way[number].held_tokens for number in others if number in under_way}
         rest = copy(scheduler_output)
         rest.num_scheduled_tokens = others
         told = super().update_from_output(rest, model_runner_output)
@@ -197,14 +199,14 @@ class _ShortWays(Scheduler):
                     earlier.clear()
         return told
 
-    def _goes_on(self, request: Request, tokens: list[int]) -> bool:
+    def _goes_on(self, request: Any, tokens: list[int]) -> bool:
         """Whether the request gets one token now and more later. Its first token goes vLLM's way, which then forgets
         its images."""
         return (
-            request.held_tokens is not None  # type: ignore[attr-defined]
+            request.held_tokens is not None
             and request.prefill_stats is None
             and len(tokens) == 1
-            and tokens[0] not in request.ends  # type: ignore[attr-defined]
+            and tokens[0] not in request.ends
             and request.status == RequestStatus.RUNNING
             and not request.async_tokens_to_discard
             and len(request._output_token_ids) + 1 < request.max_tokens
