@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from verl.config import OptimConfig
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -86,6 +88,12 @@ class KahanAdamW(Optimizer):
 
 
 OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adamw_bf16": KahanAdamW}
+
+
+def build_optimizer(model: nn.Module, optim: OptimConfig) -> Optimizer:
+    """The configured optimizer over the model's trainable parameters."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return OPTIMIZERS[optim.strategy](trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
 
 
 def allocate_states(optimizer: Optimizer) -> None:

@@ -20,7 +20,7 @@ from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_
 from verl.fused_layers import fuse_layers
 from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
 from verl.model_families import critic_path, stand_in_image, vision_tower
-from verl.optim import OPTIMIZERS, allocate_states
+from verl.optim import allocate_states, build_optimizer
 from verl.processor import load_run_processor, pixel_limits, threads_per_rank, vision_token_ids
 from verl.protocol import DataProto
 from verl.qwen_vl import ResponseLogProbs, ResponseValues, check_image_tokens, image_patches, load_model
@@ -398,9 +398,3 @@ def host_memory() -> dict[str, tuple[float, float]]:
         "perf/max_rank_memory_gb": (psutil.Process().memory_info().rss / 2**30, 1.0),
         "perf/max_host_memory_share": (1 - memory.available / memory.total, 1.0),
     }
-
-
-def build_optimizer(model: torch.nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """The configured optimizer over the model's trainable parameters."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return OPTIMIZERS[optim.strategy](trainable, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
