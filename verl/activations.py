@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from verl.fused_layers import aligned
-from verl.model_families import vision_tower
+from verl.model_families import decoder, vision_tower
 
 CHECKPOINTING: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 """Nothing in a pass is random."""
@@ -59,9 +59,7 @@ def measure_layers(model: PreTrainedModel, num_tokens: int, num_patches: int) ->
     """The layers of decoder and tower for a pass over so many tokens and patches."""
     size = next(model.parameters()).element_size()
     tower = vision_tower(model)
-    stacks: list[tuple[Any, Any, int]] = [
-        (getattr(model.model, "language_model", model.model), model.config.get_text_config(), num_tokens)
-    ]
+    stacks: list[tuple[Any, Any, int]] = [(decoder(model), model.config.get_text_config(), num_tokens)]
     if tower is not None:
         stacks.append((tower, model.config.vision_config, num_patches))
     layers = []

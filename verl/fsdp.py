@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from verl.lora import merged_weights
-from verl.model_families import vision_tower
+from verl.model_families import decoder, vision_tower
 from verl.optim import local_part
 
 COLLECTIVE_TIMEOUT_S = 1800
@@ -98,16 +98,13 @@ def _join(
     return init_device_mesh(device.type, (world_size,), mesh_dim_names=("fsdp",))
 
 
-def sharding_units(model: nn.Module) -> list[nn.Module]:
-    """The modules that are gathered one at a time: each block that the model declares unsplittable, the tower as one.
+def sharding_units(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules that are gathered one at a time: each layer of the decoder, and the tower as a whole.
 
     A tower's blocks are many and small: to gather each costs the host more time than its work takes on a GPU.
     """
-    tower = vision_tower(model) if isinstance(model, PreTrainedModel) else None
-    inside = set(tower.modules()) if tower is not None else set()
-    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    blocks = [m for m in model.modules() if type(m).__name__ in names and m not in inside]
-    return blocks if tower is None else [tower, *blocks]
+    tower = vision_tower(model)
+    return [*decoder(model).layers] if tower is None else [tower, *decoder(model).layers]
 
 
 def shard(
@@ -180,7 +177,10 @@ def lr_factor(
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
-    """The L2 norm of all gradients over all ranks, in float32, after which they are scaled down to `max_norm`."""
+    """The L2 norm of all gradients over all ranks, in float32, after which they are scaled down to `max_norm`.
+
+    torch's own takes each tensor's norm in the tensor's type, and each operation on sharded tensors by itself.
+    """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if not gradients:
         return 0.0

@@ -105,6 +105,11 @@ def vision_tower(model: PreTrainedModel) -> nn.Module | None:
     return getattr(model.model, "visual", None)
 
 
+def decoder(model: PreTrainedModel) -> Any:
+    """The part with the `layers` that read the prompt and write."""
+    return getattr(model.model, "language_model", model.model)
+
+
 def tower_tables(tower: Any, grids: Tensor) -> dict[str, Any]:
     """What a tower would derive from the grids of its images in its forward pass, waiting for the GPU at each step.
 

@@ -1,13 +1,16 @@
 """What is gathered as a whole, and the norm of gradients."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from tests.tiny_qwen import FAMILIES, VISION_FAMILIES, tiny_model
-from verl.fsdp import clip_grad_norm, sharding_units
+from verl import fsdp
+from verl.fsdp import clip_grad_norm
+from verl.qwen_vl import ResponseLogProbs
 
 
 def model_with_gradients(dtype=torch.bfloat16):
@@ -52,8 +55,15 @@ def test_a_gradient_that_is_not_finite_shows():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_units_are_the_layers_of_the_decoder_and_the_tower_as_one(family):
+def test_units_are_the_layers_of_the_decoder_and_the_tower_as_one(family, monkeypatch):
     model = tiny_model(family=family)
-    layers = list(getattr(model.model, "language_model", model.model).layers)
+    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    unsplittable = [module for module in model.modules() if type(module).__name__ in names]
     tower = [model.model.visual] if family in VISION_FAMILIES else []
-    assert sharding_units(model) == [*tower, *layers]
+    layers = [module for module in unsplittable if not any(module in part.modules() for part in tower)]
+    sharded = []
+    monkeypatch.setattr(fsdp, "fully_shard", lambda module, **_: sharded.append(module))
+    scorer = ResponseLogProbs(model)
+    fsdp.shard(scorer, SimpleNamespace(device_type="cpu"), torch.bfloat16, torch.float32)
+    assert layers
+    assert sharded == [*tower, *layers, scorer]
