@@ -11,7 +11,8 @@ pytestmark = pytest.mark.e2e
 TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"
 BLOCK, NUM_BLOCKS = 16, 24  # of 24 sequences of up to 100 tokens: some have to give their blocks back
 NUM_PROMPTS, NUM_SAMPLES, LONGEST, IMAGE = 6, 4, 128, 16
-STOP = 3
+STOP = 352
+"""Drawn at the fiftieth step."""
 LATE = 40
 """The step before which the last prompt comes."""
 
@@ -131,6 +132,7 @@ def test_plans_and_tokens_are_those_of_vllm(is_async, is_for_gpu, is_final_only,
     assert preempted > 0
     assert len(num_short) > 10
     assert all(tokens)
+    assert any(STOP in ends for _, _, ends in told.values())
     for step, (plan, expected) in enumerate(zip(plans, expected_plans, strict=True)):
         assert plan == expected, {key: (step, plan[key], expected[key]) for key in plan if plan[key] != expected[key]}
     assert tokens == expected_tokens

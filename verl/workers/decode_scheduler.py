@@ -98,9 +98,8 @@ class _ShortWays(Scheduler):
 
     def _writing(self) -> list[Request] | None:
         """The requests that get a token in the next step, if all that run do nothing else and have room for it."""
-        if not self.is_plain_engine or self.waiting or self.skipped_waiting or not self.running:
-            return None
-        if self._pause_state != PauseState.UNPAUSED:
+        is_waited_for = self.waiting or self.skipped_waiting or not self.running
+        if not self.is_plain_engine or is_waited_for or self._pause_state != PauseState.UNPAUSED:
             return None
         writing, num_blocks = [], 0
         seen = None if self.use_v2_model_runner else self.prev_step_scheduled_req_ids
@@ -130,7 +129,7 @@ class _ShortWays(Scheduler):
         ids = [request.request_id for request in writing]
         new_blocks: list[tuple[list[int], ...] | None] = []
         for request in writing:
-            blocks = manager.empty_kv_cache_blocks if self._is_inside(request) else manager.allocate_slots(request, 1)
+            blocks = manager.allocate_slots(request, 1)
             assert blocks is not None, "counted before"
             new_blocks.append(blocks.get_block_ids(allow_none=True))
         self.prefill_capacity_bound = False
