@@ -68,8 +68,14 @@ def test_log_probs_equal_float64(dtype, tolerance):
     assert relative(inputs[0].grad[part], exact[0].grad[part]) < tolerance
 
 
-def toy_gradient(dtype: torch.dtype, shared: bool, fused: bool = False) -> torch.Tensor:
-    """The gradient of a weighted sum of the toy model's log-probs over two groups of three responses."""
+def toy_gradient(
+    dtype: torch.dtype, shared: bool, fused: bool = False, checkpointing: bool = False, waits: str = "default"
+) -> torch.Tensor:
+    """The gradient of a weighted sum of the toy model's log-probs over two groups of three responses.
+
+    `waits` is torch's mode for operations of the backward pass that wait for the GPU.
+    """
+    from verl.activations import CHECKPOINTING
     from verl.batching import pack, plan_micro_batches
     from verl.fused_layers import fuse_layers
     from verl.qwen_vl import ResponseLogProbs, expand_image_tokens, load_model, mrope_positions
@@ -77,6 +83,8 @@ def toy_gradient(dtype: torch.dtype, shared: bool, fused: bool = False) -> torch
     model = load_model("configs/toy_model", dtype).cuda().train()
     if fused:
         assert fuse_layers(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable(CHECKPOINTING)
     image, merge, grid = model.config.image_token_id, 2, (1, 8, 8)
     generator = torch.Generator().manual_seed(0)
 
@@ -94,7 +102,12 @@ def toy_gradient(dtype: torch.dtype, shared: bool, fused: bool = False) -> torch
     batch = pack(pieces, prompts, positions, responses, [[0], [1]]).to(torch.device("cuda"))
     values, _ = scorer(batch, pixels.cuda().to(dtype), [grid, grid], 1.0)
     upstream = torch.randn(len(values), generator=generator).cuda()
-    (values * upstream).sum().backward()
+    loss = (values * upstream).sum()
+    torch.cuda.set_sync_debug_mode(waits)
+    try:
+        loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     return torch.cat([p.grad.float().flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -106,6 +119,14 @@ def test_shared_and_repeated_gradients_agree():
     repeated = relative(toy_gradient(torch.bfloat16, shared=False), exact)
     assert relative(unfused, exact) < 1.5 * repeated + 1e-3  # bf16's own error, sharing adds none
     assert relative(toy_gradient(torch.bfloat16, shared=True, fused=True), exact) < 1.5 * repeated + 1e-3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_backward_pass_never_waits_for_the_gpu(checkpointing):
+    toy_gradient(torch.bfloat16, True, True, checkpointing)  # kernels are compiled, which may wait
+    free = toy_gradient(torch.bfloat16, True, True, checkpointing)
+    watched = toy_gradient(torch.bfloat16, True, True, checkpointing, "error")
+    assert relative(watched, free) < 1e-3
 
 
 def test_the_fused_update_stays_closer_to_float64_than_single_operations():
