@@ -94,6 +94,10 @@ class RecordedRollout:
     def __len__(self) -> int:
         return 1
 
+    def start(self, method: str, prompts: DataProto) -> Callable[[], None]:
+        assert method == "render_ahead" and len(prompts)
+        return lambda: self.before_call(method)
+
     def wake_up(self, tags: list[str]) -> None:
         pass
 

@@ -46,7 +46,7 @@ def make_scheduler(scheduler_class, is_async):
     )
 
 
-def make_requests(output_kind):
+def make_requests(output_kind, change_hasher=lambda hasher: hasher):
     """Groups of samples of one prompt each, of many lengths, with an image near the prompt's beginning."""
     from vllm import SamplingParams
     from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
@@ -56,12 +56,12 @@ def make_requests(output_kind):
 
     rng = random.Random(0)
     init_none_hash(sha256)
+    hasher = change_hasher(get_request_block_hasher(BLOCK, sha256))
     for prompt in range(NUM_PROMPTS):
         ids = [rng.randrange(500) for _ in range(rng.choice([IMAGE + 4, 31, 32, 33, 47, 60]))]
+        place = PlaceholderRange(2, IMAGE)
+        image = MultiModalFeatureSpec(data=None, modality="image", identifier=f"i{prompt}", mm_position=place)
         for sample in range(NUM_SAMPLES):
-            image = MultiModalFeatureSpec(
-                data=None, modality="image", identifier=f"i{prompt}", mm_position=PlaceholderRange(2, IMAGE)
-            )
             yield Request(
                 request_id=f"{prompt}-{sample}",
                 prompt_token_ids=ids,
@@ -70,7 +70,7 @@ def make_requests(output_kind):
                 ),
                 pooling_params=None,
                 mm_features=[image],
-                block_hasher=get_request_block_hasher(BLOCK, sha256),
+                block_hasher=hasher,
             )
 
 
@@ -143,6 +143,35 @@ def test_plans_and_tokens_are_those_of_vllm(is_async, is_for_gpu, is_final_only,
         assert times == expected_times or is_final_only
     if is_final_only:  # the first token and the last, and what is written while blocks are taken away
         assert sum(len(times) for _, times, _ in told.values()) < 4 * len(told)
+
+
+def test_a_prompt_that_is_hashed_once_has_the_hashes_of_each_of_its_samples(monkeypatch):
+    from vllm.sampling_params import RequestOutputKind
+
+    from verl.workers.rollout import hash_prompts_once
+
+    monkeypatch.setenv("PYTHONHASHSEED", "0")  # or vLLM begins with another hash each time
+    hashed = []
+
+    def change(hasher):
+        def counted(request):
+            hashed.append(request.request_id)
+            return hasher(request)
+
+        return hash_prompts_once(counted)
+
+    expected = list(make_requests(RequestOutputKind.FINAL_ONLY))
+    requests = list(make_requests(RequestOutputKind.FINAL_ONLY, change))
+    assert hashed == [f"{prompt}-0" for prompt in range(NUM_PROMPTS)]
+    for length in range(2 * BLOCK):  # of what the samples write
+        for number, pair in enumerate(zip(requests, expected, strict=True)):
+            assert pair[0].block_hashes == pair[1].block_hashes
+            for request in pair:
+                request.append_output_token_ids(number + length)
+    for sample in range(1, NUM_SAMPLES):
+        prompt_blocks = requests[0].num_prompt_tokens // BLOCK
+        first, other = requests[0].block_hashes, requests[sample].block_hashes
+        assert first[:prompt_blocks] == other[:prompt_blocks] and not set(first[prompt_blocks:]) & set(other)
 
 
 def count_calls(monkeypatch, owner, name):

@@ -40,7 +40,9 @@ def start(folder, model_path, *overrides):
     limits = {"min_pixels": config.data.min_pixels, "max_pixels": config.data.max_pixels}
     text_only, longest = config.data.text_only, config.data.max_prompt_length
     data = RLHFDataset(config.data.train_files, processor, text_only=text_only, max_prompt_length=longest, **limits)
-    engine = RolloutWorker(rank=0, world_size=1, **rollout_arguments(config, "cpu", processor))
+    arguments = rollout_arguments(config, "cpu", processor)
+    arguments["engine"]["block_size"] = 16  # as on a GPU: a CPU's blocks are longer than these prompts
+    engine = RolloutWorker(rank=0, world_size=1, **arguments)
     engine.load()
     return engine, data, processor
 
@@ -99,6 +101,23 @@ def test_samples_depend_on_the_seed_alone(parts):
     assert torch.equal(first.batch["responses"], again.batch["responses"])
     assert not torch.equal(first.batch["responses"], other.batch["responses"])
     assert not (first.batch["responses"] == processor.image_token_id).any()
+
+
+def test_prompts_rendered_ahead_are_sampled_alike_and_hashed_once(parts, monkeypatch):
+    engine, data, processor = parts
+    prompts = collate_prompts(list(data), processor.tokenizer.pad_token_id)
+    expected = sample(engine, prompts)
+    engine.render_ahead(prompts.select([], ["raw_prompt_ids", "images"]))
+    assert len(engine.rendered) == NUM_PROMPTS
+    core, hashed = engine.llm.llm_engine.engine_core.engine_core, []
+    known = core.request_block_hasher
+    monkeypatch.setattr(core, "request_block_hasher", lambda request: hashed.append(known(request)) or hashed[-1])
+    monkeypatch.setattr(engine, "_render", None)
+    samples = sample(engine, prompts)
+    assert not engine.rendered and len(hashed) > NUM_PROMPTS * NUM_SAMPLES
+    of_prompts = hashed[: NUM_PROMPTS * NUM_SAMPLES]
+    assert len({id(block) for blocks in of_prompts for block in blocks}) == sum(map(len, of_prompts)) / NUM_SAMPLES > 0
+    assert torch.equal(samples.batch["responses"], expected.batch["responses"])
 
 
 @pytest.mark.nightly

@@ -33,10 +33,12 @@ class Engine:
 
     def __init__(self):
         self.calls: list[tuple[list[int], dict[str, Any], int]] = []
+        self.prompts: list[DataProto] = []
 
     def __call__(self, prompts: DataProto, sampling: dict[str, Any], seed: int) -> DataProto:
         rows = [int(uid) for uid in prompts.non_tensor_batch["uid"]]
         self.calls.append((rows, sampling, seed))
+        self.prompts.append(prompts)
         shifts = [0] if sampling is GREEDY else [-1, 1]
         responses = torch.tensor([[[row + shift, 7] for shift in shifts] for row in rows])
         answers = DataProto.from_dict({"responses": responses, "response_mask": torch.ones_like(responses)})
@@ -75,6 +77,21 @@ def test_mini_batches_make_the_same_step_as_one_call():
         assert torch.equal(scores["overall"], many.groups.batch["responses"][..., 0] / 10)  # each with its own
     assert [seed for _, _, seed in small_engine.calls] == list(range(1, 10))
     assert [len(rows) for rows, _, _ in small_engine.calls] == [2] * 9
+
+
+@pytest.mark.parametrize("algorithm", [{}, {"online_filtering": True, "filter_low": 0.25, "filter_high": 0.95}])
+def test_prompts_drawn_ahead_are_those_that_the_step_begins_with(algorithm):
+    data = {"rollout_batch_size": 4, "mini_rollout_batch_size": 2}
+    plain, engine = make_maker(data=data, algorithm=algorithm)
+    ahead, other_engine = make_maker(data=data, algorithm=algorithm)
+    for _ in range(4):
+        num_before = len(other_engine.prompts)
+        upcoming = ahead.upcoming()
+        assert ahead.upcoming() is upcoming
+        one, two = plain.make(engine), ahead.make(other_engine)
+        assert other_engine.prompts[num_before] is upcoming
+        assert torch.equal(one.groups.batch["responses"], two.groups.batch["responses"])
+    assert [call[0] for call in engine.calls] == [call[0] for call in other_engine.calls]
 
 
 class TestFiltering:

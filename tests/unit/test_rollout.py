@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from verl.protocol import DataProto
+from verl.row_values import as_objects
 from verl.workers.rollout import RolloutWorker
 
 NUM_PROMPTS, PROMPT_TOKENS = 6, 40
@@ -28,14 +30,51 @@ class Engine:
         return bool(self.held)
 
 
-@pytest.mark.parametrize("num_threads", [1, 4])
-def test_the_engine_computes_once_a_pass_is_full_and_outputs_keep_the_prompts_order(monkeypatch, num_threads):
+def make_worker(monkeypatch, num_threads: int) -> tuple[RolloutWorker, Engine, list]:
+    """A worker, what it drives, and the first token of each prompt that it rendered."""
     engine_kwargs = {"max_num_batched_tokens": 2 * PROMPT_TOKENS}
     sizes = {"max_response_length": 1, "banned_token_ids": [], "image_size": {}, "num_threads": num_threads}
     worker = RolloutWorker(0, 1, model_path="", device="cpu", engine=engine_kwargs, **sizes)
-    engine = Engine()
+    engine, rendered = Engine(), []
     worker.llm = SimpleNamespace(llm_engine=engine, request_counter=iter(range(9, 99)))  # 9 and 10: not by letters
-    monkeypatch.setattr(worker, "_render", lambda ids, images: {"prompt_token_ids": ids})
+
+    def render(ids, images):
+        rendered.append(ids[0])
+        return {"prompt_token_ids": ids, "images": images}
+
+    monkeypatch.setattr(worker, "_render", render)
+    return worker, engine, rendered
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+def test_the_engine_computes_once_a_pass_is_full_and_outputs_keep_the_prompts_order(monkeypatch, num_threads):
+    worker, engine, _ = make_worker(monkeypatch, num_threads)
     outputs = worker._run([[[0] * PROMPT_TOKENS] * NUM_PROMPTS, [[]] * NUM_PROMPTS], None)
     assert [int(output.request_id) for output in outputs] == list(range(9, 9 + NUM_PROMPTS))
     assert engine.events == ["9", "10", "step", "11", "12", "step", "13", "14", "step"]
+
+
+def make_prompts(*numbers: int, image: bytes = b"png") -> DataProto:
+    ids = [[number] * PROMPT_TOKENS for number in numbers]
+    return DataProto.from_dict(
+        non_tensors={"raw_prompt_ids": as_objects(ids), "images": as_objects([[image]] * len(ids))}
+    )
+
+
+@pytest.mark.parametrize("num_threads", [1, 8])
+def test_prompts_rendered_ahead_are_rendered_once_and_only_they_are_taken(monkeypatch, num_threads):
+    worker, engine, rendered = make_worker(monkeypatch, num_threads)
+
+    def run(prompts: DataProto) -> list[int]:
+        rendered.clear()
+        worker._run(worker._columns(prompts), None)
+        return sorted(rendered)
+
+    worker.render_ahead(make_prompts(1, 2, 3))
+    assert sorted(rendered) == [1, 2, 3]
+    assert run(make_prompts(2, 4)) == [4]
+    assert run(make_prompts(2)) == [2]  # what the engine was given is not kept
+    assert run(make_prompts(3, image=b"other")) == [3]
+    worker.render_ahead(make_prompts(5))
+    assert list(worker.rendered) == [((5,) * PROMPT_TOKENS, (b"png",))]  # 1 and 3 were not asked for
+    assert run(make_prompts(5)) == [] and engine.events[-2:] == ["13", "step"]

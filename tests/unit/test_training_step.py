@@ -8,6 +8,7 @@ import torch
 
 from verl.config import Config
 from verl.protocol import DataProto
+from verl.row_values import as_objects
 from verl.trainer.ray_trainer import DivergenceError, GRPOTrainer, MemoryLimitError
 
 # Two prompts with two responses of 1 and 2 tokens; the policy's log-probs lie 0.5 above the reference's.
@@ -161,3 +162,38 @@ def test_a_machine_that_is_nearly_full_ends_the_run_with_what_to_lower():
     message = str(caught.value)
     for words in ("95% of a machine's memory", "trainer.max_host_memory_share=0.9", "3.0 GiB", "data.max_pixels"):
         assert words in message
+
+
+class SleepingEngines:
+    """Engines that remember which prompts they were to render ahead, and when someone waited for it."""
+
+    def __init__(self):
+        self.events: list[Any] = []
+
+    def __len__(self) -> int:
+        return 2
+
+    def start(self, method: str, prompts: DataProto) -> Any:
+        self.events.append((method, prompts.non_tensor_batch["raw_prompt_ids"].tolist()))
+        return lambda: self.events.append("waited")
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.events.append(tags)
+
+
+def test_engines_render_the_next_prompts_while_the_ranks_train(monkeypatch):
+    loop, engines = make_trainer(Workers(), {}, max_steps=2), SleepingEngines()
+    monkeypatch.setattr(loop, "rollout", engines)
+    groups = DataProto.from_dict({"response_mask": MASK})
+    monkeypatch.setattr(loop, "_experience", lambda: (groups, {"overall": SCORES}, {}))
+    monkeypatch.setattr("verl.trainer.ray_trainer.compute_data_metrics", lambda *_: {})
+    drawn = {"raw_prompt_ids": as_objects([[7], [8], [9]]), "images": as_objects([[], [], []])}
+    monkeypatch.setattr(loop.batches, "upcoming", lambda: DataProto.from_dict(non_tensors=drawn))
+    loop._step()
+    assert engines.events == [("render_ahead", [[7], [8], [9], [7]])]  # an equal number for each engine
+    loop.global_step = 2
+    loop._step()
+    assert len(engines.events) == 1  # nothing comes after the last step
+    with pytest.raises(AttributeError), loop._engines_awake():  # there are no ranks that could send weights
+        pass
+    assert engines.events[1:] == ["waited", ["weights"]]

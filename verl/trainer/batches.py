@@ -88,6 +88,14 @@ class BatchMaker:
         size = data.mini_rollout_batch_size or data.rollout_batch_size
         self.order = BatchOrder(len(train_set), size, data.shuffle, data.seed)
         self.position = Position()
+        self._drawn_ahead: tuple[int, DataProto] | None = None
+
+    def upcoming(self) -> DataProto:
+        """The prompts that the next step begins with, the same object that `make` will then give to the engine."""
+        number = self.position.num_drawn
+        if self._drawn_ahead is None or self._drawn_ahead[0] != number:
+            self._drawn_ahead = (number, self._prompts(self.order.rows(number)))
+        return self._drawn_ahead[1]
 
     def make(self, generate: Generate) -> Rollout:
         """The groups of the next step.
@@ -145,7 +153,8 @@ class BatchMaker:
     def _sample(self, generate: Generate) -> DataProto:
         """The next prompts with their responses and, for remax, the rewards of their greedy ones as `baselines`."""
         rows = self.order.rows(self._num_drawn)
-        prompts = self._prompts(rows)
+        ahead, self._drawn_ahead = self._drawn_ahead, None
+        prompts = ahead[1] if ahead is not None and ahead[0] == self._num_drawn else self._prompts(rows)
         self._num_drawn += 1
         greedy = None
         if self.config.algorithm.adv_estimator == "remax":

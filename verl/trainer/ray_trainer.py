@@ -4,7 +4,7 @@ Letters: G groups (prompts of a step), n samples, R response tokens.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ class GRPOTrainer:
         self.num_steps = count_steps(config, len(train_set))
         self.root = Path(config.trainer.save_checkpoint_path)
         self.saver = CheckpointSaver(self.root, [actor], config.trainer)
+        self.finish_rendering: Callable[[], Any] = lambda: None
         self.interrupt = Interrupt()
         self.start = start
         self.global_step = 0
@@ -147,6 +148,9 @@ class GRPOTrainer:
         """One training step; its metrics."""
         with self.interrupt.allowed():
             groups, scores, metrics = self._experience()
+        if self.global_step < self.num_steps:
+            # The engines sleep while the ranks train, and their processors would have nothing to do.
+            self.finish_rendering = self.rollout.start("render_ahead", self._request(self.batches.upcoming())[0])
         with self._timer("adv"):
             metrics |= self._compute_advantages(groups, scores["overall"])
         metrics |= self._update(groups)
@@ -273,19 +277,23 @@ class GRPOTrainer:
 
     def _generate(self, prompts: DataProto, sampling: dict[str, Any], seed: int) -> DataProto:
         """The prompts with n responses each; the engines are awake."""
-        request = prompts.select([], ["raw_prompt_ids", "images"])
+        request, num_padded = self._request(prompts)
         request.meta_info = {
             "sampling": sampling,
             "seed": self.config.worker.rollout.seed * 1_000_003 + seed,
             "log_probs": self.config.worker.actor.tis_imp_ratio_cap is not None,
         }
-        request, num_padded = pad_dataproto_to_divisor(request, len(self.rollout))
         responses = unpad_dataproto(self.rollout.generate(request), num_padded)
         return prompts.select().union(responses)
+
+    def _request(self, prompts: DataProto) -> tuple[DataProto, int]:
+        """What the engines see of the prompts, an equal number for each, and how many were added for that."""
+        return pad_dataproto_to_divisor(prompts.select([], ["raw_prompt_ids", "images"]), len(self.rollout))
 
     @contextmanager
     def _engines_awake(self) -> Iterator[None]:
         """Engines that hold the newest weights; asleep they keep none, so that they are sent every time."""
+        self.finish_rendering()
         with self._timer("weight_sync"):
             self.rollout.wake_up(["weights"])
             self.actor.send_weights(self.rollout.actors)

@@ -1,7 +1,8 @@
 """The sampling policy: one vLLM engine in its own actor, beside the training worker that shares its device."""
 
+import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +16,8 @@ from verl.qwen_vl import decode_image
 from verl.single_controller import Dispatch, register
 
 CPU_KV_CACHE_GB = 1
+SHARE_AHEAD = 4
+"""One thread of so many renders while the ranks train."""
 NUM_SEEDS = 2**32
 """numpy takes no larger ones."""
 
@@ -55,6 +58,7 @@ class RolloutWorker:
         self.image_size = image_size
         self.num_threads = num_threads
         self.is_receiving = False
+        self.rendered: dict[Any, Any] = {}
 
     @register(Dispatch.ONE_TO_ALL)
     def prepare(self) -> None:
@@ -82,6 +86,8 @@ class RolloutWorker:
             scheduler_cls=f"verl.workers.decode_scheduler.{'' if is_cuda else 'Sync'}DecodeScheduler",
             **self.engine_kwargs,
         )
+        core = self.llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]  # of a client inside
+        core.request_block_hasher = hash_prompts_once(core.request_block_hasher)
         self.sleep()
 
     @register(Dispatch.ONE_TO_ALL)
@@ -124,6 +130,23 @@ class RolloutWorker:
         self.llm.llm_engine.reset_encoder_cache()
         self.llm.reset_prefix_cache()
 
+    @register(Dispatch.DP_COMPUTE_METRIC)
+    def render_ahead(self, prompts: DataProto) -> None:
+        """Renders prompts for a later call of `generate`, in place of those that none came for.
+
+        Args:
+            prompts: non-tensors as `generate` takes them.
+        """
+        self.rendered.clear()
+        keys = [_key(*row) for row in zip(*self._columns(prompts), strict=True)]
+        # Training needs the host too, to launch its kernels.
+        with ThreadPoolExecutor(max(1, self.num_threads // SHARE_AHEAD)) as pool:
+            self.rendered.update(zip(keys, pool.map(self._render, *self._columns(prompts)), strict=True))
+
+    @staticmethod
+    def _columns(prompts: DataProto) -> list[Any]:
+        return [prompts.non_tensor_batch[key] for key in ("raw_prompt_ids", "images")]
+
     @register(Dispatch.DP_COMPUTE_PROTO)
     def generate(self, prompts: DataProto) -> DataProto:
         """Samples n responses per prompt.
@@ -153,8 +176,7 @@ class RolloutWorker:
         # sampled before it.
         seed = prompts.meta_info["seed"] * self.world_size + self.rank
         self.llm.collective_rpc(_seed, args=(seed % NUM_SEEDS,))
-        columns = (prompts.non_tensor_batch[key] for key in ("raw_prompt_ids", "images"))
-        outputs = self._run(columns, parameters)
+        outputs = self._run(self._columns(prompts), parameters)
         return self._pad(outputs, sampling.get("n", 1), with_log_probs)
 
     def _run(self, columns: Iterable[Any], parameters: Any) -> list[Any]:
@@ -170,7 +192,7 @@ class RolloutWorker:
             finished.extend(output for output in engine.step() if output.finished)
 
         with ThreadPoolExecutor(self.num_threads) as pool:
-            for engine_input in pool.map(self._render, *columns):
+            for engine_input in pool.map(self._take, *columns):
                 engine.add_request(str(next(self.llm.request_counter)), engine_input, parameters)
                 num_tokens += len(engine_input["prompt_token_ids"])
                 if num_tokens >= self.engine_kwargs["max_num_batched_tokens"]:
@@ -179,6 +201,11 @@ class RolloutWorker:
         while engine.has_unfinished_requests():
             step()
         return sorted(finished, key=lambda output: int(output.request_id))
+
+    def _take(self, ids: Sequence[int], images: Sequence[bytes]) -> Any:
+        """A prompt that was rendered ahead, or else is now."""
+        ready = self.rendered.pop(_key(ids, images), None) if self.rendered else None
+        return self._render(ids, images) if ready is None else ready
 
     def _render(self, ids: Sequence[int], images: Sequence[bytes]) -> Any:
         """A prompt as the engine takes it. LLM.generate does the same, one after the other while the GPU waits."""
@@ -206,6 +233,31 @@ class RolloutWorker:
         if with_log_probs:
             tensors["rollout_log_probs"] = torch.from_numpy(log_probs)
         return DataProto.from_dict(tensors=tensors)
+
+
+def _key(ids: Sequence[int], images: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
+    """What a rendered prompt depends on."""
+    return tuple(ids), tuple(images)
+
+
+def hash_prompts_once(hash_blocks: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:
+    """vLLM's hasher of a request's blocks for its prefix cache, which hashes a prompt of n samples once, not n times.
+
+    The samples come one after the other and hold the same objects.
+    """
+    last: tuple[Any, ...] = ()
+    known: list[Any] = []
+
+    def hash_or_repeat(request: Any) -> list[Any]:
+        nonlocal last, known
+        if request.num_tokens > request.num_prompt_tokens:
+            return hash_blocks(request)  # of what it wrote
+        prompt = (request.prompt_token_ids, request.cache_salt, request.lora_request, *request.mm_features)
+        if len(prompt) != len(last) or not all(map(operator.is_, prompt, last)):
+            last, known = prompt, hash_blocks(request)
+        return list(known)
+
+    return hash_or_repeat
 
 
 def _seed(worker: Any, seed: int) -> None:
