@@ -1,8 +1,7 @@
 """The configuration: one frozen record per section.
 
-Names and meanings are EasyR1's; every default is the paper's run (SpatialThinker-3B, 75 steps on four GPUs).
-A key is here only when something reads it. `verl.config_loading` fills the records from a file and the command line,
-`verl.config_checks` says what is wrong between keys.
+Names and meanings are EasyR1's, defaults the paper's run (SpatialThinker-3B, 75 steps on four GPUs); a key is here
+if something reads it. `verl.config_loading` fills in files and overrides, `verl.config_checks` finds what is wrong.
 """
 
 from collections.abc import Sequence
@@ -297,6 +296,8 @@ class RolloutConfig:
     """Most tokens in one pass of the engine."""
     max_num_seqs: int = 1024
     """Most responses that the engine writes at the same time."""
+    shared_prompt: bool = False
+    """Whether the engine reads a prompt's keys and values once for its n samples (FlashAttention 3, Hopper GPUs)."""
     disable_log_stats: bool = True
     """Whether the engine keeps its statistics to itself."""
     val_override_config: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.5, "n": 1})

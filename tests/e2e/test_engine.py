@@ -13,7 +13,7 @@ from verl.config_loading import load_config
 from verl.dataset import RLHFDataset, collate_prompts
 from verl.processor import load_run_processor, vision_token_ids
 from verl.qwen_vl import ResponseLogProbs, decode_image, image_patches, load_model
-from verl.trainer.main import rollout_arguments
+from verl.trainer.main import SHARED_PREFIX, rollout_arguments
 from verl.workers.actor import Actor, Groups
 from verl.workers.rollout import RolloutWorker
 
@@ -42,6 +42,7 @@ def start(folder, model_path, *overrides):
     data = RLHFDataset(config.data.train_files, processor, text_only=text_only, max_prompt_length=longest, **limits)
     arguments = rollout_arguments(config, "cpu", processor)
     arguments["engine"]["block_size"] = 16  # as on a GPU: a CPU's blocks are longer than these prompts
+    arguments["engine"]["worker_extension_cls"] = SHARED_PREFIX
     engine = RolloutWorker(rank=0, world_size=1, **arguments)
     engine.load()
     return engine, data, processor
@@ -118,6 +119,12 @@ def test_prompts_rendered_ahead_are_sampled_alike_and_hashed_once(parts, monkeyp
     of_prompts = hashed[: NUM_PROMPTS * NUM_SAMPLES]
     assert len({id(block) for blocks in of_prompts for block in blocks}) == sum(map(len, of_prompts)) / NUM_SAMPLES > 0
     assert torch.equal(samples.batch["responses"], expected.batch["responses"])
+
+
+def test_an_engine_registers_the_attention_of_groups_before_it_chooses_one(parts):
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    assert AttentionBackendEnum.FLASH_ATTN.get_path() == f"{SHARED_PREFIX.rpartition('.')[0]}.SharedPrefixBackend"
 
 
 @pytest.mark.nightly

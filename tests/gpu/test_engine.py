@@ -19,8 +19,9 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def test_log_probs_agree_after_every_sync_and_memory_does_not_grow(data):
-    with workers(data, *ON_GPU, *BF16) as parts:
+@pytest.mark.parametrize("engine", [["enforce_eager=true"], ["enforce_eager=false", "shared_prompt=true"]], ids=str)
+def test_log_probs_agree_after_every_sync_and_memory_does_not_grow(data, engine):
+    with workers(data, *ON_GPU, *BF16, *[f"worker.rollout.{choice}" for choice in engine]) as parts:
         check_cycles(*parts, NUM_CYCLES)
 
 

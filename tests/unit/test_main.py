@@ -146,3 +146,11 @@ def test_engines_of_several_gpus_have_processes_of_their_own_and_talk_over_nccl_
     assert engine.get("disable_custom_all_reduce", False) == is_shared
     fusions = engine.get("compilation_config", {}).get("pass_config", {})
     assert fusions == ({"fuse_allreduce_rms": False, "fuse_gemm_comms": False} if is_shared else {})
+
+
+@pytest.mark.parametrize(("device", "is_shared"), [("cuda", True), ("cuda", False), ("cpu", True)])
+def test_engines_of_gpus_read_prompts_once_if_asked_to(device, is_shared):
+    shared = f"worker.rollout.shared_prompt={str(is_shared).lower()}"
+    config = load_config([f"config={ROOT / 'configs' / 'toy_cpu.yaml'}", *EXISTING, shared])
+    engine = program.rollout_arguments(config, device, load_run_processor(config))["engine"]
+    assert ("worker_extension_cls" in engine) == (device == "cuda" and is_shared)

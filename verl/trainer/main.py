@@ -20,6 +20,7 @@ USER_ERROR = 2
 INTERRUPTED = 130
 ENGINE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPUS_PER_ACTOR = 1.0
+SHARED_PREFIX = "verl.workers.shared_prefix.SharedPrefixWorker"
 WITHOUT_MULTICAST = {
     "NCCL_NVLS_ENABLE": "0",
     "NVSHMEM_DISABLE_NVLS": "1",
@@ -362,6 +363,8 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
     if device == "cuda":
         engine["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         engine["max_cudagraph_capture_size"] = rollout.max_num_seqs  # a step of all its sequences is one graph
+        if rollout.shared_prompt:
+            engine["worker_extension_cls"] = SHARED_PREFIX
     if rollout.tensor_parallel_size > 1:
         # Processes of its own; inside a placement group vLLM would ask Ray for GPUs, which the bundles hold.
         engine["distributed_executor_backend"] = "mp"
