@@ -149,8 +149,9 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
     forward = group_flops(model, *shape, is_shared=actor.shared_prompt).total * data.rollout_batch_size / ranks
     prefill = group_flops(model, patches, data.max_prompt_length, 0, 1).total * data.rollout_batch_size / ranks
     num_sequences = data.rollout_batch_size * rollout.n * rollout.tensor_parallel_size // ranks
-    read = rollout_bytes(model.get_text_config(), data.max_prompt_length, data.max_response_length, num_sequences)
-    read /= rollout.tensor_parallel_size
+    num_prompts = num_sequences // rollout.n if rollout.shared_prompt else num_sequences
+    lengths = data.max_prompt_length, data.max_response_length
+    read = rollout_bytes(model.get_text_config(), *lengths, num_sequences, num_prompts) / rollout.tensor_parallel_size
     outputs = data.rollout_batch_size * rollout.n * data.max_response_length / ranks
     inputs = data.rollout_batch_size * (data.max_prompt_length + rollout.n * data.max_response_length) / ranks
 

@@ -35,21 +35,21 @@ def _layer_weights(config: Any) -> int:
 
 
 def rollout_bytes(
-    config: Any, prompt_tokens: int, response_tokens: int, num_sequences: int, num_bytes: int = 2
+    config: Any, prompt_tokens: int, response_tokens: int, num_sequences: int, num_prompts: int, num_bytes: int = 2
 ) -> float:
     """Bytes that an engine reads to write so many responses at the same time, a token of each per step.
 
-    Each step reads the decoder's weights once, and the keys and values of every sequence: its prompt's, which the
-    sequences of a group share in memory but not in reading, and its own.
+    Each step reads the decoder's weights once, and the keys and values of prompts and of what is written.
 
     Args:
         config: the decoder's.
+        num_prompts: that are read: as many as sequences, unless a group's sequences read theirs together.
         num_bytes: of a number.
     """
     head_dim = config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
     weights = config.num_hidden_layers * _layer_weights(config) + config.vocab_size * config.hidden_size
-    seen = num_sequences * (prompt_tokens + response_tokens / 2)
+    seen = num_prompts * prompt_tokens + num_sequences * response_tokens / 2
     return float(num_bytes * response_tokens * (weights + per_token * seen))
 
 

@@ -11,6 +11,7 @@ ON_GPU = [
     "worker.reward.score_function=r1v_scene",
 ]
 BF16 = ["worker.actor.fsdp.torch_dtype=bf16", "worker.actor.fsdp.mp_param_dtype=bf16"]
+SHORT = ["data.max_response_length=48"]
 LEARNING = [
     "data.rollout_batch_size=128",
     "data.max_response_length=128",

@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.training import finish, make_data, metrics, start
 from tests.engines import check_cycles, workers
-from tests.gpu import BF16, LEARNING, ON_GPU, check_rise
+from tests.gpu import BF16, LEARNING, ON_GPU, SHORT, check_rise
 
 pytestmark = pytest.mark.gpu
 NUM_CYCLES = 20
@@ -21,7 +21,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("engine", [["enforce_eager=true"], ["enforce_eager=false", "shared_prompt=true"]], ids=str)
 def test_log_probs_agree_after_every_sync_and_memory_does_not_grow(data, engine):
-    with workers(data, *ON_GPU, *BF16, *[f"worker.rollout.{choice}" for choice in engine]) as parts:
+    with workers(data, *ON_GPU, *BF16, *SHORT, *[f"worker.rollout.{choice}" for choice in engine]) as parts:
         check_cycles(*parts, NUM_CYCLES)
 
 

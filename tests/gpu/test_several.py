@@ -9,7 +9,7 @@ import torch
 
 from tests.e2e.training import find_worker, finish, make_data, metrics, start, wait_for
 from tests.engines import check_cycles, workers
-from tests.gpu import BF16, LEARNING, ON_GPU, check_rise
+from tests.gpu import BF16, LEARNING, ON_GPU, SHORT, check_rise
 from tests.updates import check_checkpoints, check_passes
 
 NUM_GPUS = torch.cuda.device_count()
@@ -52,7 +52,7 @@ def test_checkpoints_are_the_same_for_any_number_of_gpus(tmp_path, num_ranks):
 @pytest.mark.parametrize("num_ranks", counts(2, 4))
 def test_engines_beside_the_ranks_agree_with_them_after_every_sync(data, num_ranks, gpus_per_engine):
     shape = f"worker.rollout.tensor_parallel_size={gpus_per_engine}"
-    with workers(data, *on(num_ranks), *BF16, shape) as parts:
+    with workers(data, *on(num_ranks), *BF16, *SHORT, shape) as parts:
         assert len(parts[1]) == num_ranks // gpus_per_engine
         check_cycles(*parts, NUM_CYCLES)
 

@@ -28,4 +28,6 @@ def test_sharing_saves_what_the_arithmetic_says():
 def test_bytes_of_a_rollout_by_hand():
     """A step: weights 144 + 5 x 4 = 164, keys and values 2 x 1 x 2 = 4 of 3 x (6 + 1) tokens; 2 steps, 2 bytes."""
     config = SimpleNamespace(**vars(TINY), vocab_size=5)
-    assert rollout_bytes(config, prompt_tokens=6, response_tokens=2, num_sequences=3) == 2 * 2 * (164 + 4 * 21)
+    lengths = {"prompt_tokens": 6, "response_tokens": 2}
+    assert rollout_bytes(config, **lengths, num_sequences=3, num_prompts=3) == 2 * 2 * (164 + 4 * 21)
+    assert rollout_bytes(config, **lengths, num_sequences=3, num_prompts=1) == 2 * 2 * (164 + 4 * 9)
