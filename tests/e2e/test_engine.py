@@ -13,7 +13,7 @@ from verl.config_loading import load_config
 from verl.dataset import RLHFDataset, collate_prompts
 from verl.processor import load_run_processor, vision_token_ids
 from verl.qwen_vl import ResponseLogProbs, decode_image, image_patches, load_model
-from verl.trainer.main import SHARED_PREFIX, rollout_arguments
+from verl.trainer.engine_arguments import SHARED_PREFIX, rollout_arguments
 from verl.workers.actor import Actor, Groups
 from verl.workers.rollout import RolloutWorker
 

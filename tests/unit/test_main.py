@@ -8,7 +8,6 @@ from datasets import Dataset
 from spatialthinker.synthetic import generate
 from verl.config import ConfigError
 from verl.config_loading import load_config
-from verl.processor import load_run_processor
 from verl.trainer import main as program
 
 ROOT = Path(__file__).parents[2]
@@ -133,24 +132,3 @@ def test_more_machines_than_there_are_is_a_fault_of_the_configuration(monkeypatc
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"trainer.n_gpus_per_node = 2: this machine has 1 GPUs"):
         program.check_this_machine(config, "cuda")
-
-
-@pytest.mark.parametrize(("device", "num_gpus"), [("cuda", 1), ("cuda", 2), ("cpu", 2)])
-def test_engines_of_several_gpus_have_processes_of_their_own_and_talk_over_nccl_alone(device, num_gpus):
-    names = ["trainer.n_gpus_per_node=2", f"worker.rollout.tensor_parallel_size={num_gpus}"]
-    config = load_config([f"config={ROOT / 'configs' / 'toy_cpu.yaml'}", *EXISTING, *names])
-    engine = program.rollout_arguments(config, device, load_run_processor(config))["engine"]
-    assert engine["tensor_parallel_size"] == num_gpus
-    assert engine.get("distributed_executor_backend") == ("mp" if num_gpus > 1 else None)
-    is_shared = (device, num_gpus) == ("cuda", 2)
-    assert engine.get("disable_custom_all_reduce", False) == is_shared
-    fusions = engine.get("compilation_config", {}).get("pass_config", {})
-    assert fusions == ({"fuse_allreduce_rms": False, "fuse_gemm_comms": False} if is_shared else {})
-
-
-@pytest.mark.parametrize(("device", "is_shared"), [("cuda", True), ("cuda", False), ("cpu", True)])
-def test_engines_of_gpus_read_prompts_once_if_asked_to(device, is_shared):
-    shared = f"worker.rollout.shared_prompt={str(is_shared).lower()}"
-    config = load_config([f"config={ROOT / 'configs' / 'toy_cpu.yaml'}", *EXISTING, shared])
-    engine = program.rollout_arguments(config, device, load_run_processor(config))["engine"]
-    assert ("worker_extension_cls" in engine) == (device == "cuda" and is_shared)

@@ -8,7 +8,7 @@ from verl.config import ConfigError
 from verl.config_loading import load_config
 from verl.model_families import read_config
 from verl.processor import load_processor
-from verl.trainer.main import rollout_arguments
+from verl.trainer.engine_arguments import rollout_arguments
 from verl.trainer.model_checks import measure_checked_model
 from verl.versions import check_versions
 

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,7 @@ from verl.watchdog import Watchdog
 
 USER_ERROR = 2
 INTERRUPTED = 130
-ENGINE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 CPUS_PER_ACTOR = 1.0
-SHARED_PREFIX = "verl.workers.shared_prefix.SharedPrefixWorker"
 WITHOUT_MULTICAST = {
     "NCCL_NVLS_ENABLE": "0",
     "NVSHMEM_DISABLE_NVLS": "1",
@@ -297,6 +294,7 @@ def build_workers(
     On GPUs every worker.rollout.tensor_parallel_size ranks share an engine, which runs on their GPUs; on a CPU all do.
     """
     from verl.single_controller import ResourcePool, WorkerGroup, WorkerSpec
+    from verl.trainer.engine_arguments import rollout_arguments
     from verl.workers.fsdp_worker import FSDPWorker
     from verl.workers.rollout import RolloutWorker
 
@@ -338,55 +336,6 @@ def build_workers(
     if on_gpu:
         rollout.load()
     return actor, rollout
-
-
-def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, Any]:
-    """Constructor arguments of the engines."""
-    from verl.model_families import override_engine_config
-    from verl.processor import pixel_limits, threads_per_rank, vision_token_ids
-
-    rollout, data, model = config.worker.rollout, config.data, config.worker.actor.model
-    engine: dict[str, Any] = {
-        "dtype": ENGINE_DTYPES[rollout.dtype],
-        "max_model_len": rollout.max_model_len or data.max_prompt_length + data.max_response_length,
-        "max_num_batched_tokens": rollout.max_num_batched_tokens,
-        "max_num_seqs": rollout.max_num_seqs,
-        "enforce_eager": rollout.enforce_eager,
-        "enable_chunked_prefill": rollout.enable_chunked_prefill,
-        "enable_prefix_caching": True,
-        "tensor_parallel_size": rollout.tensor_parallel_size,
-        "disable_log_stats": rollout.disable_log_stats,
-        "trust_remote_code": model.trust_remote_code,
-        "seed": rollout.seed,
-        "logprobs_mode": "processed_logprobs",
-    }
-    if device == "cuda":
-        engine["gpu_memory_utilization"] = rollout.gpu_memory_utilization
-        engine["max_cudagraph_capture_size"] = rollout.max_num_seqs  # a step of all its sequences is one graph
-        if rollout.shared_prompt:
-            engine["worker_extension_cls"] = SHARED_PREFIX
-    if rollout.tensor_parallel_size > 1:
-        # Processes of its own; inside a placement group vLLM would ask Ray for GPUs, which the bundles hold.
-        engine["distributed_executor_backend"] = "mp"
-    if rollout.tensor_parallel_size > 1 and device == "cuda":
-        # NCCL alone: the others share graphs' memory by handles, which sleep takes back, or go over NVLink multicast.
-        engine["disable_custom_all_reduce"] = True
-        engine["compilation_config"] = {"pass_config": {"fuse_allreduce_rms": False, "fuse_gemm_comms": False}}
-    if rollout.limit_images and processor.image_processor is not None:
-        engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
-    if model.override_config:
-        engine["hf_overrides"] = partial(override_engine_config, overrides=model.override_config)
-    if model.tokenizer_path:
-        engine["tokenizer"] = model.tokenizer_path
-    return {
-        "model_path": model.model_path,
-        "device": device,
-        "engine": engine,
-        "max_response_length": data.max_response_length,
-        "banned_token_ids": vision_token_ids(processor),
-        "image_size": pixel_limits(processor, data.min_pixels, data.max_pixels),
-        "num_threads": threads_per_rank(config) * rollout.tensor_parallel_size if device == "cuda" else 1,
-    }
 
 
 if __name__ == "__main__":

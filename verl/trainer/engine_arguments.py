@@ -1,0 +1,71 @@
+"""What the engines are started with, out of the run's configuration."""
+
+from functools import partial
+from typing import Any
+
+from verl.config import Config
+from verl.model_families import override_engine_config
+from verl.processor import pixel_limits, threads_per_rank, vision_token_ids
+
+ENGINE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+SHARED_PREFIX = "verl.workers.shared_prefix.SharedPrefixWorker"
+
+
+def graph_sizes(most: int) -> list[int]:
+    """Numbers of sequences whose steps are CUDA graphs; other steps are filled up to the next of them.
+
+    To fill up costs products, never more than an eighth of them; below 128 rows these wait for the weights anyway.
+    A graph costs time at the start and memory for as long as the engine lives.
+    """
+    sizes, size = [1, 2, 4, 8], 16
+    while size < most:
+        sizes.append(size)
+        size += max(16, 1 << (size.bit_length() - 4))
+    return [*[size for size in sizes if size < most], most]
+
+
+def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, Any]:
+    """Constructor arguments of the engines."""
+    rollout, data, model = config.worker.rollout, config.data, config.worker.actor.model
+    engine: dict[str, Any] = {
+        "dtype": ENGINE_DTYPES[rollout.dtype],
+        "max_model_len": rollout.max_model_len or data.max_prompt_length + data.max_response_length,
+        "max_num_batched_tokens": rollout.max_num_batched_tokens,
+        "max_num_seqs": rollout.max_num_seqs,
+        "enforce_eager": rollout.enforce_eager,
+        "enable_chunked_prefill": rollout.enable_chunked_prefill,
+        "enable_prefix_caching": True,
+        "tensor_parallel_size": rollout.tensor_parallel_size,
+        "disable_log_stats": rollout.disable_log_stats,
+        "trust_remote_code": model.trust_remote_code,
+        "seed": rollout.seed,
+        "logprobs_mode": "processed_logprobs",
+    }
+    if device == "cuda":
+        engine["gpu_memory_utilization"] = rollout.gpu_memory_utilization
+        compilation: dict[str, Any] = {"cudagraph_capture_sizes": graph_sizes(rollout.max_num_seqs)}
+        engine["compilation_config"] = compilation
+        if rollout.shared_prompt:
+            engine["worker_extension_cls"] = SHARED_PREFIX
+        if rollout.tensor_parallel_size > 1:
+            # NCCL alone: others share graphs' memory by handles, which sleep takes back, or go over NVLink multicast.
+            engine["disable_custom_all_reduce"] = True
+            compilation["pass_config"] = {"fuse_allreduce_rms": False, "fuse_gemm_comms": False}
+    if rollout.tensor_parallel_size > 1:
+        # Processes of its own; inside a placement group vLLM would ask Ray for GPUs, which the bundles hold.
+        engine["distributed_executor_backend"] = "mp"
+    if rollout.limit_images and processor.image_processor is not None:
+        engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
+    if model.override_config:
+        engine["hf_overrides"] = partial(override_engine_config, overrides=model.override_config)
+    if model.tokenizer_path:
+        engine["tokenizer"] = model.tokenizer_path
+    return {
+        "model_path": model.model_path,
+        "device": device,
+        "engine": engine,
+        "max_response_length": data.max_response_length,
+        "banned_token_ids": vision_token_ids(processor),
+        "image_size": pixel_limits(processor, data.min_pixels, data.max_pixels),
+        "num_threads": threads_per_rank(config) * rollout.tensor_parallel_size if device == "cuda" else 1,
+    }
