@@ -134,8 +134,8 @@ def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]
 def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, patches: int) -> dict[str, Any]:
     """Phase -> seconds, and by rank tokens a second, share of FLOOR_FLOPS, floors in seconds, and the highest memory.
 
-    The floor of the rollout counts what the engine reads while it writes, at FLOOR_BYTES; its prompts' operations and
-    those of the passes count at FLOOR_FLOPS.
+    An engine does the operations of a pass with shared prompts, which count at FLOOR_FLOPS as those of the passes do,
+    and while it writes it reads, which counts at FLOOR_BYTES; it does most of the one after most of the other.
     """
     from transformers import AutoConfig
 
@@ -147,7 +147,7 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
     shape = (patches, data.max_prompt_length, data.max_response_length, rollout.n)
     model = AutoConfig.from_pretrained(actor.model.model_path)
     forward = group_flops(model, *shape, is_shared=actor.shared_prompt).total * data.rollout_batch_size / ranks
-    prefill = group_flops(model, patches, data.max_prompt_length, 0, 1).total * data.rollout_batch_size / ranks
+    sampling = group_flops(model, *shape, is_shared=True).total * data.rollout_batch_size / ranks
     num_sequences = data.rollout_batch_size * rollout.n * rollout.tensor_parallel_size // ranks
     num_prompts = num_sequences // rollout.n if rollout.shared_prompt else num_sequences
     lengths = data.max_prompt_length, data.max_response_length
@@ -160,7 +160,7 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
 
     whole, sync = seconds("step"), seconds("weight_sync")
     rows = {
-        "rollout": (seconds("gen") - sync - seconds("sleep"), outputs, prefill, "gen"),
+        "rollout": (seconds("gen") - sync - seconds("sleep"), outputs, sampling, "gen"),
         "weight sync + wake": (sync, 0.0, 0.0, "weight_sync"),
         "sleep": (seconds("sleep"), 0.0, 0.0, "sleep"),
         "images": (seconds("load"), 0.0, 0.0, "load"),
