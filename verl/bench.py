@@ -4,12 +4,15 @@ Runs the real trainer (Ray, FSDP2, vLLM) on random images and prompts filled to 
 of exactly data.max_response_length tokens, and prints one table. Every choice is a key of the configuration, so a run
 with another value is a row of an ablation. A model folder of RANDOM_MODELS is made on the spot.
 
+`python -m verl.bench rollout` leaves the passes out: a quick look at what a choice of the engine's is worth.
+
 `--gpus 4` gives each of four GPUs the load that the configuration gives one, and `--against ONE.json` sets the times
 beside those that a run with `--dump ONE.json` took.
 """
 
 # ruff: noqa: T201  a table on the terminal is what this is for
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -27,6 +30,13 @@ from verl.bench_inputs import RANDOM_MODELS, describe_random_model, draw_weights
 FLOOR_FLOPS = 800e12
 """Operations a second that an H100 reaches on large bf16 products; with 3 TB/s the floors of the table."""
 FLOOR_BYTES = 3e12
+WITHOUT_PASSES = (
+    "reward/overall",
+    "perf/num_response_tokens",
+    "perf/total_num_tokens",
+    "perf/max_host_memory_share",
+)
+"""What the trainer reads of a step's metrics."""
 
 
 class Recorder:
@@ -67,8 +77,12 @@ class GpuMemory(threading.Thread):
         return max((gb for at, gb in self.samples if any(a <= at <= b for a, b in spans)), default=0.0)
 
 
-def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str) -> Any:
-    """The trainer of verl.trainer.main without validation and checkpoints, which notes when each phase ran."""
+def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str, is_step: bool) -> Any:
+    """The trainer of verl.trainer.main without validation and checkpoints, which notes when each phase ran.
+
+    Args:
+        is_step: whether it trains; otherwise a step is its rollout alone.
+    """
     from verl.trainer.main import build_datasets, build_reward, build_workers, start_ray
     from verl.trainer.ray_trainer import GRPOTrainer
 
@@ -81,6 +95,16 @@ def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str) -
 
         def _save(self, score: float | None = None) -> None:
             pass
+
+        def _step(self) -> dict[str, Any]:
+            if is_step:
+                return super()._step()
+            with self._timer("gen"), self._engines_awake():
+                self.batches.make(self._generate)
+            self._render_ahead()
+            self.finish_rendering()  # while nothing is timed: in a run the ranks train meanwhile
+            self.unlogged = dict.fromkeys(WITHOUT_PASSES, 0.0)
+            return self.unlogged
 
         def _run_passes(self, groups: Any) -> None:
             self.groups = groups
@@ -168,8 +192,11 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
         "reference": (seconds("ref"), inputs, forward, "ref"),
         "update": (seconds("update_actor"), inputs, 3 * forward, "update_actor"),
     }
+    if not seconds("update_actor"):  # nothing was trained
+        whole, forward = seconds("gen"), 0.0
+        rows = dict(itertools.islice(rows.items(), 3))
     rows["rest"] = (whole - sum(row[0] for row in rows.values()), 0.0, 0.0, "")
-    rows["whole step"] = (whole, inputs, 5 * forward, "step")
+    rows["whole step"] = (whole, inputs if forward else 0.0, 5 * forward, "step")
     return {
         name: {
             "seconds": round(time_s, 3),
@@ -251,7 +278,8 @@ def bench_step(arguments: argparse.Namespace) -> None:
     memory, recorder = GpuMemory(), Recorder()
     memory.start()
     started = time.perf_counter()
-    trainer = make_trainer(config, recorder, processor, device)
+    is_step = arguments.what == "step"
+    trainer = make_trainer(config, recorder, processor, device, is_step)
     load_s = time.perf_counter() - started
     try:
         trainer.fit()
@@ -265,7 +293,7 @@ def bench_step(arguments: argparse.Namespace) -> None:
         result = {"device": name, "config": config_to_dict(config), "table": table, "steps": recorder.steps}
         if dump:
             Path(dump).write_text(json.dumps(result, indent=1))
-        if arguments.ratio_groups:
+        if is_step and arguments.ratio_groups:
             num_groups = min(arguments.ratio_groups * config.num_ranks, config.data.rollout_batch_size)
             result["ratio"] = print_ratio(trainer, num_groups)
             if dump:
@@ -289,7 +317,7 @@ def print_ratio(trainer: Any, num_groups: int) -> dict[str, dict[str, float]]:
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and runs the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m verl.bench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["step"])
+    parser.add_argument("what", choices=["step", "rollout"])
     parser.add_argument("--config", required=True)
     parser.add_argument("--image", default="800x600", help="width x height of the pictures")
     parser.add_argument(

@@ -148,9 +148,7 @@ class GRPOTrainer:
         """One training step; its metrics."""
         with self.interrupt.allowed():
             groups, scores, metrics = self._experience()
-        if self.global_step < self.num_steps:
-            # The engines sleep while the ranks train, and their processors would have nothing to do.
-            self.finish_rendering = self.rollout.start("render_ahead", self._request(self.batches.upcoming())[0])
+        self._render_ahead()
         with self._timer("adv"):
             metrics |= self._compute_advantages(groups, scores["overall"])
         metrics |= self._update(groups)
@@ -285,6 +283,11 @@ class GRPOTrainer:
         }
         responses = unpad_dataproto(self.rollout.generate(request), num_padded)
         return prompts.select().union(responses)
+
+    def _render_ahead(self) -> None:
+        """Has the engines, which sleep while the ranks train, prepare what the next step begins with."""
+        if self.global_step < self.num_steps:
+            self.finish_rendering = self.rollout.start("render_ahead", self._request(self.batches.upcoming())[0])
 
     def _request(self, prompts: DataProto) -> tuple[DataProto, int]:
         """What the engines see of the prompts, an equal number for each, and how many were added for that."""

@@ -1,0 +1,33 @@
+"""The benchmark runs the real trainer on the toy model, whole or its rollout alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
+ROLLOUT = ("rollout", "weight sync + wake", "sleep", "rest", "whole step")
+PASSES = ("images", "old", "reference", "update")
+
+
+@pytest.mark.parametrize(("what", "phases"), [("rollout", ROLLOUT), ("step", (*ROLLOUT, *PASSES))])
+def test_every_phase_of_a_step_has_its_row(tmp_path, what, phases):
+    dump = tmp_path / "dump.json"
+    command = [sys.executable, "-m", "verl.bench", what, "--config", "configs/bench_toy_cpu.yaml"]
+    command += ["--image", "112x112", "--ratio_groups", "2", "--dump", str(dump)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(dump.read_text())
+    table = result["table"]
+    assert set(table) == set(phases)
+    assert all(name in done.stdout for name in phases)
+    parts = sum(row["seconds"] for name, row in table.items() if name != "whole step")
+    assert parts == pytest.approx(table["whole step"]["seconds"], abs=0.01)
+    assert table["rollout"]["tokens_per_s"] * table["rollout"]["seconds"] == pytest.approx(8 * 8 * 64, rel=0.01)
+    assert ("ratio" in result) == (what == "step")
+    if what == "step":
+        assert all(table[name]["seconds"] > 0 for name in PASSES)
+        assert result["steps"][-1]["actor/grad_norm"] > 0
