@@ -19,7 +19,7 @@ from verl.workers.rollout import RolloutWorker
 
 pytestmark = pytest.mark.e2e
 TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"
-NUM_PROMPTS, NUM_SAMPLES = 6, 4
+NUM_PROMPTS, NUM_SAMPLES, BLOCK = 6, 4, 16
 
 
 def start(folder, model_path, *overrides):
@@ -41,7 +41,7 @@ def start(folder, model_path, *overrides):
     text_only, longest = config.data.text_only, config.data.max_prompt_length
     data = RLHFDataset(config.data.train_files, processor, text_only=text_only, max_prompt_length=longest, **limits)
     arguments = rollout_arguments(config, "cpu", processor)
-    arguments["engine"]["block_size"] = 16  # as on a GPU: a CPU's blocks are longer than these prompts
+    arguments["engine"]["block_size"] = BLOCK  # as on a GPU: a CPU's blocks are longer than these prompts
     arguments["engine"]["worker_extension_cls"] = SHARED_PREFIX
     engine = RolloutWorker(rank=0, world_size=1, **arguments)
     engine.load()
@@ -119,6 +119,36 @@ def test_prompts_rendered_ahead_are_sampled_alike_and_hashed_once(parts, monkeyp
     of_prompts = hashed[: NUM_PROMPTS * NUM_SAMPLES]
     assert len({id(block) for blocks in of_prompts for block in blocks}) == sum(map(len, of_prompts)) / NUM_SAMPLES > 0
     assert torch.equal(samples.batch["responses"], expected.batch["responses"])
+
+
+def test_samples_of_a_prompt_are_neighbours_and_share_its_whole_blocks(parts, monkeypatch):
+    """What an engine's steps look like to the attention of groups; a CPU's attention itself is another."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
+
+    from verl.workers.shared_prefix import split_rows
+
+    engine, data, processor = parts
+    prompts = collate_prompts(list(data), processor.tokenizer.pad_token_id)
+    build, steps = CPUAttentionMetadataBuilder.build, []
+
+    def watch(self, common_attn_metadata, **more):
+        step = common_attn_metadata
+        if step.max_query_len == 1:
+            rows = slice(step.num_reqs)
+            lens, starts = step.seq_lens[rows].clone(), step.query_start_loc[: step.num_reqs + 1].clone()
+            steps.append((lens, split_rows(step.block_table_tensor[rows].clone(), lens, starts, BLOCK)))
+        return build(self, common_attn_metadata=step, **more)
+
+    monkeypatch.setattr(CPUAttentionMetadataBuilder, "build", watch)
+    sample(engine, prompts)
+    lens, parts_of_step = steps[0]  # later ones are fewer, and a CPU's runner moves the last to where one ended
+    assert len(lens) == NUM_PROMPTS * NUM_SAMPLES
+    lengths = prompts.batch["prompt_mask"].sum(-1)
+    whole = (lengths - 1) // BLOCK * BLOCK
+    assert whole.min() > 2 * BLOCK
+    assert parts_of_step.starts.diff().tolist() == [NUM_SAMPLES] * NUM_PROMPTS + [0] * (len(lens) - NUM_PROMPTS)
+    assert parts_of_step.shared_lens[:NUM_PROMPTS].tolist() == whole.tolist()
+    assert torch.equal(parts_of_step.own_lens, (lens - whole.repeat_interleave(NUM_SAMPLES)).int())
 
 
 def test_an_engine_registers_the_attention_of_groups_before_it_chooses_one(parts):
