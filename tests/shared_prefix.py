@@ -93,6 +93,8 @@ def make_parts(device: str, dtype: torch.dtype) -> tuple[Any, Any, Any]:
     with set_current_vllm_config(config):
         builder = SharedPrefixBuilder(spec, ["layer"], config, torch.device(device))
         shared, plain = SharedPrefixAttention(*shape), FlashAttentionImpl(*shape)
+    if device == "cpu":
+        shared.vllm_flash_attn_version = 3  # which is written out here
     return builder, shared, plain
 
 
@@ -114,9 +116,9 @@ def make_metadata(table: Tensor, lens: Tensor, starts: Tensor) -> Any:
     )
 
 
-def draw_tensors(num_rows: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def draw_tensors(num_rows: int, device: str, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:
     """Queries [B, HEADS, SIZE] and a cache [NUM_BLOCKS, 2, BLOCK, KEY_HEADS, SIZE]."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     shapes = (num_rows, HEADS, SIZE), (NUM_BLOCKS, 2, BLOCK, KEY_HEADS, SIZE)
     queries, cache = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
     return queries, cache

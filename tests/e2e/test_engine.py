@@ -151,6 +151,13 @@ def test_samples_of_a_prompt_are_neighbours_and_share_its_whole_blocks(parts, mo
     assert torch.equal(parts_of_step.own_lens, (lens - whole.repeat_interleave(NUM_SAMPLES)).int())
 
 
+def test_an_engine_that_cannot_read_prompts_once_names_what_it_uses_instead(parts, capsys):
+    parts[0].tell_shared_prompt_fault()
+    said = capsys.readouterr().out
+    assert "worker.rollout.shared_prompt=true has no effect" in said and "attention is CPU_ATTN" in said
+    assert "every sample reads its own" in said
+
+
 def test_an_engine_registers_the_attention_of_groups_before_it_chooses_one(parts):
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 

@@ -1,5 +1,7 @@
 """Attention in two parts is attention, and the parts are what a step's rows share; FlashAttention is written out."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -76,7 +78,7 @@ def test_two_parts_are_the_whole(monkeypatch, num_padded):
     builder.__dict__["is_plain"] = True
     for seed in range(3):  # the memory that is kept is written anew by each step
         table, lens, starts = make_step(SAMPLES, num_padded, seed)
-        queries, cache = draw_tensors(len(lens), "cpu", torch.float32)
+        queries, cache = draw_tensors(len(lens), "cpu", torch.float32, seed)
         metadata = builder.build(0, make_metadata(table, lens, starts))
         num_rows = int(starts[-1])
         out = run(attention, queries, cache, metadata)[:num_rows]
@@ -98,18 +100,27 @@ def test_steps_that_read_a_prompt_and_layers_of_other_kinds_are_left_to_vllm(mon
     from verl.workers import shared_prefix
 
     builder, attention, plain = make_parts("cpu", torch.float32)
-    assert not builder.is_plain  # there is no FlashAttention 3 here
-    builder.__dict__["is_plain"] = True
+    layers = {"layer": SimpleNamespace(impl=attention)}
+    monkeypatch.setattr(shared_prefix, "get_layers_from_vllm_config", lambda *_: layers)
+    for impl, is_plain in ((plain, False), (attention, True)):
+        layers["layer"].impl = impl
+        builder.__dict__.pop("is_plain", None)
+        assert builder.is_plain == is_plain
     step = make_metadata(*make_step(SAMPLES))
     assert hasattr(builder.build(0, step), "groups")
     step.max_query_len = 2
     assert not hasattr(builder.build(0, step), "groups")
     assert attention.is_plain
-    for name, value in (("sliding_window", (127, 0)), ("logits_soft_cap", 30.0), ("sinks", torch.zeros(1))):
-        monkeypatch.setattr(attention, name, value)
-        assert not attention.is_plain
-        monkeypatch.undo()
+    other = {
+        "sliding_window": (127, 0),
+        "logits_soft_cap": 30.0,
+        "sinks": torch.zeros(1),
+        "vllm_flash_attn_version": 2,
+    }
+    for name, value in other.items():
+        with monkeypatch.context() as changed:
+            changed.setattr(attention, name, value)
+            assert not attention.is_plain
     backend = AttentionBackendEnum.FLASH_ATTN.get_class()
     assert backend is shared_prefix.SharedPrefixBackend and backend.get_name() == "FLASH_ATTN"
     assert backend.get_builder_cls() is type(builder) and backend.get_impl_cls() is type(attention)
-    AttentionBackendEnum.FLASH_ATTN.clear_override()

@@ -18,8 +18,9 @@ def test_two_parts_are_flash_attention(is_graph):
     for seed in range(3):
         table, lens, starts = (part.cuda() for part in make_step(SAMPLES, 2, seed))
         num_rows = int(starts[-1])
-        queries, cache = draw_tensors(len(lens), "cuda", torch.bfloat16)
+        queries, cache = draw_tensors(len(lens), "cuda", torch.bfloat16, seed)
         metadata = builder.build(0, make_metadata(table, lens, starts))
+        assert metadata.groups.seq_lens.any()  # or there would be but one part
         if not is_graph or seed == 0:
             out = run(attention, queries, cache, metadata)
         if is_graph and seed == 0:

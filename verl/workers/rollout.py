@@ -88,7 +88,19 @@ class RolloutWorker:
         )
         core = self.llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]  # of a client inside
         core.request_block_hasher = hash_prompts_once(core.request_block_hasher)
+        self.tell_shared_prompt_fault()
         self.sleep()
+
+    def tell_shared_prompt_fault(self) -> None:
+        """Says if the engine was to read prompts once and cannot."""
+        if "worker_extension_cls" not in self.engine_kwargs:
+            return
+        for fault in sorted(set(self.llm.collective_rpc("shared_prompt_fault")) - {""}):
+            print(  # noqa: T201
+                f"worker.rollout.shared_prompt=true has no effect: the engine's {fault}, and only FlashAttention 3 on "
+                "Hopper GPUs reads a prompt once; every sample reads its own",
+                flush=True,
+            )
 
     @register(Dispatch.ONE_TO_ALL)
     def sleep(self) -> None:

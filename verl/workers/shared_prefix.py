@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.config import CUDAGraphMode, get_layers_from_vllm_config
+from vllm.config import CUDAGraphMode, VllmConfig, get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.utils.torch_utils import canonicalize_singleton_dim_strides, is_quantized_kv_cache
 from vllm.v1.attention.backend import AttentionType, CommonAttentionMetadata
@@ -106,13 +106,11 @@ class SharedPrefixBuilder(FlashAttentionMetadataBuilder):
     def is_plain(self) -> bool:
         """Whether the layers do nothing that two parts could not do; they are there only once the model is."""
         layers = get_layers_from_vllm_config(self.vllm_config, Attention, self.layer_names)
-        implementations = [layer.impl for layer in layers.values()]
         mode = self.compilation_config.cudagraph_mode
         return (
-            self.aot_schedule  # FlashAttention 3
-            and self.dcp_world_size == 1
+            self.dcp_world_size == 1
             and (mode is None or mode.mixed_mode() != CUDAGraphMode.FULL)  # one graph for steps of both kinds
-            and all(isinstance(one, SharedPrefixAttention) and one.is_plain for one in implementations)
+            and all(map(_is_plain, layers.values()))
         )
 
     def build(
@@ -157,9 +155,10 @@ class SharedPrefixAttention(FlashAttentionImpl):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it attends to all tokens before, without a change of any score."""
+        """Whether it is FlashAttention 3 and attends to all tokens before, without a change of any score."""
         return (
-            self.attn_type == AttentionType.DECODER
+            self.vllm_flash_attn_version == 3
+            and self.attn_type == AttentionType.DECODER
             and self.sliding_window == (-1, -1)
             and self.alibi_slopes is None
             and self.sinks is None
@@ -224,4 +223,16 @@ class SharedPrefixBackend(FlashAttentionBackend):
 
 
 class SharedPrefixWorker:
-    """Nothing; an engine that extends its workers by this class loads this module in each of their processes."""
+    """What an engine extends its workers by, so that each of their processes loads this module."""
+
+    vllm_config: VllmConfig
+
+    def shared_prompt_fault(self) -> str:
+        """Why every sample reads its prompt all the same; empty if a prompt is read once."""
+        layers = get_layers_from_vllm_config(self.vllm_config, Attention).values()
+        others = {layer.get_attn_backend().get_name() for layer in layers if not _is_plain(layer)}
+        return f"attention is {', '.join(sorted(others))}" if others else ""
+
+
+def _is_plain(layer: Any) -> bool:
+    return isinstance(layer.impl, SharedPrefixAttention) and layer.impl.is_plain
