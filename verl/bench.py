@@ -12,7 +12,6 @@ beside those that a run with `--dump ONE.json` took.
 
 # ruff: noqa: T201  a table on the terminal is what this is for
 import argparse
-import itertools
 import json
 import statistics
 import subprocess
@@ -104,6 +103,7 @@ def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str, i
             self._render_ahead()
             self.finish_rendering()  # while nothing is timed: in a run the ranks train meanwhile
             self.unlogged = dict.fromkeys(WITHOUT_PASSES, 0.0)
+            self.trained_step = self.global_step
             return self.unlogged
 
         def _run_passes(self, groups: Any) -> None:
@@ -194,7 +194,7 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
     }
     if not seconds("update_actor"):  # nothing was trained
         whole, forward = seconds("gen"), 0.0
-        rows = dict(itertools.islice(rows.items(), 3))
+        rows = {name: rows[name] for name in ("rollout", "weight sync + wake", "sleep")}
     rows["rest"] = (whole - sum(row[0] for row in rows.values()), 0.0, 0.0, "")
     rows["whole step"] = (whole, inputs if forward else 0.0, 5 * forward, "step")
     return {
@@ -240,8 +240,8 @@ def scale_load(config: Any, num_gpus: int) -> list[str]:
     return [f"{key}={value}" for key, value in scaled.items()]
 
 
-def bench_step(arguments: argparse.Namespace) -> None:
-    """Runs the configured steps and prints the table, then shared against repeated passes over some groups."""
+def run_benchmark(arguments: argparse.Namespace) -> None:
+    """Runs the configured steps and prints the table, then shared against repeated passes, if it ran any."""
     import ray
     import torch
 
@@ -334,7 +334,7 @@ def main(argv: list[str] | None = None) -> int:
     from verl.single_controller import WorkerError
 
     try:
-        bench_step(arguments)
+        run_benchmark(arguments)
     except (ConfigError, DataError, RewardError, WorkerError) as error:
         print(error, file=sys.stderr)
         return 2
