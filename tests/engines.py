@@ -1,5 +1,6 @@
 """Training ranks and the engines beside them, through cycles of sampling and updating as a trainer drives them."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,8 +69,10 @@ def update(actor: WorkerGroup, groups: DataProto, step: int) -> None:
 
 
 def used_gib() -> list[float]:
-    """Memory in use on each GPU, as the driver sees it; nothing without GPUs."""
+    """Memory in use on each visible GPU, as the driver sees it; nothing without GPUs."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        command += [f"--id={visible}"]
     if not torch.cuda.is_available():
         return []
     return [float(line) / 1024 for line in subprocess.run(command, capture_output=True, text=True).stdout.split()]

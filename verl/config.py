@@ -296,8 +296,8 @@ class RolloutConfig:
     """Most tokens in one pass of the engine."""
     max_num_seqs: int = 1024
     """Most responses that the engine writes at the same time."""
-    shared_prompt: bool = False
-    """Whether the engine reads a prompt's keys and values once for its n samples (FlashAttention 3, Hopper GPUs)."""
+    shared_prompt: bool = True
+    """Whether a GPU's engine reads a prompt's keys and values once for its n samples (FlashAttention 3, Hopper)."""
     disable_log_stats: bool = True
     """Whether the engine keeps its statistics to itself."""
     val_override_config: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.5, "n": 1})

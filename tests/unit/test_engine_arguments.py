@@ -31,9 +31,9 @@ def test_engines_of_several_gpus_have_processes_of_their_own_and_talk_over_nccl_
 
 
 @pytest.mark.parametrize(("device", "is_shared"), [("cuda", True), ("cuda", False), ("cpu", True)])
-def test_engines_read_prompts_once_if_asked_to(device, is_shared):
-    engine = engine_of(device, f"worker.rollout.shared_prompt={str(is_shared).lower()}")
-    assert ("worker_extension_cls" in engine) == is_shared
+def test_engines_of_gpus_read_prompts_once_unless_they_shall_not(device, is_shared):
+    engine = engine_of(device, *[] if is_shared else ["worker.rollout.shared_prompt=false"])
+    assert ("worker_extension_cls" in engine) == (is_shared and device == "cuda")
 
 
 @pytest.mark.parametrize("most", [1, 3, 8, 16, 17, 100, 256, 300, 1024])

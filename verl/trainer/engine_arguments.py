@@ -43,6 +43,8 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
     }
     if device == "cuda":
         engine["gpu_memory_utilization"] = rollout.gpu_memory_utilization
+        if rollout.shared_prompt:
+            engine["worker_extension_cls"] = SHARED_PREFIX  # where it has no effect, the engine says so
         compilation: dict[str, Any] = {"cudagraph_capture_sizes": graph_sizes(rollout.max_num_seqs)}
         engine["compilation_config"] = compilation
         if rollout.tensor_parallel_size > 1:
@@ -52,8 +54,6 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
     if rollout.tensor_parallel_size > 1:
         # Processes of its own; inside a placement group vLLM would ask Ray for GPUs, which the bundles hold.
         engine["distributed_executor_backend"] = "mp"
-    if rollout.shared_prompt:
-        engine["worker_extension_cls"] = SHARED_PREFIX  # where it has no effect, the engine says so
     if rollout.limit_images and processor.image_processor is not None:
         engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
     if model.override_config:
