@@ -14,7 +14,9 @@ GB = 1024**3
 NUM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 PIXEL_BYTES = 4  # patches are kept in float32
 BATCH_COPIES = 3  # of what travels: the driver's, the object store's and the rank's
-DEVICE_ALLOWANCE_GB = 2.0  # CUDA context, NCCL's buffers, what the allocator cannot reuse
+GPU_ALLOWANCE_GB = 8.0
+"""Of a GPU beside a phase's tensors: contexts of rank and sleeping engine with NCCL's buffers (5.5 GiB measured), and
+what the allocator keeps without use; together 4.7 to 9.0 GiB at Qwen2.5-VL-3B's size on one and on four GPUs."""
 LOGIT_CHUNK_GB = 1.0  # logits of one chunk; its gradient takes their place, the product before it the same again
 PROCESS_GB = {"driver": 1.0, "rank": 1.2, "engine": 2.5, "scoring": 0.7}  # interpreter, libraries, tokenizer
 
@@ -58,7 +60,7 @@ class DataShape:
 
 @dataclass(frozen=True)
 class Phase:
-    """Memory of one phase of a step: of each rank's device, and of each machine beside its devices, in GiB."""
+    """Memory of one phase of a step, in GiB: tensors of each rank's device, and each machine beside its devices."""
 
     name: str
     device_gb: float
@@ -117,7 +119,7 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
         ("update", kept + gathered + update + logits, processes + batch + patches),
     ]
     waiting *= per_machine
-    return [Phase(name, device / GB + DEVICE_ALLOWANCE_GB, (host + waiting) / GB) for name, device, host in phases]
+    return [Phase(name, device / GB, (host + waiting) / GB) for name, device, host in phases]
 
 
 def _critic_bytes(config: Config, model: ModelShape) -> tuple[float, float]:

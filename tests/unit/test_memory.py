@@ -9,8 +9,17 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from verl.config import Config
 from verl.config_loading import load_config
-from verl.memory import DEVICE_ALLOWANCE_GB, GB, DataShape, ModelShape, estimate_memory, measure_data, measure_model
-from verl.trainer.dry_run import host_memory_warning
+from verl.memory import (
+    GB,
+    GPU_ALLOWANCE_GB,
+    DataShape,
+    ModelShape,
+    Phase,
+    estimate_memory,
+    measure_data,
+    measure_model,
+)
+from verl.trainer.dry_run import advise_budget, host_memory_warning
 from verl.trainer.model_checks import measure_checked_model
 
 # A thousand million parameters, 100 million of them in a tower, layers of 20 million, 200 million outside of layers.
@@ -32,12 +41,10 @@ def host_gb(phase: str, *arguments: str, data: DataShape = DATA) -> float:
 
 def test_what_a_rank_keeps_is_its_share_of_policy_reference_and_states():
     # Four ranks, bf16: policy 2 GB, reference 2 GB, three states 6 GB; the whole model of 2 GB while loading.
-    assert device_gb("load") == pytest.approx((10 / 4 + 2) * 1e9 / GB + DEVICE_ALLOWANCE_GB)
-    assert device_gb("load", "algorithm.disable_kl=true") == pytest.approx(
-        (8 / 4 + 2) * 1e9 / GB + DEVICE_ALLOWANCE_GB
-    )
+    assert device_gb("load") == pytest.approx((10 / 4 + 2) * 1e9 / GB)
+    assert device_gb("load", "algorithm.disable_kl=true") == pytest.approx((8 / 4 + 2) * 1e9 / GB)
     # float32: policy and reference 4 GB each, two states 8 GB, the whole model 4 GB.
-    assert device_gb("load", *GRADIENTS_OFF) == pytest.approx((16 / 4 + 4) * 1e9 / GB + DEVICE_ALLOWANCE_GB)
+    assert device_gb("load", *GRADIENTS_OFF) == pytest.approx((16 / 4 + 4) * 1e9 / GB)
     frozen = device_gb("load", "worker.actor.model.freeze_vision_tower=true")
     assert device_gb("load") - frozen == pytest.approx(3 * 0.1e9 * 2 / 4 / GB)
 
@@ -45,7 +52,7 @@ def test_what_a_rank_keeps_is_its_share_of_policy_reference_and_states():
 def test_adapters_have_small_states_and_no_reference_and_offloading_moves_to_the_host():
     adapters = 64 * 30 * (9 * 1000 + 3 * 4000 + 512)
     assert device_gb("load", "worker.actor.model.lora.rank=64") == pytest.approx(
-        (2e9 + 3 * adapters * 2) / 4 / GB + 2e9 / GB + DEVICE_ALLOWANCE_GB
+        (2e9 + 3 * adapters * 2) / 4 / GB + 2e9 / GB
     )
     away = ["worker.actor.offload.offload_params=true", "worker.actor.offload.offload_optimizer=true"]
     moved = (2e9 + 6e9) / 4 / GB
@@ -98,7 +105,7 @@ def papers_model() -> ModelShape:
 def test_the_papers_run_fits_its_gpus(papers_model):
     assert papers_model.parameters == pytest.approx(3.75e9, rel=0.01)
     phases = estimate_memory(Config(), papers_model, DATA)
-    assert all(phase.device_gb < 80 for phase in phases)
+    assert all(phase.device_gb + GPU_ALLOWANCE_GB < 80 for phase in phases)
 
 
 def test_an_update_measured_on_one_gpu_is_met(papers_model):
@@ -110,8 +117,35 @@ def test_an_update_measured_on_one_gpu_is_met(papers_model):
     states = 3 * papers_model.parameters * 2 / GB
     sharding = (3 * papers_model.largest_block + 2 * papers_model.root) * 2 / GB
     sharding += (papers_model.largest_block + papers_model.root) * 4 / GB
-    alone = phases["update"].device_gb - states - sharding - DEVICE_ALLOWANCE_GB
+    alone = phases["update"].device_gb - states - sharding
     assert alone == pytest.approx(28.5, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "passes_gib", "update_gib"), [(1, 47.0, 72.6), (4, 23.3, 42.2)], ids=["one", "four"]
+)
+def test_a_benchmark_measured_on_gpus_is_met(papers_model, num_gpus, passes_gib, update_gib):
+    """Highest use of a GPU as the driver saw it in `verl.bench step` with bench_3b_h100.yaml."""
+    arguments = ["config=configs/bench_3b_h100.yaml", *EXISTING, "worker.actor.model.model_path=owner/name"]
+    arguments += [f"trainer.n_gpus_per_node={num_gpus}", "worker.actor.global_batch_size=128"]
+    config, data = load_config(arguments), DataShape(100_000.0, 2436.0, 2436)
+    phases = {phase.name: phase.device_gb for phase in estimate_memory(config, papers_model, data)}
+    assert phases["log-probs"] + GPU_ALLOWANCE_GB == pytest.approx(passes_gib, rel=0.08)
+    assert phases["update"] + GPU_ALLOWANCE_GB == pytest.approx(update_gib, rel=0.03)
+
+
+def test_what_an_update_leaves_of_a_gpu_is_offered_to_activations():
+    phases = [Phase("log-probs", 70.0, 0.0), Phase("update", 50.0, 0.0)]
+
+    def advice(*arguments: str, gpu_gb: float = 80.0) -> list[str]:
+        config = load_config([*EXISTING, *(f"worker.actor.model.{argument}" for argument in arguments)])
+        return advise_budget(config, phases, gpu_gb)
+
+    said = "The update leaves 22.0 GiB: worker.actor.model.activation_budget_gb={} would"  # 80 - 50 - 8
+    assert advice()[0].startswith(said.format(18))  # 0.95 x 80 - 58
+    assert advice("activation_budget_gb=7")[0].startswith(said.format(25))
+    assert not advice("enable_gradient_checkpointing=false")
+    assert not advice(gpu_gb=61.0) and not advice(gpu_gb=40.0)
 
 
 def test_data_are_measured_over_all_prompts():

@@ -1,6 +1,7 @@
 """`trainer.dry_run=true`: what a run would do and need, and its first prompts, without starting anything."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,11 +12,13 @@ from verl.batching import plan_micro_batches
 from verl.config import Config
 from verl.config_loading import config_to_dict
 from verl.dataset import Prompt, RLHFDataset
-from verl.memory import DataShape, ModelShape, Phase, estimate_memory, measure_data
+from verl.memory import GPU_ALLOWANCE_GB, DataShape, ModelShape, Phase, estimate_memory, measure_data
 from verl.qwen_vl import Grid, upright_size
 
 NUM_SHOWN = 3
 NUM_SAMPLED_IMAGES = 64
+USED_SHARE = 0.95
+"""Of a GPU, by an advice; the rest is for what the estimate misses."""
 GB = 1024**3
 
 
@@ -28,7 +31,11 @@ def print_dry_run(
 ) -> None:
     """Prints the resolved configuration, the steps, the arithmetic of a batch, the memory and the first prompts."""
     print(json.dumps(config_to_dict(config), indent=2))  # noqa: T201
-    lines = [*describe_steps(config, len(train_set), num_steps), *describe_batch(config), *describe_memory(phases)]
+    lines = [
+        *describe_steps(config, len(train_set), num_steps),
+        *describe_batch(config),
+        *describe_memory(config, phases),
+    ]
     print("\n".join(["", *lines]))  # noqa: T201
     for index in range(min(NUM_SHOWN, len(train_set))):
         print("\n" + describe_prompt(train_set, index, score_gold(train_set[index])))  # noqa: T201
@@ -78,16 +85,33 @@ def describe_batch(config: Config) -> list[str]:
     return lines
 
 
-def describe_memory(phases: list[Phase]) -> list[str]:
-    """A table of the phases, and what this machine has."""
+def describe_memory(config: Config, phases: list[Phase]) -> list[str]:
+    """A table of the phases, what this machine has, and what the update would leave of its GPU."""
     memory = psutil.virtual_memory()
+    allowance = 0.0 if config.trainer.device == "cpu" else GPU_ALLOWANCE_GB
     lines = ["Memory, estimated:          each rank's device   each machine beside devices"]
-    lines += [f"  {phase.name:<22}{phase.device_gb:>16.1f} GiB {phase.host_gb:>20.1f} GiB" for phase in phases]
+    lines += [
+        f"  {phase.name:<22}{phase.device_gb + allowance:>16.1f} GiB {phase.host_gb:>20.1f} GiB" for phase in phases
+    ]
     lines.append(f"This machine has {memory.total / GB:.1f} GiB, {memory.available / GB:.1f} GiB of them free")
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and config.trainer.device != "cpu":
         free, total = torch.cuda.mem_get_info()
         lines.append(f"Its first GPU has {total / GB:.1f} GiB, {free / GB:.1f} GiB of them free")
+        lines += advise_budget(config, phases, total / GB)
     return lines
+
+
+def advise_budget(config: Config, phases: list[Phase], gpu_gb: float) -> list[str]:
+    """A larger worker.actor.model.activation_budget_gb, if the update leaves that much of such a GPU."""
+    model = config.worker.actor.model
+    needed = next(phase.device_gb for phase in phases if phase.name == "update") + GPU_ALLOWANCE_GB
+    budget = math.floor(model.activation_budget_gb + USED_SHARE * gpu_gb - needed)
+    if not model.enable_gradient_checkpointing or budget <= model.activation_budget_gb:
+        return []
+    return [
+        f"The update leaves {gpu_gb - needed:.1f} GiB: worker.actor.model.activation_budget_gb={budget} would compute "
+        "fewer activations a second time"
+    ]
 
 
 def host_memory_warning(phases: list[Phase], is_on_cpu: bool, ranks_per_machine: int) -> str | None:
