@@ -1,10 +1,11 @@
 """`python -m verl.bench step --config configs/bench_3b_h100.yaml [a.b=value ...]`: where a training step's time goes.
 
 Runs the real trainer (Ray, FSDP2, vLLM) on random images and prompts filled to data.max_prompt_length, with responses
-of exactly data.max_response_length tokens, and prints one table. Every choice is a key of the configuration, so a run
-with another value is a row of an ablation. A model folder of RANDOM_MODELS is made on the spot.
+of exactly data.max_response_length tokens, and prints one table. Every choice is a key of the configuration. A model
+folder of RANDOM_MODELS is made on the spot.
 
 `python -m verl.bench rollout` leaves the passes out: a quick look at what a choice of the engine's is worth.
+`python -m verl.bench ablation` undoes one choice after the other, each in a run of its own: one row of a table.
 
 `--gpus 4` gives each of four GPUs the load that the configuration gives one, and `--against ONE.json` sets the times
 beside those that a run with `--dump ONE.json` took.
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from verl import bench_inputs
+from verl.bench_ablation import UNDONE, run_ablation
 from verl.bench_inputs import RANDOM_MODELS, describe_random_model, draw_weights, score_by_digest, write_rows
 
 FLOOR_FLOPS = 800e12
@@ -317,8 +319,11 @@ def print_ratio(trainer: Any, num_groups: int) -> dict[str, dict[str, float]]:
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and runs the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m verl.bench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["step", "rollout"])
+    parser.add_argument("what", choices=["step", "rollout", "ablation"])
     parser.add_argument("--config", required=True)
+    parser.add_argument(
+        "--undo", choices=list(UNDONE), action="append", help="a row of an ablation; all if none is named"
+    )
     parser.add_argument("--image", default="800x600", help="width x height of the pictures")
     parser.add_argument(
         "--ratio_groups", type=int, default=16, help="groups of a rank for shared against repeated; 0: skip it"
@@ -328,6 +333,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dump", help="JSON file for everything that was measured")
     parser.add_argument("overrides", nargs="*", help="keys of the configuration, a.b=value")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.what == "ablation":
+        step = ["--config", arguments.config, "--image", arguments.image, *arguments.overrides]
+        step += ["--gpus", str(arguments.gpus)] if arguments.gpus else []
+        return run_ablation(step, arguments.undo or list(UNDONE), arguments.dump)
     from verl.config import ConfigError
     from verl.dataset import DataError
     from verl.reward import RewardError

@@ -31,3 +31,17 @@ def test_every_phase_of_a_step_has_its_row(tmp_path, what, phases):
     if what == "step":
         assert all(table[name]["seconds"] > 0 for name in PASSES)
         assert result["steps"][-1]["actor/grad_norm"] > 0
+
+
+def test_an_ablation_has_a_row_for_each_choice_that_it_undoes(tmp_path):
+    name, dump = "prompts and images repeated", tmp_path / "rows.json"
+    command = [sys.executable, "-m", "verl.bench", "ablation", "--config", "configs/bench_toy_cpu.yaml"]
+    command += ["--image", "112x112", "--undo", name, "--dump", str(dump)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(dump.read_text())
+    assert list(rows) == ["as configured", name]
+    whole = [row["table"]["whole step"]["seconds"] for row in rows.values()]
+    printed = done.stdout.splitlines()[-2:]
+    assert [line.split()[-1] for line in printed] == ["1.00", f"{whole[1] / whole[0]:.2f}"]
+    assert printed[1].startswith(name)

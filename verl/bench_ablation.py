@@ -1,0 +1,72 @@
+"""`python -m verl.bench ablation --config FILE [a.b=value ...]`: what each choice of the trainer is worth.
+
+Every row is a run of `verl.bench step` in processes of its own, with one choice undone.
+"""
+
+# ruff: noqa: T201  a table on the terminal is what this is for
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+AS_CONFIGURED = "as configured"
+UNDONE = {
+    "prompts and images repeated": ("worker.actor.shared_prompt=false", "worker.actor.images_once=false"),
+    "no activations kept": ("worker.actor.model.activation_budget_gb=0",),
+    "layers not fused": ("worker.actor.model.use_fused_layers=false",),
+    "prompts read by every sample": ("worker.rollout.shared_prompt=false",),
+    "no CUDA graphs": ("worker.rollout.enforce_eager=true",),
+}
+"""Rows, and the keys that undo a choice; later keys win over earlier ones."""
+COLUMNS = ("rollout", "old", "reference", "update", "whole step")
+
+
+def run_ablation(step: Sequence[str], names: Sequence[str], dump: str | None = None) -> int:
+    """Runs the rows, prints the table of seconds, and returns 2 if any of them failed.
+
+    Args:
+        step: arguments of `verl.bench step` for all rows.
+        names: of UNDONE; the first row is the run with nothing undone.
+        dump: JSON file for the tables of all rows, or why there is none; written after each row.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for name in (AS_CONFIGURED, *names):
+        print(f"{name} ...", flush=True)
+        results[name] = _run_row([*step, *UNDONE.get(name, ())])
+        if fault := results[name].get("fault"):
+            print(fault, flush=True)
+        if dump:
+            Path(dump).write_text(json.dumps(results, indent=1))
+    print("\n".join(["", *format_rows(results)]))
+    return 2 if any("fault" in result for result in results.values()) else 0
+
+
+def _run_row(step: Sequence[str]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "step.json"
+        command = [sys.executable, "-m", "verl.bench", "step", *step, "--ratio_groups", "0", "--dump", str(file)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        if done.returncode or not file.exists():
+            return {"fault": f"ended with code {done.returncode}:\n{done.stdout[-2000:]}"}
+        result = json.loads(file.read_text())
+        return {key: result[key] for key in ("device", "table")}
+
+
+def format_rows(results: dict[str, dict[str, Any]]) -> list[str]:
+    """One line per row, with the time of its step as a multiple of the first row's."""
+    width = max(map(len, results)) + 1
+    lines = [f"{'seconds':{width}s}" + "".join(f"{column:>14s}" for column in (*COLUMNS, "times"))]
+    whole = None
+    for name, result in results.items():
+        table = result.get("table")
+        if table is None:
+            lines.append(f"{name:{width}s}  failed")
+            continue
+        seconds = [table[column]["seconds"] for column in COLUMNS]
+        whole = seconds[-1] if name == AS_CONFIGURED else whole
+        times = f"{seconds[-1] / whole:.2f}" if whole else ""
+        lines.append(f"{name:{width}s}" + "".join(f"{value:14.2f}" for value in seconds) + f"{times:>14s}")
+    return lines
