@@ -333,6 +333,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dump", help="JSON file for everything that was measured")
     parser.add_argument("overrides", nargs="*", help="keys of the configuration, a.b=value")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.undo and arguments.what != "ablation":
+        parser.error("--undo names rows of an ablation; give the key itself, a.b=value")
+    if arguments.against and arguments.what == "ablation":
+        parser.error("--against is of one run; an ablation compares its rows with its first")
     if arguments.what == "ablation":
         step = ["--config", arguments.config, "--image", arguments.image, *arguments.overrides]
         step += ["--gpus", str(arguments.gpus)] if arguments.gpus else []

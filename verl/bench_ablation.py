@@ -27,19 +27,23 @@ COLUMNS = ("rollout", "old", "reference", "update", "whole step")
 def run_ablation(step: Sequence[str], names: Sequence[str], dump: str | None = None) -> int:
     """Runs the rows, prints the table of seconds, and returns 2 if any of them failed.
 
+    When the first fails, there is nothing to compare the others with, and they are not run.
+
     Args:
         step: arguments of `verl.bench step` for all rows.
         names: of UNDONE; the first row is the run with nothing undone.
-        dump: JSON file for the tables of all rows, or why there is none; written after each row.
+        dump: JSON file for what each row's own --dump holds, or its fault; written after each row.
     """
     results: dict[str, dict[str, Any]] = {}
     for name in (AS_CONFIGURED, *names):
         print(f"{name} ...", flush=True)
         results[name] = _run_row([*step, *UNDONE.get(name, ())])
-        if fault := results[name].get("fault"):
-            print(fault, flush=True)
         if dump:
             Path(dump).write_text(json.dumps(results, indent=1))
+        if fault := results[name].get("fault"):
+            print(fault, flush=True)
+            if name == AS_CONFIGURED:
+                return 2
     print("\n".join(["", *format_rows(results)]))
     return 2 if any("fault" in result for result in results.values()) else 0
 
@@ -51,22 +55,18 @@ def _run_row(step: Sequence[str]) -> dict[str, Any]:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         if done.returncode or not file.exists():
             return {"fault": f"ended with code {done.returncode}:\n{done.stdout[-2000:]}"}
-        result = json.loads(file.read_text())
-        return {key: result[key] for key in ("device", "table")}
+        return json.loads(file.read_text())
 
 
 def format_rows(results: dict[str, dict[str, Any]]) -> list[str]:
     """One line per row, with the time of its step as a multiple of the first row's."""
     width = max(map(len, results)) + 1
     lines = [f"{'seconds':{width}s}" + "".join(f"{column:>14s}" for column in (*COLUMNS, "times"))]
-    whole = None
+    whole = results[AS_CONFIGURED]["table"]["whole step"]["seconds"]
     for name, result in results.items():
-        table = result.get("table")
-        if table is None:
+        if "fault" in result:
             lines.append(f"{name:{width}s}  failed")
             continue
-        seconds = [table[column]["seconds"] for column in COLUMNS]
-        whole = seconds[-1] if name == AS_CONFIGURED else whole
-        times = f"{seconds[-1] / whole:.2f}" if whole else ""
-        lines.append(f"{name:{width}s}" + "".join(f"{value:14.2f}" for value in seconds) + f"{times:>14s}")
+        seconds = [result["table"][column]["seconds"] for column in COLUMNS]
+        lines.append(f"{name:{width}s}" + "".join(f"{value:14.2f}" for value in (*seconds, seconds[-1] / whole)))
     return lines

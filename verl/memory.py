@@ -68,7 +68,7 @@ class Phase:
 
 
 def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[Phase]:
-    """The phases of a run and the memory of each.
+    """The phases of a run and the memory of each; a GPU needs GPU_ALLOWANCE_GB beside.
 
     device, kept: policy Nb/W + reference Nb/W + optimizer Nb/W times 2 (adamw) or 3 (adamw_bf16: moments and
         compensation), b of worker.actor.fsdp.torch_dtype; gradients and states only of what is trained, and no

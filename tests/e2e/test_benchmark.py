@@ -41,6 +41,8 @@ def test_an_ablation_has_a_row_for_each_choice_that_it_undoes(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(dump.read_text())
     assert list(rows) == ["as configured", name]
+    shared = [row["config"]["worker"]["actor"]["shared_prompt"] for row in rows.values()]
+    assert shared == [True, False]
     whole = [row["table"]["whole step"]["seconds"] for row in rows.values()]
     printed = done.stdout.splitlines()[-2:]
     assert [line.split()[-1] for line in printed] == ["1.00", f"{whole[1] / whole[0]:.2f}"]

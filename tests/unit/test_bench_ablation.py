@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from verl import bench_ablation
+from verl.bench import main
 from verl.bench_ablation import AS_CONFIGURED, COLUMNS, UNDONE, format_rows, run_ablation
 from verl.config_loading import load_config
 
@@ -13,24 +16,19 @@ def table(whole: float) -> dict:
     return {"table": {column: {"seconds": whole if column == "whole step" else 1.0} for column in COLUMNS}}
 
 
-def test_each_choice_is_undone_whatever_was_configured():
-    assert len(UNDONE) == 5
-    for keys in UNDONE.values():
-        kept = [f"{key.partition('=')[0]}={other}" for key, other in zip(keys, ("true", "true"), strict=False)]
-        kept = ["worker.actor.model.activation_budget_gb=9" if "budget" in key else key for key in kept]
-        undone = load_config([*FILES, *kept, *keys])
-        assert undone == load_config([*FILES, *keys])
-        assert undone != load_config(
-            [*FILES, *(key.replace("enforce_eager=true", "enforce_eager=false") for key in kept)]
-        )
+@pytest.mark.parametrize("name", UNDONE)
+def test_a_choice_is_undone_whatever_was_configured(name):
+    keys = [key.partition("=")[::2] for key in UNDONE[name]]
+    others = {"true": "false", "false": "true", "0": "9"}
+    chosen = load_config([*FILES, *(f"{key}={others[value]}" for key, value in keys)])
+    undone = load_config([*FILES, *(f"{key}={others[value]}" for key, value in keys), *UNDONE[name]])
+    assert undone == load_config([*FILES, *UNDONE[name]]) != chosen
 
 
 def test_rows_are_multiples_of_the_first_and_a_failed_one_says_so():
     lines = format_rows({AS_CONFIGURED: table(4.0), "layers not fused": table(6.0), "no CUDA graphs": {"fault": "x"}})
     assert [line.split()[-1] for line in lines] == ["times", "1.00", "1.50", "failed"]
     assert lines[2].split()[-3:] == ["1.00", "6.00", "1.50"]
-    alone = format_rows({AS_CONFIGURED: {"fault": "x"}, "layers not fused": table(6.0)})
-    assert alone[1].endswith("failed") and alone[2].split()[-1] == "6.00"
 
 
 def test_a_row_that_fails_costs_none_of_the_others(tmp_path, monkeypatch, capsys):
@@ -43,6 +41,25 @@ def test_a_row_that_fails_costs_none_of_the_others(tmp_path, monkeypatch, capsys
     assert list(json.loads(dump.read_text())) == [AS_CONFIGURED, "no CUDA graphs", "layers not fused"]
     assert "out of memory" in capsys.readouterr().out
     assert run_ablation(["a=b"], ["layers not fused"]) == 0
+
+
+def test_without_the_first_row_there_is_nothing_to_compare(tmp_path, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(bench_ablation, "_run_row", lambda step: given.append(step) or {"fault": "no GPU"})
+    dump = tmp_path / "rows.json"
+    assert run_ablation(["a=b"], list(UNDONE), str(dump)) == 2
+    assert given == [["a=b"]] and "no GPU" in capsys.readouterr().out
+    assert json.loads(dump.read_text()) == {AS_CONFIGURED: {"fault": "no GPU"}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["step", "--undo", "no CUDA graphs"], "a.b=value"), (["ablation", "--against", "one.json"], "one run")],
+)
+def test_arguments_of_the_other_benchmark_are_refused(arguments, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--config", "configs/bench_toy_cpu.yaml"])
+    assert caught.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_what_a_row_dies_of_is_shown():

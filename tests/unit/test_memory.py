@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +20,7 @@ from verl.memory import (
     measure_data,
     measure_model,
 )
-from verl.trainer.dry_run import advise_budget, host_memory_warning
+from verl.trainer.dry_run import advise_budget, describe_memory, host_memory_warning
 from verl.trainer.model_checks import measure_checked_model
 
 # A thousand million parameters, 100 million of them in a tower, layers of 20 million, 200 million outside of layers.
@@ -148,6 +149,19 @@ def test_what_an_update_leaves_of_a_gpu_is_offered_to_activations():
     assert not advice(gpu_gb=61.0) and not advice(gpu_gb=40.0)
 
 
+@pytest.mark.parametrize(
+    ("device", "allowance"), [("cpu", 0.0), ("cuda", GPU_ALLOWANCE_GB), ("auto", GPU_ALLOWANCE_GB)]
+)
+def test_a_dry_run_counts_what_a_gpu_needs_beside_tensors_and_says_what_it_leaves(monkeypatch, device, allowance):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (70 * GB, 80 * GB))
+    config = load_config([*EXISTING, f"trainer.device={device}"])
+    lines = describe_memory(config, [Phase("update", 50.0, 3.0)])
+    assert lines[1].split()[:2] == ["update", f"{50 + allowance:.1f}"]
+    assert any("activation_budget_gb=18" in line for line in lines) == (device != "cpu")
+    assert any("80.0 GiB, 70.0 GiB of them free" in line for line in lines) == (device != "cpu")
+
+
 def test_data_are_measured_over_all_prompts():
     grids = [[(1, 8, 8)], [], [(1, 4, 4), (1, 8, 8)]]
     assert measure_data(grids, [100, 300]) == DataShape(200.0, 48.0, 80)
@@ -157,3 +171,10 @@ def test_too_little_host_memory_is_said_with_what_to_lower():
     phases = estimate_memory(Config(), MODEL, dataclasses.replace(DATA, mean_image_bytes=1e9))
     warning = host_memory_warning(phases, False, 4)
     assert warning is not None and "data.rollout_batch_size" in warning
+
+
+def test_ranks_without_gpus_share_the_machines_memory_and_need_nothing_else():
+    half = psutil.virtual_memory().total / GB / 2
+    assert host_memory_warning([Phase("update", half - 0.1, 0.0)], True, 2) is None
+    assert host_memory_warning([Phase("update", half + 0.1, 0.0)], True, 2) is not None
+    assert host_memory_warning([Phase("update", half + 0.1, 0.0)], False, 2) is None
