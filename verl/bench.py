@@ -221,10 +221,32 @@ def print_table(table: dict[str, dict[str, Any]]) -> None:
         print(f"{name:20s}{cells}", flush=True)
 
 
+def read_table(file: str) -> dict[str, dict[str, Any]]:
+    """The table of a run with `--dump`, read before anything is measured to be set beside it."""
+    try:
+        return json.loads(Path(file).read_text())["table"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{file} is not what a step or rollout wrote with --dump: {error}") from None
+
+
+def file_to_read(file: str) -> str:
+    """The file, which must be there."""
+    if not Path(file).is_file():
+        raise argparse.ArgumentTypeError(f"{file}: there is no such file")
+    return file
+
+
+def file_to_write(file: str) -> str:
+    """The file, whose folder must be there before hours of measuring are over."""
+    if not Path(file).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{file}: there is no folder {Path(file).parent}; make it first")
+    return file
+
+
 def add_times(table: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> None:
     """Adds how many `times` as long each phase took as in another table."""
     for name, row in table.items():
-        seconds = other[name]["seconds"]
+        seconds = other[name]["seconds"] if name in other else 0.0
         row["times"] = round(row["seconds"] / seconds, 3) if seconds else None
 
 
@@ -290,7 +312,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
         name = f"{config.num_ranks} x {name}"
         print(f"\n{name}: {len(recorder.steps)} steps, medians of those after the first; loading {load_s:.0f} s")
         if arguments.against:
-            add_times(table, json.loads(Path(arguments.against).read_text())["table"])
+            add_times(table, arguments.against)
         print_table(table)
         result = {"device": name, "config": config_to_dict(config), "table": table, "steps": recorder.steps}
         if dump:
@@ -320,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parses the command line and runs the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m verl.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["step", "rollout", "ablation"])
-    parser.add_argument("--config", required=True)
+    parser.add_argument("--config", required=True, type=file_to_read)
     parser.add_argument(
         "--undo", choices=list(UNDONE), action="append", help="a row of an ablation; all if none is named"
     )
@@ -329,8 +351,10 @@ def main(argv: list[str] | None = None) -> int:
         "--ratio_groups", type=int, default=16, help="groups of a rank for shared against repeated; 0: skip it"
     )
     parser.add_argument("--gpus", type=int, help="GPUs of this machine that have the configuration's load of one each")
-    parser.add_argument("--against", help="what a run with --dump wrote; each phase's time as a multiple of its time")
-    parser.add_argument("--dump", help="JSON file for everything that was measured")
+    parser.add_argument(
+        "--against", type=read_table, help="what a run with --dump wrote; each phase's time as a multiple of its time"
+    )
+    parser.add_argument("--dump", type=file_to_write, help="JSON file for everything that was measured")
     parser.add_argument("overrides", nargs="*", help="keys of the configuration, a.b=value")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.undo and arguments.what != "ablation":

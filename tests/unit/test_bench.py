@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from verl.bench import add_times, scale_load
+from verl.bench import add_times, main, scale_load
 from verl.config_loading import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+TOY = str(CONFIGS / "bench_toy_cpu.yaml")
 FILES = ["data.train_files=owner/name", "data.val_files=owner/name"]
 
 
@@ -28,7 +29,34 @@ def test_every_gpu_has_the_load_of_one(num_gpus):
     assert again == one
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "No such file"), ("{", "Expecting"), ("[]", "list indices"), ('{"as configured": {}}', "table")],
+)
+def test_a_table_to_compare_with_is_read_before_anything_is_measured(tmp_path, capsys, text, words):
+    other = tmp_path / "one.json"
+    if text is not None:
+        other.write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        main(["step", "--config", TOY, "--against", str(other)])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and "one.json is not what" in said and words in said
+
+
+def test_a_configuration_that_is_not_there_is_named(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["step", "--config", "no_such.yaml"])
+    assert caught.value.code == 2 and "no_such.yaml: there is no such file" in capsys.readouterr().err
+
+
+def test_a_dump_has_a_folder_before_anything_is_measured(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["ablation", "--config", TOY, "--dump", str(tmp_path / "new" / "rows.json")])
+    assert "there is no folder" in capsys.readouterr().err
+
+
 def test_times_are_multiples_of_the_other_tables():
     table = {"rollout": {"seconds": 3.0}, "sleep": {"seconds": 0.1}}
-    add_times(table, {"rollout": {"seconds": 2.0}, "sleep": {"seconds": 0.0}})
-    assert table["rollout"]["times"] == 1.5 and table["sleep"]["times"] is None
+    table["update"] = {"seconds": 4.0}
+    add_times(table, {"rollout": {"seconds": 2.0}, "sleep": {"seconds": 0.0}})  # of a rollout alone
+    assert table["rollout"]["times"] == 1.5 and table["sleep"]["times"] is table["update"]["times"] is None

@@ -1,6 +1,7 @@
 """The table of an ablation, and rows that fail."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -56,9 +57,12 @@ def test_without_the_first_row_there_is_nothing_to_compare(tmp_path, monkeypatch
     ("arguments", "words"),
     [(["step", "--undo", "no CUDA graphs"], "a.b=value"), (["ablation", "--against", "one.json"], "one run")],
 )
-def test_arguments_of_the_other_benchmark_are_refused(arguments, words, capsys):
+def test_arguments_of_the_other_benchmark_are_refused(arguments, words, tmp_path, monkeypatch, capsys):
+    root = Path.cwd()
+    monkeypatch.chdir(tmp_path)
+    Path("one.json").write_text(json.dumps(table(1.0)))
     with pytest.raises(SystemExit) as caught:
-        main([*arguments, "--config", "configs/bench_toy_cpu.yaml"])
+        main([*arguments, "--config", str(root / "configs" / "bench_toy_cpu.yaml")])
     assert caught.value.code == 2 and words in capsys.readouterr().err
 
 
