@@ -63,7 +63,7 @@ def test_several_gpus_learn_what_one_does(data, tmp_path, num_gpus):
     levels = {}
     for number in (1, num_gpus):
         run = tmp_path / f"run_{number}"
-        finish(start(data, run, *on(number), *LEARNING), run, timeout_s=200)
+        finish(start(data, run, *on(number), *LEARNING), run, timeout_s=300)
         levels[number] = check_rise(metrics(run))
         steps = [row["timing_s/step"] for _, row in sorted(metrics(run).items())]
         print(f"{number} GPUs: seconds a step {steps}", file=sys.stderr)
@@ -82,6 +82,6 @@ def test_a_killed_rank_is_named_and_the_run_goes_on(data, tmp_path):
     print(f"ended {time.monotonic() - killed:.1f} s after the kill: {message[:200]}", file=sys.stderr)
     assert "actor rank 1 of 2" in message and "died" in message
     done = max(metrics(run))
-    output = finish(start(data, run, *on(2), eager, f"trainer.max_steps={done + 2}"), run, timeout_s=120)
+    output = finish(start(data, run, *on(2), eager, f"trainer.max_steps={done + 2}"), run, timeout_s=240)
     assert "Resumed step" in output
     assert sorted(metrics(run)) == list(range(1, done + 3))
