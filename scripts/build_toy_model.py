@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--examine_rows", type=int, default=512)
     parser.add_argument("--save_at", type=float, nargs="*", default=[0.55, 0.65, 0.75], help="greedy accuracies")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are forked

@@ -87,6 +87,8 @@ def _join(
     limit: datetime.timedelta,
     with_host_memory: bool,
 ) -> DeviceMesh:
+    if device.type == "cuda":
+        torch.cuda.init()  # the mesh would otherwise guess which GPU is this rank's
     backend = "gloo" if device.type != "cuda" else "cpu:gloo,cuda:nccl" if with_host_memory else "nccl"
     dist.init_process_group(
         backend,

@@ -75,7 +75,7 @@ def load_run_processor(config: Config) -> Any:
 
 
 def threads_per_rank(config: Config) -> int:
-    """Threads that one rank may prepare images in: its part of this machine's processors."""
+    """Threads that one rank may compute in: its part of this machine's processors."""
     return max(1, len(os.sched_getaffinity(0)) // config.trainer.n_gpus_per_node)
 
 

@@ -3,6 +3,10 @@
 import sys
 from collections.abc import Mapping
 
+import pytest
+import torch
+
+NUM_GPUS = torch.cuda.device_count()
 ON_GPU = [
     "trainer.device=cuda",
     "trainer.n_gpus_per_node=1",
@@ -20,6 +24,11 @@ LEARNING = [
     "trainer.max_steps=10",
     "trainer.save_freq=-1",
 ]
+ROLES = ("actor", "critic", "ref")
+ALWAYS = [f"worker.{role}.fsdp.enable_cpu_offload=true" for role in ROLES]
+RELEASED = ["worker.actor.offload.offload_params=true", "worker.actor.offload.offload_optimizer=true"]
+RELEASED += ["worker.ref.fsdp.enable_cpu_offload=true"]
+"""What the released recipe lets wait in host memory between passes, and keep there always."""
 NUM_AVERAGED = 3
 SMALLEST_RISE = 0.03
 
@@ -31,3 +40,9 @@ def check_rise(rows: Mapping[int, Mapping[str, float]]) -> tuple[float, float]:
     first, last = (sum(part) / NUM_AVERAGED for part in (rewards[:NUM_AVERAGED], rewards[-NUM_AVERAGED:]))
     assert last > first + SMALLEST_RISE
     return first, last
+
+
+def counts(*numbers: int) -> list:
+    """Numbers of ranks; those for which there are too few GPUs are skipped."""
+    lacks = "needs {} GPUs on this machine; {} visible"
+    return [pytest.param(n, marks=pytest.mark.skipif(n > NUM_GPUS, reason=lacks.format(n, NUM_GPUS))) for n in numbers]

@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.training import finish, make_data, metrics, start
 from tests.engines import check_cycles, workers
-from tests.gpu import BF16, LEARNING, ON_GPU, SHORT, check_rise
+from tests.gpu import ALWAYS, BF16, LEARNING, ON_GPU, RELEASED, SHORT, check_rise
 
 pytestmark = pytest.mark.gpu
 
@@ -20,11 +20,16 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("choices", "num_cycles"),
-    [([], 20), (["enforce_eager=true", "shared_prompt=false"], 4)],
-    ids=str,
+    [
+        ([], 20),
+        (["worker.rollout.enforce_eager=true", "worker.rollout.shared_prompt=false"], 4),
+        (["worker.rollout.enforce_eager=true", *RELEASED], 4),
+        (["worker.rollout.enforce_eager=true", *ALWAYS], 4),
+    ],
+    ids=["as configured", "prompts repeated", "waiting in host memory", "always in host memory"],
 )
 def test_log_probs_agree_after_every_sync_and_memory_does_not_grow(data, choices, num_cycles):
-    with workers(data, *ON_GPU, *BF16, *SHORT, *[f"worker.rollout.{choice}" for choice in choices]) as parts:
+    with workers(data, *ON_GPU, *BF16, *SHORT, *choices) as parts:
         check_cycles(*parts, num_cycles)
 
 

@@ -5,25 +5,17 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.e2e.training import find_worker, finish, make_data, metrics, start, wait_for
 from tests.engines import check_cycles, workers
-from tests.gpu import BF16, LEARNING, ON_GPU, SHORT, check_rise
+from tests.gpu import BF16, LEARNING, NUM_GPUS, ON_GPU, SHORT, check_rise, counts
 from tests.updates import check_checkpoints, check_passes
 
-NUM_GPUS = torch.cuda.device_count()
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(NUM_GPUS < 2, reason=f"needs 2 GPUs on this machine; {NUM_GPUS} visible"),
 ]
 NUM_CYCLES = 5
-
-
-def counts(*numbers: int):
-    """Numbers of ranks; those for which there are too few GPUs are skipped."""
-    lacks = "needs {} GPUs on this machine; {} visible"
-    return [pytest.param(n, marks=pytest.mark.skipif(n > NUM_GPUS, reason=lacks.format(n, NUM_GPUS))) for n in numbers]
 
 
 def on(num_gpus: int) -> list[str]:

@@ -256,7 +256,7 @@ def start_ray(config: Config, device: str) -> None:
     local: dict[str, Any] = {}
     if address is None:
         needed = int(2 * CPUS_PER_ACTOR * config.num_ranks) + 1
-        local = {"num_cpus": max(needed, os.cpu_count() or 1), "include_dashboard": False}
+        local = {"num_cpus": max(needed, len(os.sched_getaffinity(0))), "include_dashboard": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(address=address, logging_level=logging.WARNING, **local)
 
@@ -293,6 +293,7 @@ def build_workers(
 
     On GPUs every worker.rollout.tensor_parallel_size ranks share an engine, which runs on their GPUs; on a CPU all do.
     """
+    from verl.processor import threads_per_rank
     from verl.single_controller import ResourcePool, WorkerGroup, WorkerSpec
     from verl.trainer.engine_arguments import rollout_arguments
     from verl.workers.fsdp_worker import FSDPWorker
@@ -304,7 +305,7 @@ def build_workers(
     shared = {"TOKENIZERS_PARALLELISM": "true", "VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
     shared |= {name: os.environ.get(name, value) for name, value in WITHOUT_MULTICAST.items()}
     # The engine waits while the ranks work and they while it does, but threads that spin would still take turns.
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
+    threads = {"OMP_NUM_THREADS": str(threads_per_rank(config))}
     actor = WorkerGroup(
         pool,
         WorkerSpec(

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from verl import checkpoint
 from verl.activations import CHECKPOINTING
 from verl.attention import describe_attention
-from verl.config import Config, OptimConfig
+from verl.config import Config, FSDPConfig, OptimConfig
 from verl.divergences import FULL_KL
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_store, shard, whole
 from verl.fused_layers import fuse_layers
@@ -65,7 +65,8 @@ class FSDPWorker:
         """Joins the other ranks and builds the sharded models."""
         store = self.store if self.rank == 0 else join_store(host, port)
         worker = self.config.worker
-        with_host_memory = worker.actor.fsdp.enable_cpu_offload or worker.ref.fsdp.enable_cpu_offload
+        roles = (worker.actor, worker.ref, worker.critic)
+        with_host_memory = any(role.fsdp.enable_cpu_offload for role in roles)
         self.mesh = init_mesh(store, self.rank, self.world_size, self.device, with_host_memory=with_host_memory)
         self.shard_writer = checkpoint.ShardWriter()
         actor = self.config.worker.actor
@@ -119,30 +120,39 @@ class FSDPWorker:
             tower.requires_grad_(False)
         if trainable and model_config.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable(CHECKPOINTING)
-        fsdp = settings.fsdp if trainable else self.config.worker.ref.fsdp
-        offload = settings.offload if trainable else self.config.worker.ref.offload
         wrapped = ResponseLogProbs(model, vision_token_ids(self.processor))
-        if not fsdp.enable_cpu_offload:
-            wrapped.to(self.device)
-        shard(wrapped, self.mesh, computed, DTYPES[settings.fsdp.mp_reduce_dtype], fsdp.enable_cpu_offload)
-        if offload.offload_params:
-            wrapped.to("cpu")
+        self._place(wrapped, settings if trainable else self.config.worker.ref, settings.fsdp)
         return wrapped
 
-    def _policy_on_device(self, with_optimizer: bool = False) -> AbstractContextManager[None]:
-        """Brings what waits in host memory to the device for a pass."""
-        offload = self.config.worker.actor.offload
+    def _place(self, model: torch.nn.Module, settings: Any, types: FSDPConfig) -> None:
+        """Shards a model, computing in `types`, and leaves it where `settings` have it wait between passes."""
+        stays_in_host_memory = settings.fsdp.enable_cpu_offload
+        if not stays_in_host_memory:
+            model.to(self.device)
+        shard(model, self.mesh, DTYPES[types.mp_param_dtype], DTYPES[types.mp_reduce_dtype], stays_in_host_memory)
+        if settings.offload.offload_params and not stays_in_host_memory:
+            model.to("cpu")
+
+    def _on_device(
+        self, settings: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
+    ) -> AbstractContextManager[None]:
+        """Brings what waits in host memory to the device for a pass; what always lies there visits by itself."""
+        if settings.fsdp.enable_cpu_offload:
+            return nullcontext()
+        offload = settings.offload
+        moves_optimizer = optimizer is not None and offload.offload_optimizer
         return on_device(
-            self.device,
-            self.policy if offload.offload_params else None,
-            self.optimizer if offload.offload_optimizer and with_optimizer else None,
+            self.device, model if offload.offload_params else None, optimizer if moves_optimizer else None
         )
 
+    def _policy_on_device(self, with_optimizer: bool = False) -> AbstractContextManager[None]:
+        return self._on_device(self.config.worker.actor, self.policy, self.optimizer if with_optimizer else None)
+
     def _reference_on_device(self) -> AbstractContextManager[None]:
-        """The same for the reference, where it is a model of its own."""
-        reference = self.reference.model if self.reference is not None else None
-        is_parked = self.config.worker.ref.offload.offload_params and reference is not self.policy
-        return on_device(self.device, reference if is_parked else None)
+        """The reference's, where it is a model of its own."""
+        assert self.reference is not None
+        model = self.reference.model
+        return nullcontext() if model is self.policy else self._on_device(self.config.worker.ref, model)
 
     def _build_critic(self) -> ResponseValues:
         settings, path = self.config.worker.critic, critic_path(self.config)
@@ -152,24 +162,14 @@ class FSDPWorker:
             tower.requires_grad_(False)
         if settings.model.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable(CHECKPOINTING)
-        wrapped, fsdp = ResponseValues(model), settings.fsdp
-        if not fsdp.enable_cpu_offload:
-            wrapped.to(self.device)
-        types = DTYPES[fsdp.mp_param_dtype], DTYPES[fsdp.mp_reduce_dtype]
-        shard(wrapped, self.mesh, *types, fsdp.enable_cpu_offload)
-        if settings.offload.offload_params:
-            wrapped.to("cpu")
+        wrapped = ResponseValues(model)
+        self._place(wrapped, settings, settings.fsdp)
         return wrapped
 
     def _critic_on_device(self, with_optimizer: bool = False) -> AbstractContextManager[None]:
-        """The same for the critic."""
         assert self.critic is not None
-        offload = self.config.worker.critic.offload
-        return on_device(
-            self.device,
-            self.critic.model if offload.offload_params else None,
-            self.critic.optimizer if offload.offload_optimizer and with_optimizer else None,
-        )
+        optimizer = self.critic.optimizer if with_optimizer else None
+        return self._on_device(self.config.worker.critic, self.critic.model, optimizer)
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def load_groups(self, data: DataProto) -> None:

@@ -46,7 +46,7 @@ def _send_by_ipc(weights: Iterable[tuple[str, Tensor]], engines: Sequence[Any], 
             }
             ray.get([engine.receive_weights.remote(update) for engine in engines])
         if dist.is_initialized():
-            dist.barrier()
+            dist.barrier(device_ids=[torch.cuda.current_device()])
         torch.cuda.ipc_collect()
     if is_sender:
         ray.get([engine.finish_weights.remote() for engine in engines])
