@@ -1,6 +1,5 @@
 """Training ranks and the engines beside them, through cycles of sampling and updating as a trainer drives them."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import ray
 import torch
 
 from tests.e2e.training import ROOT
+from verl.bench import MEMORY_IN_USE, own_gpus
 from verl.config_loading import load_config
 from verl.dataset import RLHFDataset, collate_prompts
 from verl.processor import load_run_processor
@@ -70,12 +70,10 @@ def update(actor: WorkerGroup, groups: DataProto, step: int) -> None:
 
 def used_gib() -> list[float]:
     """Memory in use on each visible GPU, as the driver sees it; nothing without GPUs."""
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        command += [f"--id={visible}"]
     if not torch.cuda.is_available():
         return []
-    return [float(line) / 1024 for line in subprocess.run(command, capture_output=True, text=True).stdout.split()]
+    shown = subprocess.run([*MEMORY_IN_USE, *own_gpus()], capture_output=True, text=True).stdout
+    return [float(line) / 1024 for line in shown.split()]
 
 
 def check_cycles(actor: WorkerGroup, rollout: WorkerGroup, prompts: DataProto, dtype: str, num_cycles: int) -> None:

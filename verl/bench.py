@@ -14,6 +14,7 @@ beside those that a run with `--dump ONE.json` took.
 # ruff: noqa: T201  a table on the terminal is what this is for
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -40,6 +41,15 @@ WITHOUT_PASSES = (
 """What the trainer reads of a step's metrics."""
 
 
+MEMORY_IN_USE = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
+
+
+def own_gpus() -> list[str]:
+    """What has nvidia-smi speak of the GPUs that CUDA sees here alone."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [f"--id={visible}"] if visible else []
+
+
 class Recorder:
     """Stands where the trainer's tracker does and keeps what it is given."""
 
@@ -58,14 +68,14 @@ class Recorder:
 
 
 class GpuMemory(threading.Thread):
-    """Memory in use on each GPU over time, as the driver sees it: training ranks and engine together."""
+    """Memory in use on each of the run's GPUs over time, as the driver sees it: training ranks and engine together."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.samples: list[tuple[float, float]] = []  # (seconds, GiB)
 
     def run(self) -> None:
-        command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "100"]
+        command = [*MEMORY_IN_USE, *own_gpus(), "-lms", "100"]
         try:
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
                 for line in process.stdout or ():

@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -135,32 +134,6 @@ def shard(
     if isinstance(offload, CPUOffloadPolicy):
         for buffer in model.buffers():  # only parameters visit the device by themselves
             buffer.data = buffer.data.to(mesh.device_type)
-
-
-def move_optimizer(optimizer: torch.optim.Optimizer, device: torch.device | str) -> None:
-    """Moves the states of the optimizer; step counters stay where they are."""
-    for state in optimizer.state.values():
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.dim() > 0:
-                state[key] = value.to(device)
-
-
-@contextmanager
-def on_device(
-    device: torch.device, model: nn.Module | None, optimizer: torch.optim.Optimizer | None = None
-) -> Iterator[None]:
-    """Inside, the sharded model and the optimizer's states are on the device; outside, in host memory."""
-    if model is not None:
-        model.to(device)
-    if optimizer is not None:
-        move_optimizer(optimizer, device)
-    try:
-        yield
-    finally:
-        if model is not None:
-            model.to("cpu")
-        if optimizer is not None:
-            move_optimizer(optimizer, "cpu")
 
 
 def lr_factor(

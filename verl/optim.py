@@ -113,3 +113,8 @@ def allocate_states(optimizer: Optimizer) -> None:
         group["lr"] = rate
     for state in optimizer.state.values():
         state["step"].zero_()
+
+
+def state_tensors(optimizer: Optimizer) -> list[Tensor]:
+    """What the optimizer keeps for each parameter, without its step counters, which stay on the host."""
+    return [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]

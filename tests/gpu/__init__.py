@@ -24,11 +24,6 @@ LEARNING = [
     "trainer.max_steps=10",
     "trainer.save_freq=-1",
 ]
-ROLES = ("actor", "critic", "ref")
-ALWAYS = [f"worker.{role}.fsdp.enable_cpu_offload=true" for role in ROLES]
-RELEASED = ["worker.actor.offload.offload_params=true", "worker.actor.offload.offload_optimizer=true"]
-RELEASED += ["worker.ref.fsdp.enable_cpu_offload=true"]
-"""What the released recipe lets wait in host memory between passes, and keep there always."""
 NUM_AVERAGED = 3
 SMALLEST_RISE = 0.03
 

@@ -6,7 +6,8 @@ import pytest
 
 from tests.e2e.training import finish, make_data, metrics, start
 from tests.engines import check_cycles, workers
-from tests.gpu import ALWAYS, BF16, LEARNING, ON_GPU, RELEASED, SHORT, check_rise
+from tests.gpu import BF16, LEARNING, ON_GPU, SHORT, check_rise
+from tests.host_memory import ALWAYS, RELEASED
 
 pytestmark = pytest.mark.gpu
 

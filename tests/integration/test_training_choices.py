@@ -9,6 +9,7 @@ from stored_weights import read_weights
 
 from tests.e2e.training import learned, metrics
 from tests.forked_run import kill_at, make_config, make_inputs, run
+from tests.host_memory import RELEASED
 from verl.qwen_vl import load_model
 
 pytestmark = pytest.mark.integration
@@ -25,6 +26,7 @@ FILTERED += ["algorithm.use_kl_loss=false", "algorithm.kl_type=adaptive", "algor
 PAPER = ["worker.actor.fsdp.torch_dtype=bf16", "worker.actor.fsdp.mp_param_dtype=bf16"]
 PAPER += ["worker.actor.optim.strategy=adamw_bf16", "worker.actor.model.freeze_vision_tower=true"]
 PAPER += ["worker.actor.model.enable_gradient_checkpointing=true", "worker.actor.ppo_epochs=2"]
+PAPER += RELEASED
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,11 @@ def inputs(tmp_path_factory):
 @pytest.mark.parametrize(
     "choices",
     [CRITIC, FILTERED, PAPER],
-    ids=["gae with its critic", "remax, filtered, penalised", "the paper's number formats, a frozen tower"],
+    ids=[
+        "gae with its critic",
+        "remax, filtered, penalised",
+        "the paper's number formats and offloading, a frozen tower",
+    ],
 )
 def test_a_killed_run_repeats_the_unbroken_one(inputs, tmp_path, choices):
     """Critic, surplus groups, place in the data and adaptive weight come back: every metric agrees bit for bit."""

@@ -1,10 +1,11 @@
 """A benchmark of several GPUs gives each of them the load of one."""
 
+import time
 from pathlib import Path
 
 import pytest
 
-from verl.bench import add_times, main, scale_load
+from verl.bench import GpuMemory, add_times, main, scale_load
 from verl.config_loading import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -60,3 +61,22 @@ def test_times_are_multiples_of_the_other_tables():
     table["update"] = {"seconds": 4.0}
     add_times(table, {"rollout": {"seconds": 2.0}, "sleep": {"seconds": 0.0}})  # of a rollout alone
     assert table["rollout"]["times"] == 1.5 and table["sleep"]["times"] is table["update"]["times"] is None
+
+
+@pytest.mark.parametrize(("visible", "expected_gb"), [("2,3", 7.0), (None, 70.0)])
+def test_the_peak_is_that_of_the_runs_own_gpus(tmp_path, monkeypatch, visible, expected_gb):
+    """Beside other runs of the machine: a stand-in for nvidia-smi tells of 7 GiB on GPUs 2 and 3, of 70 on any."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\ncase "$*" in *--id=2,3*) echo 7168;; *) echo 71680;; esac\nexec sleep 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    memory = GpuMemory()
+    memory.start()
+    deadline = time.monotonic() + 30
+    while not memory.samples and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert memory.peak([(0.0, time.perf_counter())]) == expected_gb

@@ -1,13 +1,14 @@
 """The training worker of one rank: sharded policy and reference, their passes, updates and checkpoints."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
@@ -16,11 +17,12 @@ from verl.activations import CHECKPOINTING
 from verl.attention import describe_attention
 from verl.config import Config, FSDPConfig, OptimConfig
 from verl.divergences import FULL_KL
-from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, on_device, open_store, shard, whole
+from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, open_store, shard, whole
 from verl.fused_layers import fuse_layers
+from verl.host_memory import HostRooms, host_memory_metrics
 from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
 from verl.model_families import critic_path, stand_in_image, vision_tower
-from verl.optim import allocate_states, build_optimizer
+from verl.optim import allocate_states, build_optimizer, state_tensors
 from verl.processor import load_run_processor, pixel_limits, threads_per_rank, vision_token_ids
 from verl.protocol import DataProto
 from verl.qwen_vl import ResponseLogProbs, ResponseValues, check_image_tokens, image_patches, load_model
@@ -50,6 +52,7 @@ class FSDPWorker:
         self.num_steps = num_steps
         self.groups: Groups | None = None
         self.peak_memory: dict[str, float] = {}  # phase -> GiB
+        self.rooms = HostRooms()  # for models and optimizers between passes
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         disable_progress_bar()
 
@@ -72,10 +75,7 @@ class FSDPWorker:
         actor = self.config.worker.actor
         self.processor = load_run_processor(self.config)
         self.policy = self._build_model(trainable=True)
-        self.optimizer = build_optimizer(self.policy, actor.optim)
-        with self._policy_on_device(with_optimizer=True):
-            allocate_states(self.optimizer)
-        self._release_cache()
+        self.optimizer = self._add_optimizer(self.policy, actor)
         budget = actor.model.activation_budget_gb if actor.model.enable_gradient_checkpointing else None
         self.actor = Actor(self.policy, self.device, self.optimizer, actor.images_once, budget)
         self.reference = None
@@ -86,11 +86,9 @@ class FSDPWorker:
         self.critic = None
         if self.config.algorithm.adv_estimator == "gae":
             model = self._build_critic()
-            optimizer = build_optimizer(model, self.config.worker.critic.optim)
+            optimizer = self._add_optimizer(model, worker.critic)
             self.critic_writer = checkpoint.ShardWriter()
             self.critic = Critic(model, self.device, optimizer, actor.images_once)
-            with self._critic_on_device(with_optimizer=True):
-                allocate_states(optimizer)
         self._release_cache()
 
     @register(Dispatch.ONE_TO_ALL)
@@ -131,28 +129,35 @@ class FSDPWorker:
             model.to(self.device)
         shard(model, self.mesh, DTYPES[types.mp_param_dtype], DTYPES[types.mp_reduce_dtype], stays_in_host_memory)
         if settings.offload.offload_params and not stays_in_host_memory:
-            model.to("cpu")
+            self.rooms.let_wait(model, model.parameters)
 
+    def _add_optimizer(self, model: torch.nn.Module, settings: Any) -> torch.optim.Optimizer:
+        """The optimizer of a model, its states made, which then wait where `settings` have them wait."""
+        optimizer = build_optimizer(model, settings.optim)
+        with self._on_device(model):
+            allocate_states(optimizer)
+        if settings.offload.offload_optimizer and not settings.fsdp.enable_cpu_offload:
+            self.rooms.let_wait(optimizer, lambda: state_tensors(optimizer))
+        self._release_cache()
+        return optimizer
+
+    @contextmanager
     def _on_device(
-        self, settings: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
-    ) -> AbstractContextManager[None]:
-        """Brings what waits in host memory to the device for a pass; what always lies there visits by itself."""
-        if settings.fsdp.enable_cpu_offload:
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None, changes: bool = False
+    ) -> Iterator[None]:
+        """Inside, what waits in host memory between passes is on the device; `changes` tells whether it may change."""
+        with self.rooms.left_by(model, optimizer, have_changed=changes):
+            try:
+                yield
+            finally:
+                if isinstance(model, FSDPModule):
+                    model.reshard()  # what its root has gathered would be kept for a backward pass that does not come
+
+    def _reference_on_device(self, reference: Actor | None) -> AbstractContextManager[None]:
+        """The same for a reference that is read beside the policy, where it is a model of its own."""
+        if reference is None or reference.model is self.policy:
             return nullcontext()
-        offload = settings.offload
-        moves_optimizer = optimizer is not None and offload.offload_optimizer
-        return on_device(
-            self.device, model if offload.offload_params else None, optimizer if moves_optimizer else None
-        )
-
-    def _policy_on_device(self, with_optimizer: bool = False) -> AbstractContextManager[None]:
-        return self._on_device(self.config.worker.actor, self.policy, self.optimizer if with_optimizer else None)
-
-    def _reference_on_device(self) -> AbstractContextManager[None]:
-        """The reference's, where it is a model of its own."""
-        assert self.reference is not None
-        model = self.reference.model
-        return nullcontext() if model is self.policy else self._on_device(self.config.worker.ref, model)
+        return self._on_device(reference.model)
 
     def _build_critic(self) -> ResponseValues:
         settings, path = self.config.worker.critic, critic_path(self.config)
@@ -165,11 +170,6 @@ class FSDPWorker:
         wrapped = ResponseValues(model)
         self._place(wrapped, settings, settings.fsdp)
         return wrapped
-
-    def _critic_on_device(self, with_optimizer: bool = False) -> AbstractContextManager[None]:
-        assert self.critic is not None
-        optimizer = self.critic.optimizer if with_optimizer else None
-        return self._on_device(self.config.worker.critic, self.critic.model, optimizer)
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def load_groups(self, data: DataProto) -> None:
@@ -224,7 +224,7 @@ class FSDPWorker:
     @register(Dispatch.DP_COMPUTE_PROTO)
     def compute_log_probs(self, data: DataProto) -> DataProto:
         """`old_log_probs` [G, n, R] of the loaded groups under the current policy; `data` only carries the split."""
-        with self._policy_on_device():
+        with self._on_device(self.policy):
             return self._log_probs(self.actor, "old_log_probs")
 
     @register(Dispatch.DP_COMPUTE_PROTO)
@@ -232,9 +232,9 @@ class FSDPWorker:
         """`ref_log_probs` [G, n, R] of the loaded groups under the reference; `data` only carries the split."""
         assert self.reference is not None
         if self.reference.model is self.policy:
-            with self._policy_on_device(), adapters_off(self.policy):
+            with self._on_device(self.policy), adapters_off(self.policy):
                 return self._log_probs(self.reference, "ref_log_probs")
-        with self._reference_on_device():
+        with self._on_device(self.reference.model):
             return self._log_probs(self.reference, "ref_log_probs")
 
     @register(Dispatch.DP_COMPUTE_PROTO)
@@ -242,7 +242,7 @@ class FSDPWorker:
         """`kl` [G, n, R] of the loaded groups, exact; `data` only carries the split."""
         assert self.groups is not None and self.reference is not None
         settings = self.config.worker.actor
-        with self._policy_on_device(), self._reference_on_device():
+        with self._on_device(self.policy), self._reference_on_device(self.reference):
             kl = self.actor.compute_full_kl(
                 self.reference,
                 self.groups,
@@ -257,7 +257,7 @@ class FSDPWorker:
         """`values` [G, n, R] of the loaded groups under the critic; `data` only carries the split."""
         assert self.groups is not None and self.critic is not None
         budget = self._max_tokens(self.config.worker.critic.micro_batch_size_per_device_for_experience)
-        with self._critic_on_device():
+        with self._on_device(self.critic.model):
             values = self.critic.compute_values(self.groups, budget, self.shared_prompt)
         return DataProto.from_dict(tensors={"values": values})
 
@@ -281,9 +281,9 @@ class FSDPWorker:
         critic = self.config.worker.critic
         settings = ValueSettings(cliprange_value=critic.cliprange_value, **self._step_settings(critic))
         lr = self._set_lr(self.critic.optimizer, critic.optim, data.meta_info["step"])
-        with self._critic_on_device(with_optimizer=True):
+        with self._on_device(self.critic.model, self.critic.optimizer, changes=True):
             metrics = self.critic.update(self.groups, data.batch["values"], data.batch["returns"], settings)
-        return metrics | {"critic/lr": (lr, 1.0)} | host_memory()
+        return metrics | {"critic/lr": (lr, 1.0)} | host_memory_metrics()
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def update_actor(self, data: DataProto) -> dict[str, tuple[float, float]]:
@@ -310,10 +310,10 @@ class FSDPWorker:
         keys = ("advantages", "old_log_probs", "ref_log_probs", "rollout_log_probs")
         batch = PolicyBatch(*(data.batch.get(key) for key in keys))
         reference = self.reference if settings.kl_penalty == FULL_KL and settings.kl_coef else None
-        with self._policy_on_device(with_optimizer=True), self._reference_on_device() if reference else nullcontext():
+        with self._on_device(self.policy, self.optimizer, changes=True), self._reference_on_device(reference):
             metrics = self.actor.update(self.groups, batch, settings, reference)
         metrics["actor/lr"] = (lr, 1.0)
-        metrics |= host_memory()
+        metrics |= host_memory_metrics()
         if self.device.type == "cuda":
             self.peak_memory["update"] = self._peak_memory_gb()
             metrics |= {f"perf/max_memory_gb/{phase}": (peak, 1.0) for phase, peak in self.peak_memory.items()}
@@ -337,7 +337,7 @@ class FSDPWorker:
     @register(Dispatch.ONE_TO_ALL)
     def send_weights(self, engines: list[Any]) -> None:
         """Loads the current policy into the engines."""
-        with self._policy_on_device():
+        with self._on_device(self.policy):
             send_weights(self.policy.model, engines, self.device, DTYPES[self.config.worker.rollout.dtype])
         self._release_cache()
 
@@ -349,19 +349,22 @@ class FSDPWorker:
         """
         actor_folder = Path(folder) / "actor"
         self.save_error = ""
-        adapters = gather_adapters(self.policy.model, whole)  # outside: a fault of one rank must not part them here
-        try:
-            checkpoint.save_rng(actor_folder, self.rank)
-            if self.rank == 0:
-                self._save_huggingface_files(actor_folder / "huggingface")
-                if adapters:
-                    save_adapters(self.policy.model, adapters, actor_folder / ADAPTER_FOLDER)
-        except (OSError, RuntimeError) as error:  # told by save_fault: the other ranks wait for this one below
-            self.save_error = f"rank {self.rank}: {error}"
-        self.shard_writer.start(actor_folder, self.policy.model, None if model_only else self.optimizer)
+        with self._on_device(self.policy, self.optimizer):
+            adapters = gather_adapters(self.policy.model, whole)  # here: a fault of one rank must not part them below
+            try:
+                checkpoint.save_rng(actor_folder, self.rank)
+                if self.rank == 0:
+                    self._save_huggingface_files(actor_folder / "huggingface")
+                    if adapters:
+                        save_adapters(self.policy.model, adapters, actor_folder / ADAPTER_FOLDER)
+            except (OSError, RuntimeError) as error:  # told by save_fault: the other ranks wait for this one below
+                self.save_error = f"rank {self.rank}: {error}"
+            self.shard_writer.start(actor_folder, self.policy.model, None if model_only else self.optimizer)
         if self.critic is not None:
             optimizer = None if model_only else self.critic.optimizer
-            self.critic_writer.start(Path(folder) / "critic", self.critic.model, optimizer)
+            with self._on_device(self.critic.model, self.critic.optimizer):
+                self.critic_writer.start(Path(folder) / "critic", self.critic.model, optimizer)
+        self._release_cache()
 
     def _save_huggingface_files(self, folder: Path) -> None:
         """Everything of the Hugging Face folder but the weights."""
@@ -382,19 +385,11 @@ class FSDPWorker:
     def restore(self, folder: str, model_only: bool = False) -> None:
         """Reads what `save` wrote, on any number of ranks; the optimizer stays new if only the model was saved."""
         actor_folder = Path(folder) / "actor"
-        with self._policy_on_device(with_optimizer=True):  # states are read to where their parameters are
+        with self._on_device(self.policy, self.optimizer, changes=True):
             checkpoint.load_shards(actor_folder, self.policy.model, None if model_only else self.optimizer)
         checkpoint.load_rng(actor_folder, self.rank)
         if self.critic is not None:
             optimizer = None if model_only else self.critic.optimizer
-            with self._critic_on_device(with_optimizer=True):
+            with self._on_device(self.critic.model, self.critic.optimizer, changes=True):
                 checkpoint.load_shards(Path(folder) / "critic", self.critic.model, optimizer)
-
-
-def host_memory() -> dict[str, tuple[float, float]]:
-    """What this process holds of its machine's memory and what all hold, as metrics."""
-    memory = psutil.virtual_memory()
-    return {
-        "perf/max_rank_memory_gb": (psutil.Process().memory_info().rss / 2**30, 1.0),
-        "perf/max_host_memory_share": (1 - memory.available / memory.total, 1.0),
-    }
+        self._release_cache()
