@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from verl.host_memory import Room
 from verl.lora import has_adapters, is_adapter
 
 MANIFEST = "manifest.json"
@@ -44,19 +45,22 @@ STEP_FOLDER = re.compile(r"global_step_(\d+)")
 class ShardWriter:
     """Writes one rank's part of the model and optimizer while training goes on; all ranks make the same calls.
 
-    The parts are copied to host memory before `start` returns, so that what is written is the state at that call.
+    The parts are copied to host memory before `start` returns, so that what is written is the state at that call. The
+    memory is kept for the next call's.
     """
 
     def __init__(self):
         # Its own group: the thread's collectives must not mix with those of training, and NCCL moves no host memory.
         self.group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.room = Room()
         self.writing: Future | None = None
 
     def start(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-        """Begins to write; without an optimizer, the model alone."""
-        self.writing = dcp.async_save(  # type: ignore[assignment]
-            _shards(model, optimizer), checkpoint_id=folder, process_group=self.group
-        )
+        """Begins to write; without an optimizer, the model alone. What was begun before must be written."""
+        assert self.writing is None or self.writing.done(), "the memory still holds what is being written"
+        state = self.room.copy_of(_shards(model, optimizer))
+        self.writing = self.thread.submit(dcp.save, state, checkpoint_id=folder, process_group=self.group)
 
     def fault(self, is_waiting: bool = False) -> str | None:
         """None while it writes, "" once everything is written, else what went wrong on which rank."""

@@ -1,14 +1,15 @@
-"""Host memory: tensors that wait in it while others use their device, and how much of it is in use."""
+"""Host memory: copies of tensors in it, tensors that wait in it while others use their device, and what is in use."""
 
-import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from verl.optim import local_part
 
@@ -16,12 +17,71 @@ ALIGNMENT = 256
 """Bytes, of the places in host memory: what a GPU's copies are fastest at."""
 
 
-class HostRoom:
-    """Room in host memory for some tensors of this rank, which stay the objects they are.
+class Room:
+    """Host memory for copies, kept for the next ones; page-locked for a GPU's, so that they run at the bus's speed."""
+
+    def __init__(self) -> None:
+        self.memory: Tensor | None = None
+
+    def places(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """For each tensor a place of as many bytes, a tensor with a storage of its own; what they held before is lost.
+
+        Raises:
+            RuntimeError: the driver does not lock the pages, when memory of another size is needed.
+        """
+        sizes = [tensor.numel() * tensor.itemsize for tensor in tensors]
+        *starts, end = accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0)
+        if self.memory is None or len(self.memory) != end:
+            self.memory = None  # first, for there may be no room for both
+            self.memory = torch.empty(end, dtype=torch.uint8)
+            if any(tensor.is_cuda for tensor in tensors):
+                _lock_pages(self.memory)
+        return [_bytes_at(self.memory, start, size) for start, size in zip(starts, sizes, strict=True)]
+
+    def copy_of(self, state: Any) -> Any:
+        """The same nest of dicts and lists with copies of its tensors, which the next call overwrites.
+
+        Sharded tensors stay sharded; their parts lie in host memory.
+        """
+        with torch.no_grad():
+            parts = {_identity(leaf): local_part(leaf) for leaf in tree_leaves(state) if isinstance(leaf, Tensor)}
+            copies = {}
+            for (identity, part), place in zip(parts.items(), self.places([*parts.values()]), strict=True):
+                copies[identity] = place.view(part.dtype).view(part.shape).copy_(part, non_blocking=True)
+            _wait_for_copies(parts.values())
+            return tree_map_only(Tensor, lambda leaf: _like(leaf, copies[_identity(leaf)]), state)
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Tensors that are tied have the same."""
+    part = local_part(tensor)
+    return part.untyped_storage().data_ptr(), part.storage_offset(), part.shape, part.stride(), part.dtype
+
+
+def _bytes_at(memory: Tensor, start: int, size: int) -> Tensor:
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(memory.numpy(), dtype=torch.uint8, offset=start, count=size)
+
+
+def _like(tensor: Tensor, part: Tensor) -> Tensor:
+    """The tensor with this part of it in host memory for its own."""
+    shell = torch.empty_like(tensor, device="cpu")
+    local_part(shell).set_(part)  # type: ignore[call-overload]
+    return shell
+
+
+def _wait_for_copies(tensors: Iterable[Tensor]) -> None:
+    """Until copies of these tensors are done: until then, what they are made from and to may not change."""
+    if any(tensor.is_cuda for tensor in tensors):
+        torch.cuda.synchronize()
+
+
+class WaitingRoom:
+    """Where some tensors of this rank wait in host memory; they stay the objects that they are.
 
     Only the memory behind them is let go of and filled again, so that whoever holds them, FSDP2 and optimizers, need
-    not be told. The room is made when they first wait in it, is page-locked where they come from a GPU, so that copies
-    run at the bus's speed, and is kept.
+    not be told.
 
     Args:
         tensors: gives the tensors at each call; sharded ones stand for this rank's part.
@@ -29,55 +89,47 @@ class HostRoom:
 
     def __init__(self, tensors: Callable[[], Iterable[Tensor]]):
         self.tensors = tensors
-        self.room: Tensor | None = None
+        self.room = Room()
+        self.places: list[Tensor] = []
         self.waiting: list[Tensor] = []  # whole storages as bytes
 
     def take(self, have_changed: bool = True) -> None:
         """Lets the tensors wait here and frees their device's memory; nothing may read them until they are back.
 
         Args:
-            have_changed: whether they may differ from what the room holds since they last waited here.
+            have_changed: whether they may differ from what they were when they last waited here.
+
+        Raises:
+            RuntimeError: the driver does not lock the pages, when they first wait here.
         """
         assert not self.waiting, "they wait already"
-        self.waiting = _storages(self.tensors())
-        if have_changed or self.room is None:
-            for place, data in zip(self._places(), self.waiting, strict=True):
+        storages = _storages(self.tensors())
+        if have_changed or not self.places:
+            self.places = self.room.places(storages)
+            for place, data in zip(self.places, storages, strict=True):
                 place.copy_(data, non_blocking=True)
-            if any(data.is_cuda for data in self.waiting):
-                torch.cuda.synchronize()  # no copy may be under way when the memory becomes another's
-        for data in self.waiting:
+            _wait_for_copies(storages)
+        for data in storages:
             data.untyped_storage().resize_(0)
+        self.waiting = storages
 
     def give_back(self) -> None:
         """Brings the tensors back to where they were; does nothing if they are there."""
-        for place, data in zip(self._places(), self.waiting, strict=True):
+        for place, data in zip(self.places if self.waiting else [], self.waiting, strict=True):
             data.untyped_storage().resize_(len(place))
             data.copy_(place, non_blocking=True)
         self.waiting = []
 
-    def _places(self) -> list[Tensor]:
-        """The waiting tensors' parts of the room."""
-        if not self.waiting:
-            return []
-        sizes = [data.shape[0] for data in self.waiting]
-        spaces = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
-        if self.room is None:
-            self.room = torch.empty(sum(spaces), dtype=torch.uint8)
-            if any(data.is_cuda for data in self.waiting):
-                _lock_pages(self.room)
-        assert len(self.room) == sum(spaces), "the room was made for other tensors"
-        return [part[:size] for part, size in zip(self.room.split(spaces), sizes, strict=True)]
 
-
-class HostRooms:
+class WaitingRooms:
     """The rooms of all that waits, by its owner: a model or an optimizer."""
 
     def __init__(self) -> None:
-        self.rooms: dict[Any, HostRoom] = {}
+        self.rooms: dict[Any, WaitingRoom] = {}
 
     def let_wait(self, owner: Any, tensors: Callable[[], Iterable[Tensor]]) -> None:
         """Has the owner's tensors wait from now on, except inside `left_by`."""
-        self.rooms[owner] = HostRoom(tensors)
+        self.rooms[owner] = WaitingRoom(tensors)
         self.rooms[owner].take()
 
     @contextmanager
@@ -108,17 +160,19 @@ def _storages(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _lock_pages(room: Tensor) -> None:
-    """torch.empty's own page-locked memory is rounded up to a power of two, half of which may be waste."""
+    """torch.empty's own page-locked memory is rounded up to a power of two, half of which may be waste.
+
+    Raises:
+        RuntimeError: the driver refuses.
+    """
     runtime: Any = torch.cuda.cudart()
     error = int(runtime.cudaHostRegister(room.data_ptr(), room.numel(), 0))
     if error:
-        size = room.numel() / 2**30
-        warnings.warn(
-            f"{size:.1f} GiB of host memory cannot be page-locked (CUDA error {error}): what waits there is moved "
-            "several times slower; raise the limit of locked memory (ulimit -l)",
-            stacklevel=2,
+        raise RuntimeError(
+            f"{room.numel() / 2**30:.1f} GiB of host memory cannot be page-locked for copies from a GPU (CUDA error "
+            f"{error}): give the machine or its container more; offload_params, offload_optimizer and checkpoints ask "
+            "for it"
         )
-        return
     release = weakref.finalize(room, runtime.cudaHostUnregister, room.data_ptr())
     release.atexit = False
 

@@ -80,7 +80,8 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     device, log-probs: kept + gathered layers and root + one layer's activations T (8D + 4I) b + logits.
     device, update: the same + gradients Nb/W + kept activations T L D b (checkpointing; without it L times one
         layer's) + the tower's + the gradients of the gathered parameters.
-    host, always: processes + encoded images of the batch, BATCH_COPIES times + tokens and log-probs of the batch.
+    host, always: processes + encoded images of the batch, BATCH_COPIES times + tokens and log-probs of the batch +
+        what a checkpoint holds, copied to be written while training goes on.
     host, load: + Nb for each rank of the machine. host, log-probs and update: + all patches of the batch.
     """
     actor, ranks, per_machine = config.worker.actor, config.num_ranks, config.trainer.n_gpus_per_node
@@ -89,7 +90,7 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     trained = trained_parameters(config, model) * keep
     reads_reference = not config.algorithm.disable_kl and not actor.model.lora.rank  # adapters off: the base itself
     policy, reference = whole / ranks, whole / ranks * reads_reference
-    states = (3 if actor.optim.strategy == "adamw_bf16" else 2) * trained / ranks
+    states = _states_per_weight(actor) * trained / ranks
     critic_kept, critic_waiting = _critic_bytes(config, model)
     kept = policy + states + reference + critic_kept
     waiting = policy * (actor.offload.offload_params or actor.fsdp.enable_cpu_offload)
@@ -119,7 +120,23 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
         ("update", kept + gathered + update + logits, processes + batch + patches),
     ]
     waiting *= per_machine
+    copied = per_machine * _checkpoint_bytes(config, policy, states, trained / ranks, critic_kept)
+    phases = [(name, device, host + copied * (name != "load")) for name, device, host in phases]
     return [Phase(name, device / GB, (host + waiting) / GB) for name, device, host in phases]
+
+
+def _checkpoint_bytes(config: Config, policy: float, states: float, trained: float, critic_kept: float) -> float:
+    """What a rank's part of a checkpoint holds: of a policy with adapters these alone."""
+    trainer, with_adapters = config.trainer, config.worker.actor.model.lora.rank > 0
+    if trainer.save_freq <= 0:
+        return 0.0
+    critic = critic_kept / (1 + _states_per_weight(config.worker.critic)) if trainer.save_model_only else critic_kept
+    return (trained if with_adapters else policy) + states * (not trainer.save_model_only) + critic
+
+
+def _states_per_weight(role: Any) -> int:
+    """Numbers that the optimizer keeps for each parameter: two moments, and what carries rounding."""
+    return 3 if role.optim.strategy == "adamw_bf16" else 2
 
 
 def _critic_bytes(config: Config, model: ModelShape) -> tuple[float, float]:
@@ -128,7 +145,7 @@ def _critic_bytes(config: Config, model: ModelShape) -> tuple[float, float]:
     if config.algorithm.adv_estimator != "gae":
         return 0.0, 0.0
     weights = model.parameters * NUM_BYTES[critic.fsdp.torch_dtype] / config.num_ranks
-    states = (3 if critic.optim.strategy == "adamw_bf16" else 2) * weights
+    states = _states_per_weight(critic) * weights
     waiting = weights * (critic.offload.offload_params or critic.fsdp.enable_cpu_offload)
     return weights + states, waiting + states * (critic.offload.offload_optimizer or critic.fsdp.enable_cpu_offload)
 

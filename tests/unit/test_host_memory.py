@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
 
 from tests.ranks import run_ranks
 from tests.updates import TOY, scorer
 from verl.fsdp import full_weights, shard
-from verl.host_memory import HostRoom, HostRooms
+from verl.host_memory import Room, WaitingRoom, WaitingRooms, _lock_pages
 from verl.optim import KahanAdamW, allocate_states, state_tensors
 
 
@@ -19,7 +21,7 @@ def test_views_ties_and_types_come_back_as_they_were():
     half, nothing = torch.randn(3, 5).bfloat16(), torch.empty(0)
     tensors = [base, base[2:5], half, half, nothing]
     before = [tensor.clone() for tensor in tensors]
-    room = HostRoom(lambda: tensors)
+    room = WaitingRoom(lambda: tensors)
     room.take()
     assert num_bytes(tensors) == 0
     room.give_back()
@@ -32,7 +34,7 @@ def test_views_ties_and_types_come_back_as_they_were():
 @pytest.mark.parametrize("have_changed", [True, False])
 def test_changes_are_kept_where_they_are_told_of(have_changed):
     weight = torch.zeros(4)
-    rooms = HostRooms()
+    rooms = WaitingRooms()
     rooms.let_wait("policy", lambda: [weight])
     with rooms.left_by("policy", "someone who never waits", None, have_changed=have_changed):
         weight += 1
@@ -43,7 +45,7 @@ def test_changes_are_kept_where_they_are_told_of(have_changed):
 
 def test_a_fault_while_they_are_there_lets_them_wait_again():
     weight = torch.ones(4)
-    rooms = HostRooms()
+    rooms = WaitingRooms()
     rooms.let_wait("policy", lambda: [weight])
     with pytest.raises(ValueError, match="fault"), rooms.left_by("policy", have_changed=True):
         raise ValueError("fault")
@@ -53,7 +55,7 @@ def test_a_fault_while_they_are_there_lets_them_wait_again():
 def test_tensors_that_have_been_replaced_wait_too():
     """As when a checkpoint is read: an optimizer then holds other tensors of the same sizes."""
     held = {"moment": torch.zeros(4)}
-    room = HostRoom(lambda: held.values())
+    room = WaitingRoom(lambda: held.values())
     room.take()
     room.give_back()
     held["moment"] = torch.ones(4)
@@ -64,11 +66,48 @@ def test_tensors_that_have_been_replaced_wait_too():
 
 
 def test_what_waits_cannot_wait_twice():
-    room = HostRoom(lambda: [weight])
+    room = WaitingRoom(lambda: [weight])
     weight = torch.ones(4)
     room.take()
     with pytest.raises(AssertionError, match="wait already"):
         room.take()
+
+
+def test_copies_are_made_in_the_same_memory_and_each_is_whole_in_itself():
+    weight = torch.randn(3, 4)
+    model = {"a": weight, "tied": weight, "part": weight[1:, ::2], "none": weight[:0]}
+    state = {"model": model, "step": [7, torch.ones(())]}
+    room = Room()
+    first = room.copy_of(state)
+    addresses = [copy.data_ptr() for copy in tree_leaves(first) if isinstance(copy, torch.Tensor)]
+    before = weight.clone()
+    weight += 1
+    assert torch.equal(first["model"]["a"], before)
+    second = room.copy_of(state)
+    assert second["step"] == [7, torch.ones(())]
+    for name, copy in second["model"].items():
+        assert torch.equal(copy, state["model"][name])
+        assert copy.untyped_storage().nbytes() == copy.numel() * copy.itemsize  # or a file would hold all of the room
+    assert addresses == [copy.data_ptr() for copy in tree_leaves(second) if isinstance(copy, torch.Tensor)]
+    assert second["model"]["a"].data_ptr() == second["model"]["tied"].data_ptr()
+
+
+def copies(mesh, rank: int, num_ranks: int) -> torch.Tensor:
+    """What a sharded state's copy holds when the state has changed meanwhile."""
+    model = scorer(family=TOY)
+    shard(model, mesh, torch.float32, torch.float32)
+    kept = Room().copy_of(dict(model.named_parameters()))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert all(isinstance(copy, DTensor) for copy in kept.values())
+    return torch.cat([copy.full_tensor().flatten() for copy in kept.values()])
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_copies_of_sharded_tensors_are_sharded(tmp_path, num_ranks):
+    expected = torch.cat([parameter.flatten() for parameter in scorer(family=TOY).parameters()])
+    assert all(torch.equal(whole, expected) for whole in run_ranks(copies, num_ranks, tmp_path))
 
 
 def updates(mesh, rank: int, num_ranks: int, waits: bool) -> torch.Tensor:
@@ -77,7 +116,7 @@ def updates(mesh, rank: int, num_ranks: int, waits: bool) -> torch.Tensor:
     shard(model, mesh, torch.float32, torch.float32)
     optimizer = KahanAdamW(model.parameters(), lr=1e-3)
     allocate_states(optimizer)
-    rooms = HostRooms()
+    rooms = WaitingRooms()
     if waits:
         rooms.let_wait(model, model.parameters)
         rooms.let_wait(optimizer, lambda: state_tensors(optimizer))
@@ -99,3 +138,35 @@ def test_sharded_models_and_optimizers_learn_the_same(tmp_path, num_ranks):
     alone, waited = (run_ranks(updates, num_ranks, tmp_path, waits) for waits in (False, True))
     assert all(torch.equal(*pair) for pair in zip(alone, waited, strict=True))
     assert not torch.equal(waited[0], torch.cat([w.flatten() for _, w in full_weights(scorer(family=TOY).model)]))
+
+
+class Runtime:
+    """Stands in for CUDA's: takes rooms of up to so many bytes."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.locked: set[int] = set()
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
+        self.locked |= {address} if size <= self.limit else set()
+        return 0 if size <= self.limit else 2
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        self.locked.remove(address)
+        return 0
+
+
+def test_pages_are_unlocked_before_their_memory_becomes_anothers(monkeypatch):
+    runtime = Runtime(limit=2**20)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    room = torch.empty(2**20, dtype=torch.uint8)
+    _lock_pages(room)
+    assert runtime.locked == {room.data_ptr()}
+    del room
+    assert not runtime.locked
+
+
+def test_pages_that_cannot_be_locked_are_an_error_that_says_what_to_change(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: Runtime(limit=0))
+    with pytest.raises(RuntimeError, match=r"0\.5 GiB of host memory .* offload_params, offload_opt"):
+        _lock_pages(torch.empty(2**29, dtype=torch.uint8))

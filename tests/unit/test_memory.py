@@ -61,6 +61,22 @@ def test_adapters_have_small_states_and_no_reference_and_offloading_moves_to_the
     assert host_gb("rollout", *away) - host_gb("rollout") == pytest.approx(4 * moved)
 
 
+def test_what_a_checkpoint_holds_is_copied_to_the_host():
+    without = ["trainer.save_freq=-1"]
+
+    def copied(*choices: str) -> float:
+        return host_gb("update", *choices) - host_gb("update", *choices, *without)
+
+    assert copied() == pytest.approx((2e9 + 6e9) / GB)  # policy and three states, of all four ranks of the machine
+    assert copied("trainer.save_model_only=true") == pytest.approx(2e9 / GB)
+    adapters = 64 * 30 * (9 * 1000 + 3 * 4000 + 512)
+    assert copied("worker.actor.model.lora.rank=64") == pytest.approx(4 * adapters * 2 / GB)
+    critic = ["algorithm.adv_estimator=gae"]
+    assert copied(*critic) == pytest.approx(2 * (2e9 + 6e9) / GB)
+    assert copied(*critic, "trainer.save_model_only=true") == pytest.approx(2 * 2e9 / GB)
+    assert host_gb("load") == host_gb("load", *without)
+
+
 def test_an_update_keeps_one_hidden_state_per_token_and_layer():
     one, two = (device_gb("update", f"worker.actor.micro_batch_size_per_device_for_update={size}") for size in (1, 2))
     tokens = 6144 + 2048

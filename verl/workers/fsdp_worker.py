@@ -19,7 +19,7 @@ from verl.config import Config, FSDPConfig, OptimConfig
 from verl.divergences import FULL_KL
 from verl.fsdp import DTYPES, init_mesh, join_store, lr_factor, open_store, shard, whole
 from verl.fused_layers import fuse_layers
-from verl.host_memory import HostRooms, host_memory_metrics
+from verl.host_memory import WaitingRooms, host_memory_metrics
 from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
 from verl.model_families import critic_path, stand_in_image, vision_tower
 from verl.optim import allocate_states, build_optimizer, state_tensors
@@ -52,7 +52,7 @@ class FSDPWorker:
         self.num_steps = num_steps
         self.groups: Groups | None = None
         self.peak_memory: dict[str, float] = {}  # phase -> GiB
-        self.rooms = HostRooms()  # for models and optimizers between passes
+        self.rooms = WaitingRooms()  # for models and optimizers between passes
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         disable_progress_bar()
 
