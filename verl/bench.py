@@ -190,6 +190,7 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
     read = rollout_bytes(model.get_text_config(), *lengths, num_sequences, num_prompts) / rollout.tensor_parallel_size
     outputs = data.rollout_batch_size * rollout.n * data.max_response_length / ranks
     inputs = data.rollout_batch_size * (data.max_prompt_length + rollout.n * data.max_response_length) / ranks
+    old = 1.0 - (actor.ppo_epochs == 1) * actor.global_batch_size / data.rollout_batch_size  # the first update's own
 
     def seconds(name: str) -> float:
         return statistics.median(step.get(f"timing_s/{name}", 0.0) for step in steps)
@@ -200,7 +201,7 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
         "weight sync + wake": (sync, 0.0, 0.0, "weight_sync"),
         "sleep": (seconds("sleep"), 0.0, 0.0, "sleep"),
         "images": (seconds("load"), 0.0, 0.0, "load"),
-        "old": (seconds("old"), inputs, forward, "old"),
+        "old": (seconds("old"), old * inputs, old * forward, "old"),
         "reference": (seconds("ref"), inputs, forward, "ref"),
         "update": (seconds("update_actor"), inputs, 3 * forward, "update_actor"),
     }
@@ -208,7 +209,7 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
         whole, forward = seconds("gen"), 0.0
         rows = {name: rows[name] for name in ("rollout", "weight sync + wake", "sleep")}
     rows["rest"] = (whole - sum(row[0] for row in rows.values()), 0.0, 0.0, "")
-    rows["whole step"] = (whole, inputs if forward else 0.0, 5 * forward, "step")
+    rows["whole step"] = (whole, inputs if forward else 0.0, (4 + old) * forward, "step")
     return {
         name: {
             "seconds": round(time_s, 3),

@@ -186,9 +186,9 @@ def _kept_bytes(config: Config, model: ModelShape, data: DataShape, tokens: int,
 
 
 def _batch_bytes(config: Config, data: DataShape) -> float:
-    """Images once per prompt; per response token its id, mask, and log-probs and entropies of two policies."""
+    """Images once per prompt; per response token its id, mask, and log-probs of two policies."""
     prompts = config.data.rollout_batch_size
-    per_token = 8 + 1 + 4 * 2 * (1 if config.algorithm.disable_kl else 2)
+    per_token = 8 + 1 + 4 * (1 if config.algorithm.disable_kl else 2)
     tokens = prompts * config.worker.rollout.n * config.data.max_response_length * per_token
     return BATCH_COPIES * (prompts * data.mean_image_bytes + tokens)
 

@@ -180,6 +180,31 @@ def test_on_policy_ratio_is_one_and_a_flat_group_has_no_gradient():
     assert gradient.abs().max() == 0
 
 
+@pytest.mark.parametrize("choice", ["default", "gspo", "cispo"])
+def test_the_first_update_needs_no_old_log_probs(choice):
+    """Two updates of two groups each: from log-probs of all, of those that are read alone, and of all in vain."""
+    groups, advantages, reference = make_groups()
+    chosen = replace(settings(NUM_GROUPS // 2, 70, True, choice), kl_coef=0.1)
+    sampled, _ = Actor(scorer(), torch.device("cpu")).compute_log_probs(groups, 10_000, True, 0.9)
+    trained, metrics = {}, {}
+    for start, num_current in ((0, 0), (2, 2), (0, 2), (2, 0)):
+        model = scorer()
+        actor = Actor(model, torch.device("cpu"), torch.optim.SGD(model.parameters(), lr=0.3))
+        old, _ = actor.compute_log_probs(groups, 10_000, True, 0.9, start)
+        assert old[:start].isnan().all() and old[start:].isfinite().all()
+        metrics[start, num_current] = actor.update(
+            groups, PolicyBatch(advantages, old, reference, sampled - 0.05, num_current), chosen
+        )
+        trained[start, num_current] = torch.cat([weight.flatten() for _, weight in full_weights(model)])
+    moved = (trained[0, 0] - torch.cat([w.flatten() for _, w in full_weights(scorer())])).norm()
+    for case in ((2, 2), (0, 2)):
+        assert (trained[case] - trained[0, 0]).norm() / moved < 1e-5
+        assert metrics[case]["actor/skipped_steps"] == (0.0, 1.0)
+    total, weight = metrics[2, 2]["actor/ppo_kl"]
+    assert abs(total / weight) > 1e-3  # the second update's policy has moved away
+    assert not (trained[2, 0] - trained[0, 0]).norm() / moved < 1e-2  # what is left out would have been read
+
+
 def test_a_non_finite_gradient_is_skipped_and_counted():
     groups, advantages, reference = make_groups()
     broken = advantages.clone()

@@ -23,6 +23,7 @@ class Workers:
     def __init__(self, **metrics: float):
         self.asked: list[str] = []
         self.updates: dict[str, DataProto] = {}
+        self.notes: dict[str, dict[str, Any]] = {}
         self.metrics = {"actor/kl_loss": 0.05} | metrics
 
     def __len__(self) -> int:
@@ -31,6 +32,7 @@ class Workers:
     def __getattr__(self, method: str) -> Any:
         def call(data: DataProto) -> Any:
             self.asked.append(method)
+            self.notes[method] = dict(data.meta_info)
             if method.startswith("update_"):
                 self.updates[method] = data
                 return [{name: (value, 1.0) for name, value in self.metrics.items()}]
@@ -45,9 +47,11 @@ class Workers:
         return call
 
 
-def make_trainer(workers: Workers, algorithm: dict[str, Any], batch_size: int = 2, **trainer: Any) -> GRPOTrainer:
+def make_trainer(
+    workers: Workers, algorithm: dict[str, Any], batch_size: int = 2, num_epochs: int = 1, **trainer: Any
+) -> GRPOTrainer:
     config = Config()
-    actor = dataclasses.replace(config.worker.actor, global_batch_size=2)
+    actor = dataclasses.replace(config.worker.actor, global_batch_size=2, ppo_epochs=num_epochs)
     rollout = dataclasses.replace(config.worker.rollout, n=2)
     config = dataclasses.replace(
         config,
@@ -96,6 +100,22 @@ def test_only_the_passes_that_a_choice_needs_are_run(algorithm, batch_size, pass
     workers = Workers()
     run(make_trainer(workers, algorithm, batch_size))
     assert workers.asked == passes
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "num_epochs", "is_partial"),
+    [
+        ({}, 1, True),
+        ({}, 2, False),  # the second time the first update's policy is gone
+        ({"use_kl_loss": False}, 1, False),  # the reward reads all
+        ({"use_kl_loss": False, "kl_penalty": "full"}, 1, True),
+        ({"disable_kl": True, "use_kl_loss": False}, 1, True),
+    ],
+)
+def test_the_first_updates_own_log_probs_are_left_out_where_nothing_else_reads_them(algorithm, num_epochs, is_partial):
+    workers = Workers()
+    run(make_trainer(workers, algorithm, batch_size=4, num_epochs=num_epochs))
+    assert workers.notes["compute_log_probs"]["from_second_update"] is is_partial
 
 
 def test_a_divergence_in_the_reward_by_hand():

@@ -176,7 +176,9 @@ class GRPOTrainer:
         algorithm = self.config.algorithm
         carrier = groups.select(["response_mask"], [])
         is_estimated = not algorithm.disable_kl and algorithm.kl_penalty != FULL_KL
-        if not self._is_single_update or self._is_kl_in_reward and is_estimated:
+        reads_all = self._is_kl_in_reward and is_estimated or self.config.worker.actor.ppo_epochs > 1
+        if reads_all or not self._is_single_update:
+            carrier.meta_info["from_second_update"] = not reads_all
             with self._timer("old"):
                 groups.union(self.actor.compute_log_probs(carrier))
         if is_estimated:

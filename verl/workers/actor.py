@@ -155,8 +155,8 @@ class PolicyBatch:
 
     Attributes:
         advantages: [G, n], or [G, n, R] where tokens differ.
-        old_log_probs: [G, n, R]; None when the sampled policy is the current one for the only update, where the ratio
-            is 1 by definition.
+        old_log_probs: [G, n, R]; None when all groups are of the first update, where the policy that wrote them is the
+            current one and the ratio 1 by definition.
         ref_log_probs: [G, n, R]; None without a divergence in the loss, and where it is computed in full.
         rollout_log_probs: [G, n, R] the engine's; None without importance sampling.
     """
@@ -165,6 +165,8 @@ class PolicyBatch:
     old_log_probs: Tensor | None = None
     ref_log_probs: Tensor | None = None
     rollout_log_probs: Tensor | None = None
+    num_current: int = 0
+    """Groups at the front for which the same holds; their old log-probs are not read."""
 
 
 @dataclass
@@ -289,13 +291,15 @@ class Actor(Learner):
 
     @torch.no_grad()
     def compute_log_probs(
-        self, groups: Groups, max_tokens: int, shared_prompt: bool, temperature: float
+        self, groups: Groups, max_tokens: int, shared_prompt: bool, temperature: float, start: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies [G, n, R] of all responses, 0 where padded."""
+        """Log-probs and entropies [G, n, R] of all responses, 0 where padded; NaN in groups before `start`."""
         self.model.eval()
         shape = (len(groups), groups.num_samples, groups.width)
         log_probs, entropies = torch.zeros(shape), torch.zeros(shape)
-        batches = groups.plan(max_tokens, shared_prompt)
+        for values in (log_probs, entropies):
+            values[:start] = math.nan
+        batches = groups.plan(max_tokens, shared_prompt, range(start, len(groups)))
         parts = [self.forward(groups, pieces, temperature) for pieces in batches]  # all passes before the first wait
         for pieces, (values, entropy) in zip(batches, parts, strict=True):
             if pieces:
@@ -362,7 +366,9 @@ class Actor(Learner):
         advantages = batch.advantages
         if advantages.dim() == 2:
             advantages = advantages.unsqueeze(-1).expand(-1, -1, groups.width)
-        old = values(batch.old_log_probs) if batch.old_log_probs is not None else log_probs.detach()
+        old = log_probs.detach()
+        if batch.old_log_probs is not None and pieces[0].group >= batch.num_current:
+            old = values(batch.old_log_probs)
         losses, details = compute_policy_loss(
             settings.loss_type,
             log_probs,

@@ -194,20 +194,19 @@ class FSDPWorker:
         self.groups = Groups.from_proto(data, pixels, grids)
         check_image_tokens(self.groups.prompts, self.groups.images, grids, self.processor)
 
-    def _log_probs(self, actor: Actor, key: str) -> DataProto:
+    def _log_probs(self, actor: Actor, key: str, start: int = 0) -> DataProto:
         assert self.groups is not None, "load_groups comes first"
         settings = self.config.worker.actor
         self._reset_peak_memory()
-        log_probs, entropies = actor.compute_log_probs(
+        log_probs, _ = actor.compute_log_probs(
             self.groups,
             self._max_tokens(settings.micro_batch_size_per_device_for_experience),
             self.shared_prompt,
             self.config.worker.rollout.temperature,
+            start,
         )
-        out = DataProto.from_dict(tensors={key: log_probs, f"{key}_entropy": entropies})
-        phase = key.removesuffix("_log_probs")
-        self.peak_memory[phase] = self._peak_memory_gb()
-        return out
+        self.peak_memory[key.removesuffix("_log_probs")] = self._peak_memory_gb()
+        return DataProto.from_dict(tensors={key: log_probs})
 
     def _reset_peak_memory(self) -> None:
         if self.device.type == "cuda":
@@ -223,9 +222,13 @@ class FSDPWorker:
 
     @register(Dispatch.DP_COMPUTE_PROTO)
     def compute_log_probs(self, data: DataProto) -> DataProto:
-        """`old_log_probs` [G, n, R] of the loaded groups under the current policy; `data` only carries the split."""
+        """`old_log_probs` [G, n, R] of the loaded groups under the current policy; `data` only carries the split.
+
+        With meta `from_second_update` those of the first update's groups are left out (NaN): it does not read them.
+        """
+        size = self.config.worker.actor.global_batch_size // self.world_size
         with self._on_device(self.policy):
-            return self._log_probs(self.actor, "old_log_probs")
+            return self._log_probs(self.actor, "old_log_probs", data.meta_info.get("from_second_update", False) * size)
 
     @register(Dispatch.DP_COMPUTE_PROTO)
     def compute_ref_log_probs(self, data: DataProto) -> DataProto:
@@ -308,7 +311,8 @@ class FSDPWorker:
         self._reset_peak_memory()
         lr = self._set_lr(self.optimizer, actor.optim, data.meta_info["step"])
         keys = ("advantages", "old_log_probs", "ref_log_probs", "rollout_log_probs")
-        batch = PolicyBatch(*(data.batch.get(key) for key in keys))
+        num_current = settings.num_groups_per_mini_batch if actor.ppo_epochs == 1 else 0
+        batch = PolicyBatch(*(data.batch.get(key) for key in keys), num_current=num_current)
         reference = self.reference if settings.kl_penalty == FULL_KL and settings.kl_coef else None
         with self._on_device(self.policy, self.optimizer, changes=True), self._reference_on_device(reference):
             metrics = self.actor.update(self.groups, batch, settings, reference)
