@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.tensor import DTensor
 
 from tests.e2e.training import make_data
 from tests.ranks import leave
@@ -26,7 +27,7 @@ from verl.workers.fsdp_worker import FSDPWorker
 NUM_GROUPS, NUM_SAMPLES, WIDTH = 4, 3, 24
 SMALL = [
     "data.rollout_batch_size=4",
-    "worker.actor.global_batch_size=4",
+    "worker.actor.global_batch_size=2",
     "worker.actor.micro_batch_size_per_device_for_update=4",
     "worker.actor.optim.lr=1e-4",
     "worker.critic.global_batch_size=4",
@@ -96,6 +97,9 @@ def places(worker: FSDPWorker) -> dict[str, list[str]]:
             "critic": worker.critic.model.parameters(),
             "critic's states": state_tensors(worker.critic.optimizer),
         }
+    parts = {name: list(of_part) for name, of_part in parts.items()}
+    # What a pass has gathered would be a plain tensor, and kept for as long as nothing lets go of it.
+    assert all(isinstance(tensor, DTensor) for of_part in parts.values() for tensor in of_part)
     own = {name: [local_part(tensor.detach()) for tensor in of_part] for name, of_part in parts.items()}
     return {name: sorted({_place(part) for part in of_part if part.numel()}) for name, of_part in own.items()}
 
@@ -105,7 +109,10 @@ def _place(tensor: torch.Tensor) -> str:
 
 
 def train(worker: FSDPWorker, groups: DataProto, folder: Path) -> dict[str, Any]:
-    """What is seen in a step of every pass, a checkpoint, another step, and once more from the checkpoint on."""
+    """What is seen in a step of every pass, a checkpoint, another step, and once more from the checkpoint on.
+
+    The last step reads old log-probs without those of the first of its two updates, the one before it all of them.
+    """
     worker.load_groups(groups)
     batch = groups.select(["response_mask", "advantages"], [])
     seen: dict[str, Any] = {}
@@ -129,11 +136,19 @@ def train(worker: FSDPWorker, groups: DataProto, folder: Path) -> dict[str, Any]
     while (fault := worker.save_fault()) is None:
         time.sleep(0.05)
     assert fault == ""
+    old = worker.compute_log_probs(batch).batch["old_log_probs"]
+    batch.meta_info["from_second_update"] = True
+    partial = worker.compute_log_probs(batch).batch["old_log_probs"]
+    batch.meta_info["from_second_update"] = False
+    size = NUM_GROUPS // 2 // worker.world_size
+    assert partial[:size].isnan().all() and distance(partial[size:], old[size:]) < 1e-5
+    batch.batch["old_log_probs"] = old
     update(2)
     seen["moments after"] = moments(worker, worker.actor)
     worker.restore(str(folder))
     assert torch.equal(moments(worker, worker.actor), seen["moments"])
     assert torch.equal(weights(worker), stored)
+    batch.batch["old_log_probs"] = partial
     update(2)
     seen["moments again"] = moments(worker, worker.actor)
     seen["log_probs after"] = worker.compute_log_probs(batch).batch["old_log_probs"]

@@ -190,7 +190,7 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
     read = rollout_bytes(model.get_text_config(), *lengths, num_sequences, num_prompts) / rollout.tensor_parallel_size
     outputs = data.rollout_batch_size * rollout.n * data.max_response_length / ranks
     inputs = data.rollout_batch_size * (data.max_prompt_length + rollout.n * data.max_response_length) / ranks
-    old = 1.0 - (actor.ppo_epochs == 1) * actor.global_batch_size / data.rollout_batch_size  # the first update's own
+    old = trainer.num_old_prompts / data.rollout_batch_size
 
     def seconds(name: str) -> float:
         return statistics.median(step.get(f"timing_s/{name}", 0.0) for step in steps)

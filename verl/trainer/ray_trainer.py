@@ -175,13 +175,11 @@ class GRPOTrainer:
         """Adds what the policy, the reference and the critic say of the responses, as far as it is needed."""
         algorithm = self.config.algorithm
         carrier = groups.select(["response_mask"], [])
-        is_estimated = not algorithm.disable_kl and algorithm.kl_penalty != FULL_KL
-        reads_all = self._is_kl_in_reward and is_estimated or self.config.worker.actor.ppo_epochs > 1
-        if reads_all or not self._is_single_update:
-            carrier.meta_info["from_second_update"] = not reads_all
+        if self.num_old_prompts:
+            carrier.meta_info["from_second_update"] = self.num_old_prompts < self.config.data.rollout_batch_size
             with self._timer("old"):
                 groups.union(self.actor.compute_log_probs(carrier))
-        if is_estimated:
+        if self._is_kl_estimated:
             with self._timer("ref"):
                 groups.union(self.actor.compute_ref_log_probs(carrier))
         elif self._is_kl_in_reward:
@@ -266,10 +264,19 @@ class GRPOTrainer:
             print(fault[0].upper() + fault[1:], flush=True)  # noqa: T201
 
     @property
-    def _is_single_update(self) -> bool:
-        """Whether a step updates once, so that the sampled policy is the current one and the ratio 1."""
-        actor = self.config.worker.actor
-        return actor.ppo_epochs == 1 and actor.global_batch_size == self.config.data.rollout_batch_size
+    def num_old_prompts(self) -> int:
+        """Prompts of a step whose log-probs are computed before its updates.
+
+        The first update makes its own, for its policy is the one that sampled, and so the ratio is 1. All are computed
+        where the reward reads them, or where the same prompts come again once that policy is gone.
+        """
+        actor, num_prompts = self.config.worker.actor, self.config.data.rollout_batch_size
+        reads_all = self._is_kl_in_reward and self._is_kl_estimated or actor.ppo_epochs > 1
+        return num_prompts if reads_all else num_prompts - actor.global_batch_size
+
+    @property
+    def _is_kl_estimated(self) -> bool:
+        return not self.config.algorithm.disable_kl and self.config.algorithm.kl_penalty != FULL_KL
 
     @property
     def _is_kl_in_reward(self) -> bool:

@@ -353,7 +353,8 @@ class FSDPWorker:
         """
         actor_folder = Path(folder) / "actor"
         self.save_error = ""
-        with self._on_device(self.policy, self.optimizer):
+        optimizer = None if model_only else self.optimizer
+        with self._on_device(self.policy, optimizer):
             adapters = gather_adapters(self.policy.model, whole)  # here: a fault of one rank must not part them below
             try:
                 checkpoint.save_rng(actor_folder, self.rank)
@@ -363,10 +364,10 @@ class FSDPWorker:
                         save_adapters(self.policy.model, adapters, actor_folder / ADAPTER_FOLDER)
             except (OSError, RuntimeError) as error:  # told by save_fault: the other ranks wait for this one below
                 self.save_error = f"rank {self.rank}: {error}"
-            self.shard_writer.start(actor_folder, self.policy.model, None if model_only else self.optimizer)
+            self.shard_writer.start(actor_folder, self.policy.model, optimizer)
         if self.critic is not None:
             optimizer = None if model_only else self.critic.optimizer
-            with self._on_device(self.critic.model, self.critic.optimizer):
+            with self._on_device(self.critic.model, optimizer):
                 self.critic_writer.start(Path(folder) / "critic", self.critic.model, optimizer)
         self._release_cache()
 
