@@ -19,6 +19,11 @@ UNDONE = {
     "layers not fused": ("worker.actor.model.use_fused_layers=false",),
     "prompts read by every sample": ("worker.rollout.shared_prompt=false",),
     "no CUDA graphs": ("worker.rollout.enforce_eager=true",),
+    "offloaded as released": (
+        "worker.actor.offload.offload_params=true",
+        "worker.actor.offload.offload_optimizer=true",
+        "worker.ref.fsdp.enable_cpu_offload=true",
+    ),
 }
 """Rows, and the keys that undo a choice; later keys win over earlier ones."""
 COLUMNS = ("rollout", "old", "reference", "update", "whole step")

@@ -99,6 +99,19 @@ def test_what_is_written_is_the_state_at_the_call(tmp_path):
     assert torch.equal(model.weight, before)
 
 
+def test_a_file_that_cannot_be_written_is_a_fault_whichever_it_is(tmp_path):
+    model = torch.nn.Sequential(*(torch.nn.Linear(size, size) for size in range(1, 20)))
+    save(tmp_path / "whole", model)
+    names = [path.name for path in (tmp_path / "whole").glob("*.distcp")]
+    sizes = [(tmp_path / "whole" / name).stat().st_size for name in names]
+    assert len(names) == checkpoint.NUM_FILES_AT_A_TIME and max(sizes) < 1.2 * min(sizes)
+    for name in names:
+        (tmp_path / f"without_{name}" / name).mkdir(parents=True)  # a file cannot take its place
+        writer = checkpoint.ShardWriter()
+        writer.start(tmp_path / f"without_{name}", model, None)
+        assert name in (writer.fault(is_waiting=True) or "")
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     save(tmp_path, torch.nn.Linear(3, 2))
     for model in (torch.nn.Linear(4, 2), torch.nn.Sequential(torch.nn.Linear(3, 2))):
