@@ -89,7 +89,9 @@ class GpuMemory(threading.Thread):
 
 
 def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str, is_step: bool) -> Any:
-    """The trainer of verl.trainer.main without validation and checkpoints, which notes when each phase ran.
+    """The trainer of verl.trainer.main without validation, which notes when each phase ran.
+
+    It writes checkpoints only where trainer.save_freq is positive, none of the last step as a run does.
 
     Args:
         is_step: whether it trains; otherwise a step is its rollout alone.
@@ -105,7 +107,8 @@ def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str, i
             return {}
 
         def _save(self, score: float | None = None) -> None:
-            pass
+            if self.config.trainer.save_freq > 0:
+                super()._save(score)
 
         def _step(self) -> dict[str, Any]:
             if is_step:

@@ -27,6 +27,7 @@ UNDONE = {
 }
 """Rows, and the keys that undo a choice; later keys win over earlier ones."""
 COLUMNS = ("rollout", "old", "reference", "update", "whole step")
+"""Phases, of which the table has the seconds."""
 
 
 def run_ablation(step: Sequence[str], names: Sequence[str], dump: str | None = None) -> int:
@@ -64,14 +65,15 @@ def _run_row(step: Sequence[str]) -> dict[str, Any]:
 
 
 def format_rows(results: dict[str, dict[str, Any]]) -> list[str]:
-    """One line per row, with the time of its step as a multiple of the first row's."""
+    """One line per row, with the time of its step as a multiple of the first row's and the most that a GPU held."""
     width = max(map(len, results)) + 1
-    lines = [f"{'seconds':{width}s}" + "".join(f"{column:>14s}" for column in (*COLUMNS, "times"))]
+    lines = [f"{'seconds':{width}s}" + "".join(f"{column:>14s}" for column in (*COLUMNS, "times", "peak GiB"))]
     whole = results[AS_CONFIGURED]["table"]["whole step"]["seconds"]
     for name, result in results.items():
         if "fault" in result:
             lines.append(f"{name:{width}s}  failed")
             continue
         seconds = [result["table"][column]["seconds"] for column in COLUMNS]
-        lines.append(f"{name:{width}s}" + "".join(f"{value:14.2f}" for value in (*seconds, seconds[-1] / whole)))
+        row = (*seconds, seconds[-1] / whole, result["table"]["whole step"]["peak_gib"])
+        lines.append(f"{name:{width}s}" + "".join(f"{value:14.2f}" for value in row))
     return lines

@@ -18,6 +18,10 @@ def test_every_phase_of_a_step_has_its_row(tmp_path, what, phases):
     dump = tmp_path / "dump.json"
     command = [sys.executable, "-m", "verl.bench", what, "--config", "configs/bench_toy_cpu.yaml"]
     command += ["--image", "112x112", "--ratio_groups", "2", "--dump", str(dump)]
+    is_saving = what == "step"
+    checkpoints = tmp_path / "checkpoints"
+    command += [f"trainer.save_checkpoint_path={checkpoints}", f"trainer.save_freq={int(is_saving)}"]
+    command += ["trainer.save_in_background=false"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(dump.read_text())
@@ -28,6 +32,9 @@ def test_every_phase_of_a_step_has_its_row(tmp_path, what, phases):
     assert parts == pytest.approx(table["whole step"]["seconds"], abs=0.01)
     assert table["rollout"]["tokens_per_s"] * table["rollout"]["seconds"] == pytest.approx(8 * 8 * 64, rel=0.01)
     assert ("ratio" in result) == (what == "step")
+    num_steps = len(result["steps"])
+    assert done.stdout.count(" save_checkpoint: ") == (num_steps if is_saving else 0)
+    assert (checkpoints / f"global_step_{num_steps}" / "manifest.json").is_file() is is_saving
     if what == "step":
         assert all(table[name]["seconds"] > 0 for name in PASSES)
         assert result["steps"][-1]["actor/grad_norm"] > 0
@@ -45,5 +52,5 @@ def test_an_ablation_has_a_row_for_each_choice_that_it_undoes(tmp_path):
     assert shared == [True, False]
     whole = [row["table"]["whole step"]["seconds"] for row in rows.values()]
     printed = done.stdout.splitlines()[-2:]
-    assert [line.split()[-1] for line in printed] == ["1.00", f"{whole[1] / whole[0]:.2f}"]
+    assert [line.split()[-2] for line in printed] == ["1.00", f"{whole[1] / whole[0]:.2f}"]
     assert printed[1].startswith(name)

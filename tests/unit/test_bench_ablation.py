@@ -14,7 +14,8 @@ FILES = ["data.train_files=owner/name", "data.val_files=owner/name"]
 
 
 def table(whole: float) -> dict:
-    return {"table": {column: {"seconds": whole if column == "whole step" else 1.0} for column in COLUMNS}}
+    seconds = {column: whole if column == "whole step" else 1.0 for column in COLUMNS}
+    return {"table": {column: {"seconds": value, "peak_gib": 10 * value} for column, value in seconds.items()}}
 
 
 @pytest.mark.parametrize("name", UNDONE)
@@ -28,8 +29,9 @@ def test_a_choice_is_undone_whatever_was_configured(name):
 
 def test_rows_are_multiples_of_the_first_and_a_failed_one_says_so():
     lines = format_rows({AS_CONFIGURED: table(4.0), "layers not fused": table(6.0), "no CUDA graphs": {"fault": "x"}})
-    assert [line.split()[-1] for line in lines] == ["times", "1.00", "1.50", "failed"]
-    assert lines[2].split()[-3:] == ["1.00", "6.00", "1.50"]
+    assert [line.split()[-1] for line in lines] == ["GiB", "40.00", "60.00", "failed"]
+    assert lines[1].split()[-4:] == ["1.00", "4.00", "1.00", "40.00"]
+    assert lines[2].split()[-4:] == ["1.00", "6.00", "1.50", "60.00"]
 
 
 def test_a_row_that_fails_costs_none_of_the_others(tmp_path, monkeypatch, capsys):
