@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Makes .venv with Python 3.12 and everything the project needs; does nothing when it is up to date.
+# Makes .venv with Python 3.12 and the packages of requirements/cpu.txt or gpu.txt, which lock every one of them with
+# its hashes; nothing else gets installed. Does nothing when .venv is up to date.
 # Usage: bash scripts/setup.sh
-#   SETUP_TARGET=cpu|gpu   which vLLM to install (default: gpu where an NVIDIA device is visible)
+#   SETUP_TARGET=cpu|gpu   the lock to install from (default: gpu where an NVIDIA device is visible)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -48,11 +49,14 @@ make_venv() {
     fi
 }
 
+(($# == 0)) || fail "unknown argument '$1'; this script takes none. SETUP_TARGET=cpu|gpu chooses the packages"
 target=${SETUP_TARGET:-$(choose_target)}
 [[ $target == cpu || $target == gpu ]] || fail "SETUP_TARGET is '$target'; it must be cpu or gpu"
+lock=requirements/$target.txt
 
 # The folder is part of the stamp: the programs in .venv/bin name it, so a moved copy has to be made anew.
-pins=$(cat pyproject.toml .python-version requirements/*.txt scripts/setup.sh | sha256sum | cut -c1-32)
+pins=$(cat pyproject.toml setup.py .python-version "$lock" requirements/library.txt scripts/setup.sh |
+    sha256sum | cut -c1-32)
 wanted="$target $pins $PWD"
 is_current() { [[ -x $venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; }
 
@@ -60,6 +64,10 @@ if is_current; then
     say "$venv is up to date ($target)"
     exit 0
 fi
+
+[[ "$(uname -s) $(uname -m)" == "Linux x86_64" ]] || fail "the locks are for Linux on x86_64, this is" \
+    "$(uname -s) on $(uname -m); there, 'pip install .' installs the rewards alone"
+[[ -w . ]] || fail "$PWD cannot be written to, and .venv and runs/ are made in it; work in a copy: git clone $PWD COPY"
 
 # One setup at a time in a folder; the lock is this file itself and goes with the last process that holds it.
 exec 9<scripts/setup.sh
@@ -82,24 +90,26 @@ fi
 touch "$unfinished"
 rm -f "$stamp"
 
-# uv, not pip: it takes the override file, and no constraint of the machine's pip configuration reaches it.
+# pip installs uv, from the lock too, and uv the rest: it is ten times as fast, and no constraint of the machine's pip
+# configuration reaches it.
 uv=$venv/bin/uv
 if [[ ! -x $uv ]]; then
     if command -v uv >/dev/null; then
         uv=$(command -v uv)
     else
-        pin=$(grep '^uv==' requirements/dev.txt)
-        say "installing $pin"
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$pin"
+        say "installing uv"
+        sed -n '/^uv==/,/^ *# via/p' "$lock" >"$venv/uv.txt"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+            -r "$venv/uv.txt" || fail "pip could not install uv (see above); is the package index within reach?"
     fi
 fi
 
-requirements=(-r "requirements/$target.txt" -r requirements/dev.txt)
-if [[ $target == cpu ]]; then requirements+=(--override requirements/overrides.txt); fi
 say "installing the $target packages (about 7 GB on disk; half a minute from the cache, longer over the network)"
-"$uv" pip install --python "$venv/bin/python" "${requirements[@]}" </dev/null
+"$uv" pip sync --python "$venv/bin/python" --require-hashes --quiet "$lock" </dev/null ||
+    fail "not all packages of $lock could be installed (see above); run this again when the package index is within" \
+        "reach and the disk has 15 GB free: what has been downloaded is kept"
 say "installing the project itself, editable"
-"$uv" pip install --quiet --python "$venv/bin/python" --no-deps --editable . </dev/null
+"$uv" pip install --quiet --offline --python "$venv/bin/python" --no-deps --no-build-isolation --editable . </dev/null
 
 printf '%s' "$wanted" >"$stamp"
 rm -f "$unfinished"

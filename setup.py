@@ -1,0 +1,41 @@
+"""The requirements of an install, and the build backend that asks for them.
+
+`pip install .` installs the library `spatialthinker`, with the few packages that its rewards need. `pip install -e .`
+is made in a checkout, whose commands (`python3 -m verl.trainer.main`, `evaluation/evals.py`, ...) need the extras
+train, eval and data as well.
+
+As the backend this is setuptools' own without `prepare_metadata_for_build_editable`, which would run this file with
+the command of a plain install; build front ends then read an editable install's requirements from its wheel.
+"""
+
+import sys
+import tomllib
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.build_meta import (  # noqa: F401
+    build_editable,
+    build_sdist,
+    build_wheel,
+    get_requires_for_build_editable,
+    get_requires_for_build_sdist,
+    get_requires_for_build_wheel,
+    prepare_metadata_for_build_wheel,
+)
+
+CHECKOUT_EXTRAS = ("train", "eval", "data")
+
+
+def read_requirements(is_editable: bool) -> list[str]:
+    """The library's requirements, behind them the checkout's for an editable install."""
+    folder = Path(__file__).parent
+    lines = (folder / "requirements" / "library.txt").read_text().splitlines()
+    requirements = [line for line in lines if line and not line.startswith("#")]
+    if is_editable:
+        extras = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        requirements += [requirement for extra in CHECKOUT_EXTRAS for requirement in extras[extra]]
+    return list(dict.fromkeys(requirements))
+
+
+if __name__ == "__main__":
+    setup(install_requires=read_requirements("editable_wheel" in sys.argv))

