@@ -38,4 +38,6 @@ def read_requirements(is_editable: bool) -> list[str]:
 
 
 if __name__ == "__main__":
+    if sys.version_info[:2] != (3, 12):  # uv does not look at the upper end of requires-python
+        sys.exit(f"spatialthinker needs Python 3.12, and this is {sys.version.split()[0]} ({sys.executable})")
     setup(install_requires=read_requirements("editable_wheel" in sys.argv))
