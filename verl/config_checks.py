@@ -1,14 +1,14 @@
-"""`check_config`: what the types of the configuration cannot say, checked once before Ray starts, all faults together.
+"""`find_faults`: what fields of the configuration cannot say alone, checked once before Ray starts, all together.
 
 Each fault names the key, its value, the limit and what to change.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from verl.config import Config, ConfigError, DataConfig
+from verl.config import Config, DataConfig
 
 _SAMPLING_LIMITS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
     "n": (int, "a whole number, at least 1", lambda value: value >= 1),
@@ -23,122 +23,19 @@ _VALIDATION_LIMITS = _SAMPLING_LIMITS | {
     "frequency_penalty": ((int, float), "a number from -2 to 2", lambda value: -2 <= value <= 2),
 }
 
-_RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
-    "at least 1": (
-        lambda value: value >= 1,
-        (
-            "data.max_prompt_length",
-            "data.max_response_length",
-            "data.rollout_batch_size",
-            "data.mini_rollout_batch_size",
-            "data.min_pixels",
-            "data.max_pixels",
-            "worker.actor.global_batch_size",
-            "worker.actor.micro_batch_size_per_device_for_update",
-            "worker.actor.micro_batch_size_per_device_for_experience",
-            "worker.actor.model.lora.alpha",
-            "worker.actor.ppo_epochs",
-            "worker.critic.global_batch_size",
-            "worker.critic.micro_batch_size_per_device_for_update",
-            "worker.critic.micro_batch_size_per_device_for_experience",
-            "worker.critic.ppo_epochs",
-            "worker.reward.num_processes",
-            "worker.rollout.n",
-            "worker.rollout.tensor_parallel_size",
-            "worker.rollout.max_model_len",
-            "worker.rollout.max_num_batched_tokens",
-            "worker.rollout.max_num_seqs",
-            "trainer.total_epochs",
-            "trainer.max_steps",
-            "trainer.nnodes",
-            "trainer.n_gpus_per_node",
-        ),
-    ),
-    "at least 1, or -1": (
-        lambda value: value >= 1 or value == -1,
-        ("data.val_batch_size", "worker.rollout.top_k", "trainer.max_try_make_batch", "trainer.max_skipped_updates"),
-    ),
-    "at least 0": (
-        lambda value: value >= 0,
-        (
-            "data.seed",
-            "algorithm.kl_coef",
-            "worker.actor.model.lora.rank",
-            "worker.actor.optim.lr",
-            "worker.actor.optim.weight_decay",
-            "worker.actor.optim.lr_warmup_steps",
-            "worker.critic.optim.lr",
-            "worker.critic.optim.weight_decay",
-            "worker.critic.optim.lr_warmup_steps",
-            "trainer.critic_warmup",
-            "worker.rollout.seed",
-            "worker.rollout.limit_images",
-            "trainer.seed",
-            "trainer.val_generations_to_log",
-        ),
-    ),
-    "above 0": (
-        lambda value: value > 0,
-        (
-            "worker.actor.max_grad_norm",
-            "worker.actor.clip_ratio_high",
-            "worker.actor.tau_positive",
-            "worker.actor.tau_negative",
-            "worker.actor.tis_imp_ratio_cap",
-            "worker.critic.max_grad_norm",
-            "worker.critic.cliprange_value",
-            "trainer.watchdog_timeout_s",
-        ),
-    ),
-    "above 0 (training log-probs are divided by it)": (lambda value: value > 0, ("worker.rollout.temperature",)),
-    "above 1": (lambda value: value > 1, ("worker.actor.clip_ratio_dual",)),
-    "above 0 and at most 1": (
-        lambda value: 0 < value <= 1,
-        ("worker.rollout.top_p", "worker.rollout.gpu_memory_utilization", "trainer.max_host_memory_share"),
-    ),
-    "from 0 to 1": (
-        lambda value: 0 <= value <= 1,
-        (
-            "algorithm.gamma",
-            "algorithm.lam",
-            "worker.actor.clip_ratio_low",
-            "worker.actor.optim.lr_warmup_ratio",
-            "worker.actor.optim.min_lr_ratio",
-            "worker.critic.optim.lr_warmup_ratio",
-            "worker.critic.optim.min_lr_ratio",
-        ),
-    ),
-    "two rates, each at least 0 and below 1": (
-        lambda betas: all(0 <= beta < 1 for beta in betas),
-        ("worker.actor.optim.betas", "worker.critic.optim.betas"),
-    ),
-    "a list with at least one logger": (
-        lambda names: len(names) > 0,
-        ("trainer.logger",),
-    ),
-}
-
-
-def check_config(config: Config, score_functions: Sequence[str] | None = None) -> None:
-    """Raises ConfigError with every fault of the configuration; returns nothing when there is none."""
-    if faults := find_faults(config, score_functions):
-        raise ConfigError(faults)
-
 
 def find_faults(
-    config: Config, score_functions: Sequence[str] | None = None, unreadable: Sequence[str] = ()
+    config: Config, score_functions: Sequence[str] | None = None, unreadable: Collection[str] = ()
 ) -> list[str]:
-    """One sentence per fault of the configuration: values out of range first, then what does not fit together.
+    """One sentence per fault of the configuration: what does not fit together or is not there.
 
     Args:
         config: the configuration; paths are looked up on this machine.
         score_functions: the rewards that `worker.reward.score_function` may name; None accepts any name.
-        unreadable: keys that hold their default because the given value could not be read. Sentences about these, and
-            further ones about keys that are out of range, are left out: they would not speak of what was meant.
+        unreadable: keys that hold their default because the given value could not be taken. Sentences about these are
+            left out: they would not speak of what was meant.
     """
-    out_of_range = {key: text for key, text in _range_faults(config) if key not in unreadable}
-    settled = [*unreadable, *out_of_range]
-    further = (
+    faults = (
         *_batch_faults(config),
         *_algorithm_faults(config),
         *_rollout_faults(config),
@@ -146,7 +43,7 @@ def find_faults(
         *_reward_faults(config, score_functions),
         *_path_faults(config),
     )
-    return [*out_of_range.values(), *(text for text in further if not any(key in text for key in settled))]
+    return [text for text in faults if not any(key in text for key in unreadable)]
 
 
 def find_notices(config: Config) -> list[str]:
@@ -172,16 +69,6 @@ def split_path(text: str, mark: str) -> tuple[str, str]:
         return text, ""
     path, _, rest = text.rpartition(mark)
     return path, mark + rest
-
-
-def _range_faults(config: Config) -> Iterator[tuple[str, str]]:
-    for limit, (holds, keys) in _RANGES.items():
-        for key in keys:
-            value: Any = config
-            for name in key.split("."):
-                value = getattr(value, name)
-            if value is not None and not holds(value):
-                yield key, f"{key} = {value}: must be {limit}"
 
 
 def _is_multiple(number: int, divisor: int) -> bool:
@@ -355,11 +242,11 @@ def _format_prompt_faults(path: str) -> Iterator[str]:
 
 
 def is_path(format_prompt: str) -> bool:
-    """Whether a format_prompt names a file: it exists, or it is one word that ends like a path."""
+    """True if a format_prompt names a file: it exists, or it is one word that ends like a path."""
     one_word = len(format_prompt.split()) == 1
     return os.path.isfile(format_prompt) or one_word and ("/" in format_prompt or "." in format_prompt)
 
 
 def _is_hub_name(text: str) -> bool:
-    """Whether the text reads `owner/name`; a path into an existing folder does not, it is a mistyped path."""
+    """True if the text reads `owner/name`; a path into an existing folder does not, it is a mistyped path."""
     return re.fullmatch(r"[\w.-]*\w/[\w.-]+", text) is not None and not os.path.isdir(text.partition("/")[0])

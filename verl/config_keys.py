@@ -94,18 +94,27 @@ DERIVED_KEYS: dict[str, str] = {
 _ABSENT = object()
 
 
+def explain_old_key(key: str) -> str | None:
+    """Sentence on what has become of the key; None for one that never was."""
+    if key in RENAMED_KEYS:
+        return f"is now called {RENAMED_KEYS[key]}"
+    if key in SETTLED_KEYS:
+        return f"is not needed: {SETTLED_KEYS[key][1]}"
+    return f"follows from {DERIVED_KEYS[key]}; set that instead" if key in DERIVED_KEYS else None
+
+
 def take_old_keys(source: dict[str, Any], faults: dict[str, str]) -> dict[str, Any]:
     """The source in this house's keys, with one notice for each old key; what cannot be taken goes to faults."""
-    for key, origin in DERIVED_KEYS.items():
+    for key in DERIVED_KEYS:
         value = _pop(source, key)
         if value is not _ABSENT:
-            faults[key] = f"{key} = {value!r}: follows from {origin}; set that instead"
+            faults[key] = f"{key} = {value!r}: {explain_old_key(key)}"
     for key, (allowed, reason) in SETTLED_KEYS.items():
         value = _pop(source, key)
         if value is _ABSENT:
             continue
         if allowed is None or value in allowed:
-            _notice("%s is not needed: %s", key, reason)
+            _notice("%s %s", key, explain_old_key(key))
         else:
             choices = " or ".join(map(str, allowed))
             faults[key] = f"{key} = {value!r}: must be {choices}, because {reason}; leave it out"
@@ -115,12 +124,12 @@ def take_old_keys(source: dict[str, Any], faults: dict[str, str]) -> dict[str, A
             continue
         if _pop(source, new) is not _ABSENT:
             faults[old] = f"{old}: is the old name of {new}, and both are given; drop {old}"
-        _notice("%s is now called %s; taken as that", old, new)
+        _notice("%s %s; taken as that", old, explain_old_key(old))
         _put(source, new, value)
     return source
 
 
-def _notice(text: str, *values: str) -> None:
+def _notice(text: str, *values: str | None) -> None:
     logging.getLogger(__name__).warning(text, *values)
 
 

@@ -1,25 +1,20 @@
 """`load_config`: from `config=FILE a.b=value ...` to a checked configuration, or one error that lists every fault."""
 
 import dataclasses
-import difflib
+import functools
+import json
 import logging
-import math
 import os
-import types
-import typing
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from pydantic import TypeAdapter, ValidationError
 
-from verl.config import Config, ConfigError, RolloutDtype, TrainDtype, TrainerConfig
+from verl.config import Config, ConfigError, TrainerConfig
 from verl.config_checks import find_faults, find_notices, split_path
+from verl.config_fields import Key, find_keys, find_sections, suggest
 from verl.config_keys import take_old_keys
 
-_DTYPE_SPELLINGS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", None: "fp32"}
-_DTYPE_SPELLINGS |= {16: "fp16", "16": "fp16", 32: "fp32", "32": "fp32"}
 # Keys that name a file or folder, and the mark after which something else may follow.
 _PATH_KEYS = {
     "data.train_files": "@",
@@ -46,16 +41,17 @@ def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = Non
         score_functions: the rewards that `worker.reward.score_function` may name; None accepts any name.
 
     Raises:
-        ConfigError: listing every fault: unknown keys with the nearest known one, wrong types, and all that
-            `verl.config_checks.find_faults` finds.
+        ConfigError: listing every fault: unknown keys with the nearest known one, values that `verl.config` does not
+            take, and all that `verl.config_checks.find_faults` finds.
     """
     faults: dict[str, str] = {}
-    merged: dict[str, Any] = {}
+    merged = config_to_dict(Config())
     for source in _read_sources(argv, faults):
         merged = _merge(merged, take_old_keys(source, faults))
-    config = _build(Config, merged, "", faults)
+    keys = find_keys()
+    config = _validate(merged, keys, faults)
     config = _resolve_paths(config, config.trainer)
-    checked = find_faults(config, score_functions, unreadable=list(faults))
+    checked = find_faults(config, score_functions, unreadable=faults.keys() & {*keys, *find_sections(keys)})
     if faults or checked:
         raise ConfigError([*faults.values(), *checked])
     for notice in find_notices(config):
@@ -74,6 +70,10 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str, Any]]:
     """The file's keys, then the command line's, as nested dictionaries."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
     command_line: dict[str, Any] = {}
     file: dict[str, Any] = {}
     for token in argv:
@@ -83,9 +83,13 @@ def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str,
             continue
         try:
             if key == "config":
-                file = _plain(OmegaConf.load(text))
+                content: Any = OmegaConf.to_container(OmegaConf.load(text), resolve=True)
+                if not isinstance(content, dict):
+                    raise YAMLError("the file must hold sections such as data: and trainer:")
+                file = {str(name): value for name, value in content.items()}
             else:
-                command_line = _merge(command_line, _plain(OmegaConf.from_dotlist([token])))
+                content = OmegaConf.to_container(OmegaConf.from_dotlist([token]), resolve=True)
+                command_line = _merge(command_line, content)
         except OSError as error:
             faults[key] = f"config = {text!r}: cannot be read ({error.strerror}); give config= an existing YAML file"
         except (YAMLError, OmegaConfBaseException) as error:
@@ -94,94 +98,55 @@ def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str,
     return [file, command_line]
 
 
-def _plain(node: Any) -> dict[str, Any]:
-    content = OmegaConf.to_container(node, resolve=True)
-    if not isinstance(content, dict):
-        raise YAMLError("the file must hold sections such as data: and trainer:")
-    return {str(key): value for key, value in content.items()}
-
-
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    both = {key: _merge(low[key], high[key]) for key in low.keys() & high.keys() if _are_dicts(low[key], high[key])}
-    return {**low, **high, **both}
+    both = [key for key in low if isinstance(low[key], dict) and isinstance(high.get(key), dict)]
+    return {**low, **high, **{key: _merge(low[key], high[key]) for key in both}}
 
 
-def _are_dicts(*values: Any) -> bool:
-    return all(isinstance(value, dict) for value in values)
+def _validate(values: dict[str, Any], keys: Mapping[str, Key], faults: dict[str, str]) -> Config:
+    """The configuration with these values; what cannot be taken goes to faults and leaves the default."""
+    records = TypeAdapter(Config)
+    # In JSON's strict mode a dictionary may stand for a record and a list for a tuple, and nothing else differs.
+    values = json.loads(json.dumps(values, default=str))
+    try:
+        return records.validate_json(json.dumps(values))
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            *sections, name = _field_path(detail["loc"], keys)
+            section = functools.reduce(dict.__getitem__, sections, values)
+            if name in section:
+                key = ".".join([*sections, name])
+                faults[key] = f"{key} = {section.pop(name)!r}: {_reason(detail, key, keys)}"
+    return records.validate_json(json.dumps(values))
 
 
-def _build(record: type, section: dict[str, Any], prefix: str, faults: dict[str, str]) -> Any:
-    """The record with the section's values; what cannot be taken goes to faults and leaves the default."""
-    hints = typing.get_type_hints(record)
-    values: dict[str, Any] = {}
-    for name, value in section.items():
-        key = prefix + name
-        try:
-            if name not in hints:
-                raise ValueError(f"unknown key; {_suggestion(key)}")
-            if dataclasses.is_dataclass(hints[name]):
-                if not isinstance(value, dict):
-                    raise ValueError(f"is a section; set its keys, such as {key}.{next(iter(_keys(hints[name], '')))}")
-                values[name] = _build(typing.cast(type, hints[name]), value, f"{key}.", faults)
-            else:
-                default = getattr(record(), name)
-                values[name] = _convert(hints[name], _merge(default, value) if _are_dicts(default, value) else value)
-        except ValueError as error:
-            faults[key] = f"{key} = {value!r}: {error}"
-    return record(**values)
+def _field_path(location: tuple[int | str, ...], keys: Mapping[str, Key]) -> list[str]:
+    """The part of pydantic's location that names a key, without what lies inside its value."""
+    path: list[str] = []
+    for part in location:
+        path.append(str(part))
+        if ".".join(path) in keys:
+            break
+    return path
 
 
-def _convert(hint: Any, value: Any) -> Any:
-    """The value as the annotated type.
-
-    Raises:
-        ValueError: saying what is allowed.
-    """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint in (TrainDtype, RolloutDtype):
-        value = _DTYPE_SPELLINGS.get(value, value)
-    if origin is types.UnionType:
-        return None if value is None else _convert(arguments[0], value)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"must be one of {', '.join(map(str, arguments))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"must be a list, such as [{value}]")
-        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise ValueError(f"must hold {len(arguments)} values")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_convert(kind, item) for kind, item in zip(kinds, value, strict=True))
-    return _convert_plain(origin or hint, value)
-
-
-def _convert_plain(kind: type, value: Any) -> Any:
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is float and isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("must be finite")
-    if type(value) is not kind:
-        needs = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a dictionary"}
-        quote = f"; quote it: '\"{value}\"'" if kind is str and value is not None else ""
-        raise ValueError(f"must be {needs[kind]}{quote}")
-    return value
-
-
-def _keys(record: Any, prefix: str) -> list[str]:
-    """Every key of the record and of its sections, in order."""
-    keys = []
-    for name, hint in typing.get_type_hints(record).items():
-        keys += _keys(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [prefix + name]
-    return keys
-
-
-def _suggestion(key: str) -> str:
-    keys = _keys(Config, "")
-    leaf = key.rpartition(".")[2]
-    same_leaf = [known for known in keys if known.rpartition(".")[2] == leaf]
-    near = same_leaf[:1] or difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
-    return f"did you mean {near[0]}?"
+def _reason(detail: Any, key: str, keys: Mapping[str, Key]) -> str:
+    """Pydantic's error in this house's words: what must hold instead."""
+    fault, value = detail["type"], detail["input"]
+    if fault == "unexpected_keyword_argument":
+        return f"unknown key; {suggest(key, keys)}"
+    if fault == "dataclass_type":
+        return f"is a section; set its keys, such as {next(name for name in keys if name.startswith(f'{key}.'))}"
+    kind, must = keys[key].kind, "must be"
+    if fault == "tuple_type":
+        return f"must be {kind.noun}" + ("" if value is None else f", such as [{value}]")
+    if kind.item and fault not in ("missing", "too_long", "too_short"):
+        kind, must = kind.item, "each must be"
+    if fault == "finite_number":
+        return f"{must} finite"
+    quote = f"; quote it: '\"{value}\"'" if fault == "string_type" and value is not None else ""
+    is_type = not kind.limits or fault.endswith("_type")
+    return f"{must} {kind.or_other(kind.noun if is_type else kind.limits)}{quote}"
 
 
 def _resolve_paths(section: Any, trainer: TrainerConfig, prefix: str = "") -> Any:

@@ -1,4 +1,7 @@
-"""`python3 -m verl.trainer.main config=FILE a.b=value ...`: the only place where the parts are wired together."""
+"""`python3 -m verl.trainer.main config=FILE a.b=value ...`: the only place where the parts are wired together.
+
+`--help [SECTION | KEY]` prints the keys, `--list` the recipes, the rewards and the choices.
+"""
 
 import logging
 import os
@@ -8,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spatialthinker.rewards import REWARDS, RewardInput, format_failure
-from spatialthinker.rewards.gold import gold_response
-from spatialthinker.rewards.spatial_sgg import check_ground_truth, doubt_frame
 from spatialthinker.versions import find_version_faults
 from verl.config import Config, ConfigError, RewardConfig
 from verl.config_loading import config_to_dict, load_config
@@ -18,6 +18,7 @@ from verl.watchdog import Watchdog
 
 USER_ERROR = 2
 INTERRUPTED = 130
+HELP_OPTIONS = {"--help", "-h", "--list"}
 CPUS_PER_ACTOR = 1.0
 WITHOUT_MULTICAST = {
     "NCCL_NVLS_ENABLE": "0",
@@ -36,6 +37,8 @@ class ScoreFunction:
     kwargs: dict[str, Any]
 
     def __call__(self, items: list[dict[str, Any]]) -> list[dict[str, float]]:
+        from spatialthinker.rewards import REWARDS, RewardInput, format_failure
+
         inputs = [
             RewardInput(item["response"], item["ground_truth"], item["problem"], item["response_length"])
             for item in items
@@ -54,6 +57,8 @@ def check_spatial_row(problem: str, ground_truth: str, sizes: Sequence[tuple[int
     Args:
         sizes: width and height of the row's images.
     """
+    from spatialthinker.rewards.spatial_sgg import check_ground_truth, doubt_frame
+
     check_ground_truth(ground_truth, problem)
     if "<image>" not in problem:
         raise ValueError("the prompt has no <image>, and spatial_sgg scores boxes in an image")
@@ -61,9 +66,14 @@ def check_spatial_row(problem: str, ground_truth: str, sizes: Sequence[tuple[int
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the training that the arguments describe; returns the exit code."""
+    """Runs the training that the arguments describe, or prints the help they ask for; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if HELP_OPTIONS & set(arguments):
+        return print_help(arguments)
+    from spatialthinker.rewards import REWARDS
+
     try:
-        config = load_config(sys.argv[1:] if argv is None else argv, tuple(REWARDS))
+        config = load_config(arguments, tuple(REWARDS))
     except ConfigError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return USER_ERROR
@@ -90,6 +100,24 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"\nInterrupted; the same command goes on from {config.trainer.save_checkpoint_path}", file=sys.stderr)  # noqa: T201
         return interrupt.exit_code if isinstance(interrupt, Interrupted) else INTERRUPTED
+    return 0
+
+
+def print_help(arguments: Sequence[str]) -> int:
+    """Prints the keys of the sections and keys named, all without a name, or the list; returns the exit code."""
+    from verl.config_docs import render_help, render_list
+
+    try:
+        if {"--help", "-h"} & set(arguments):
+            text = render_help([name for name in arguments if "=" not in name and name not in HELP_OPTIONS])
+        else:
+            from spatialthinker.rewards import REWARDS
+
+            text = render_list(REWARDS)
+    except ValueError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return USER_ERROR
+    print(text, end="")  # noqa: T201
     return 0
 
 
@@ -194,6 +222,8 @@ class GoldScore:
     reward: RewardConfig
 
     def __call__(self, prompt: Any) -> dict[str, float]:
+        from spatialthinker.rewards.gold import gold_response
+
         name = "" if self.reward.reward_function else self.reward.score_function
         return self.manager.probe(gold_response(name, prompt.ground_truth), prompt.problem, prompt.ground_truth)
 
