@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "ray", "vllm", "transformers", "datasets", "spacy")
 PACKAGES = {"verl", "spatialthinker", "data_gen", "evaluation", "scripts", "configs", "tests"}
 REQUIRED = PACKAGES | {"pyproject.toml", "README.md", "LICENSE", "requirements", ".ci", ".python-version"}
-ALLOWED = REQUIRED | {"docs", ".gitignore", ".pre-commit-config.yaml"}
+ALLOWED = REQUIRED | {"docs", "CONTRIBUTING.md", "CHANGELOG.md", ".gitignore", ".pre-commit-config.yaml"}
 MAX_TREE_BYTES = 20 * 1024**2
 # Written in pieces, so that this file does not name them.
 HOSTS = [
