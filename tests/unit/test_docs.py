@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import fnmatch
 import importlib
+import operator
 import re
 import shlex
 import subprocess
@@ -327,6 +328,21 @@ def test_the_page_for_migrants_has_every_old_key():
     for key in (*RENAMED_KEYS, *SETTLED_KEYS, *DERIVED_KEYS):
         leaf = key.rpartition(".")[2]
         assert leaf in text or ".lora." in key or key.startswith("worker.ref."), key
+
+
+def test_the_defaults_on_the_page_for_migrants_are_those_of_the_code():
+    section = (ROOT / "docs" / "migration.md").read_text().split("## Other defaults")[1].split("##")[0]
+    num_compared = 0
+    for first, *_, last in (line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")):
+        names = re.findall(r"`([\w.]+)`", first)
+        names = [name if "." in name else f"{names[0].rpartition('.')[0]}.{name}" for name in names]
+        values = last.replace("`", "").split(", ")
+        if len(names) == len(values):
+            for name, value in zip(names, values, strict=True):
+                default = operator.attrgetter(name)(Config())
+                assert value.lower() == str(default).lower() or float(value) == default, name
+                num_compared += 1
+    assert num_compared > 20
 
 
 def test_the_page_of_algorithms_has_every_choice():
