@@ -297,6 +297,21 @@ def test_a_page_is_short_enough_to_read(page: Path):
     assert len(page.read_text().splitlines()) <= MAX_LINES
 
 
+def test_the_readme_is_short_and_has_what_the_release_promises():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 180
+    released = [
+        "pip install -e .",
+        "spatialthinker_3b_grpo.sh",
+        "spatialthinker_7b_grpo.sh",
+        "model_merger.py --local_dir",
+    ]
+    released += ["qwen_2_5_3b_stvqa_vanilla_grpo.sh", "qwen_2_5_7b_stvqa_vanilla_grpo.sh", "OX-PIXL/SpatialThinker-3B"]
+    released += ["preprocess_data", "generate_hf_data", "validate_with_gpt4o", "@misc{batra2025", "Acknowledgements"]
+    assert not [promise for promise in released if promise not in text]
+    assert f"prints these and {len(BENCHMARKS) - 19} more" in text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_that_a_page_names_is_there(page: Path):
     named = re.findall(rf"`((?:{'|'.join(PACKAGES)}|configs|tests)/[\w/.]+\.(?:py|yaml|jinja))`", page.read_text())
