@@ -104,7 +104,7 @@ def test_a_file_that_cannot_be_written_is_a_fault_whichever_it_is(tmp_path):
     save(tmp_path / "whole", model)
     names = [path.name for path in (tmp_path / "whole").glob("*.distcp")]
     sizes = [(tmp_path / "whole" / name).stat().st_size for name in names]
-    assert len(names) == checkpoint.NUM_FILES_AT_A_TIME and max(sizes) < 1.2 * min(sizes)
+    assert len(names) == checkpoint.NUM_PARALLEL_FILES and max(sizes) < 1.2 * min(sizes)
     for name in names:
         (tmp_path / f"without_{name}" / name).mkdir(parents=True)  # a file cannot take its place
         writer = checkpoint.ShardWriter()
