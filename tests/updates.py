@@ -296,7 +296,7 @@ def toy_training(
     if write_to is not None:
         writer = ShardWriter()
         writer.start(write_to, model.model, optimizer)
-        assert writer.fault(is_waiting=True) == ""
+        assert writer.fault(blocking=True) == ""
     update()
     return held | {"updated": state_of(model, optimizer)}
 

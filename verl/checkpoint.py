@@ -93,10 +93,10 @@ class ShardWriter:
         writer = ParallelWriter(folder)
         self.writing = self.thread.submit(dcp.save, state, storage_writer=writer, process_group=self.group)
 
-    def fault(self, is_waiting: bool = False) -> str | None:
+    def fault(self, blocking: bool = False) -> str | None:
         """None while writing, "" after success, else the error messages by rank."""
         assert self.writing is not None, "start comes first"
-        if not is_waiting and not self.writing.done():
+        if not blocking and not self.writing.done():
             return None
         error = self.writing.exception()
         if isinstance(error, CheckpointException):
