@@ -1,4 +1,4 @@
-"""DataProto, the batch that travels between the loop and the workers: tensors, Python values per row, and notes.
+"""DataProto, the batch exchanged by driver and workers: tensors, non-tensor columns and meta info.
 
 Letters: b rows; in the training loop a row is a group (one prompt with its n responses).
 """
@@ -55,7 +55,7 @@ class DataProto:
     Attributes:
         batch: TensorDict of tensors by name, the first dimension of each is the row; None when there are none.
         non_tensor_batch: arrays by name, one element per row; Python values are held in arrays of objects.
-        meta_info: notes on the whole batch. Every new DataProto has a dictionary of its own.
+        meta_info: of the whole batch; a new dictionary in every new DataProto.
     """
 
     batch: Any = None
