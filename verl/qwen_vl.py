@@ -127,7 +127,7 @@ def mrope_positions(ids: Sequence[int], grids: Sequence[Grid], image_token_id: i
     """M-RoPE positions [3, P] (time, height, width) of an expanded prompt.
 
     Text advances all three together; an image that starts at position b takes (b, b + row, b + column), and text
-    goes on at b + max(rows, columns). Source: Qwen2-VL, arXiv 2409.12191 section 2.1; equal to transformers'
+    continues at b + max(rows, columns). Source: Qwen2-VL, arXiv 2409.12191 section 2.1; equal to transformers'
     get_rope_index for text and images.
     """
     blocks, cursor, position = [], 0, 0

@@ -165,10 +165,11 @@ class RolloutWorker:
 
         Args:
             prompts: non-tensors `raw_prompt_ids` (image tokens not expanded) and `images` (encoded bytes); meta
-                `sampling` (vLLM's SamplingParams fields), `seed`, `log_probs` (whether to return them).
+                `sampling` (vLLM's SamplingParams fields), `seed`, `log_probs` (True returns them).
 
         Returns:
-            `responses`, `response_mask` and, with `log_probs`, `rollout_log_probs`: [G, n, R], right-padded.
+            `responses`, `response_mask` (by the engine's lengths, not by EOS) and, with `log_probs`,
+            `rollout_log_probs`: [G, n, R], right-padded.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
