@@ -19,7 +19,7 @@ from tests.ranks import leave
 from tests.updates import distance
 from verl.config_loading import load_config
 from verl.dataset import RLHFDataset, collate_prompts
-from verl.fsdp import full_weights, join_store, open_store, whole
+from verl.fsdp import full_tensor, full_weights, join_store, open_store
 from verl.optim import local_part, state_tensors
 from verl.protocol import DataProto
 from verl.workers.fsdp_worker import FSDPWorker
@@ -75,7 +75,7 @@ def make_groups(data: Path, processor: Any, max_prompt_length: int) -> DataProto
 def moments(worker: FSDPWorker, owner: Any) -> torch.Tensor:
     """The first ones of the optimizer, whole: linear in the gradients."""
     with worker._on_device(owner.model, owner.optimizer):
-        return torch.cat([whole(state["exp_avg"]).cpu().flatten() for state in owner.optimizer.state.values()])
+        return torch.cat([full_tensor(state["exp_avg"]).cpu().flatten() for state in owner.optimizer.state.values()])
 
 
 def weights(worker: FSDPWorker) -> torch.Tensor:
@@ -84,7 +84,7 @@ def weights(worker: FSDPWorker) -> torch.Tensor:
 
 
 def places(worker: FSDPWorker) -> dict[str, list[str]]:
-    """Where each part of the worker is now: on a kind of device, or nowhere but in its room."""
+    """Where each part of the worker is now: on a kind of device, or nowhere but in its pinned buffer."""
     parts: dict[str, Iterable[torch.Tensor]] = {
         "policy": worker.policy.parameters(),
         "policy's states": state_tensors(worker.optimizer),

@@ -23,7 +23,7 @@ from verl.activations import CHECKPOINTING
 from verl.batching import balanced_order
 from verl.checkpoint import ShardWriter, load_shards
 from verl.config import AdapterConfig
-from verl.fsdp import full_weights, shard, whole
+from verl.fsdp import full_tensor, full_weights, shard
 from verl.fused_layers import fuse_layers
 from verl.lora import adapters_off, add_adapters
 from verl.optim import allocate_states
@@ -296,7 +296,7 @@ def toy_training(
     if write_to is not None:
         writer = ShardWriter()
         writer.start(write_to, model.model, optimizer)
-        assert writer.fault(is_waiting=True) == ""
+        assert writer.fault(blocking=True) == ""
     update()
     return held | {"updated": state_of(model, optimizer)}
 
@@ -306,7 +306,7 @@ def state_of(model: ResponseLogProbs, optimizer: torch.optim.Optimizer) -> dict[
     state = {name: weight.cpu().clone() for name, weight in full_weights(model.model)}
     for number, parameter in enumerate(model.parameters()):
         for name in ("exp_avg", "exp_avg_sq"):
-            state[f"{number}/{name}"] = whole(optimizer.state[parameter][name]).cpu().clone()
+            state[f"{number}/{name}"] = full_tensor(optimizer.state[parameter][name]).cpu().clone()
     return state
 
 

@@ -1,11 +1,11 @@
-"""Which activations wait for the backward pass, and which it computes again.
+"""Selective activation checkpointing: which outputs each layer saves for the backward pass within a byte budget.
 
 Letters: T tokens (or patches) of a pass; D hidden size, I intermediate size, b bytes of a number.
 
-What saves the most work for its bytes is kept first: attention's outputs (work with the length of what is seen),
-then the products to width I (most of a layer's work and half of its memory), then whole layers. The tower comes after
-the decoder: its layers are so short on a GPU that to choose among their outputs keeps the host longer than to compute
-them again keeps the GPU.
+Outputs are saved in the order of recomputation avoided per byte: attention outputs (work grows with the sequence),
+then matmul outputs of width I (most of a layer's work, half of its memory), then whole layers without recomputation.
+The decoder comes before the vision encoder, whose layers are so short on a GPU that selecting among their outputs
+costs the host more time than recomputing them costs the GPU.
 """
 
 import itertools
@@ -19,88 +19,88 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from verl.fused_layers import aligned
-from verl.model_families import decoder, vision_tower
+from verl.fused_layers import aligned_width
+from verl.model_families import decoder, vision_encoder
 
 CHECKPOINTING: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-"""Nothing in a pass is random."""
-PRODUCTS = ("aten::mm", "aten::addmm")
-ATTENTION = (
+"""Keyword arguments of torch's checkpoint; no pass draws random numbers."""
+MATMUL_OPS = ("aten::mm", "aten::addmm")
+ATTENTION_OPS = (
     "verl::shared_attention",
     "torch_attn::_varlen_attn",
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_efficient_attention",
 )
-LEVELS = ("nothing", "attention", "products", "everything")
-"""What a layer keeps, each with all before it."""
+LEVELS = ("nothing", "attention", "matmuls", "everything")
+"""Outputs that a layer saves; each level includes those before it."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that may compute its activations again.
+    """A layer under activation checkpointing and the bytes of what it can save.
 
     Attributes:
-        module: of the model.
-        is_in_tower: not in the decoder.
+        module: the transformer layer.
+        is_vision: True in the vision encoder, False in the decoder.
         width: I.
-        bytes: that each of LEVELS takes. Attention's output is as wide as its heads together; products to width I
-            T I b each; and all that a backward pass needs about 8 hidden vectors (two normalised inputs, residuals,
-            query, keys, values, attention output) and 3 intermediate ones a token: about T (8D + 3I) b.
+        bytes: of each of LEVELS. Attention output: T heads head_dim b; matmul outputs: T I b each; everything:
+            T (8D + 3I) b, for 8 hidden vectors (two normalised inputs, residuals, query, keys, values, attention
+            output) and 3 intermediate ones per token.
     """
 
     module: GradientCheckpointingLayer
-    is_in_tower: bool
+    is_vision: bool
     width: int
     bytes: tuple[int, ...]
 
 
 def measure_layers(model: PreTrainedModel, num_tokens: int, num_patches: int) -> list[Layer]:
-    """The layers of decoder and tower for a pass over so many tokens and patches."""
+    """The layers of decoder and vision encoder, measured for a pass over so many tokens and patches."""
     size = next(model.parameters()).element_size()
-    tower = vision_tower(model)
+    encoder = vision_encoder(model)
     stacks: list[tuple[Any, Any, int]] = [(decoder(model), model.config.get_text_config(), num_tokens)]
-    if tower is not None:
-        stacks.append((tower, model.config.vision_config, num_patches))
+    if encoder is not None:
+        stacks.append((encoder, model.config.vision_config, num_patches))
     layers = []
     for stack, config, count in stacks:
-        hidden = getattr(config, "embed_dim", config.hidden_size)  # Qwen2-VL's tower names its width so
+        hidden = getattr(config, "embed_dim", config.hidden_size)  # the width of Qwen2-VL's encoder
         width = int(getattr(config, "intermediate_size", None) or hidden * config.mlp_ratio)
         for module in stack.modules():
             if isinstance(module, GradientCheckpointingLayer):
-                products = [m for m in module.modules() if isinstance(m, nn.Linear) and m.out_features == width]
+                matmuls = [m for m in module.modules() if isinstance(m, nn.Linear) and m.out_features == width]
                 heads = getattr(config, "num_attention_heads", 1) * (getattr(config, "head_dim", None) or 0)
                 attention = heads or hidden
-                numbers = attention, attention + width * len(products), 7 * hidden + attention + 3 * width
-                layers.append(Layer(module, stack is tower, width, (0, *(count * size * n for n in numbers))))
+                numbers = attention, attention + width * len(matmuls), 7 * hidden + attention + 3 * width
+                layers.append(Layer(module, stack is encoder, width, (0, *(count * size * n for n in numbers))))
     return layers
 
 
-def keep_activations(model: PreTrainedModel, num_tokens: int, num_patches: int, budget_bytes: float) -> list[str]:
-    """Sets for each layer what it keeps, as far as the budget goes, and returns it: one of LEVELS."""
+def set_checkpointing(model: PreTrainedModel, num_tokens: int, num_patches: int, budget_bytes: float) -> list[str]:
+    """Sets the outputs that each layer saves, within the budget, and returns its level: one of LEVELS."""
     layers = measure_layers(model, num_tokens, num_patches)
-    kept = [0] * len(layers)
-    for is_in_tower, level in itertools.product((False, True), range(1, len(LEVELS))):
+    levels = [0] * len(layers)
+    for is_vision, level in itertools.product((False, True), range(1, len(LEVELS))):
         for index, layer in enumerate(layers):
             more = layer.bytes[level] - layer.bytes[level - 1]
-            if layer.is_in_tower == is_in_tower and kept[index] == level - 1 and more <= budget_bytes:
-                kept[index] = level
+            if layer.is_vision == is_vision and levels[index] == level - 1 and more <= budget_bytes:
+                levels[index] = level
                 budget_bytes -= more
-    for layer, level in zip(layers, kept, strict=True):
-        widths = (layer.width, aligned(layer.width)) if LEVELS[level] == "products" else ()
-        contexts = {"context_fn": keep_outputs(*widths)} if level else {}
+    for layer, level in zip(layers, levels, strict=True):
+        widths = (layer.width, aligned_width(layer.width)) if LEVELS[level] == "matmuls" else ()
+        contexts = {"context_fn": save_outputs(*widths)} if level else {}
         function: Any = partial(checkpoint, **CHECKPOINTING, **contexts)
         layer.module.gradient_checkpointing = LEVELS[level] != "everything"  # type: ignore[assignment]
         layer.module._gradient_checkpointing_func = function
-    return [LEVELS[level] for level in kept]
+    return [LEVELS[level] for level in levels]
 
 
-def keep_outputs(*widths: int) -> Callable[[], tuple[Any, Any]]:
-    """The contexts under which a checkpointed layer keeps the outputs of attention and of products to these widths."""
+def save_outputs(*widths: int) -> Callable[[], tuple[Any, Any]]:
+    """A context_fn for checkpoint: saves outputs of attention and of matmuls of these widths, recomputes the rest."""
 
     def policy(_: Any, operation: Any, *args: Any, **__: Any) -> CheckpointPolicy:
         name = operation.name()
-        is_kept = name in ATTENTION or (name in PRODUCTS and args[-1].shape[-1] in widths)
-        return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+        is_saved = name in ATTENTION_OPS or (name in MATMUL_OPS and args[-1].shape[-1] in widths)
+        return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE
 
     return partial(create_selective_checkpoint_contexts, policy)

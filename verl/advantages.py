@@ -1,7 +1,7 @@
-"""Advantages: how much better a response, or a token of it, is than what was to be expected.
+"""Advantage estimators: GRPO, Dr. GRPO, pass@k, RLOO, ReMax, REINFORCE++ and GAE.
 
-Letters: G prompts, n responses per prompt (a group), R response tokens. Rewards of responses are [G, n], rewards and
-values of tokens [G, n, R] with a mask that is 1 on the first tokens of a row, as many as its response has.
+Letters: G prompts, n responses per prompt (a group), R response tokens. Response rewards are [G, n]; token rewards and
+values are [G, n, R] with the right-padded response mask.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def compute_grpo_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
-    """How much better each response is than its group, in standard deviations of the group.
+    """GRPO advantages: rewards normalised by mean and standard deviation of their group.
 
     A = (r - mean(r)) / (std(r) + eps), std with n - 1 in the denominator; 0 where all rewards of the group are equal.
     DeepSeekMath, https://arxiv.org/abs/2402.03300, section 4.1.2 (outcome supervision).
@@ -25,22 +25,22 @@ def compute_grpo_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def compute_dr_grpo_advantages(rewards: Tensor) -> Tensor:
-    """How much better each response is than the mean of its group: A = r - mean(r), exactly 0 in a flat group.
+    """Dr. GRPO advantages, centred without scaling: A = r - mean(r), exactly 0 when a group's rewards are all equal.
 
-    Dr. GRPO, https://arxiv.org/abs/2503.20783, section 3.2: dividing by the deviation would give questions on which
-    nearly all responses agree more weight. Its other half is worker.actor.loss_avg_mode=fixed_length.
+    Dr. GRPO, https://arxiv.org/abs/2503.20783, section 3.2: dividing by the standard deviation would upweight
+    questions on which nearly all responses agree. Dr. GRPO also needs worker.actor.loss_avg_mode=fixed_length.
     """
     _check_group(rewards)
     deviation = rewards - rewards.mean(dim=-1, keepdim=True)
-    # The mean of n equal floats can miss them by one rounding, which eps would blow up to a visible advantage.
+    # The mean of n equal floats can be off by one rounding, which 1 / eps would amplify.
     is_flat = rewards.amax(dim=-1, keepdim=True) == rewards.amin(dim=-1, keepdim=True)
     return deviation.masked_fill(is_flat, 0.0)
 
 
 def compute_grpo_passk_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
-    """What the best response adds to the best of its group: A = (best - second best) / (std(r) + eps) for it, else 0.
+    """Pass@k advantages: A = (best - second best) / (std(r) + eps) for the best response of a group, else 0.
 
-    The leave-one-out estimate of the gradient of the best of n, https://arxiv.org/abs/2503.19595, in units of GRPO.
+    Leave-one-out gradient estimator of the best-of-n reward, https://arxiv.org/abs/2503.19595, scaled as in GRPO.
     """
     _check_group(rewards)
     best = rewards.topk(2, dim=-1)
@@ -49,7 +49,7 @@ def compute_grpo_passk_advantages(rewards: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def compute_rloo_advantages(rewards: Tensor) -> Tensor:
-    """How much better each response is than the mean of the others: A_i = r_i - sum over j != i of r_j / (n - 1).
+    """RLOO advantages, relative to the mean of the other responses: A_i = r_i - sum over j != i of r_j / (n - 1).
 
     REINFORCE leave-one-out, https://arxiv.org/abs/2402.14740; equal to n / (n - 1) (r - mean(r)).
     """
@@ -65,19 +65,19 @@ GROUP_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def compute_remax_advantages(rewards: Tensor, baselines: Tensor) -> Tensor:
-    """How much better each response is than the greedy one: A = r - r(greedy).
+    """ReMax advantages, relative to the greedy response: A = r - r(greedy).
 
     ReMax, https://arxiv.org/abs/2310.10505, algorithm 1.
 
     Args:
         rewards: [G, n].
-        baselines: [G], the reward of the response that takes the likeliest token every time.
+        baselines: [G] rewards of the greedily decoded responses.
     """
     return rewards - baselines.unsqueeze(-1)
 
 
 def compute_reinforce_plus_plus_advantages(token_rewards: Tensor, mask: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """The discounted rewards to come, in standard deviations of all tokens of the batch, and the same as they are.
+    """REINFORCE++ advantages (returns whitened over all tokens of the batch) and returns.
 
     R_t = r_t + gamma R_{t+1}; A = whiten(R). REINFORCE++, https://arxiv.org/abs/2501.03262.
 
@@ -93,13 +93,13 @@ def compute_reinforce_plus_plus_advantages(token_rewards: Tensor, mask: Tensor, 
 def compute_gae_advantages(
     token_rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimates, whitened over the batch, and the returns that the critic learns.
+    """GAE advantages, whitened over the batch, and returns, the critic's targets.
 
     delta_t = r_t + gamma V_{t+1} - V_t, V = 0 after the last token; A_t = delta_t + gamma lam A_{t+1}; returns A + V
     before A is whitened. GAE, https://arxiv.org/abs/1506.02438, equations 11, 12 and 16.
 
     Args:
-        token_rewards, values, mask: [G, n, R]; values[t] is what the critic expects before token t.
+        token_rewards, values, mask: [G, n, R]; values[t] is the value before token t.
     Returns:
         advantages and returns, [G, n, R].
     """
@@ -119,14 +119,14 @@ def compute_advantages(
     baselines: Tensor | None = None,
     values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns by the estimator's name: [G, n] where they are one per response, else [G, n, R].
+    """Advantages and returns of the named estimator: [G, n] for one per response, else [G, n, R].
 
     Args:
         estimator: a key of GROUP_ESTIMATORS, remax, reinforce_plus_plus or gae.
         rewards: [G, n].
         mask: [G, n, R] of the responses.
-        penalties: [G, n, R] what is taken off the reward of each token.
-        baselines: [G] rewards of the greedy responses, for remax.
+        penalties: [G, n, R] subtracted from token rewards (KL in the reward).
+        baselines: [G] greedy rewards, for remax.
         values: [G, n, R] of the critic, for gae.
     """
     token_rewards = spread_rewards(rewards, mask, penalties)
@@ -145,16 +145,16 @@ def compute_advantages(
 
 
 def spread_rewards(rewards: Tensor, mask: Tensor, penalties: Tensor | None = None) -> Tensor:
-    """[G, n, R] rewards of tokens: the response's reward [G, n] on its last one, less each token's penalty."""
+    """Token rewards [G, n, R]: the response's reward [G, n] at its last token, minus each token's penalty."""
     last = (mask.sum(-1, keepdim=True).long() - 1).clamp(min=0)
     token_rewards = torch.zeros(mask.shape).scatter(-1, last, rewards.float().unsqueeze(-1)) * mask
     return token_rewards if penalties is None else token_rewards - penalties * mask
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """(x - mean) / sqrt(var + 1e-8) over all elements where mask is 1, var with N - 1 in the denominator; else 0.
+    """Whitened values: (x - mean) / sqrt(var + 1e-8) where mask is 1, var with N - 1 in the denominator; else 0.
 
-    In float64, so that equal values give 0 and not their rounding in units of a tiny deviation.
+    In float64, so that equal values give exactly 0.
     """
     wide, mask = values.double(), mask.bool()
     chosen = wide[mask]
@@ -165,7 +165,7 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _discounted_sums(values: Tensor, decay: float) -> Tensor:
-    """y_t = x_t + decay y_{t+1} along the last dimension."""
+    """Reverse discounted sums y_t = x_t + decay y_{t+1} along the last dimension."""
     sums = values.clone()
     for t in range(values.shape[-1] - 2, -1, -1):
         sums[..., t] += decay * sums[..., t + 1]

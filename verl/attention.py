@@ -1,9 +1,10 @@
-"""Attention over packed rows: a prompt once for all its responses, and the vision tower's windows in one call.
+"""Padding-free attention: shared-prefix (cascade) attention of the decoder, window attention of the vision encoder.
 
 Letters as in batching.py: G prompts, S responses, P and R their tokens, T tokens of the packed row.
 
-In bfloat16 and float16 on a GPU both run on torch's variable-length flash kernels; anywhere else on scaled dot-product
-attention over padded tables. Both forms give what n repeated prompts would, in value and gradient.
+A prompt is the shared prefix of its responses and is computed once. On a GPU in bfloat16 or float16 both use torch's
+variable-length flash attention, elsewhere scaled dot-product attention (SDPA) over padded tensors. Values and
+gradients equal those of one prompt copy per response.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn  # and so declares the kernels in torch.ops.torch_attn
+from torch.nn.attention.varlen import varlen_attn  # also registers torch.ops.torch_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -20,17 +21,17 @@ from verl.batching import GroupLayout
 TEXT_ATTENTION = "shared_prompt"
 VISION_ATTENTION = "varlen_flash"  # "flash" in the name makes transformers hand over all windows in one call
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
-CAUSAL = (-1, 0)  # window to the left and to the right of a query; keys end where queries end
+CAUSAL = (-1, 0)  # window left and right of a query (-1: unlimited); queries and keys are aligned at their ends
 EVERYTHING = (-1, -1)
 
 
 def has_flash(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the variable-length kernels run for tensors of this device and type."""
+    """True when variable-length flash attention supports this device and type."""
     return device.type == "cuda" and dtype in FLASH_DTYPES and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def describe_attention(device: torch.device, dtype: torch.dtype) -> str:
-    """Which kernels attention runs on here, and why not the faster ones."""
+    """A description of the attention kernels in use, with the reason when they are not flash attention."""
     if has_flash(device, dtype):
         return "variable-length flash attention (torch)"
     reason = "no GPU" if device.type != "cuda" else f"{dtype} or this GPU has no flash kernel"
@@ -38,12 +39,12 @@ def describe_attention(device: torch.device, dtype: torch.dtype) -> str:
 
 
 @dataclass(frozen=True)
-class _Call:
-    """One call of the kernels: which tokens are queries and which keys, and how they are paired.
+class _VarlenCall:
+    """One variable-length attention call over slices of the packed row.
 
     Attributes:
-        queries, keys: of the packed row.
-        ends, longest: of sequences of queries and of keys.
+        queries, keys: slices of the row.
+        ends, longest: cu_seqlens and max_seqlen of queries and of keys.
         window: CAUSAL or EVERYTHING.
     """
 
@@ -54,7 +55,7 @@ class _Call:
     window: tuple[int, int]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-        """Outputs [queries, heads, size] and log-normalizers [heads, queries]."""
+        """Outputs [queries, heads, size] and log-sum-exp (LSE) [heads, queries]."""
         arguments = (*self.ends, *self.longest, self.window == CAUSAL, scale, list(self.window))
         tensors = (q[self.queries], k[self.keys], v[self.keys])
         out, lse, _ = torch.ops.torch_attn._varlen_attn(*tensors, *arguments)
@@ -63,7 +64,7 @@ class _Call:
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What these keys add to the gradients; out and lse are those over all keys that a query sees."""
+        """Gradients of q, k, v from these keys; out and lse are of the merged attention over all keys of a query."""
         no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device)
         arguments = (*self.ends, *self.longest, self.window == CAUSAL, no_dropout, scale, list(self.window))
         at, of = self.queries, self.keys
@@ -73,29 +74,29 @@ class _Call:
 
 def _plan_calls(
     prompt_ends: Tensor, group_ends: Tensor, response_ends: Tensor, split: int, longest: list[int]
-) -> tuple[_Call, _Call, _Call]:
-    """Prompts causally; all responses of a group, as one long query, over their prompt; responses over themselves.
+) -> tuple[_VarlenCall, _VarlenCall, _VarlenCall]:
+    """The three calls of cascade attention: causal over prompts, responses to their prompt, causal over responses.
 
-    Nothing is gathered, and a prompt's keys are read once for all its responses.
+    In the second all responses of a group form one query sequence, so the prompt's keys are read once and not copied.
     """
     prompt, group, response = longest
     prompts, responses = slice(0, split), slice(split, None)
     return (
-        _Call(prompts, prompts, (prompt_ends, prompt_ends), (prompt, prompt), CAUSAL),
-        _Call(responses, prompts, (group_ends, prompt_ends), (group, prompt), EVERYTHING),
-        _Call(responses, responses, (response_ends, response_ends), (response, response), CAUSAL),
+        _VarlenCall(prompts, prompts, (prompt_ends, prompt_ends), (prompt, prompt), CAUSAL),
+        _VarlenCall(responses, prompts, (group_ends, prompt_ends), (group, prompt), EVERYTHING),
+        _VarlenCall(responses, responses, (response_ends, response_ends), (response, response), CAUSAL),
     )
 
 
-def _merge(seen: Tensor, seen_lse: Tensor, own: Tensor, own_lse: Tensor, out: Tensor) -> Tensor:
-    """Attention over two sets of keys, written to `out` [N, heads, size]; its log-normalizers [heads, N]."""
+def _merge(prefix: Tensor, prefix_lse: Tensor, suffix: Tensor, suffix_lse: Tensor, out: Tensor) -> Tensor:
+    """Merges attention over two sets of keys into `out` [N, heads, size]; returns the merged LSE [heads, N]."""
     if out.is_cuda:
         from verl.kernels.attention import merge
 
-        return merge(seen, seen_lse, own, own_lse, out)
-    lse = torch.logaddexp(seen_lse, own_lse)
-    share, own_share = ((part - lse).exp().T.unsqueeze(-1) for part in (seen_lse, own_lse))
-    out.copy_(share * seen + own_share * own)
+        return merge(prefix, prefix_lse, suffix, suffix_lse, out)
+    lse = torch.logaddexp(prefix_lse, suffix_lse)
+    prefix_share, suffix_share = ((part - lse).exp().T.unsqueeze(-1) for part in (prefix_lse, suffix_lse))
+    out.copy_(prefix_share * prefix + suffix_share * suffix)
     return lse
 
 
@@ -111,14 +112,14 @@ def _shared_attention(
     longest: list[int],
     scale: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [T, heads, size] and log-normalizers [heads, T]; arguments as of _plan_calls.
+    """Outputs [T, heads, size] and LSE [heads, T]; arguments as of _plan_calls.
 
-    One operation, so that a checkpoint can keep its outputs without those of its parts.
+    One custom op, so that selective activation checkpointing can save its outputs without those of its parts.
     """
-    of_prompts, over_prompts, over_own = _plan_calls(prompt_ends, group_ends, response_ends, split, longest)
+    of_prompts, over_prompts, over_responses = _plan_calls(prompt_ends, group_ends, response_ends, split, longest)
     out = torch.empty_like(q)
     out[:split], prompt_lse = of_prompts.forward(q, k, v, scale)
-    parts = over_prompts.forward(q, k, v, scale) + over_own.forward(q, k, v, scale)
+    parts = over_prompts.forward(q, k, v, scale) + over_responses.forward(q, k, v, scale)
     return out, torch.cat([prompt_lse, _merge(*parts, out[split:])], dim=1)
 
 
@@ -131,14 +132,14 @@ def _shared_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, 
     q, k, v, prompt_ends, group_ends, response_ends, out, lse = ctx.saved_tensors
     calls = _plan_calls(prompt_ends, group_ends, response_ends, ctx.split, ctx.longest)
     tensors = (grad.contiguous(), q, k, v, out, lse)
-    of_prompts, over_prompts, over_own = (call.backward(*tensors, ctx.scale) for call in calls)
+    of_prompts, over_prompts, over_responses = (call.backward(*tensors, ctx.scale) for call in calls)
     prompts, responses = slice(0, ctx.split), slice(ctx.split, None)
     grad_q, grad_k, grad_v = (torch.empty_like(states) for states in (q, k, v))
     grad_q[prompts] = of_prompts[0]
-    torch.add(over_prompts[0], over_own[0], out=grad_q[responses])
+    torch.add(over_prompts[0], over_responses[0], out=grad_q[responses])
     for total, index in ((grad_k, 1), (grad_v, 2)):
         torch.add(of_prompts[index], over_prompts[index], out=total[prompts])
-        total[responses] = over_own[index]
+        total[responses] = over_responses[index]
     return grad_q, grad_k, grad_v, *(None,) * 6
 
 
@@ -146,7 +147,7 @@ _shared_attention.register_autograd(_shared_backward, setup_context=_save_for_ba
 
 
 def _flash_shared(q: Tensor, k: Tensor, v: Tensor, layout: GroupLayout, scale: float | None) -> Tensor:
-    """[T, heads, size]: prompts causally, then responses over their prompt and their own past."""
+    """Cascade attention [T, heads, size] on flash kernels: prompts, then responses."""
     ends = (layout.prompt_ends, layout.group_ends, layout.response_ends)
     longest = [layout.longest_prompt, layout.longest_group, layout.longest_response]
     q, k, v = (states.contiguous() for states in (q, k, v))
@@ -154,13 +155,13 @@ def _flash_shared(q: Tensor, k: Tensor, v: Tensor, layout: GroupLayout, scale: f
 
 
 def _heads_first(states: Tensor, index: Tensor, num_repeats: int) -> Tensor:
-    """[T, heads, size] gathered by [rows, columns] to [rows, heads * num_repeats, columns, size]."""
+    """Gathers [T, heads, size] by index [rows, columns] to [rows, heads * num_repeats, columns, size]."""
     gathered = states[index].transpose(1, 2)
     return gathered.repeat_interleave(num_repeats, dim=1) if num_repeats > 1 else gathered
 
 
 def _padded_shared(q: Tensor, k: Tensor, v: Tensor, layout: GroupLayout, scale: float | None) -> Tensor:
-    """The same over padded tables."""
+    """Cascade attention [T, heads, size] by SDPA over padded tensors."""
     tables, repeats = layout.padded, q.shape[1] // k.shape[1]
     prompt_keys = _heads_first(k, tables.prompt_index, repeats)  # [G, heads, P, size]
     prompt_values = _heads_first(v, tables.prompt_index, repeats)
@@ -192,14 +193,14 @@ def shared_prompt_attention(
     layout: GroupLayout,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a packed row; the prompt's part is done once for all its responses.
+    """Shared-prefix attention of a packed row: each prompt is computed once for all its responses.
 
     Args:
         query: [1, heads, T, size]; key and value: [1, key heads, T, size].
-        layout: the row's prompts and responses.
+        layout: sequence boundaries of the row.
 
     Returns:
-        [1, T, heads, size] and no weights.
+        [1, T, heads, size] and None for the attention weights.
     """
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, size]
     attend = _flash_shared if has_flash(q.device, q.dtype) else _padded_shared
@@ -218,15 +219,15 @@ def vision_attention(
     max_length_q: int,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention inside each window, or image, of a row of patches.
+    """Attention inside each window, or each image, of packed patches.
 
     Args:
         query, key, value: [1, heads, patches, size].
-        cu_seq_lens_q: [windows + 1] first patch of each window, and the end.
+        cu_seq_lens_q: [windows + 1] cumulative window lengths.
         max_length_q: patches of the largest window.
 
     Returns:
-        [1, patches, heads, size] and no weights.
+        [1, patches, heads, size] and None for the attention weights.
     """
     if has_flash(query.device, query.dtype):
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))

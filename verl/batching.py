@@ -1,7 +1,8 @@
-"""Groups of responses to packed rows: which tokens share a forward pass, and where each one lies in it.
+"""Padding-free packing of groups into micro-batches, with shared prompts, and balance over ranks.
 
-A group is one prompt with its n sampled responses. Letters: G groups, n samples, P prompt tokens, R response
-tokens, T tokens of a packed row, S responses in it, N response tokens in it.
+A packed row holds sequences without padding; their boundaries are cumulative lengths (cu_seqlens). A group is one
+prompt with its n sampled responses. Letters: G groups, n samples, P prompt tokens, R response tokens, T tokens of a
+packed row, S responses in it, N response tokens in it.
 """
 
 import dataclasses
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`, without a wait: copies out of memory that is not pinned wait for all of a GPU's work."""
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`, copied asynchronously through pinned memory; pageable memory would sync with the GPU."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -23,24 +24,24 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some responses of one group, computed together over one copy of its prompt."""
+    """Some responses of one group that share one copy of its prompt in a packed row."""
 
     group: int
     samples: tuple[int, ...]
 
     def num_tokens(self, prompt_lengths: Sequence[int], response_lengths: Sequence[Sequence[int]]) -> int:
-        """Tokens of the packed row that this piece takes: P + sum of its R."""
+        """Packed tokens of this piece: P + sum of its R."""
         return prompt_lengths[self.group] + sum(response_lengths[self.group][i] for i in self.samples)
 
 
 @dataclass(frozen=True)
 class PaddedTables:
-    """A layout's prompts and responses as right-padded tables, for attention kernels that know no lengths.
+    """Right-padded index tables of a layout, for attention kernels without variable-length support.
 
     Attributes:
-        prompt_index, prompt_mask: [G, P] packed index of each prompt token, padded with 0, and where it is one.
-        response_index, response_mask: [S, R] the same for responses.
-        attention_mask: [S, 1, R, P + R] True where a response token sees a key: all of its prompt, then its own past.
+        prompt_index, prompt_mask: [G, P] packed index of each prompt token, padded with 0; False where padded.
+        response_index, response_mask: [S, R] of responses.
+        attention_mask: [S, 1, R, P + R] True where a response token attends: to its whole prompt, then causally.
     """
 
     prompt_index: Tensor
@@ -52,15 +53,15 @@ class PaddedTables:
 
 @dataclass(frozen=True)
 class GroupLayout:
-    """Where the prompts and responses of a packed row lie: all prompts first, then all responses.
+    """Sequence boundaries of a packed row: all prompts first, then all responses.
 
     Attributes:
-        num_prompt_tokens: prompt tokens of the row; responses begin behind them.
-        prompt_ends: [G + 1] int32 first token of each prompt, and the end of the last.
-        response_ends: [S + 1] int32 the same of responses, counted from the first response token.
-        group_ends: [G + 1] int32 the same of the responses of a prompt together.
-        response_group: [S] the prompt that each response continues.
-        longest_prompt, longest_response, longest_group: in tokens.
+        num_prompt_tokens: of the row; responses start at this index.
+        prompt_ends: [G + 1] int32 cumulative prompt lengths (cu_seqlens), from 0.
+        response_ends: [S + 1] int32 cumulative response lengths.
+        group_ends: [G + 1] int32 cumulative lengths of all responses of a prompt together.
+        response_group: [S] index of each response's prompt.
+        longest_prompt, longest_response, longest_group: maximum lengths (max_seqlen), in tokens.
     """
 
     num_prompt_tokens: int
@@ -73,14 +74,14 @@ class GroupLayout:
     longest_group: int
 
     def to(self, device: torch.device) -> "GroupLayout":
-        """This layout with every tensor on `device`."""
+        """Copy of the layout on `device`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        moved = {k: send(v, device) for k, v in values.items() if isinstance(v, Tensor)}
+        moved = {k: to_device(v, device) for k, v in values.items() if isinstance(v, Tensor)}
         return dataclasses.replace(self, **moved)
 
     @cached_property
     def padded(self) -> PaddedTables:
-        """The same as padded tables, made when first asked for."""
+        """The padded tables, built at first use."""
         prompt_index, prompt_mask = _padded_index(self.prompt_ends, self.longest_prompt)
         response_index, response_mask = _padded_index(self.response_ends, self.longest_response)
         response_index = (response_index + self.num_prompt_tokens).masked_fill(~response_mask, 0)
@@ -94,16 +95,16 @@ class GroupLayout:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One forward pass: T tokens in a row, each prompt once, all responses behind the prompts.
+    """Inputs of one forward pass: a packed row of T tokens, prompts first, each once, then all responses.
 
     Attributes:
         input_ids: [T] token ids, image tokens expanded.
-        position_ids: [3, T] rotary positions (time, height, width); every response starts at its prompt's end.
-        layout: the attention's view of the row.
+        position_ids: [3, T] rotary positions (time, height, width); every response continues its prompt.
+        layout: sequence boundaries for attention.
         predict_index: [N] packed index of the token whose hidden state predicts each response token.
         targets: [N] the response tokens, piece by piece, sample by sample.
-        image_ids: for each image block of the row, in order, its number in the worker's image store.
-        pieces: what was packed, in order.
+        image_ids: per image block of the row, in order, the index of its image in the batch.
+        pieces: in packed order.
     """
 
     input_ids: Tensor
@@ -115,8 +116,8 @@ class PackedBatch:
     pieces: list[Piece]
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """This batch with every tensor on `device`."""
-        moved = {k: send(v, device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        """Copy of the batch on `device`."""
+        moved = {k: to_device(v, device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return PackedBatch(**moved, layout=self.layout.to(device), image_ids=self.image_ids, pieces=self.pieces)
 
 
@@ -127,12 +128,11 @@ def plan_micro_batches(
     shared_prompt: bool = True,
     groups: Sequence[int] | None = None,
 ) -> list[list[Piece]]:
-    """Pieces of groups filled in order into micro-batches of at most `max_tokens` packed tokens.
+    """Micro-batches of at most `max_tokens` packed tokens, filled with pieces of groups in order.
 
-    A group larger than the budget is cut over its responses and still shares its prompt inside each piece. Without
-    `shared_prompt` every response is a piece of its own, so its prompt is computed again for each. A single
-    response that exceeds the budget with its prompt makes a micro-batch alone: it cannot be cut. One without tokens is
-    in no micro-batch: there is nothing to score or to learn from.
+    A group over the budget is split by responses; each piece still shares its prompt. Without `shared_prompt` every
+    response is its own piece, so the prompt is recomputed for each. A response that exceeds the budget together with
+    its prompt is a micro-batch of its own. Empty responses are left out.
     """
     pieces: list[Piece] = []
     for group in range(len(prompt_lengths)) if groups is None else groups:
@@ -147,21 +147,21 @@ def plan_micro_batches(
         if current:
             pieces.append(Piece(group, tuple(current)))
     batches: list[list[Piece]] = []
-    room = 0
+    tokens_left = 0
     for piece in pieces:
         size = piece.num_tokens(prompt_lengths, response_lengths)
-        if not batches or size > room:
+        if not batches or size > tokens_left:
             batches.append([])
-            room = max_tokens
+            tokens_left = max_tokens
         batches[-1].append(piece)
-        room -= size
+        tokens_left -= size
     return batches
 
 
 def split_to_count(batches: list[list[Piece]], count: int) -> list[list[Piece]]:
-    """The same pieces in exactly `count` micro-batches; extra ones stay empty when there are too few responses.
+    """The same pieces in exactly `count` micro-batches; some stay empty when there are too few responses.
 
-    Ranks must run the same number of passes, since every pass gathers parameters together.
+    All ranks must run the same number of passes, since FSDP gathers parameters collectively in each.
     """
     batches = [list(batch) for batch in batches]
     while len(batches) < count:
@@ -181,10 +181,10 @@ def split_to_count(batches: list[list[Piece]], count: int) -> list[list[Piece]]:
 
 
 def balanced_order(lengths: Sequence[int], mini_batch_size: int, num_ranks: int) -> list[int]:
-    """Order of groups such that contiguous rank shares hold equal parts of every mini-batch, balanced in tokens.
+    """Order of groups so that contiguous shares of ranks hold equal, token-balanced parts of every mini-batch.
 
-    Mini-batch k is groups [k * size, (k + 1) * size) whatever the number of ranks, so the gradient of a step does
-    not depend on it. Inside a mini-batch the longest group goes to the rank with the fewest tokens that has room.
+    Mini-batch k is groups [k * size, (k + 1) * size) for any number of ranks, so the gradient does not depend on it.
+    Inside a mini-batch groups go, longest first, to the non-full rank with the fewest tokens.
 
     Args:
         lengths: tokens of each group.
@@ -205,7 +205,7 @@ def balanced_order(lengths: Sequence[int], mini_batch_size: int, num_ranks: int)
 
 
 def _padded_index(ends: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Index table [rows, width] of the tokens between consecutive ends, padded with 0, and its mask."""
+    """Indices [rows, width] of the tokens between consecutive ends, padded with 0, and their mask."""
     offset = torch.arange(width, device=ends.device)
     mask = offset < ends.diff().unsqueeze(1)
     return (ends[:-1].unsqueeze(1) + offset).masked_fill(~mask, 0), mask
@@ -216,7 +216,7 @@ def _ends(lengths: Sequence[int]) -> Tensor:
 
 
 def build_layout(prompt_lengths: Sequence[int], response_lengths: Sequence[Sequence[int]]) -> GroupLayout:
-    """The layout of a row that holds the prompts and then, group after group, their responses."""
+    """The layout of a row of all prompts followed by all responses, group after group."""
     response_group = [group for group, lengths in enumerate(response_lengths) for _ in lengths]
     flat_lengths = [length for lengths in response_lengths for length in lengths]
     group_lengths = [sum(lengths) for lengths in response_lengths]
@@ -239,14 +239,14 @@ def pack(
     responses: Sequence[Sequence[Tensor]],
     images: Sequence[Sequence[int]],
 ) -> PackedBatch:
-    """The packed row of some pieces.
+    """Packs pieces into one row.
 
     Args:
         pieces: non-empty.
         prompts: per group [P], unpadded.
         positions: per group [3, P].
         responses: per group and sample [R], unpadded, at least one token each.
-        images: per group the store numbers of its images.
+        images: per group the indices of its images in the batch.
     """
     prompt_lengths = [len(prompts[piece.group]) for piece in pieces]
     own = [(piece.group, sample) for piece in pieces for sample in piece.samples]

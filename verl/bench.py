@@ -1,14 +1,14 @@
-"""`python -m verl.bench step --config configs/bench_3b_h100.yaml [a.b=value ...]`: where a training step's time goes.
+"""`python -m verl.bench step --config configs/bench_3b_h100.yaml [a.b=value ...]`: time per phase of a training step.
 
 Runs the real trainer (Ray, FSDP2, vLLM) on random images and prompts filled to data.max_prompt_length, with responses
 of exactly data.max_response_length tokens, and prints one table. Every choice is a key of the configuration. A model
 folder of RANDOM_MODELS is made on the spot.
 
-`python -m verl.bench rollout` leaves the passes out: a quick look at what a choice of the engine's is worth.
-`python -m verl.bench ablation` undoes one choice after the other, each in a run of its own: one row of a table.
+`python -m verl.bench rollout` runs the rollout only, for quick comparisons of engine options.
+`python -m verl.bench ablation` disables one optimization per run, and prints one row for each.
 
-`--gpus 4` gives each of four GPUs the load that the configuration gives one, and `--against ONE.json` sets the times
-beside those that a run with `--dump ONE.json` took.
+`--gpus 4` gives each of four GPUs the load of one in the configuration (weak scaling); `--against ONE.json` adds times
+relative to a run with `--dump ONE.json`.
 """
 
 # ruff: noqa: T201  a table on the terminal is what this is for
@@ -29,29 +29,28 @@ from verl import bench_inputs
 from verl.bench_ablation import UNDONE, run_ablation
 from verl.bench_inputs import RANDOM_MODELS, describe_random_model, draw_weights, score_by_digest, write_rows
 
-FLOOR_FLOPS = 800e12
-"""Operations a second that an H100 reaches on large bf16 products; with 3 TB/s the floors of the table."""
-FLOOR_BYTES = 3e12
-WITHOUT_PASSES = (
+ROOFLINE_FLOPS = 800e12
+"""FLOP/s of an H100 on large bf16 matmuls; with ROOFLINE_BYTES the roofline that bounds times from below."""
+ROOFLINE_BYTES = 3e12
+"""Bytes/s of an H100's memory."""
+ROLLOUT_METRICS = (
     "reward/overall",
     "perf/num_response_tokens",
     "perf/total_num_tokens",
     "perf/max_host_memory_share",
 )
-"""What the trainer reads of a step's metrics."""
-
-
+"""Step metrics that the trainer reads, when only the rollout runs."""
 MEMORY_IN_USE = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 
 
 def own_gpus() -> list[str]:
-    """What has nvidia-smi speak of the GPUs that CUDA sees here alone."""
+    """nvidia-smi arguments that select the GPUs visible to CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [f"--id={visible}"] if visible else []
 
 
-class Recorder:
-    """Stands where the trainer's tracker does and keeps what it is given."""
+class MetricsRecorder:
+    """A tracker that stores metrics in memory."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
@@ -68,7 +67,7 @@ class Recorder:
 
 
 class GpuMemory(threading.Thread):
-    """Memory in use on each of the run's GPUs over time, as the driver sees it: training ranks and engine together."""
+    """Samples used memory of the run's GPUs by nvidia-smi: training ranks and engines together."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -84,17 +83,17 @@ class GpuMemory(threading.Thread):
             return
 
     def peak(self, spans: list[tuple[float, float]]) -> float:
-        """The highest sample of any GPU inside any of the spans; 0 without a GPU."""
+        """Peak memory of any GPU within the spans, in GiB; 0 without a GPU."""
         return max((gb for at, gb in self.samples if any(a <= at <= b for a, b in spans)), default=0.0)
 
 
-def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str, is_step: bool) -> Any:
-    """The trainer of verl.trainer.main without validation, which notes when each phase ran.
+def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device: str, is_step: bool) -> Any:
+    """The trainer of verl.trainer.main without validation, with recorded time spans of each phase.
 
-    It writes checkpoints only where trainer.save_freq is positive, none of the last step as a run does.
+    Checkpoints are written only if trainer.save_freq is positive, and not always at the last step.
 
     Args:
-        is_step: whether it trains; otherwise a step is its rollout alone.
+        is_step: True trains; False runs only the rollout of each step.
     """
     from verl.trainer.main import build_datasets, build_reward, build_workers, start_ray
     from verl.trainer.ray_trainer import GRPOTrainer
@@ -116,14 +115,14 @@ def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str, i
             with self._timer("gen"), self._engines_awake():
                 self.batches.make(self._generate)
             self._render_ahead()
-            self.finish_rendering()  # while nothing is timed: in a run the ranks train meanwhile
-            self.unlogged = dict.fromkeys(WITHOUT_PASSES, 0.0)
+            self.finish_rendering()  # not timed: in training it overlaps with the update
+            self.unlogged = dict.fromkeys(ROLLOUT_METRICS, 0.0)
             self.trained_step = self.global_step
             return self.unlogged
 
-        def _run_passes(self, groups: Any) -> None:
+        def _add_log_probs_and_values(self, groups: Any) -> None:
             self.groups = groups
-            super()._run_passes(groups)
+            super()._add_log_probs_and_values(groups)
 
         @contextmanager
         def _timer(self, name: str) -> Iterator[None]:
@@ -144,7 +143,7 @@ def make_trainer(config: Any, recorder: Recorder, processor: Any, device: str, i
 
 
 def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]:
-    """Seconds of the three passes over some of the last step's groups, sharing prompts and images or not at all."""
+    """Seconds of old and reference log-probs and update over groups of the last step, with or without sharing."""
     import torch
 
     from verl.trainer.ray_trainer import GROUP_KEYS
@@ -170,11 +169,11 @@ def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]
     return seconds
 
 
-def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, patches: int) -> dict[str, Any]:
-    """Phase -> seconds, and by rank tokens a second, share of FLOOR_FLOPS, floors in seconds, and the highest memory.
+def summarise(config: Any, trainer: Any, recorder: MetricsRecorder, memory: GpuMemory, patches: int) -> dict[str, Any]:
+    """Phase -> seconds, and per rank tokens/s, MFU, roofline times in seconds, and peak memory.
 
-    An engine does the operations of a pass with shared prompts, which count at FLOOR_FLOPS as those of the passes do,
-    and while it writes it reads, which counts at FLOOR_BYTES; it does most of the one after most of the other.
+    Roofline of a rollout: prefill and decode FLOPs with shared prompts at ROOFLINE_FLOPS, and decode memory traffic at
+    ROOFLINE_BYTES; the two hardly overlap.
     """
     from transformers import AutoConfig
 
@@ -217,9 +216,9 @@ def summarise(config: Any, trainer: Any, recorder: Recorder, memory: GpuMemory, 
         name: {
             "seconds": round(time_s, 3),
             "tokens_per_s": round(tokens / time_s) if tokens and time_s else None,
-            "mfu": round(flops / time_s / FLOOR_FLOPS, 3) if flops and time_s and name != "rollout" else None,
-            "flops_floor_s": round(flops / FLOOR_FLOPS, 2) if flops else None,
-            "bytes_floor_s": round(read / FLOOR_BYTES, 2) if name == "rollout" else None,
+            "mfu": round(flops / time_s / ROOFLINE_FLOPS, 3) if flops and time_s and name != "rollout" else None,
+            "flops_floor_s": round(flops / ROOFLINE_FLOPS, 2) if flops else None,
+            "bytes_floor_s": round(read / ROOFLINE_BYTES, 2) if name == "rollout" else None,
             "peak_gib": round(memory.peak(trainer.spans.get(span, [])[1:] or trainer.spans.get(span, [])), 1),
         }
         for name, (time_s, tokens, flops, span) in rows.items()
@@ -236,7 +235,7 @@ def print_table(table: dict[str, dict[str, Any]]) -> None:
 
 
 def read_table(file: str) -> dict[str, dict[str, Any]]:
-    """The table of a run with `--dump`, read before anything is measured to be set beside it."""
+    """The table of an earlier run with `--dump`, for comparison."""
     try:
         return json.loads(Path(file).read_text())["table"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -244,28 +243,28 @@ def read_table(file: str) -> dict[str, dict[str, Any]]:
 
 
 def file_to_read(file: str) -> str:
-    """The file, which must be there."""
+    """The path of an existing file."""
     if not Path(file).is_file():
         raise argparse.ArgumentTypeError(f"{file}: there is no such file")
     return file
 
 
 def file_to_write(file: str) -> str:
-    """The file, whose folder must be there before hours of measuring are over."""
+    """The path of a file in an existing folder, checked before the measurement."""
     if not Path(file).parent.is_dir():
         raise argparse.ArgumentTypeError(f"{file}: there is no folder {Path(file).parent}; make it first")
     return file
 
 
 def add_times(table: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> None:
-    """Adds how many `times` as long each phase took as in another table."""
+    """Adds the column `times`: seconds relative to another table."""
     for name, row in table.items():
         seconds = other[name]["seconds"] if name in other else 0.0
         row["times"] = round(row["seconds"] / seconds, 3) if seconds else None
 
 
 def scale_load(config: Any, num_gpus: int) -> list[str]:
-    """Overrides under which each of so many GPUs of one machine has the load that one has in `config`."""
+    """Overrides for num_gpus GPUs of one machine, each with the load of one rank in `config` (weak scaling)."""
     sizes = {
         "data.rollout_batch_size": config.data.rollout_batch_size,
         "data.mini_rollout_batch_size": config.data.mini_rollout_batch_size,
@@ -279,7 +278,7 @@ def scale_load(config: Any, num_gpus: int) -> list[str]:
 
 
 def run_benchmark(arguments: argparse.Namespace) -> None:
-    """Runs the configured steps and prints the table, then shared against repeated passes, if it ran any."""
+    """Runs the configured steps and prints the table, and then the speedup by prompt sharing."""
     import ray
     import torch
 
@@ -313,7 +312,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     write_rows(rows, processor, config.data, (width, height))
     limits = pixel_limits(processor, config.data.min_pixels, config.data.max_pixels)
     _, grid_rows, grid_columns = image_grid((width, height), processor.image_processor, **limits)
-    memory, recorder = GpuMemory(), Recorder()
+    memory, recorder = GpuMemory(), MetricsRecorder()
     memory.start()
     started = time.perf_counter()
     is_step = arguments.what == "step"
@@ -342,7 +341,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
 
 
 def print_ratio(trainer: Any, num_groups: int) -> dict[str, dict[str, float]]:
-    """Seconds of each pass with prompts and images shared, with neither, and how many times less."""
+    """Seconds of each pass with and without shared prompts and images, and the speedup."""
     shared = time_passes(trainer, num_groups, shared=True)
     print(f"\n{num_groups} groups, shared: {json.dumps(shared)}", flush=True)
     repeated = time_passes(trainer, num_groups, shared=False)

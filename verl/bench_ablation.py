@@ -1,6 +1,6 @@
-"""`python -m verl.bench ablation --config FILE [a.b=value ...]`: what each choice of the trainer is worth.
+"""`python -m verl.bench ablation --config FILE [a.b=value ...]`: ablation of the trainer's optimizations.
 
-Every row is a run of `verl.bench step` in processes of its own, with one choice undone.
+Every row is a run of `verl.bench step` in its own processes, with one optimization disabled.
 """
 
 # ruff: noqa: T201  a table on the terminal is what this is for
@@ -25,20 +25,20 @@ UNDONE = {
         "worker.ref.fsdp.enable_cpu_offload=true",
     ),
 }
-"""Rows, and the keys that undo a choice; later keys win over earlier ones."""
+"""Row name -> config overrides that disable an optimization; later overrides take precedence."""
 COLUMNS = ("rollout", "old", "reference", "update", "whole step")
-"""Phases, of which the table has the seconds."""
+"""Phases with a column of seconds."""
 
 
 def run_ablation(step: Sequence[str], names: Sequence[str], dump: str | None = None) -> int:
     """Runs the rows, prints the table of seconds, and returns 2 if any of them failed.
 
-    When the first fails, there is nothing to compare the others with, and they are not run.
+    If the first fails, the others are not run.
 
     Args:
         step: arguments of `verl.bench step` for all rows.
-        names: of UNDONE; the first row is the run with nothing undone.
-        dump: JSON file for what each row's own --dump holds, or its fault; written after each row.
+        names: keys of UNDONE; the first row is the unchanged configuration.
+        dump: JSON file with each row's own --dump or its fault, rewritten after each row.
     """
     results: dict[str, dict[str, Any]] = {}
     for name in (AS_CONFIGURED, *names):
@@ -65,7 +65,7 @@ def _run_row(step: Sequence[str]) -> dict[str, Any]:
 
 
 def format_rows(results: dict[str, dict[str, Any]]) -> list[str]:
-    """One line per row, with the time of its step as a multiple of the first row's and the most that a GPU held."""
+    """One line per row: seconds, step time relative to the first row, and peak GPU memory."""
     width = max(map(len, results)) + 1
     lines = [f"{'seconds':{width}s}" + "".join(f"{column:>14s}" for column in (*COLUMNS, "times", "peak GiB"))]
     whole = results[AS_CONFIGURED]["table"]["whole step"]["seconds"]

@@ -1,4 +1,4 @@
-"""What the benchmark runs on: random models of published shapes, random pictures, and a reward without meaning."""
+"""Benchmark inputs: models with random weights of published shapes, random images, and a dummy reward."""
 
 import io
 import multiprocessing
@@ -38,12 +38,12 @@ RANDOM_MODELS: dict[str, dict[str, Any]] = {
 
 
 def score_by_digest(items: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """A reward without meaning that differs between responses, so that gradients are not zero."""
+    """A dummy reward that differs between responses, so that gradients are not zero."""
     return [{"overall": zlib.crc32(item["response"].encode()) / 2**32} for item in items]
 
 
 def describe_random_model(folder: Path) -> None:
-    """A model folder of the name's shape with the toy model's tokenizer, still without weights."""
+    """Creates a model folder without weights: the shape in RANDOM_MODELS and the toy model's tokenizer."""
     from transformers import AutoConfig
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def describe_random_model(folder: Path) -> None:
 
 
 def draw_weights(folder: Path) -> None:
-    """Random weights for the folder's shape, in bf16, by a process that leaves its GPU when it ends."""
+    """Writes random bf16 weights for a model folder, in a subprocess that frees the GPU."""
     if list(folder.glob("*.safetensors")):
         return
     drawing = multiprocessing.get_context("spawn").Process(target=_draw, args=(folder,))
@@ -84,7 +84,7 @@ def _draw(folder: Path) -> None:
 
 
 def write_rows(path: Path, processor: Any, data: Any, size: tuple[int, int]) -> None:
-    """Rows with a random picture each and a prompt of exactly max_prompt_length tokens, as parquet."""
+    """Writes a parquet file of rows with a random image and a prompt of exactly max_prompt_length tokens."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq

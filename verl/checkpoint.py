@@ -1,10 +1,10 @@
-"""Checkpoints: sharded by torch.distributed.checkpoint, complete or absent, resumable on another number of ranks.
+"""Sharded asynchronous checkpoints (torch.distributed.checkpoint): atomic, resumable on another number of ranks.
 
 global_step_<N>.tmp/ -> global_step_<N>/     renamed when everything, manifest last, is on disk
   actor/                .metadata, *.distcp  {"model": ..., "optimizer": ...}, no optimizer when saved model-only
-  actor/rng_rank_<r>.pt generators of each rank
+  actor/rng_rank_<r>.pt random generator states of each rank
   actor/huggingface/    config, tokenizer, processor; weights after scripts/model_merger.py
-  trainer_state.json    global_step and whatever else the loop must remember
+  trainer_state.json    global_step and the loop's other state
   manifest.json         file name -> bytes and SHA-256
 """
 
@@ -37,26 +37,26 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
-from verl.host_memory import Room
+from verl.host_memory import PinnedBuffer
 from verl.lora import has_adapters, is_adapter
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
-NUM_FILES_AT_A_TIME = 4
-"""Written by a rank, and read for digests; neither holds a lock of the interpreter."""
+NUM_PARALLEL_FILES = 4
+"""Files that a rank writes, or hashes, at the same time; both release the GIL."""
 STEP_FOLDER = re.compile(r"global_step_(\d+)")
 
 
 class ParallelWriter(FileSystemWriter):
-    """Writes several files of a rank at a time; the threads of torch's own writer lose what goes wrong in them."""
+    """Writes several files of a rank in parallel; torch's own multi-threaded writer loses its threads' exceptions."""
 
     def __init__(self, folder: Path):
-        super().__init__(folder, per_thread_copy_ahead=0)  # what is written lies in host memory
+        super().__init__(folder, per_thread_copy_ahead=0)  # the state is in host memory already
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
-        """See FileSystemWriter; the largest parts go to different files."""
+        """As FileSystemWriter; large tensors are spread over the files."""
         items = sorted(plan.items, key=_num_elements, reverse=True)
-        num_files = min(NUM_FILES_AT_A_TIME, len(items))
+        num_files = min(NUM_PARALLEL_FILES, len(items))
 
         def write(number: int) -> list[WriteResult]:
             prefix = replace(plan.storage_data, prefix=f"{plan.storage_data.prefix}{number}_")
@@ -64,7 +64,7 @@ class ParallelWriter(FileSystemWriter):
             return super(ParallelWriter, self).write_data(of_file, planner).value()
 
         done: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
-        with ThreadPoolExecutor(NUM_FILES_AT_A_TIME) as pool:
+        with ThreadPoolExecutor(NUM_PARALLEL_FILES) as pool:
             done.set_result([result for results in pool.map(write, range(num_files)) for result in results])
         return done
 
@@ -74,30 +74,29 @@ def _num_elements(item: WriteItem) -> int:
 
 
 class ShardWriter:
-    """Writes one rank's part of the model and optimizer while training goes on; all ranks make the same calls.
+    """Writes one rank's sharded state dict of model and optimizer in the background; all ranks make the same calls.
 
-    The parts are copied to host memory before `start` returns, so that what is written is the state at that call. The
-    memory is kept for the next call's.
+    `start` returns after a copy to pinned host memory, so training may go on. The memory is reused by later calls.
     """
 
     def __init__(self):
-        # Its own group: the thread's collectives must not mix with those of training, and NCCL moves no host memory.
+        # Its own gloo group: collectives of the thread must not interleave with training, and NCCL needs GPU tensors.
         self.group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self.thread = ThreadPoolExecutor(1, "checkpoint")
-        self.room = Room()
+        self.buffer = PinnedBuffer()
         self.writing: Future | None = None
 
     def start(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-        """Begins to write; without an optimizer, the model alone. What was begun before must be written."""
-        assert self.writing is None or self.writing.done(), "the memory still holds what is being written"
-        state = self.room.copy_of(_shards(model, optimizer))
+        """Starts writing; without an optimizer, the model only. The previous write must be finished."""
+        assert self.writing is None or self.writing.done(), "the previous checkpoint is still being written"
+        state = self.buffer.copy_state(_sharded_state_dict(model, optimizer))
         writer = ParallelWriter(folder)
         self.writing = self.thread.submit(dcp.save, state, storage_writer=writer, process_group=self.group)
 
-    def fault(self, is_waiting: bool = False) -> str | None:
-        """None while it writes, "" once everything is written, else what went wrong on which rank."""
+    def fault(self, blocking: bool = False) -> str | None:
+        """None while writing, "" after success, else the error messages by rank."""
         assert self.writing is not None, "start comes first"
-        if not is_waiting and not self.writing.done():
+        if not blocking and not self.writing.done():
             return None
         error = self.writing.exception()
         if isinstance(error, CheckpointException):
@@ -105,8 +104,8 @@ class ShardWriter:
         return str(error or "")
 
 
-def _shards(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """This rank's part of the model, of a model with adapters these alone, and of the optimizer."""
+def _sharded_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """Sharded state dict of the model (of its adapters only, if it has any) and the optimizer."""
     weights = get_model_state_dict(model)
     if has_adapters(model):
         weights = {name: weight for name, weight in weights.items() if is_adapter(name)}
@@ -115,12 +114,12 @@ def _shards(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[s
 
 
 def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Reads this rank's part of the model and optimizer, whatever number of ranks wrote them; all must call it.
+    """Loads model and optimizer from shards written by any number of ranks; collective.
 
     Raises:
         ValueError: the files do not fit the model or cannot be read.
     """
-    state = _shards(model, optimizer)
+    state = _sharded_state_dict(model, optimizer)
     try:
         dcp.load(state, checkpoint_id=folder)
     except CheckpointException as error:  # a BaseException: it would pass every handler of the callers
@@ -132,7 +131,7 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def save_rng(folder: Path, rank: int) -> None:
-    """Writes the states of this process' generators (torch, CUDA, numpy, Python)."""
+    """Writes the states of this process' random generators (torch, CUDA, numpy, Python)."""
     name, keys, *rest = np.random.get_state(legacy=True)
     state = {
         "torch": torch.get_rng_state(),
@@ -145,7 +144,7 @@ def save_rng(folder: Path, rank: int) -> None:
 
 
 def load_rng(folder: Path, rank: int) -> None:
-    """Sets this process' generators to what `save_rng` wrote; a rank that was not there keeps its own."""
+    """Restores the generator states from `save_rng`; does nothing for a rank without a file."""
     file = folder / f"rng_rank_{rank}.pt"
     if not file.is_file():
         return
@@ -172,7 +171,7 @@ def _write_json(path: Path, data: Any) -> None:
 
 
 def begin(root: Path, step: int) -> Path:
-    """An empty folder in which the checkpoint of `step` is written; leftovers of a killed run are removed."""
+    """Creates an empty temporary folder for the checkpoint of `step`, removing one of a killed run."""
     folder = root / f"global_step_{step}.tmp"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -180,7 +179,7 @@ def begin(root: Path, step: int) -> Path:
 
 
 def finish(folder: Path, trainer_state: dict[str, Any]) -> Path:
-    """The final name of the checkpoint in `folder`, once state and manifest are written and all of it is on disk."""
+    """Writes state and manifest, syncs all files to disk and renames the folder; returns its final path."""
     _write_json(folder / TRAINER_STATE, trainer_state)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
@@ -198,21 +197,21 @@ def finish(folder: Path, trainer_state: dict[str, Any]) -> Path:
 
 
 def _digests(files: Sequence[Path]) -> Iterator[str]:
-    """SHA-256 of each file; hashing holds no lock of the interpreter, so files are read side by side."""
+    """SHA-256 of each file, computed in parallel: hashing releases the GIL."""
 
     def digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    with ThreadPoolExecutor(NUM_FILES_AT_A_TIME) as pool:
+    with ThreadPoolExecutor(NUM_PARALLEL_FILES) as pool:
         yield from pool.map(digest, files)
 
 
 def check(folder: Path, with_content: bool = True) -> None:
-    """Passes if the checkpoint is complete and, with its content, as it was written.
+    """Checks that the checkpoint is complete and, with `with_content`, that its digests match.
 
     Raises:
-        ValueError: naming the missing, short or altered file.
+        ValueError: with the missing, truncated or altered file.
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
@@ -229,7 +228,7 @@ def check(folder: Path, with_content: bool = True) -> None:
 
 
 def _step_folders(root: Path) -> list[tuple[int, Path]]:
-    """Step and folder of each finished checkpoint, oldest first; other names are not checkpoints."""
+    """Step and folder of each finished checkpoint, oldest first."""
     if not root.is_dir():
         return []
     matches = [(STEP_FOLDER.fullmatch(path.name), path) for path in root.iterdir() if path.is_dir()]
@@ -237,7 +236,7 @@ def _step_folders(root: Path) -> list[tuple[int, Path]]:
 
 
 def find_latest(root: Path, with_content: bool = True) -> Path | None:
-    """The newest checkpoint under `root` that passes `check`, or None; others are passed over with a printed word."""
+    """The newest checkpoint under `root` that passes `check`, or None; skipped ones are printed."""
     for _, folder in reversed(_step_folders(root)):
         try:
             check(folder, with_content)
@@ -249,14 +248,14 @@ def find_latest(root: Path, with_content: bool = True) -> Path | None:
 
 
 def read_trainer_state(folder: Path) -> dict[str, Any]:
-    """What `finish` was given."""
+    """The trainer state that `finish` wrote."""
     return json.loads((folder / TRAINER_STATE).read_text())
 
 
 def prune(root: Path, keep: int, best_step: int | None = None) -> None:
     """Removes all but the newest `keep` checkpoints and the best one; keep <= 0 keeps all finished ones.
 
-    Unfinished ones go too, so no other may be under way.
+    Removes unfinished ones too: call it only while none is being written.
     """
     for path in root.glob("global_step_*.tmp"):
         shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Gathers of whole batches over the ranks of a group."""
+"""All-gather of tensor dictionaries and DataProto batches over a process group."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from verl.protocol import DataProto
 def allgather_dict_tensors(
     tensors: dict[str, torch.Tensor] | TensorDict, size: int, group: Any, dim: int = 0
 ) -> dict[str, torch.Tensor] | TensorDict:
-    """The tensors of all ranks, joined along dim in the order of ranks; a TensorDict gives a TensorDict.
+    """Tensors of all ranks concatenated along dim in rank order; the result is a TensorDict when the input is one.
 
-    Shapes must agree between ranks. One gather per key, in sorted order, so that ranks agree on the order.
+    Shapes must agree between ranks. Keys are gathered in sorted order, the same on all ranks.
 
     Args:
         size: number of ranks in the group.
@@ -33,18 +33,17 @@ def allgather_dict_tensors(
 
 
 def all_gather_data_proto(data: DataProto, size: int, group: Any) -> None:
-    """Gives every rank the rows of all ranks, in the order of ranks, in place.
+    """Replaces the batch by the rows of all ranks, in rank order, in place.
 
-    Tensors pass through the group's device and come back to their own; non-tensors are pickled. A group of one rank
-    moves nothing.
+    Tensors are gathered on the group's device and returned to their own; non-tensors are pickled. No-op for one rank.
     """
     if size == 1:
         return
     if data.batch is not None:
-        home = next(iter(data.batch.values())).device
+        device = next(iter(data.batch.values())).device
         on_group = data.batch.to("cuda" if dist.get_backend(group) == "nccl" else "cpu")
         gathered = allgather_dict_tensors(on_group, size, group)
-        data.batch = gathered.to(home)  # type: ignore[union-attr]
+        data.batch = gathered.to(device)  # type: ignore[union-attr]
     parts: list[Any] = [None] * size
     dist.all_gather_object(parts, data.non_tensor_batch, group=group)
     rows = [DataProto(non_tensor_batch=part) for part in parts]

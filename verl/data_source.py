@@ -1,4 +1,4 @@
-"""From a locator to rows, and from an image cell to the images in it; nothing is decoded here."""
+"""Loading of data sets by locator, and of encoded images from image columns."""
 
 import io
 import re
@@ -18,7 +18,7 @@ ImageSource = bytes | Path
 
 
 class DataError(ValueError):
-    """A data set or a row that cannot be trained on; the message names it and what to change."""
+    """A data set or a row is unusable; the message names it and what to change."""
 
 
 def load_rows(locator: str) -> Dataset:
@@ -28,7 +28,7 @@ def load_rows(locator: str) -> Dataset:
     `save_to_disk`, a folder of data files (SPLIT-*.parquet and the like), or a hub name.
 
     Raises:
-        DataError: naming the locator and what was looked for.
+        DataError: with the locator and the cause.
     """
     path, mark = split_path(locator, "@")
     split = mark[1:] or "train"
@@ -66,9 +66,9 @@ def _load(path: str, split: str) -> Dataset:
 
 
 def _load_folder(folder: Path, split: str) -> Dataset:
-    """The files SPLIT.*, SPLIT-* or SPLIT/* of a folder or of its `data`; of unnamed splits all files are `train`.
+    """Loads SPLIT.*, SPLIT-* or SPLIT/* of a folder or its `data`; files without split names are `train`.
 
-    `datasets` looks for a split's name anywhere in a path, also in the names of the folders above.
+    Not by `datasets`, which looks for split names anywhere in a path, also in parent folders.
     """
     named = re.compile(rf"{re.escape(split)}(?![A-Za-z0-9])")
     files: list[Path] = []
@@ -97,15 +97,15 @@ def _undecoded(feature: Any) -> Any:
 
 
 def image_sources(cell: Any, image_dir: str | None = None) -> list[ImageSource]:
-    """The images of a cell in order, each as encoded bytes or as the path of its file.
+    """Images of a cell in order, each as encoded bytes or as a file path.
 
     Args:
         cell: one image, a list of them, or none: bytes, a path, {"bytes", "path"} as `datasets` stores it, or a
-            picture of Pillow, which becomes a PNG file.
-        image_dir: folder of relative paths.
+            Pillow image, which is encoded as PNG.
+        image_dir: base of relative paths.
 
     Raises:
-        ValueError: something else, or a path where no file is.
+        ValueError: another type, or a missing file.
     """
     if cell is None or isinstance(cell, str) and not cell:
         return []

@@ -1,4 +1,4 @@
-"""Rows to prompts: token ids, rotary positions and encoded images, one copy per prompt; and the order of batches.
+"""Data set: rows to prompts (token ids, M-RoPE positions, encoded images), collation, and shuffled batch order.
 
 Letters: G groups (prompts) of a batch, P prompt tokens.
 """
@@ -24,16 +24,16 @@ from verl.qwen_vl import Grid, expand_image_tokens, image_grid, mrope_positions,
 
 __all__ = ["BatchOrder", "DataError", "Prompt", "RLHFDataset", "collate_prompts"]
 
-IMAGE_PLACE = "<image>"
-VIDEO_PLACE = "<video>"
+IMAGE_TAG = "<image>"
+VIDEO_TAG = "<video>"
 
 RowCheck = Callable[[str, str, Sequence[tuple[int, int]]], str | None]
-"""Problem, ground truth, sizes (width, height) of the images -> what is doubtful about the row; raises ValueError."""
+"""Problem, ground truth, sizes (width, height) of the images -> a warning or None; raises ValueError."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row, ready for both the engine and the trainer.
+    """A tokenised row for engine and trainer.
 
     Attributes:
         raw_ids: [tokens] one image token per image, for the engine.
@@ -54,10 +54,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What is kept of a checked row: enough for its prompt, without its images.
+    """A checked row without its images.
 
     Attributes:
-        row: number in the data set.
+        row: index in the data set.
         raw_ids: [tokens] as in Prompt.
         grids: of its images.
     """
@@ -68,7 +68,7 @@ class _Entry:
 
 
 class RLHFDataset(torch.utils.data.Dataset):
-    """The prompts of a data set, each checked when the set is opened; images are read when a prompt is asked for.
+    """Prompts of a data set; rows are checked at construction, images are read at access.
 
     Args:
         locator: `path[@split]`, see `verl.data_source.load_rows`.
@@ -77,13 +77,13 @@ class RLHFDataset(torch.utils.data.Dataset):
         image_dir: folder of images that are given by relative paths.
         text_only: leave out the images of all rows.
         mixed_data: leave out the images of rows 0, 2, 4, ...
-        max_prompt_length: P of the longest prompt that is kept; prompts are never cut.
-        format_prompt: path of a Jinja file (variable `content`), or a text to put before the prompt; image places
-            in the text replace those of the prompt.
-        min_pixels, max_pixels: bounds of the image processor, None for its own.
-        filter_overlong_prompts: drop longer prompts; False makes the first one an error.
-        max_images: most images of a prompt, 0 for any number.
-        row_check: raises ValueError when the reward could not score a row, and returns what looks wrong about it.
+        max_prompt_length: maximum P; prompts are never truncated.
+        format_prompt: path of a Jinja file (variable `content`), or a text to prepend; image tags in the
+            text replace those of the prompt.
+        min_pixels, max_pixels: bounds of the image processor, None for its defaults.
+        filter_overlong_prompts: drop longer prompts; False raises an error at the first.
+        max_images: maximum per prompt, 0 for no limit.
+        row_check: returns a warning about a row or None; raises ValueError if the reward cannot score it.
 
     Raises:
         DataError: a missing column, an empty set, or the first bad row with its id.
@@ -111,7 +111,7 @@ class RLHFDataset(torch.utils.data.Dataset):
         self.prompt_key, self.answer_key, self.image_key = prompt_key, answer_key, image_key
         self.image_dir, self.text_only, self.mixed_data, self.max_images = image_dir, text_only, mixed_data, max_images
         self.pixel_limits = pixel_limits(processor, min_pixels, max_pixels)
-        self.wrap = _read_format_prompt(format_prompt)
+        self.format = _read_format_prompt(format_prompt)
         self.row_check = row_check
         self.rows = load_rows(locator)
         for key, knob in ((prompt_key, "data.prompt_key"), (answer_key, "data.answer_key")):
@@ -119,7 +119,7 @@ class RLHFDataset(torch.utils.data.Dataset):
                 columns = ", ".join(self.rows.column_names)
                 raise DataError(f"{locator} has no column {key!r} ({knob}); its columns: {columns}")
         self.entries: list[_Entry] = []
-        self.doubts: list[str] = []
+        self.warnings: list[str] = []
         for index in tqdm(range(len(self.rows)), desc=f"Prompts of {locator}", disable=len(self.rows) < 1000):
             entry, length = self._check(index)
             if length <= max_prompt_length:
@@ -133,9 +133,9 @@ class RLHFDataset(torch.utils.data.Dataset):
         num_overlong = len(self.rows) - len(self.entries)
         if num_overlong:
             print(f"{locator}: left out {num_overlong} of {len(self.rows)} prompts over {max_prompt_length} tokens")  # noqa: T201
-        if self.doubts:
-            share = f"{len(self.doubts)} of {len(self.rows)}"
-            print(f"Warning: {locator}: {share} rows look wrong. First {self.doubts[0]}")  # noqa: T201
+        if self.warnings:
+            share = f"{len(self.warnings)} of {len(self.rows)}"
+            print(f"Warning: {locator}: {share} rows look wrong. First {self.warnings[0]}")  # noqa: T201
         if not self.entries:
             raise DataError(f"{locator}: no prompt is left of {len(self.rows)} rows; see data.max_prompt_length")
 
@@ -147,7 +147,7 @@ class RLHFDataset(torch.utils.data.Dataset):
         return not self.text_only and not (self.mixed_data and index % 2 == 0)
 
     def _check(self, index: int) -> tuple[_Entry, int]:
-        """The entry of a row and the tokens of its prompt.
+        """The entry of a row and its prompt length in tokens.
 
         Raises:
             DataError: the row cannot be trained on; the message names it.
@@ -159,14 +159,14 @@ class RLHFDataset(torch.utils.data.Dataset):
                 raise ValueError(f"column {self.answer_key!r} must hold text, got {row[self.answer_key]!r}")
             sizes = [upright_size(source) for source in sources]
             if self.row_check is not None:
-                doubt = self.row_check(self.wrap(row[self.prompt_key]), row[self.answer_key], sizes)
-                self.doubts += [f"row {self._row_id(row, index)}: {doubt}"] if doubt else []
-            if self.processor.image_processor is None and (sources or IMAGE_PLACE in problem):
+                warning = self.row_check(self.format(row[self.prompt_key]), row[self.answer_key], sizes)
+                self.warnings += [f"row {self._row_id(row, index)}: {warning}"] if warning else []
+            if self.processor.image_processor is None and (sources or IMAGE_TAG in problem):
                 raise ValueError("the prompt shows an image and the model reads none; set data.text_only=true")
-            if (places := problem.count(IMAGE_PLACE)) != len(sources):
+            if (places := problem.count(IMAGE_TAG)) != len(sources):
                 raise ValueError(
                     f"the prompt has {places} image places but the row has {len(sources)} images; "
-                    f"write one {IMAGE_PLACE} per image into it (data.prompt_key, data.format_prompt, data.image_key)"
+                    f"write one {IMAGE_TAG} per image into it (data.prompt_key, data.format_prompt, data.image_key)"
                 )
             if self.max_images and len(sources) > self.max_images:
                 raise ValueError(f"{len(sources)} images are more than worker.rollout.limit_images={self.max_images}")
@@ -183,11 +183,11 @@ class RLHFDataset(torch.utils.data.Dataset):
         content = row[self.prompt_key]
         if not isinstance(content, str):
             raise ValueError(f"column {self.prompt_key!r} must hold text, got {content!r}")
-        problem = self.wrap(content)
-        if VIDEO_PLACE in problem:
-            raise ValueError(f"the prompt has a place for a video ({VIDEO_PLACE}); only images are trained on")
+        problem = self.format(content)
+        if VIDEO_TAG in problem:
+            raise ValueError(f"the prompt has a place for a video ({VIDEO_TAG}); only images are trained on")
         if not self._has_images(index):
-            return problem.replace(IMAGE_PLACE, ""), []
+            return problem.replace(IMAGE_TAG, ""), []
         return problem, image_sources(row.get(self.image_key), self.image_dir)
 
     def _expand(self, raw_ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
@@ -200,8 +200,8 @@ class RLHFDataset(torch.utils.data.Dataset):
     def _tokenize(self, problem: str) -> list[int]:
         """The chat prompt's token ids with one image token per `<image>`."""
         content = []
-        for part in re.split(f"({IMAGE_PLACE})", problem):
-            if part == IMAGE_PLACE:
+        for part in re.split(f"({IMAGE_TAG})", problem):
+            if part == IMAGE_TAG:
                 content.append({"type": "image"})
             elif part:
                 content.append({"type": "text", "text": part})
@@ -225,20 +225,20 @@ class RLHFDataset(torch.utils.data.Dataset):
 
 
 def _read_format_prompt(format_prompt: str | None) -> Callable[[str], str]:
-    """What wraps a row's text into its prompt."""
+    """The function that formats a row's text as a prompt."""
     if format_prompt is None:
         return lambda content: content
     if is_path(format_prompt):
         template = SandboxedEnvironment().from_string(Path(format_prompt).read_text(encoding="utf-8").strip())
         return lambda content: template.render(content=content)
     text = format_prompt.strip()
-    if IMAGE_PLACE in text:
-        return lambda content: f"{text} {content.replace(IMAGE_PLACE, '').lstrip()}"
+    if IMAGE_TAG in text:
+        return lambda content: f"{text} {content.replace(IMAGE_TAG, '').lstrip()}"
     return lambda content: f"{text} {content}"
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:
-    """A one-dimensional object array, also of equally long lists."""
+    """A one-dimensional object array, even of lists of equal length."""
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
@@ -267,14 +267,14 @@ def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> DataProto:
 
 
 class BatchOrder:
-    """Which rows make the batch of a step: a function of seed and step alone, so that a resumed run goes on exactly.
+    """Sampler of batches: rows are a function of seed and step alone, so that resuming is exact.
 
-    Every epoch is a new permutation; a last part smaller than a batch is left out.
+    Every epoch is a new permutation; an incomplete last batch is dropped.
 
     Args:
         num_rows: of the data set.
         batch_size: prompts per step.
-        shuffle: False keeps the data set's order.
+        shuffle: False uses the data set's order.
         seed: of the permutations.
     """
 
@@ -287,9 +287,9 @@ class BatchOrder:
         self.batches_per_epoch = num_rows // batch_size
 
     def rows(self, batch: int) -> list[int]:
-        """The rows of batch number `batch`, counted from 0 over all epochs."""
-        epoch, place = divmod(batch, self.batches_per_epoch)
+        """Row indices of batch number `batch`, from 0 over all epochs."""
+        epoch, index = divmod(batch, self.batches_per_epoch)
         order = np.arange(self.num_rows)
         if self.shuffle:
             order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
-        return order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+        return order[index * self.batch_size : (index + 1) * self.batch_size].tolist()

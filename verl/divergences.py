@@ -1,4 +1,4 @@
-"""How far the policy is from the reference: estimates per token, the exact divergence, and an adaptive weight for it.
+"""KL of the policy from the reference policy: per-token KL estimators, the full KL, and the adaptive KL controller.
 
 Letters: N tokens, V vocabulary.
 """
@@ -10,34 +10,34 @@ import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
-"""Log-ratios are cut to this size before exp: e^20 squared is still finite in float32, so gradients are too."""
+"""Clamp of log-ratios before exp: e^20 squared is finite in float32, and so are gradients."""
 MAX_LOW_VAR_KL = 10.0
 MAX_CHI2 = 20.0
-"""Above these values a token's divergence is constant: one stray token must not own the step."""
+"""Clamps of a token's estimate, so that one outlier token cannot dominate a step; no gradient above them."""
 MAX_RELATIVE_ERROR = 0.2
-"""The adaptive weight follows at most this much of how far the divergence is off its target."""
+"""Clip of the relative error kl / target - 1 in the adaptive KL controller."""
 
 
-def cut_log_ratio(log_ratio: Tensor) -> Tensor:
-    """The log-ratio within +-MAX_LOG_RATIO."""
+def clamp_log_ratio(log_ratio: Tensor) -> Tensor:
+    """The log-ratio clamped to +-MAX_LOG_RATIO."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 # Each takes d = log p - log p_ref. Under samples of p: k1, k2, k3 of http://joschu.net/blog/kl-approx.html estimate
-# KL(p || p_ref), the first and third without bias; chi2 estimates the sum of (p_ref - p)^2 / p without bias.
+# KL(p || p_ref), k1 and k3 unbiased; chi2 is an unbiased estimator of sum of (p_ref - p)^2 / p.
 KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "kl": lambda d: d,
     "abs": lambda d: d.abs(),
     "mse": lambda d: d.square() / 2,
-    "low_var_kl": lambda d: (torch.expm1(-cut_log_ratio(d)) + cut_log_ratio(d)).clamp(max=MAX_LOW_VAR_KL),
-    "chi2": lambda d: torch.expm1(-cut_log_ratio(d)).square().clamp(max=MAX_CHI2),
+    "low_var_kl": lambda d: (torch.expm1(-clamp_log_ratio(d)) + clamp_log_ratio(d)).clamp(max=MAX_LOW_VAR_KL),
+    "chi2": lambda d: torch.expm1(-clamp_log_ratio(d)).square().clamp(max=MAX_CHI2),
 }
 FULL_KL = "full"
-"""Not an estimate: needs both distributions, see compute_full_kl."""
+"""The exact KL over the whole vocabulary, see compute_full_kl; no estimator."""
 
 
 def compute_kl(log_probs: Tensor, ref_log_probs: Tensor, kind: str) -> Tensor:
-    """Each token's estimate of the divergence of the policy from the reference, in float32.
+    """Per-token KL estimates of the policy from the reference, in float32.
 
     With d = log_probs - ref_log_probs:
         kl          d                   k1
@@ -54,7 +54,7 @@ def compute_kl(log_probs: Tensor, ref_log_probs: Tensor, kind: str) -> Tensor:
 
 
 def compute_full_kl(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
-    """KL(p || p_ref) = sum over v of p(v) (log p(v) - log p_ref(v)) of each token, [N], exact and with its gradient.
+    """KL(p || p_ref) = sum over v of p(v) (log p(v) - log p_ref(v)) of each token, [N], with gradient.
 
     Args:
         log_probs, ref_log_probs: [N, V], normalised, float32.
@@ -63,19 +63,19 @@ def compute_full_kl(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
 
 
 def adapt_kl_coef(coef: float, kl: float, target: float, horizon: float, num_responses: int) -> float:
-    """The weight of the divergence after a step: larger when it was above its target, smaller when below.
+    """The KL coefficient for the next step: adaptive KL controller, higher when the KL was above its target.
 
     coef (1 + clip(kl / target - 1, -0.2, 0.2) num_responses / horizon).
     Ziegler et al., https://arxiv.org/abs/1909.08593, section 2.2.
 
     Args:
-        coef: the weight of the step.
-        kl: mean divergence of the step.
-        target: what it should be, above 0.
-        horizon: responses after which the weight may have grown by a fifth.
-        num_responses: of the step.
+        coef: KL coefficient of this step.
+        kl: mean KL of this step.
+        target: of the KL, above 0.
+        horizon: responses over which coef changes by at most a fifth.
+        num_responses: of this step.
     """
-    if not math.isfinite(kl):  # a step that was left out says nothing of where the policy is
+    if not math.isfinite(kl):  # a skipped update has no KL
         return coef
     error = min(max(kl / target - 1, -MAX_RELATIVE_ERROR), MAX_RELATIVE_ERROR)
     return coef * (1 + error * num_responses / horizon)

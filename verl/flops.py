@@ -1,7 +1,6 @@
-"""Floating-point operations of a Qwen2.5-VL's passes and bytes of its rollouts, counted from its configuration.
+"""FLOPs of Qwen2.5-VL forward passes and memory traffic of rollouts, from the config: for MFU and the roofline.
 
-A matrix product of [a, b] and [b, c] counts 2abc. Normalisations, rotations and activations are left out: they are
-bound by memory, not by operations.
+A matmul of [a, b] and [b, c] counts 2abc. Norms, RoPE and activation functions are left out: they are memory-bound.
 """
 
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PassFlops:
-    """Operations of one forward pass, by part."""
+    """FLOPs of one forward pass: vision encoder, decoder, output head."""
 
     vision: float
     text: float
@@ -22,12 +21,12 @@ class PassFlops:
 
 
 def _attention(num_pairs: float, num_heads: int, head_dim: int) -> float:
-    """Scores and weighted sums over so many (query, key) pairs."""
+    """FLOPs of scores and weighted sums over (query, key) pairs."""
     return 4.0 * num_pairs * num_heads * head_dim
 
 
 def _layer_weights(config: Any) -> int:
-    """Parameters of one decoder layer's products."""
+    """Parameters of one decoder layer's matmuls."""
     key_dim = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
     return (
         config.hidden_size * (2 * config.hidden_size + 2 * key_dim) + 3 * config.hidden_size * config.intermediate_size
@@ -37,13 +36,13 @@ def _layer_weights(config: Any) -> int:
 def rollout_bytes(
     config: Any, prompt_tokens: int, response_tokens: int, num_sequences: int, num_prompts: int, num_bytes: int = 2
 ) -> float:
-    """Bytes that an engine reads to write so many responses at the same time, a token of each per step.
+    """Bytes that an engine reads to decode num_sequences responses in one batch, one token of each per step.
 
-    Each step reads the decoder's weights once, and the keys and values of prompts and of what is written.
+    Each step reads the decoder's weights and the KV cache of prompts and of tokens decoded so far.
 
     Args:
-        config: the decoder's.
-        num_prompts: that are read: as many as sequences, unless a group's sequences read theirs together.
+        config: of the decoder.
+        num_prompts: prompt KV caches read per step: num_sequences, or fewer with cascade (shared-prefix) attention.
         num_bytes: of a number.
     """
     head_dim = config.hidden_size // config.num_attention_heads
@@ -54,7 +53,7 @@ def rollout_bytes(
 
 
 def text_flops(config: Any, prompt_tokens: int, response_tokens: int, num_samples: int, is_shared: bool) -> float:
-    """The decoder's operations for one group; an unshared prompt is computed once per response."""
+    """FLOPs of the decoder for one group; an unshared prompt is computed once per response."""
     hidden, heads = config.hidden_size, config.num_attention_heads
     head_dim = hidden // heads
     num_prompts = 1 if is_shared else num_samples
@@ -65,7 +64,7 @@ def text_flops(config: Any, prompt_tokens: int, response_tokens: int, num_sample
 
 
 def vision_flops(config: Any, patches: int) -> float:
-    """The tower's operations for one image; blocks outside fullatt_block_indexes attend inside their window."""
+    """FLOPs of the vision encoder for one image; blocks outside fullatt_block_indexes use window attention."""
     hidden = config.hidden_size
     weights = 4 * hidden * hidden + 3 * hidden * config.intermediate_size
     window = (config.window_size // config.patch_size) ** 2
@@ -82,12 +81,12 @@ def vision_flops(config: Any, patches: int) -> float:
 def group_flops(
     config: Any, patches: int, prompt_tokens: int, response_tokens: int, num_samples: int, is_shared: bool = True
 ) -> PassFlops:
-    """One forward pass over one group with one image; log-probs where responses are.
+    """FLOPs of one forward pass over one group with one image; the output head runs on response tokens only.
 
     Args:
-        config: the model's, with `text_config` and `vision_config`.
+        config: of the model, with `text_config` and `vision_config`.
         patches: of the image, before merging.
-        is_shared: whether prompt and image are computed once for all samples.
+        is_shared: True when prompt and image are computed once for all samples.
     """
     text = config.get_text_config()
     return PassFlops(

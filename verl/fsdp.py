@@ -1,4 +1,4 @@
-"""FSDP2 around a model: process group, sharding, host memory, schedule, gradient norm, full weights."""
+"""FSDP2: process group, sharding, CPU offloading, LR warmup and schedule, gradient clipping, full weights."""
 
 import dataclasses
 import datetime
@@ -15,13 +15,13 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from verl.lora import merged_weights
-from verl.model_families import decoder, vision_tower
+from verl.model_families import decoder, vision_encoder
 from verl.optim import local_part
 
 COLLECTIVE_TIMEOUT_S = 1800
 START_TIMEOUT_S = 180
 CLIP_EPS = 1e-6
-"""What torch.nn.utils.clip_grad_norm_ adds to the norm that it divides by."""
+"""Added to the norm in the clipping coefficient, as in torch.nn.utils.clip_grad_norm_."""
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -34,14 +34,14 @@ DTYPES = {
 
 
 def open_store(host: str) -> tuple[dist.TCPStore, int]:
-    """A rendezvous store on a port that the system picked, and that port: no gap in which another takes it."""
+    """A rendezvous store on a port chosen by the system, and the port; no process can take it in between."""
     timeout = datetime.timedelta(seconds=START_TIMEOUT_S)
     store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
     return store, store.port
 
 
 def join_store(host: str, port: int) -> dist.TCPStore:
-    """The store that rank 0 opened."""
+    """Connects to the store that rank 0 opened."""
     return dist.TCPStore(host, port, is_master=False, timeout=datetime.timedelta(seconds=START_TIMEOUT_S))
 
 
@@ -51,9 +51,9 @@ def init_mesh(
     world_size: int,
     device: torch.device,
     start_timeout_s: float = START_TIMEOUT_S,
-    with_host_memory: bool = False,
+    with_cpu_backend: bool = False,
 ) -> DeviceMesh:
-    """A mesh of all ranks over NCCL or gloo, with host memory over both, tried with one all-reduce.
+    """A device mesh of all ranks over NCCL or gloo, over both with CPU offloading, tested by one all-reduce.
 
     Raises:
         RuntimeError: the ranks do not find each other, or the all-reduce does not end, within `start_timeout_s`.
@@ -61,7 +61,7 @@ def init_mesh(
     limit = datetime.timedelta(seconds=start_timeout_s)
     store.set_timeout(limit)
     try:
-        mesh = _join(store, rank, world_size, device, limit, with_host_memory)
+        mesh = _join(store, rank, world_size, device, limit, with_cpu_backend)
         total = torch.ones(1, device=device)
         work = dist.all_reduce(total, async_op=True)
         assert work is not None
@@ -84,11 +84,11 @@ def _join(
     world_size: int,
     device: torch.device,
     limit: datetime.timedelta,
-    with_host_memory: bool,
+    with_cpu_backend: bool,
 ) -> DeviceMesh:
     if device.type == "cuda":
         torch.cuda.init()  # the mesh would otherwise guess which GPU is this rank's
-    backend = "gloo" if device.type != "cuda" else "cpu:gloo,cuda:nccl" if with_host_memory else "nccl"
+    backend = "gloo" if device.type != "cuda" else "cpu:gloo,cuda:nccl" if with_cpu_backend else "nccl"
     dist.init_process_group(
         backend,
         store=store,
@@ -100,12 +100,12 @@ def _join(
 
 
 def sharding_units(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that are gathered one at a time: each layer of the decoder, and the tower as a whole.
+    """FSDP units, gathered one at a time: each decoder layer, and the whole vision encoder.
 
-    A tower's blocks are many and small: to gather each costs the host more time than its work takes on a GPU.
+    Encoder layers are many and small: a gather per layer costs the host more time than the layer costs the GPU.
     """
-    tower = vision_tower(model)
-    return [*decoder(model).layers] if tower is None else [tower, *decoder(model).layers]
+    encoder = vision_encoder(model)
+    return [*decoder(model).layers] if encoder is None else [encoder, *decoder(model).layers]
 
 
 def shard(
@@ -113,35 +113,34 @@ def shard(
     mesh: DeviceMesh,
     param_dtype: torch.dtype,
     reduce_dtype: torch.dtype,
-    is_in_host_memory: bool = False,
+    cpu_offload: bool = False,
 ) -> None:
-    """Shards the model in place, each of its units for itself and then the rest.
-
-    With `is_in_host_memory` parameters, gradients and so the optimizer stay on the CPU, and each unit visits its
-    device to compute.
+    """Shards the model in place: each FSDP unit, then the root with the rest.
 
     Args:
         model: a ResponseLogProbs or ResponseValues.
+        cpu_offload: True keeps parameters, gradients and optimizer on the CPU (FSDP's CPUOffloadPolicy); each unit is
+            copied to its device to compute.
     """
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=True)
-    # What reaches a unit has its type already; only the tower's rotary tables have a finer one, and shall keep it.
+    # Inputs of a unit have their type already; the vision encoder's float32 RoPE tables must not be cast.
     unit_policy = dataclasses.replace(policy, cast_forward_inputs=False)
-    offload = CPUOffloadPolicy() if is_in_host_memory and mesh.device_type == "cuda" else OffloadPolicy()
+    offload = CPUOffloadPolicy() if cpu_offload and mesh.device_type == "cuda" else OffloadPolicy()
     pretrained: Any = model.model
     for unit in sharding_units(pretrained):
         fully_shard(unit, mesh=mesh, mp_policy=unit_policy, offload_policy=offload)
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
     if isinstance(offload, CPUOffloadPolicy):
-        for buffer in model.buffers():  # only parameters visit the device by themselves
+        for buffer in model.buffers():  # FSDP moves only parameters
             buffer.data = buffer.data.to(mesh.device_type)
 
 
 def lr_factor(
     step: int, num_steps: int, num_warmup_steps: int, scheduler_type: str = "constant", min_ratio: float = 0.0
 ) -> float:
-    """Learning-rate factor of training step `step` (from 0): linear warm-up to 1, then constant or cosine.
+    """Learning-rate factor of training step `step` (from 0): linear LR warmup to 1, then constant or cosine decay.
 
-    The first step already learns ((step + 1) / warm-up), and cosine stays at `min_ratio` after the last step.
+    Warmup factors are (step + 1) / num_warmup_steps, above 0 at step 0; cosine stays at `min_ratio` after num_steps.
     """
     if step < num_warmup_steps:
         return (step + 1) / num_warmup_steps
@@ -152,9 +151,9 @@ def lr_factor(
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
-    """The L2 norm of all gradients over all ranks, in float32, after which they are scaled down to `max_norm`.
+    """Clips gradients to a global L2 norm of `max_norm` over all ranks, in float32; returns the norm before clipping.
 
-    torch's own takes each tensor's norm in the tensor's type, and each operation on sharded tensors by itself.
+    torch's clip_grad_norm_ computes norms in each tensor's type and dispatches every DTensor operation separately.
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if not gradients:
@@ -168,8 +167,8 @@ def clip_grad_norm(model: nn.Module, max_norm: float) -> float:
     return float(norm)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor put together from all ranks, on the device of its mesh; all ranks must call it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor of a DTensor, gathered on its mesh's device; collective."""
     if not isinstance(tensor, DTensor):
         return tensor
     there: Any = tensor.to(tensor.device_mesh.device_type)
@@ -177,6 +176,6 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def full_weights(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole tensors of the model, adapters merged, gathered one at a time; all ranks must iterate."""
-    for name, tensor in merged_weights(model, whole):
+    """Names and full tensors of the model, LoRA merged, gathered one at a time; collective."""
+    for name, tensor in merged_weights(model, full_tensor):
         yield name, tensor.to(dtype) if dtype is not None else tensor

@@ -1,4 +1,8 @@
-"""Host memory: copies of tensors in it, tensors that wait in it while others use their device, and what is in use."""
+"""CPU offloading of tensors through pinned host memory, and metrics of the memory in use.
+
+PinnedBuffer    copies of a state dict in reused host memory: asynchronous checkpoints
+Offloader       parameters and optimizer states, on the device only while a context manager is open
+"""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,143 +18,142 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from verl.optim import local_part
 
 ALIGNMENT = 256
-"""Bytes, of the places in host memory: what a GPU's copies are fastest at."""
+"""Bytes between starts of slots, for which a GPU's copies are fastest."""
 
 
-class Room:
-    """Host memory for copies, kept for the next ones; page-locked for a GPU's, so that they run at the bus's speed."""
+class PinnedBuffer:
+    """Host memory that is reused by every copy; pinned (page-locked) for copies from a GPU."""
 
     def __init__(self) -> None:
         self.memory: Tensor | None = None
 
-    def places(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """For each tensor a place of as many bytes, a tensor with a storage of its own; what they held before is lost.
+    def slots(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """One uint8 slot per tensor, of as many bytes and with its own storage; earlier contents are lost.
 
         Raises:
-            RuntimeError: the driver does not lock the pages, when memory of another size is needed.
+            RuntimeError: the memory must be allocated anew and the driver refuses to pin it.
         """
         sizes = [tensor.numel() * tensor.itemsize for tensor in tensors]
         *starts, end = accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0)
         if self.memory is None or len(self.memory) != end:
-            self.memory = None  # first, for there may be no room for both
+            self.memory = None  # first: old and new buffer may not fit together
             self.memory = torch.empty(end, dtype=torch.uint8)
             if any(tensor.is_cuda for tensor in tensors):
-                _lock_pages(self.memory)
-        return [_bytes_at(self.memory, start, size) for start, size in zip(starts, sizes, strict=True)]
+                _pin(self.memory)
+        return [_slot(self.memory, start, size) for start, size in zip(starts, sizes, strict=True)]
 
-    def copy_of(self, state: Any) -> Any:
-        """The same nest of dicts and lists with copies of its tensors, which the next call overwrites.
+    def copy_state(self, state: Any) -> Any:
+        """A copy of a nested state dict in this buffer; the next call overwrites it.
 
-        Sharded tensors stay sharded; their parts lie in host memory.
+        Sharded tensors (DTensor) stay sharded, with their local parts in host memory.
         """
         with torch.no_grad():
-            parts = {_identity(leaf): local_part(leaf) for leaf in tree_leaves(state) if isinstance(leaf, Tensor)}
+            parts = {_tensor_key(leaf): local_part(leaf) for leaf in tree_leaves(state) if isinstance(leaf, Tensor)}
             copies = {}
-            for (identity, part), place in zip(parts.items(), self.places([*parts.values()]), strict=True):
-                copies[identity] = place.view(part.dtype).view(part.shape).copy_(part, non_blocking=True)
-            _wait_for_copies(parts.values())
-            return tree_map_only(Tensor, lambda leaf: _like(leaf, copies[_identity(leaf)]), state)
+            for (key, part), slot in zip(parts.items(), self.slots([*parts.values()]), strict=True):
+                copies[key] = slot.view(part.dtype).view(part.shape).copy_(part, non_blocking=True)
+            _synchronize(parts.values())
+            return tree_map_only(Tensor, lambda leaf: _with_local_part(leaf, copies[_tensor_key(leaf)]), state)
 
 
-def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    """Tensors that are tied have the same."""
+def _tensor_key(tensor: Tensor) -> tuple[Any, ...]:
+    """A key that tied tensors share."""
     part = local_part(tensor)
     return part.untyped_storage().data_ptr(), part.storage_offset(), part.shape, part.stride(), part.dtype
 
 
-def _bytes_at(memory: Tensor, start: int, size: int) -> Tensor:
+def _slot(memory: Tensor, start: int, size: int) -> Tensor:
     if not size:
         return torch.empty(0, dtype=torch.uint8)
     return torch.frombuffer(memory.numpy(), dtype=torch.uint8, offset=start, count=size)
 
 
-def _like(tensor: Tensor, part: Tensor) -> Tensor:
-    """The tensor with this part of it in host memory for its own."""
+def _with_local_part(tensor: Tensor, part: Tensor) -> Tensor:
+    """A host tensor of the same type and sharding, with `part` as its local part."""
     shell = torch.empty_like(tensor, device="cpu")
     local_part(shell).set_(part)  # type: ignore[call-overload]
     return shell
 
 
-def _wait_for_copies(tensors: Iterable[Tensor]) -> None:
-    """Until copies of these tensors are done: until then, what they are made from and to may not change."""
+def _synchronize(tensors: Iterable[Tensor]) -> None:
+    """Waits for asynchronous copies of these tensors; before that neither source nor target may change."""
     if any(tensor.is_cuda for tensor in tensors):
         torch.cuda.synchronize()
 
 
-class WaitingRoom:
-    """Where some tensors of this rank wait in host memory; they stay the objects that they are.
+class OffloadedTensors:
+    """Tensors that move between their device and pinned host memory and remain the same objects.
 
-    Only the memory behind them is let go of and filled again, so that whoever holds them, FSDP2 and optimizers, need
-    not be told.
+    Only their storages are freed and filled again, so FSDP2 and optimizers can keep their references.
 
     Args:
-        tensors: gives the tensors at each call; sharded ones stand for this rank's part.
+        tensors: returns the tensors at each call; of sharded ones the local parts are moved.
     """
 
     def __init__(self, tensors: Callable[[], Iterable[Tensor]]):
         self.tensors = tensors
-        self.room = Room()
-        self.places: list[Tensor] = []
-        self.waiting: list[Tensor] = []  # whole storages as bytes
+        self.buffer = PinnedBuffer()
+        self.slots: list[Tensor] = []
+        self.offloaded: list[Tensor] = []  # whole storages as bytes
 
-    def take(self, have_changed: bool = True) -> None:
-        """Lets the tensors wait here and frees their device's memory; nothing may read them until they are back.
+    def offload(self, have_changed: bool = True) -> None:
+        """Copies the tensors to host memory and frees their device memory; they must not be read until `load`.
 
         Args:
-            have_changed: whether they may differ from what they were when they last waited here.
+            have_changed: False skips the copy: host memory still holds the same values.
 
         Raises:
-            RuntimeError: the driver does not lock the pages, when they first wait here.
+            RuntimeError: at the first call, the driver refuses to pin the memory.
         """
-        assert not self.waiting, "they wait already"
+        assert not self.offloaded, "the tensors are offloaded already"
         storages = _storages(self.tensors())
-        if have_changed or not self.places:
-            self.places = self.room.places(storages)
-            for place, data in zip(self.places, storages, strict=True):
-                place.copy_(data, non_blocking=True)
-            _wait_for_copies(storages)
+        if have_changed or not self.slots:
+            self.slots = self.buffer.slots(storages)
+            for slot, data in zip(self.slots, storages, strict=True):
+                slot.copy_(data, non_blocking=True)
+            _synchronize(storages)
         for data in storages:
             data.untyped_storage().resize_(0)
-        self.waiting = storages
+        self.offloaded = storages
 
-    def give_back(self) -> None:
-        """Brings the tensors back to where they were; does nothing if they are there."""
-        for place, data in zip(self.places if self.waiting else [], self.waiting, strict=True):
-            data.untyped_storage().resize_(len(place))
-            data.copy_(place, non_blocking=True)
-        self.waiting = []
+    def load(self) -> None:
+        """Copies the tensors back to their device; does nothing when they are there."""
+        for slot, data in zip(self.slots if self.offloaded else [], self.offloaded, strict=True):
+            data.untyped_storage().resize_(len(slot))
+            data.copy_(slot, non_blocking=True)
+        self.offloaded = []
 
 
-class WaitingRooms:
-    """The rooms of all that waits, by its owner: a model or an optimizer."""
+class Offloader:
+    """Offloaded tensors by owner: a model or an optimizer."""
 
     def __init__(self) -> None:
-        self.rooms: dict[Any, WaitingRoom] = {}
+        self.by_owner: dict[Any, OffloadedTensors] = {}
 
-    def let_wait(self, owner: Any, tensors: Callable[[], Iterable[Tensor]]) -> None:
-        """Has the owner's tensors wait from now on, except inside `left_by`."""
-        self.rooms[owner] = WaitingRoom(tensors)
-        self.rooms[owner].take()
+    def offload(self, owner: Any, tensors: Callable[[], Iterable[Tensor]]) -> None:
+        """Keeps the owner's tensors in host memory from now on, except inside `on_device`."""
+        self.by_owner[owner] = OffloadedTensors(tensors)
+        self.by_owner[owner].offload()
 
     @contextmanager
-    def left_by(self, *owners: Any, have_changed: bool) -> Iterator[None]:
-        """Inside, the tensors of these owners are where they were before they waited; others' are left alone.
+    def on_device(self, *owners: Any, have_changed: bool) -> Iterator[None]:
+        """Context in which the tensors of these owners are on their device; unknown owners are skipped.
 
         Args:
-            have_changed: whether they may differ afterwards, so that they must be copied again.
+            have_changed: True when the tensors may be changed inside, so that they must be copied back.
         """
-        rooms = [self.rooms[owner] for owner in owners if owner in self.rooms]
-        for room in rooms:
-            room.give_back()
+        parts = [self.by_owner[owner] for owner in owners if owner in self.by_owner]
+        for part in parts:
+            part.load()
         try:
             yield
         finally:
-            for room in rooms:
-                room.take(have_changed)
+            for part in parts:
+                part.offload(have_changed)
 
 
 def _storages(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The bytes of the tensors' whole storages, each once."""
+    """Distinct whole storages of the tensors, as bytes."""
     storages = {}
     for tensor in tensors:
         storage = local_part(tensor.detach()).untyped_storage()
@@ -159,26 +162,26 @@ def _storages(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage) for storage in storages.values()]
 
 
-def _lock_pages(room: Tensor) -> None:
-    """torch.empty's own page-locked memory is rounded up to a power of two, half of which may be waste.
+def _pin(memory: Tensor) -> None:
+    """Pins existing host memory; torch's pin_memory=True rounds up to a power of two and may waste half.
 
     Raises:
         RuntimeError: the driver refuses.
     """
     runtime: Any = torch.cuda.cudart()
-    error = int(runtime.cudaHostRegister(room.data_ptr(), room.numel(), 0))
+    error = int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
     if error:
         raise RuntimeError(
-            f"{room.numel() / 2**30:.1f} GiB of host memory cannot be page-locked for copies from a GPU (CUDA error "
+            f"{memory.numel() / 2**30:.1f} GiB of host memory cannot be page-locked for copies from a GPU (CUDA error "
             f"{error}): give the machine or its container more; offload_params, offload_optimizer and checkpoints ask "
             "for it"
         )
-    release = weakref.finalize(room, runtime.cudaHostUnregister, room.data_ptr())
+    release = weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr())
     release.atexit = False
 
 
 def host_memory_metrics() -> dict[str, tuple[float, float]]:
-    """What this process holds of its machine's memory and what all hold, as (sum, weight)."""
+    """Resident memory of this process and used share of its machine's memory, as (sum, weight)."""
     memory = psutil.virtual_memory()
     return {
         "perf/max_rank_memory_gb": (psutil.Process().memory_info().rss / 2**30, 1.0),

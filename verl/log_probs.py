@@ -1,7 +1,7 @@
-"""Log-probs of response tokens from hidden states, without ever holding all logits.
+"""Chunked log-probs, entropy and full KL of response tokens from hidden states, without materialising all logits.
 
-Letters: N response tokens, D hidden size, V vocabulary. A chunk's logits live once, in the model's own type; what is
-summed over V is summed in float32. The backward pass computes them again and turns them into their gradient in place.
+Letters: N response tokens, D hidden size, V vocabulary. Logits exist one chunk at a time, in the model's type; sums
+over V are in float32. The backward pass recomputes each chunk and overwrites it with its gradient.
 """
 
 from typing import Any
@@ -15,8 +15,7 @@ from verl.divergences import compute_full_kl
 
 LOGIT_CHUNK_BYTES = 1 << 30
 BANNED_LOGIT_BIAS = -100.0
-"""What the engine adds to the logits of tokens that may not be sampled, and so every log-prob too: the distribution
-that is scored is the one that was sampled from."""
+"""Logit bias of banned tokens, in the engine and in training, so that the scored distribution is the sampled one."""
 
 
 def response_log_probs(
@@ -31,7 +30,7 @@ def response_log_probs(
         weight: [V, D] output embedding.
         targets: [N] token ids.
         temperature: divides the logits, as in sampling.
-        banned: token ids that sampling leaves out, none of them a target; bias is BANNED_LOGIT_BIAS there.
+        banned: token ids that are never sampled, and no targets; their bias is BANNED_LOGIT_BIAS.
     """
     log_probs, entropies = _ResponseLogProbs.apply(hidden, weight, targets, temperature, banned)  # type: ignore[misc]
     return log_probs, entropies
@@ -45,7 +44,7 @@ def full_divergence(
     temperature: float,
     banned: Tensor | None = None,
 ) -> Tensor:
-    """[N] exact divergences of one model's distributions of the next token from another's, in float32.
+    """Full KL divergence [N] of a model's next-token distributions from a reference's, in float32.
 
     Args:
         hidden, ref_hidden: [N, D] states that predict the same tokens.
@@ -61,7 +60,7 @@ def full_divergence(
         )
         return compute_full_kl(log_probs, ref_log_probs)
 
-    size = max(1, _chunk_rows(weight) // 4)  # several tensors of float32 logits at a time
+    size = max(1, _chunk_rows(weight) // 4)  # several float32 tensors of a chunk's size are alive
     chunks = zip(hidden.split(size), ref_hidden.split(size), strict=True)
     parts = [checkpoint(divergence, *chunk, use_reentrant=False) for chunk in chunks]
     return torch.cat(parts)  # type: ignore[arg-type]
@@ -121,7 +120,7 @@ def _score_torch(logits: Tensor, targets: Tensor, temperature: float) -> tuple[T
 
 
 def _differentiate_torch(logits: Tensor, targets: Tensor, normalizers: Tensor, grad: Tensor, temperature: float):
-    """Overwrites the logits with the gradient that `grad` [rows] of the log-probs sends to them."""
+    """Overwrites the logits with their gradient, given `grad` [rows] of the log-probs."""
     probs = (logits.float() / temperature - normalizers.unsqueeze(1)).exp_()
     probs.scatter_add_(1, targets.unsqueeze(1), torch.full_like(probs[:, :1], -1.0))
     logits.copy_(probs * (-grad.float() / temperature).unsqueeze(1))

@@ -1,7 +1,7 @@
-"""LoRA adapters: put into a model, left out for the reference, merged into whole weights, saved for other programs.
+"""LoRA adapters: added to a model, disabled for the reference, merged into full weights, saved in peft's format.
 
-W' = W + alpha / rank * B A with A [rank, in] and B [out, rank], B starting at 0: https://arxiv.org/abs/2106.09685,
-section 4.1. Only A and B are trained, so the model without them is the reference policy itself.
+W' = W + alpha / rank * B A with A [rank, in] and B [out, rank], B = 0 at the start: https://arxiv.org/abs/2106.09685,
+section 4.1. Only A and B are trained, so the model without adapters is the reference policy.
 """
 
 import json
@@ -27,15 +27,15 @@ ALL_LINEAR = "all-linear"
 ADAPTER_FOLDER = "lora_adapter"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-SAVED_PREFIX = "base_model.model."  # in front of the model's own names in that file
-BASE_LAYER = ".base_layer."  # what peft puts into the names of the weights that it wraps
+SAVED_PREFIX = "base_model.model."  # prefix of the model's names in that file
+BASE_LAYER = ".base_layer."  # in peft's names of wrapped weights
 
 
 def add_adapters(model: PreTrainedModel, config: AdapterConfig, dtype: torch.dtype, seed: int) -> None:
-    """Puts trainable adapters of the given type into the model and freezes everything else.
+    """Adds trainable adapters of the given dtype to the model and freezes everything else.
 
     Raises:
-        ConfigError: target_modules names no linear layer, or one that is no part of the layers (the output head).
+        ConfigError: target_modules matches no linear layer, or the output head.
     """
     names = config.target_modules.strip()
     targets = names if names == ALL_LINEAR else [name.strip() for name in names.split(",")]
@@ -69,20 +69,20 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether any layer carries an adapter."""
+    """True when any layer has an adapter."""
     return next(adapted_layers(model), None) is not None
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a weight of this name in a state dict is an adapter's."""
+    """True for the name of an adapter weight in a state dict."""
     return ".lora_A." in name or ".lora_B." in name
 
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes what it did before adapters were put in.
+    """Context in which the adapters are disabled: the model is the base model.
 
-    By their scale: peft's own switch also stops their gradients, which a sharded model would not get back.
+    Sets their scale to 0: peft's own switch would also set requires_grad, which a sharded model does not recover.
     """
     layers = [layer for _, layer in adapted_layers(model)]
     for layer in layers:
@@ -95,10 +95,10 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def merged_weights(model: nn.Module, gather: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole tensors of the model as it was before adapters were put in, with these merged in float32.
+    """Names, as of the base model, and full tensors with adapters merged in float32.
 
     Args:
-        gather: makes a sharded tensor whole; called for every tensor in the same order on all ranks.
+        gather: returns the full tensor; called for every tensor in the same order on all ranks.
     """
     layers = dict(adapted_layers(model))
     for name, value in model.state_dict().items():
@@ -118,14 +118,14 @@ def _merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 
 def gather_adapters(model: PreTrainedModel, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The whole adapters on the host by peft's names; empty in a model without any. All ranks must call it."""
+    """Full adapter tensors on the CPU by peft's names; empty without adapters. Collective."""
     if not has_adapters(model):
         return {}
     return {name: gather(value).detach().cpu() for name, value in get_peft_model_state_dict(model).items()}
 
 
 def save_adapters(model: PreTrainedModel, adapters: dict[str, Tensor], folder: Path) -> None:
-    """Writes the gathered adapters of the model as peft reads them."""
+    """Writes gathered adapters in peft's format."""
     folder.mkdir(parents=True, exist_ok=True)
     prefixed = {f"{SAVED_PREFIX}{name}": tensor.contiguous() for name, tensor in adapters.items()}
     save_file(prefixed, folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -136,10 +136,10 @@ def save_adapters(model: PreTrainedModel, adapters: dict[str, Tensor], folder: P
 
 
 def load_merged(folder: Path) -> PreTrainedModel:
-    """The base model that the saved adapters name, in the type of its files, with the adapters merged in float32.
+    """The base model of saved adapters, in the dtype of its files, with the adapters merged in float32.
 
     Raises:
-        ValueError: the adapters are of a form that is not written here, or do not fit the base model.
+        ValueError: the adapters are no plain LoRA, or do not fit the base model.
     """
     config = json.loads((folder / CONFIG_FILE).read_text())
     for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"):

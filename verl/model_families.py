@@ -1,4 +1,4 @@
-"""The model classes that can be trained, and where each keeps its tower, its decoder and its image features.
+"""Supported model classes: their vision encoder, decoder and packed forward pass.
 
 Letters as in batching.py: T tokens of a packed row; D hidden size.
 """
@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, vision_utils
 
-from verl.batching import PackedBatch, send
+from verl.batching import PackedBatch, to_device
 from verl.config import Config, ConfigError
 
 VISION_CLASSES = (
@@ -21,7 +21,7 @@ VISION_CLASSES = (
     "Qwen3VLForConditionalGeneration",
 )
 TEXT_CLASSES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
-STAND_IN_GRID = (1, 4, 4)  # smallest image that any window layout accepts
+DUMMY_GRID = (1, 4, 4)  # smallest image that window attention accepts
 
 
 def read_config(
@@ -30,16 +30,16 @@ def read_config(
     overrides: Mapping[str, Any] | None = None,
     section: str = "worker.actor.model",
 ) -> PretrainedConfig:
-    """The model's config.json with the overrides in it.
+    """The model's config.json with overrides applied.
 
     Args:
         path: folder or hub name.
-        trust_remote_code: whether code that comes with the model may run.
+        trust_remote_code: True runs code that comes with the model.
         overrides: see override_config.
-        section: of the keys that messages name.
+        section: prefix of the keys in error messages.
 
     Raises:
-        ConfigError: the config cannot be read, or the forward pass of this trainer does not fit the model.
+        ConfigError: the config cannot be read, or the trainer does not support the model.
     """
     key = f"{section}.model_path = {path!r}"
     try:
@@ -51,7 +51,7 @@ def read_config(
     if names[0] not in VISION_CLASSES + TEXT_CLASSES:
         supported = ", ".join(VISION_CLASSES + TEXT_CLASSES)
         raise ConfigError([f"{key}: its config.json names {names[0]}; supported are {supported}"])
-    if _slides(config):
+    if _has_sliding_window(config):
         raise ConfigError(
             [f"{key}: its layers attend within a sliding window, training to everything; set use_sliding_window=false"]
         )
@@ -81,83 +81,83 @@ def override_config(config: PretrainedConfig, overrides: Mapping[str, Any], key:
 
 
 def override_engine_config(config: PretrainedConfig, overrides: Mapping[str, Any]) -> PretrainedConfig:
-    """The same as vLLM calls it: also with a bare config, to find out whether the architecture is another."""
+    """override_config as vLLM's hf_overrides; does nothing to a bare PretrainedConfig, on which vLLM calls it too."""
     return config if type(config) is PretrainedConfig else override_config(config, overrides)
 
 
 def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The class of transformers that a config of read_config names."""
+    """The transformers class named by a config from read_config."""
     names: Any = config.architectures
     return getattr(transformers, names[0])
 
 
 def critic_path(config: Config) -> str:
-    """Where the critic's model comes from: its own path, or the actor's."""
+    """The critic's model path; defaults to the actor's."""
     return config.worker.critic.model.model_path or config.worker.actor.model.model_path
 
 
-def _slides(config: PretrainedConfig) -> bool:
+def _has_sliding_window(config: PretrainedConfig) -> bool:
     return "sliding_attention" in (getattr(config.get_text_config(), "layer_types", None) or ())
 
 
-def vision_tower(model: PreTrainedModel) -> nn.Module | None:
-    """The part that encodes images; None in a text model."""
+def vision_encoder(model: PreTrainedModel) -> nn.Module | None:
+    """The vision encoder (`model.visual`); None in a text model."""
     return getattr(model.model, "visual", None)
 
 
 def decoder(model: PreTrainedModel) -> Any:
-    """The part with the `layers` that read the prompt and write."""
+    """The language model, whose `layers` are the decoder layers."""
     return getattr(model.model, "language_model", model.model)
 
 
-def tower_tables(tower: Any, grids: Tensor) -> dict[str, Any]:
-    """What a tower would derive from the grids of its images in its forward pass, waiting for the GPU at each step.
+def encoder_inputs(encoder: Any, grids: Tensor) -> dict[str, Any]:
+    """Positions, sequence lengths and window indices of the images, computed on the CPU without GPU syncs.
 
     Args:
-        tower: of any family.
+        encoder: of any family.
         grids: [images, 3] on the CPU.
 
     Returns:
         Keyword arguments of transformers' get_image_features.
     """
-    tables: dict[str, Any] = {
-        "position_ids": vision_utils.get_vision_position_ids(grids, tower.spatial_merge_size),
+    inputs: dict[str, Any] = {
+        "position_ids": vision_utils.get_vision_position_ids(grids, encoder.spatial_merge_size),
         "cu_seqlens": vision_utils.get_vision_cu_seqlens(grids),
     }
-    tables["max_seqlen"] = int(tables["cu_seqlens"].diff().max())
-    if hasattr(tower, "window_size"):
-        sizes = tower.spatial_merge_size, tower.window_size, tower.patch_size
-        tables["window_index"], tables["cu_window_seqlens"] = vision_utils.get_vision_window_index(grids, *sizes)
-        tables["max_window_seqlen"] = int(tables["cu_window_seqlens"].diff().max())
-    if hasattr(tower, "interpolation_mode"):
-        options = {"mode": tower.interpolation_mode, "align_corners": tower.interpolation_align_corners}
-        sizes = tower.num_grid_per_side, tower.config.spatial_merge_size
-        tables["interp_indices"], tables["interp_weights"] = vision_utils.get_vision_interpolation_indices_and_weights(
+    inputs["max_seqlen"] = int(inputs["cu_seqlens"].diff().max())
+    if hasattr(encoder, "window_size"):
+        sizes = encoder.spatial_merge_size, encoder.window_size, encoder.patch_size
+        inputs["window_index"], inputs["cu_window_seqlens"] = vision_utils.get_vision_window_index(grids, *sizes)
+        inputs["max_window_seqlen"] = int(inputs["cu_window_seqlens"].diff().max())
+    if hasattr(encoder, "interpolation_mode"):
+        options = {"mode": encoder.interpolation_mode, "align_corners": encoder.interpolation_align_corners}
+        sizes = encoder.num_grid_per_side, encoder.config.spatial_merge_size
+        inputs["interp_indices"], inputs["interp_weights"] = vision_utils.get_vision_interpolation_indices_and_weights(
             grids, num_grid_per_side=sizes[0], spatial_merge_size=sizes[1], **options
         )
-    return tables
+    return inputs
 
 
-def stand_in_image(model: PreTrainedModel) -> tuple[Tensor, tuple[int, int, int]]:
-    """Patches and grid of a black image: what a rank without images runs to keep in step with the others."""
+def dummy_image(model: PreTrainedModel) -> tuple[Tensor, tuple[int, int, int]]:
+    """Patches and grid of a black image, which a rank without images encodes to take part in FSDP's collectives."""
     vision = model.config.vision_config
     patch_dim = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    frames, rows, columns = STAND_IN_GRID
-    return torch.zeros(frames * rows * columns, patch_dim), STAND_IN_GRID
+    frames, rows, columns = DUMMY_GRID
+    return torch.zeros(frames * rows * columns, patch_dim), DUMMY_GRID
 
 
-def decode(
+def forward_packed(
     model: PreTrainedModel, batch: PackedBatch, pixel_values: Tensor | None, grids: Sequence[Sequence[int]] | None
 ) -> Tensor:
-    """Hidden states [T, D] behind the last layer of a packed row; arguments as of ResponseLogProbs."""
+    """Last hidden states [T, D] of a packed row; arguments as of ResponseLogProbs.forward."""
     embeds = model.get_input_embeddings()(batch.input_ids).unsqueeze(0)  # [1, T, D]
-    if vision_tower(model) is None:
+    if vision_encoder(model) is None:
         return model.model(
             inputs_embeds=embeds, position_ids=batch.position_ids[:1], use_cache=False, layout=batch.layout
         ).last_hidden_state[0]
     inputs: dict[str, Any] = {}
     if pixel_values is not None:
-        embeds, inputs = _place_images(model, batch, embeds, pixel_values, grids or ())
+        embeds, inputs = _merge_image_features(model, batch, embeds, pixel_values, grids or ())
     return model.model.language_model(
         inputs_embeds=embeds,
         position_ids=batch.position_ids.unsqueeze(1),
@@ -167,17 +167,17 @@ def decode(
     ).last_hidden_state[0]
 
 
-def _place_images(
+def _merge_image_features(
     model: PreTrainedModel, batch: PackedBatch, embeds: Tensor, pixel_values: Tensor, grids: Sequence[Sequence[int]]
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Embeddings [1, T, D] with each image's features in its places, and what a decoder takes beside them.
+    """Embeddings [1, T, D] with image features at the image tokens, and the decoder's further inputs.
 
-    Qwen3-VL adds features of middle layers of its tower to its first decoder layers ("deepstack", arXiv 2406.04334).
+    Qwen3-VL adds features of middle encoder layers to its first decoder layers ("deepstack", arXiv 2406.04334).
     """
     grid_table = torch.tensor(grids)
-    tables = tower_tables(vision_tower(model), grid_table)
-    tables = {k: send(v, embeds.device) if isinstance(v, Tensor) else v for k, v in tables.items()}
-    encoded = model.model.get_image_features(pixel_values, grid_table, **tables)
+    metadata = encoder_inputs(vision_encoder(model), grid_table)
+    metadata = {k: to_device(v, embeds.device) if isinstance(v, Tensor) else v for k, v in metadata.items()}
+    encoded = model.model.get_image_features(pixel_values, grid_table, **metadata)
     features = encoded.pooler_output  # per image [tokens, D]
     deep_layers = getattr(encoded, "deepstack_features", None) or []  # per layer [tokens of all images, D]
     if not batch.image_ids:
@@ -188,17 +188,17 @@ def _place_images(
     once = len(features) < len(batch.image_ids)
     sizes = [len(feature) for feature in features]
 
-    def shown(per_image: Any) -> Tensor:
+    def per_block(per_image: Any) -> Tensor:
         return torch.cat([per_image[numbers.index(n) if once else i] for i, n in enumerate(batch.image_ids)])
 
-    places = batch.input_ids == model.config.image_token_id
-    states = shown(features).to(embeds.dtype)
-    # By index: the backward pass of a masked scatter waits for the GPU to count what it gathers.
-    index = places.nonzero_static(size=len(states)).squeeze(1)
+    is_image_token = batch.input_ids == model.config.image_token_id
+    states = per_block(features).to(embeds.dtype)
+    # By index: the backward pass of masked_scatter syncs with the GPU to count elements.
+    index = is_image_token.nonzero_static(size=len(states)).squeeze(1)
     embeds = embeds.index_copy(1, index, states.unsqueeze(0))
     if not deep_layers:
         return embeds, {}
     return embeds, {
-        "visual_pos_masks": places.view(1, -1),
-        "deepstack_visual_embeds": [shown(layer.split(sizes)) for layer in deep_layers],
+        "visual_pos_masks": is_image_token.view(1, -1),
+        "deepstack_visual_embeds": [per_block(layer.split(sizes)) for layer in deep_layers],
     }

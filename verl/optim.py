@@ -1,4 +1,4 @@
-"""AdamW for parameters in bfloat16: a Kahan term keeps the updates that rounding would lose."""
+"""Optimizers: torch's AdamW, and AdamW with Kahan summation for parameters in bfloat16; access to sharded states."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,7 +12,7 @@ from verl.config import OptimConfig
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, in the same memory."""
+    """This rank's shard of a DTensor, in the same memory; a plain tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -21,8 +21,8 @@ class KahanAdamW(Optimizer):
 
     p <- p (1 - lr wd); m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2;
     c <- c - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps); p' <- round(p + c); c <- c + (p - p').
-    At lr 1e-6 almost every update is smaller than bfloat16's spacing at p; c carries it until it counts.
-    On a GPU one kernel does this in float32 and rounds what it stores; elsewhere each operation rounds.
+    At lr 1e-6 almost every update is below bfloat16's spacing at p; c accumulates it until it is not.
+    On a GPU a fused kernel computes in float32 and rounds only stored values; elsewhere each operation rounds.
     AdamW: https://arxiv.org/abs/1711.05101, algorithm 2; compensation: Kahan 1965, as used in
     https://arxiv.org/abs/2010.06192, section 4.
 
@@ -43,8 +43,8 @@ class KahanAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Applies the gradients; parameters without one are left alone."""
-        assert closure is None, "a closure is not used here"
+        """Applies the gradients; skips parameters without one."""
+        assert closure is None, "closures are not supported"
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -63,14 +63,14 @@ class KahanAdamW(Optimizer):
         values = [local_part(p) for p in params]
         gradients = [local_part(p.grad) for p in params if p.grad is not None]
         keys = ("exp_avg", "exp_avg_sq", "compensation")
-        mean, square, carried = ([local_part(state[key]) for state in states] for key in keys)
+        mean, square, compensation = ([local_part(state[key]) for state in states] for key in keys)
         beta1, beta2 = group["betas"]
         step = int(states[0]["step"])
         if values[0].is_cuda:
             from verl.kernels.optim import update
 
             settings = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
-            for tensors in zip(values, gradients, mean, square, carried, strict=True):
+            for tensors in zip(values, gradients, mean, square, compensation, strict=True):
                 update(*tensors, step=step, **settings)
             return
         torch._foreach_mul_(values, 1 - group["lr"] * group["weight_decay"])
@@ -80,11 +80,11 @@ class KahanAdamW(Optimizer):
         denominator = torch._foreach_sqrt(square)
         torch._foreach_div_(denominator, (1 - beta2**step) ** 0.5)
         torch._foreach_add_(denominator, group["eps"])
-        torch._foreach_addcdiv_(carried, mean, denominator, -group["lr"] / (1 - beta1**step))
+        torch._foreach_addcdiv_(compensation, mean, denominator, -group["lr"] / (1 - beta1**step))
         before = [value.clone() for value in values]
-        torch._foreach_add_(values, carried)
+        torch._foreach_add_(values, compensation)
         torch._foreach_sub_(before, values)
-        torch._foreach_add_(carried, before)
+        torch._foreach_add_(compensation, before)
 
 
 OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adamw_bf16": KahanAdamW}
@@ -97,10 +97,10 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> Optimizer:
 
 
 def allocate_states(optimizer: Optimizer) -> None:
-    """Makes the states that the first step would make, by a step of size 0 that is then not counted.
+    """Allocates the optimizer states before the first pass, by a step with learning rate 0 that is not counted.
 
-    States made after a first pass would lie in the middle of the memory that the pass has freed, which then could not
-    be given back to the engine that shares the GPU.
+    States allocated after a pass would fragment the cached memory that it freed, so that the cache could not be
+    returned to the engine on the same GPU.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
@@ -116,5 +116,5 @@ def allocate_states(optimizer: Optimizer) -> None:
 
 
 def state_tensors(optimizer: Optimizer) -> list[Tensor]:
-    """What the optimizer keeps for each parameter, without its step counters, which stay on the host."""
+    """Optimizer state tensors per parameter, without step counters, which are on the CPU."""
     return [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]

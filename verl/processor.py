@@ -1,4 +1,4 @@
-"""The processor of a model: its tokenizer, chat template and, where it sees, its image processor."""
+"""The processor of a model: tokenizer, chat template and, for vision models, image processor."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from verl.config import Config, ConfigError
 
 
 class TextProcessor:
-    """A tokenizer in the place of a processor, for models that read no images."""
+    """A tokenizer with the interface of a processor, for text models."""
 
     image_processor = None
     image_token_id = None
@@ -22,10 +22,10 @@ class TextProcessor:
         self.tokenizer = tokenizer
 
     def apply_chat_template(self, messages: Sequence[dict[str, Any]], **options: Any) -> Any:
-        """As of a processor; the parts of a message, which must be texts, are put together.
+        """As of a processor; concatenates the text parts of each message.
 
         Raises:
-            ValueError: a message shows an image.
+            ValueError: a message has an image.
         """
         plain = []
         for message in messages:
@@ -43,7 +43,7 @@ def load_processor(path: str, trust_remote_code: bool = False, knob: str = "work
     """The processor of a folder or hub name, a TextProcessor where there is only a tokenizer.
 
     Raises:
-        ConfigError: naming `knob`, when nothing can be loaded.
+        ConfigError: nothing can be loaded; the message names `knob`.
     """
     try:
         loaded = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -51,13 +51,13 @@ def load_processor(path: str, trust_remote_code: bool = False, knob: str = "work
         raise ConfigError([f"{knob} = {path!r}: no processor can be loaded from it: {error}"]) from error
     if isinstance(loaded, ProcessorMixin):
         return loaded
-    if isinstance(loaded, PreTrainedTokenizerBase) and len(loaded) > 1:  # without files one of a single token is made
+    if isinstance(loaded, PreTrainedTokenizerBase) and len(loaded) > 1:  # one token: made without files
         return TextProcessor(loaded)
     raise ConfigError([f"{knob} = {path!r}: holds no tokenizer; give the model's own folder"])
 
 
 def load_run_processor(config: Config) -> Any:
-    """The processor that every part of a run uses: that of the model or of tokenizer_path, with its chat template.
+    """The processor of a run, of model_path or tokenizer_path, with the configured chat template.
 
     Raises:
         ConfigError: there is none, or it has no chat template.
@@ -75,17 +75,17 @@ def load_run_processor(config: Config) -> Any:
 
 
 def threads_per_rank(config: Config) -> int:
-    """Threads that one rank may compute in: its part of this machine's processors."""
+    """CPU threads per rank: available cores / ranks of this machine."""
     return max(1, len(os.sched_getaffinity(0)) // config.trainer.n_gpus_per_node)
 
 
 def vision_token_ids(processor: Any) -> list[int]:
-    """Tokens that stand for images and videos: none may be sampled, for no picture is behind them."""
+    """Image and video token ids, which must not be sampled: a response has no images."""
     return [token for token in (processor.image_token_id, processor.video_token_id) if token is not None]
 
 
 def pixel_limits(processor: Any, min_pixels: int | None, max_pixels: int | None) -> dict[str, int]:
-    """`min_pixels` and `max_pixels` of every image, the image processor's own where None; empty in a text model."""
+    """`min_pixels` and `max_pixels` of images, None: the image processor's defaults; empty for a text model."""
     if processor.image_processor is None:
         return {}
     size = processor.image_processor.size

@@ -1,4 +1,4 @@
-"""DataProto, the batch that travels between the loop and the workers: tensors, Python values per row, and notes.
+"""DataProto, the batch exchanged by driver and workers: tensors, non-tensor columns and meta info.
 
 Letters: b rows; in the training loop a row is a group (one prompt with its n responses).
 """
@@ -55,7 +55,7 @@ class DataProto:
     Attributes:
         batch: TensorDict of tensors by name, the first dimension of each is the row; None when there are none.
         non_tensor_batch: arrays by name, one element per row; Python values are held in arrays of objects.
-        meta_info: notes on the whole batch. Every new DataProto has a dictionary of its own.
+        meta_info: of the whole batch; a new dictionary in every new DataProto.
     """
 
     batch: Any = None
@@ -72,7 +72,7 @@ class DataProto:
         meta_info: dict[str, Any] | None = None,
         num_batch_dims: int = 1,
     ) -> "DataProto":
-        """A batch of the tensors and, as arrays of objects, the non-tensors; the arguments stay as they are.
+        """A batch of the tensors and, as arrays of objects, the non-tensors; the arguments are not modified.
 
         Raises:
             AssertionError: when lengths differ, or an argument is no dictionary.
@@ -91,7 +91,7 @@ class DataProto:
 
     @staticmethod
     def from_single_dict(data: dict[str, Any], meta_info: dict[str, Any] | None = None) -> "DataProto":
-        """A batch of one dictionary that holds tensors and numpy arrays side by side."""
+        """A batch from one dictionary of tensors and numpy arrays."""
         for key, values in data.items():
             if not isinstance(values, torch.Tensor | np.ndarray):
                 raise ValueError(f"{key}: must be a tensor or a numpy array, got {type(values).__name__}")
@@ -153,7 +153,7 @@ class DataProto:
         meta_info_keys: Sequence[str] | None = None,
         deepcopy: bool = False,
     ) -> "DataProto":
-        """The batch with these keys only; None keeps all of a part, unknown keys are passed over.
+        """The batch with these keys only; None selects all, unknown keys are ignored.
 
         Tensors share storage; deepcopy copies the other two parts.
         """
@@ -168,7 +168,7 @@ class DataProto:
         non_tensor_batch_keys: Sequence[str] | None = None,
         meta_info_keys: Sequence[str] | None = None,
     ) -> "DataProto":
-        """Takes these keys out into a batch of their own; None takes none, unknown keys are passed over."""
+        """Takes these keys out into a batch of their own; None takes none, unknown keys are ignored."""
         taken = self.select(batch_keys or (), non_tensor_batch_keys or (), meta_info_keys or ())
         if self.batch is not None:
             self.batch = self.batch.exclude(*taken.batch.keys())
@@ -192,11 +192,11 @@ class DataProto:
         return self
 
     def union(self, other: "DataProto") -> "DataProto":
-        """Adds the other batch's keys in place and returns the batch; on an error nothing has changed.
+        """Adds the other batch's keys in place and returns the batch; unchanged on an error.
 
         Raises:
             ValueError: when the numbers of rows differ, or a key is in both with different values.
-            AssertionError: when a note is in both with different values.
+            AssertionError: when meta info is in both with different values.
         """
         is_blank = any(part.batch is None and not part.non_tensor_batch for part in (self, other))
         if not is_blank and len(self) != len(other):
@@ -212,7 +212,7 @@ class DataProto:
 
     @staticmethod
     def concat(data: Sequence["DataProto"]) -> "DataProto":
-        """The rows of all parts in order, with the first part's notes; parts without rows add nothing.
+        """The rows of all parts in order, with the first part's meta info; empty parts are skipped.
 
         Raises:
             IndexError: without any part.
@@ -231,18 +231,18 @@ class DataProto:
         return DataProto(torch.cat(batches) if batches else None, arrays, dict(data[0].meta_info))
 
     def chunk(self, chunks: int) -> list["DataProto"]:
-        """As many equal parts of neighbouring rows, sharing storage."""
+        """Equal chunks of consecutive rows, sharing storage."""
         assert chunks > 0 and len(self) % chunks == 0, f"{len(self)} rows cannot be cut into {chunks} equal parts"
         size = len(self) // chunks
         return [self.slice_select(start * size, (start + 1) * size) for start in range(chunks)]
 
     def split(self, split_size: int) -> list["DataProto"]:
-        """Parts of exactly this many neighbouring rows, sharing storage."""
+        """Chunks of exactly `split_size` consecutive rows, sharing storage."""
         assert split_size > 0 and len(self) % split_size == 0, f"{len(self)} rows are no multiple of {split_size}"
         return self.chunk(len(self) // split_size) if len(self) else []
 
     def repeat(self, repeat_times: int, interleave: bool = True) -> "DataProto":
-        """Each row this many times: one after the other (a a b b), or without interleave the whole batch (a b a b)."""
+        """Rows repeated, interleaved (a a b b) or else as a whole batch (a b a b)."""
         rows = torch.arange(len(self))
         return self.index_select(rows.repeat_interleave(repeat_times) if interleave else rows.repeat(repeat_times))
 
@@ -254,7 +254,7 @@ class DataProto:
     def make_iterator(
         self, mini_batch_size: int, epochs: int, seed: int | None = None, dataloader_kwargs: dict | None = None
     ) -> Iterator["DataProto"]:
-        """Mini-batches of this many rows, epochs times over; dataloader_kwargs={"shuffle": True} mixes each epoch."""
+        """Iterator of mini-batches over several epochs; dataloader_kwargs={"shuffle": True} shuffles each epoch."""
         assert len(self) % mini_batch_size == 0, f"{len(self)} rows are no multiple of {mini_batch_size}"
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         loader = DataLoader(
@@ -273,7 +273,7 @@ class DataProto:
         return self
 
     def print_size(self, prefix: str = "") -> None:
-        """Prints how many GiB the tensors and the arrays take; of an object only its reference counts."""
+        """Prints the GiB of tensors and arrays; of objects only references count."""
         tensors = sum(tensor.nbytes for tensor in (() if self.batch is None else self.batch.values())) / 2**30
         arrays = sum(values.nbytes for values in self.non_tensor_batch.values()) / 2**30
         sys.stdout.write(f"{prefix} tensors {tensors:.3f} GiB, non-tensors {arrays:.3f} GiB\n".lstrip())
@@ -301,7 +301,7 @@ class DataProto:
         return DataProto(batch, arrays, from_plain(state["meta_info"]))
 
     def __getstate__(self) -> tuple[Any, ...]:
-        """Tensors as numpy bytes, which pickle protocol 5, and so Ray's object store, takes without a further copy."""
+        """Tensors as numpy bytes, which pickle protocol 5, and so Ray's object store, transfers without a copy."""
         packed = None
         if self.batch is not None:
             on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in self.batch.items()}
@@ -313,7 +313,7 @@ class DataProto:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         packed, num_rows, self.non_tensor_batch, self.meta_info = state
-        # The object store's memory is read-only and shared: what is written to later needs a copy of its own.
+        # The object store's memory is read-only: a copy makes it writable.
         tensors = {
             key: torch.from_numpy(data if data.flags.writeable else data.copy()).view(dtype).reshape(shape)
             for key, (data, dtype, shape) in (packed or {}).items()
@@ -331,12 +331,12 @@ class DataProto:
 
 @dataclass
 class DataProtoFuture:
-    """A batch that workers are still computing: fetched, collected and, for a chunk, cut only when it is asked for.
+    """Future of a batch that workers are computing; fetched, collected and chunked by `get`.
 
     Attributes:
         collect_fn: makes one DataProto of the list of fetched results.
         futures: one handle per worker.
-        dispatch_fn: takes this chunk out of the collected batch; None leaves it whole.
+        dispatch_fn: selects this chunk of the collected batch; None for all.
         fetch: waits for the handles and returns their results, e.g. `ray.get`.
     """
 
@@ -347,16 +347,16 @@ class DataProtoFuture:
 
     @staticmethod
     def concat(futures: list[Any], fetch: Callable[[list[Any]], list[DataProto]]) -> "DataProtoFuture":
-        """The results of the handles, one after the other."""
+        """Future of the concatenated results of the handles."""
         return DataProtoFuture(DataProto.concat, futures, fetch=fetch)
 
     def chunk(self, chunks: int) -> list["DataProtoFuture"]:
-        """As many futures, each of an equal part of the rows."""
+        """Futures of equal chunks of the rows."""
         takes = [partial(_take_chunk, index=index, chunks=chunks, first=self.dispatch_fn) for index in range(chunks)]
         return [DataProtoFuture(self.collect_fn, self.futures, take, fetch=self.fetch) for take in takes]
 
     def get(self) -> DataProto:
-        """The batch; waits for it."""
+        """Waits for the batch and returns it."""
         output = self.collect_fn(list(self.fetch(self.futures)))
         return output if self.dispatch_fn is None else self.dispatch_fn(output)
 
@@ -379,7 +379,7 @@ def unpad_dataproto(data: DataProto, pad_size: int) -> DataProto:
 
 
 def collate_fn(items: Sequence[DataProtoItem]) -> DataProto:
-    """The rows as one batch, without notes."""
+    """The rows as one batch, without meta info."""
     batches = [item.batch for item in items if item.batch is not None]
     tensors = {key: torch.stack([row[key] for row in batches]) for key in (batches[0].keys() if batches else ())}
     return DataProto.from_dict(tensors, batch_collate([item.non_tensor_batch for item in items]))

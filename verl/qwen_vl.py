@@ -1,4 +1,4 @@
-"""What Qwen models and their images ask of the trainer: grids, rotary positions, the packed forward pass.
+"""Qwen-VL models: image preprocessing, M-RoPE positions, and policy and value models over packed rows.
 
 Letters as in batching.py: T packed tokens, S responses, N response tokens; D hidden size, V vocabulary.
 """
@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from verl.attention import TEXT_ATTENTION, VISION_ATTENTION
 from verl.batching import PackedBatch
 from verl.log_probs import full_divergence, response_log_probs
-from verl.model_families import decode, model_class, read_config, vision_tower
+from verl.model_families import forward_packed, model_class, read_config, vision_encoder
 
 EXIF_ORIENTATION_TAG = 0x0112
 EXIF_SIDEWAYS = range(5, 9)  # orientations that swap width and height
@@ -28,13 +28,13 @@ Grid = tuple[int, int, int]  # frames, patch rows, patch columns
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """The image as RGB, turned upright as its EXIF tag says."""
+    """The image as RGB, rotated upright by its EXIF orientation."""
     with Image.open(io.BytesIO(data)) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def upright_size(source: bytes | Path) -> tuple[int, int]:
-    """Width and height of the upright image, from the header of its file or its bytes alone."""
+    """Width and height of the upright image, read from its header alone."""
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         width, height = image.size
         sideways = image.getexif().get(EXIF_ORIENTATION_TAG) in EXIF_SIDEWAYS
@@ -42,7 +42,7 @@ def upright_size(source: bytes | Path) -> tuple[int, int]:
 
 
 def image_grid(size: tuple[int, int], image_processor: Any, min_pixels: int, max_pixels: int) -> Grid:
-    """The patch grid that the image processor makes of a picture of `size` (width, height), without its pixels."""
+    """The image processor's patch grid for an image of `size` (width, height), without its pixels."""
     patch = image_processor.patch_size
     width, height = size
     rows, columns = smart_resize(height, width, patch * image_processor.merge_size, min_pixels, max_pixels)
@@ -60,8 +60,8 @@ def image_patches(
 
     Args:
         images: encoded or decoded.
-        dtype: of the patches: what the tower computes in.
-        num_threads: that work side by side, on an image each.
+        dtype: of the patches: the compute type of the vision encoder.
+        num_threads: images processed in parallel.
         size: `min_pixels` and `max_pixels`.
     """
 
@@ -73,12 +73,12 @@ def image_patches(
     threads_inside = torch.get_num_threads()
     with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         pairs = list(pool.map(patches, images))
-    torch.set_num_threads(threads_inside)  # what a thread sets counts for all that begin later
+    torch.set_num_threads(threads_inside)  # a thread's setting applies to all threads started later
     return [pixels for pixels, _ in pairs], [grid for _, grid in pairs]
 
 
 def expand_image_tokens(ids: Sequence[int], grids: Sequence[Grid], image_token_id: int, merge_size: int) -> list[int]:
-    """Token ids in which each image token is repeated once per merged patch of its image.
+    """Token ids with each image token repeated once per merged patch of its image.
 
     Raises:
         ValueError: the number of image tokens is not the number of images.
@@ -99,17 +99,17 @@ def expand_image_tokens(ids: Sequence[int], grids: Sequence[Grid], image_token_i
 def check_image_tokens(
     prompts: Sequence[Tensor], images: Sequence[Sequence[int]], grids: Sequence[Grid], processor: Any
 ) -> None:
-    """Passes if every prompt has as many image tokens as its images have features.
+    """Checks that every prompt has as many image tokens as its images have features.
 
-    Without its pixels a prompt would train as if the image token were a word, and no metric would show it.
+    Without its pixels a prompt would train as if the image token were text, and no metric would show it.
 
     Args:
         prompts: [P] ids of each prompt, image tokens expanded.
-        images: of each prompt the numbers of its images in `grids`.
+        images: per prompt the indices of its images in `grids`.
         processor: of the model.
 
     Raises:
-        ValueError: naming the first prompt that differs.
+        ValueError: the first prompt where they differ.
     """
     if processor.image_token_id is None:
         return
@@ -124,10 +124,10 @@ def check_image_tokens(
 
 
 def mrope_positions(ids: Sequence[int], grids: Sequence[Grid], image_token_id: int, merge_size: int) -> Tensor:
-    """[3, P] time, height and width positions of an expanded prompt.
+    """M-RoPE positions [3, P] (time, height, width) of an expanded prompt.
 
     Text advances all three together; an image that starts at position b takes (b, b + row, b + column), and text
-    goes on at b + max(rows, columns). Source: Qwen2-VL, arXiv 2409.12191 section 2.1; equal to transformers'
+    continues at b + max(rows, columns). Source: Qwen2-VL, arXiv 2409.12191 section 2.1; equal to transformers'
     get_rope_index for text and images.
     """
     blocks, cursor, position = [], 0, 0
@@ -145,11 +145,11 @@ def mrope_positions(ids: Sequence[int], grids: Sequence[Grid], image_token_id: i
 
 
 class ResponseLogProbs(nn.Module):
-    """A model whose forward pass is what the trainer asks of it: log-probs of packed responses.
+    """A policy model whose forward pass returns log-probs of packed responses.
 
     Args:
         model: of a class in model_families.py.
-        banned_token_ids: never sampled, and so left out of the distributions that are scored.
+        banned_token_ids: never sampled, and so masked in the distributions that are scored.
     """
 
     def __init__(self, model: PreTrainedModel, banned_token_ids: Sequence[int] = ()):
@@ -171,16 +171,16 @@ class ResponseLogProbs(nn.Module):
 
         Args:
             batch: the packed row.
-            pixel_values: [patches, patch size] of the images that the row shows: each distinct one once, or one per
-                image block. When the row shows none, any image (its features move nothing, the tower only keeps ranks
-                in step) or None.
-            grids: theirs.
-            temperature: of the sampling that is scored.
-            reference: another model's states and output embedding for the same row: then the exact divergence [N]
-                from its distributions comes third.
-            with_states: return what another model's pass takes as reference, and nothing else.
+            pixel_values: [patches, patch size] of the row's images: each distinct image once, or one per image block.
+                For a row without images None, or a dummy image: its features are multiplied by 0, and it is encoded
+                only because FSDP's collectives need every rank to run the vision encoder.
+            grids: of these images.
+            temperature: of sampling.
+            reference: hidden states and output embedding of the reference policy for the same row; then the exact
+                KL divergence [N] from its distributions is returned third.
+            with_states: True returns hidden states [N, D] and output embedding [V, D] instead, for `reference`.
         """
-        states = decode(self.model, batch, pixel_values, grids)[batch.predict_index]
+        states = forward_packed(self.model, batch, pixel_values, grids)[batch.predict_index]
         weight = self.model.lm_head.weight
         if with_states:
             return states, weight
@@ -191,27 +191,27 @@ class ResponseLogProbs(nn.Module):
 
 
 class ResponseValues(nn.Module):
-    """The same with a value in place of a distribution: what reward is expected before each response token."""
+    """A value model (critic): the expected reward before each response token."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         model.lm_head = nn.Linear(model.config.get_text_config().hidden_size, 1, dtype=model.dtype)
-        nn.init.zeros_(model.lm_head.weight)  # a critic that knows nothing expects nothing
+        nn.init.zeros_(model.lm_head.weight)  # values start at 0
         nn.init.zeros_(model.lm_head.bias)
         self.model = model
 
     def forward(self, batch: PackedBatch, pixel_values: Tensor | None, grids: Sequence[Grid] | None) -> Tensor:
-        """[N] values, in float32; arguments as of ResponseLogProbs."""
-        states = decode(self.model, batch, pixel_values, grids)[batch.predict_index]
+        """Values [N] in float32; arguments as of ResponseLogProbs.forward."""
+        states = forward_packed(self.model, batch, pixel_values, grids)[batch.predict_index]
         return self.model.lm_head(states).squeeze(-1).float()
 
 
 def load_model(
     path: str, dtype: torch.dtype, trust_remote_code: bool = False, overrides: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
-    """The pretrained model with the attention of packed rows in its text part and in its tower.
+    """The pretrained model with packed attention in its decoder and vision encoder.
 
-    `overrides` are fields of its config.json with other values.
+    `overrides` replace fields of its config.json.
     """
     config = read_config(path, trust_remote_code, overrides)
     model = model_class(config).from_pretrained(path, config=config, dtype=dtype, attn_implementation="sdpa")
@@ -220,11 +220,11 @@ def load_model(
 
 
 def attend_packed(model: PreTrainedModel) -> None:
-    """Sets the attention of packed rows, in place: once the model is loaded.
+    """Sets packed attention in a loaded model, in place.
 
-    At loading, "flash" in a name makes transformers look for the package of that name.
+    Not at loading: there "flash" in a name makes transformers look for the flash-attn package.
     """
-    is_text = vision_tower(model) is None
+    is_text = vision_encoder(model) is None
     model.set_attn_implementation(
         TEXT_ATTENTION if is_text else {"text_config": TEXT_ATTENTION, "vision_config": VISION_ATTENTION}
     )

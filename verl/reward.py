@@ -1,6 +1,6 @@
-"""Scores of sampled responses, computed in processes of their own while the training workers are busy.
+"""Reward manager: scores responses in a process pool, in parallel with the training workers.
 
-The processes decode the tokens too, so that the driver only ships ids. Letters: G groups, n samples.
+The pool also detokenises, so the driver only sends token ids. Letters: G groups, n samples.
 """
 
 import importlib.util
@@ -23,16 +23,16 @@ from verl.protocol import DataProto
 
 RewardFunction = Callable[[list[dict[str, Any]]], list[dict[str, float]]]
 
-_child: dict[str, Any] = {}  # tokenizer and function of a scoring process
+_child: dict[str, Any] = {}  # state of a scoring process: tokenizer, reward function
 
 
 class RewardError(RuntimeError):
-    """A reward function raised or returned something that is no score; the message says for which row."""
+    """A reward function raised or returned invalid scores; the message names the row."""
 
 
 @dataclass(frozen=True)
 class FileReward:
-    """A reward from `FILE.py:NAME` in EasyR1's form, picklable because it is loaded where it runs.
+    """A reward function from `FILE.py:NAME` in EasyR1's format; picklable, loaded in the scoring process.
 
     The file may set REWARD_TYPE = "sequential" (one item -> one dict) instead of "batch" (items -> dicts). An item
     has `response`, `response_length`, `ground_truth` and `problem`.
@@ -67,7 +67,7 @@ class FileReward:
 def _start_child(tokenizer_path: str, function: RewardFunction, skip_special_tokens: bool) -> None:
     from transformers import AutoTokenizer
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the driver says what follows
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the driver handles it
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     _child["tokenizer"] = AutoTokenizer.from_pretrained(tokenizer_path)
@@ -76,14 +76,14 @@ def _start_child(tokenizer_path: str, function: RewardFunction, skip_special_tok
 
 
 def _end_with_parent(parent: int) -> None:
-    """Ends this process soon after its driver is gone, however that died."""
+    """Ends this process soon after its driver has ended, by whatever cause."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def _score(token_ids: list[list[int]], items: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, float]]]:
-    """Decoded responses and their scores, in a scoring process."""
+    """Decoded responses and their scores; runs in a scoring process."""
     texts = _child["tokenizer"].batch_decode(token_ids, skip_special_tokens=_child["skip_special_tokens"])
     full = [
         item | {"response": text, "response_length": len(ids)}
@@ -107,7 +107,7 @@ def _checked_scores(full: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 class PendingRewards:
-    """Scores that are being computed."""
+    """Future of scores."""
 
     def __init__(self, futures: list[Future], shape: tuple[int, int]):
         self.futures = futures
@@ -115,7 +115,7 @@ class PendingRewards:
         self.texts: list[str] = []
 
     def result(self) -> dict[str, Tensor]:
-        """Every key of the reward as [G, n], 0 where a response lacks it; waits for the scoring processes.
+        """Waits for scores [G, n] by reward key, 0 where a response lacks a key.
 
         Raises:
             RewardError: the function raised, or a process died.
@@ -130,27 +130,27 @@ class PendingRewards:
             raise RewardError("a scoring process died (out of memory?); lower worker.reward.num_processes") from error
         except RewardError:
             raise
-        except Exception as error:  # noqa: BLE001  whatever a user's function raises ends the run with its message
+        except Exception as error:  # noqa: BLE001  a user's function may raise anything
             raise RewardError(f"the reward function raised {type(error).__name__}: {error}") from error
         keys = dict.fromkeys(key for score in scores for key in score)
         return {key: torch.tensor([float(score.get(key, 0)) for score in scores]).reshape(self.shape) for key in keys}
 
 
 class RewardManager:
-    """A pool of scoring processes.
+    """A process pool that scores responses.
 
     Args:
         function: items -> scores; picklable. An item has response, response_length, ground_truth, problem, uid.
-        tokenizer_path: decodes the responses.
+        tokenizer_path: of the tokenizer that decodes responses.
         num_processes: of the pool.
-        skip_special_tokens: whether special tokens are dropped from the decoded text.
+        skip_special_tokens: True drops special tokens from the decoded text.
     """
 
     def __init__(
         self, function: RewardFunction, tokenizer_path: str, num_processes: int, skip_special_tokens: bool = True
     ):
         self.num_processes = num_processes
-        # numpy reads it once, when a process begins: on tables this small its threads cost double.
+        # numpy reads it at process start; on arrays this small its threads double the time.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         self.pool = ProcessPoolExecutor(
             num_processes,
@@ -160,7 +160,7 @@ class RewardManager:
         )
 
     def submit(self, groups: DataProto) -> PendingRewards:
-        """Starts to score a batch with `responses`, `response_mask` [G, n, R], `ground_truth`, `problem`, `uid`."""
+        """Starts scoring a batch with `responses`, `response_mask` [G, n, R], `ground_truth`, `problem`, `uid`."""
         batch, texts = groups.batch, groups.non_tensor_batch
         num_groups, num_samples, _ = batch["responses"].shape
         lengths = batch["response_mask"].sum(-1).flatten().tolist()
@@ -174,7 +174,7 @@ class RewardManager:
         return PendingRewards(self._submit(token_ids, items), (num_groups, num_samples))
 
     def probe(self, response: str, problem: str, ground_truth: str) -> dict[str, float]:
-        """Scores of one gold response, so that a reward that cannot run fails before training starts."""
+        """Scores one gold response, so that a broken reward function fails before training."""
         item = {
             "response": response,
             "response_length": 0,
@@ -193,5 +193,5 @@ class RewardManager:
         ]
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Shuts the pool down."""
         self.pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Values of a batch's rows: arrays of Python objects, when two are the same, how they are united and stored."""
+"""Non-tensor values of DataProto: object arrays, equality, union, collation, and safe serialisation."""
 
 import io
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def as_objects(values: Any) -> np.ndarray:
 
 
 def is_equal(left: Any, right: Any) -> bool:
-    """Whether two values, arrays or tensors are the same; what is one object is not compared again."""
+    """True when two values, arrays or tensors are equal; identical objects are not compared."""
     if left is right:
         return True
     if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
@@ -85,7 +85,7 @@ def to_plain(value: Any, key: str) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """What to_plain was given, except that tuples and arrays come back as lists."""
+    """Inverse of to_plain, except that tuples and arrays become lists."""
     if isinstance(value, list):
         return [from_plain(item) for item in value]
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""One driver, many Ray actors: placement, calls that split a batch over ranks, and failures that name the rank.
+"""Single controller: one driver calls groups of Ray actors, with placement, dispatch over ranks and error reports.
 
-The driver holds a WorkerGroup per role and calls its methods like local ones; a method's `@register` mark says how
-its arguments are split and its results joined.
+The driver has a WorkerGroup per role and calls its methods like local ones; `@register` sets a method's dispatch mode:
+how arguments are split over ranks and results are collected.
 """
 
 import os
@@ -26,8 +26,8 @@ from verl.protocol import DataProto
 from verl.watchdog import Watchdog, watched
 
 PLACEMENT_TIMEOUT_S = 120
-DEATH_NOTICE_S = 3.0
-"""How much later than its neighbours' broken connections the death of a process may become known."""
+DEATH_REPORT_DELAY_S = 3.0
+"""Maximum delay between broken connections at other ranks and the report of a process' death."""
 
 
 class WorkerError(RuntimeError):
@@ -35,7 +35,7 @@ class WorkerError(RuntimeError):
 
 
 class Dispatch(Enum):
-    """How a call reaches the ranks and comes back.
+    """Dispatch mode of a worker method: how arguments are split and results are collected.
 
     ONE_TO_ALL: every rank gets all arguments; a list of results.
     DP_COMPUTE_PROTO: DataProto arguments are cut into equal parts, one per rank; results are concatenated.
@@ -60,7 +60,7 @@ def register(dispatch: Dispatch = Dispatch.ONE_TO_ALL) -> Callable[[Callable], C
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What one role's actors are: class, constructor arguments, processors and environment."""
+    """Specification of one role's actors: class, constructor arguments, CPUs and environment."""
 
     cls: type
     kwargs: dict[str, Any]
@@ -115,7 +115,7 @@ class ResourcePool:
         return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.bundles[rank])
 
     def _find_gpus(self) -> list[str]:
-        # A task's process knows what it was given before it has imported anything.
+        # A Ray task, since Ray sets the variable per process.
         show = ray.remote(num_cpus=0, num_gpus=1)(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
         ranks = range(self.num_ranks)
         return ray.get([show.options(scheduling_strategy=self.strategy(rank)).remote() for rank in ranks])
@@ -141,14 +141,14 @@ class ResourcePool:
         return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus[rank] for rank in ranks)}
 
     def release(self) -> None:
-        """Gives the bundles back."""
+        """Removes the placement group."""
         remove_placement_group(self.group)
 
 
 class WorkerGroup:
-    """The actors of one role, one for every so many ranks of the pool, whose GPUs it sees.
+    """The Ray actors of one role, one per `ranks_per_actor` ranks of the pool, with the GPUs of these ranks.
 
-    A call that takes longer than the watchdog allows ends with a WorkerError that says where the stacks are.
+    A call that exceeds the watchdog's timeout raises a WorkerError with the folder of the stack dumps.
     """
 
     def __init__(
@@ -160,14 +160,14 @@ class WorkerGroup:
         self.actors = []
         world_size = pool.num_ranks // ranks_per_actor
         for rank in range(world_size):
-            of_pool = range(rank * ranks_per_actor, (rank + 1) * ranks_per_actor)
-            env = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")} | pool.visible_gpus(of_pool) | (spec.env or {})
+            pool_ranks = range(rank * ranks_per_actor, (rank + 1) * ranks_per_actor)
+            env = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")} | pool.visible_gpus(pool_ranks) | (spec.env or {})
             if watchdog is not None:
                 env |= watchdog.environment(spec.name, rank)
             options = remote.options(
                 num_cpus=spec.num_cpus,
                 num_gpus=0,
-                scheduling_strategy=pool.strategy(of_pool[0]),
+                scheduling_strategy=pool.strategy(pool_ranks[0]),
                 runtime_env={"env_vars": env},
             )
             self.actors.append(options.remote(rank=rank, world_size=world_size, **spec.kwargs))
@@ -186,7 +186,7 @@ class WorkerGroup:
         return call
 
     def start(self, method: str, *args: Any, **kwargs: Any) -> Callable[[], Any]:
-        """Starts a registered method on all ranks; calling the result waits for it and joins what came back."""
+        """Starts a registered method on all ranks; returns a function that waits for and collects the results."""
         dispatch = getattr(self.spec.cls, method).dispatch
         calls = [(args, kwargs)] * len(self)
         if dispatch is not Dispatch.ONE_TO_ALL:
@@ -215,12 +215,12 @@ class WorkerGroup:
         ]
 
     def _wait(self, method: str, refs: list[Any]) -> list[Any]:
-        """Results in order; the first failure of any rank ends the wait, since the others may hang on that rank."""
+        """Results in rank order; raises at the first failure, since other ranks may hang on the failed one."""
         pending = list(refs)
-        patience_s = self.watchdog.patience_s if self.watchdog is not None else None
-        deadline = time.monotonic() + (patience_s or 0)
+        caller_timeout_s = self.watchdog.caller_timeout_s if self.watchdog is not None else None
+        deadline = time.monotonic() + (caller_timeout_s or 0)
         while pending:
-            left_s = None if patience_s is None else max(0.0, deadline - time.monotonic())
+            left_s = None if caller_timeout_s is None else max(0.0, deadline - time.monotonic())
             done, pending = ray.wait(pending, num_returns=1, timeout=left_s)
             if not done:
                 raise self._stall(method, [refs.index(ref) for ref in pending])
@@ -228,10 +228,10 @@ class WorkerGroup:
             if error is None:
                 continue
             failures = {done[0]: error}
-            if not _is_death(error) and pending:  # it may only have lost a neighbour that died
-                done, _ = ray.wait(pending, num_returns=len(pending), timeout=DEATH_NOTICE_S)
+            if not _is_process_death(error) and pending:  # it may be a consequence of another rank's death
+                done, _ = ray.wait(pending, num_returns=len(pending), timeout=DEATH_REPORT_DELAY_S)
                 failures |= {ref: later for ref in done if (later := _failure(ref))}
-            first = min(failures, key=lambda ref: not _is_death(failures[ref]))
+            first = min(failures, key=lambda ref: not _is_process_death(failures[ref]))
             raise self._describe(method, refs.index(first), failures[first]) from failures[first]
         return ray.get(refs)
 
@@ -239,7 +239,7 @@ class WorkerGroup:
         where = f"{self.spec.name} rank {rank} of {len(self)} in {method}"
         if not isinstance(error, RayActorError):
             return WorkerError(f"{where}: {error}")
-        # A task in which a call to another actor failed so is of both types.
+        # The error is of both types when a call to another actor failed so inside the task.
         whose = "an actor that it called" if isinstance(error, RayTaskError) else "its process"
         return WorkerError(f"{where}: {whose} died: {error}")
 
@@ -258,7 +258,7 @@ class WorkerGroup:
 
 
 def _failure(ref: Any) -> RayError | None:
-    """How a finished call failed, if it did."""
+    """The error of a finished call, or None."""
     try:
         ray.get(ref)
     except (RayActorError, RayTaskError) as error:
@@ -266,6 +266,6 @@ def _failure(ref: Any) -> RayError | None:
     return None
 
 
-def _is_death(error: RayError) -> bool:
-    """Whether the called process itself died."""
+def _is_process_death(error: RayError) -> bool:
+    """True when the called process itself died."""
     return isinstance(error, RayActorError) and not isinstance(error, RayTaskError)

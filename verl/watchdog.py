@@ -1,7 +1,7 @@
-"""Stacks of processes that do not come back from a call, for whoever must find out why a run stands still.
+"""Watchdog: dumps the stacks of worker processes whose calls time out, to debug a hanging run.
 
-Each worker process arms a timer of the interpreter's own around its calls; it fires without the interpreter's lock, so
-that a process that hangs inside a library is shown too.
+Each worker arms faulthandler.dump_traceback_later around its calls; it needs no GIL, so hangs inside libraries show
+too.
 """
 
 import faulthandler
@@ -19,18 +19,18 @@ _process: dict[str, Any] = {"is_armed": False, "file": None}
 
 @dataclass(frozen=True)
 class Watchdog:
-    """How long a call to a worker may take, and where the stacks of the processes go then."""
+    """Timeout of worker calls, and the folder for stack dumps."""
 
     timeout_s: float
     folder: Path
 
     @property
-    def patience_s(self) -> float:
-        """After which the caller gives up: long enough for processes that were called a little later to write too."""
+    def caller_timeout_s(self) -> float:
+        """Timeout of the caller: longer, so that processes called slightly later can write their stacks too."""
         return self.timeout_s + max(2.0, 0.05 * self.timeout_s)
 
     def environment(self, name: str, rank: int) -> dict[str, str]:
-        """Variables with which a worker's process arms its timer."""
+        """Environment variables that arm the timer of a worker process."""
         return {TIMEOUT_VARIABLE: str(self.timeout_s), FILE_VARIABLE: str(self.folder / f"{name}_rank_{rank}.txt")}
 
     def remove_empty(self) -> None:
@@ -43,7 +43,7 @@ class Watchdog:
 
 
 def watched(method: Callable) -> Callable:
-    """The method, with the timer armed while it runs if the environment asks for it; calls inside it are not timed."""
+    """Wraps a method: arms the timer while it runs, if the environment enables it; nested calls are not timed."""
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -62,7 +62,7 @@ def watched(method: Callable) -> Callable:
 
 
 def _open_file() -> IO[str]:
-    """The file of this process, open as long as it lives: the timer writes to its descriptor."""
+    """The stack file of this process, kept open: faulthandler writes to its descriptor."""
     if _process["file"] is None:
         path = Path(os.environ[FILE_VARIABLE])
         path.parent.mkdir(parents=True, exist_ok=True)

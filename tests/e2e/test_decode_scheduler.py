@@ -126,7 +126,7 @@ def test_plans_and_tokens_are_those_of_vllm(is_async, is_for_gpu, is_final_only,
 
     output_kind = RequestOutputKind.FINAL_ONLY if is_final_only else RequestOutputKind.DELTA
     own, theirs = (DecodeScheduler, AsyncScheduler) if is_async else (SyncDecodeScheduler, Scheduler)
-    num_short = count_calls(monkeypatch, own, "_plan_tokens")
+    num_short = count_calls(monkeypatch, own, "_schedule_decode")
     plans, tokens, told, preempted = run(own, is_async, is_for_gpu, output_kind)
     expected_plans, expected_tokens, expected_told, _ = run(theirs, is_async, is_for_gpu, output_kind)
     assert preempted > 0

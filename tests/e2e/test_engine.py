@@ -125,7 +125,7 @@ def test_samples_of_a_prompt_are_neighbours_and_share_its_whole_blocks(parts, mo
     """What an engine's steps look like to the attention of groups; a CPU's attention itself is another."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
 
-    from verl.workers.shared_prefix import split_rows
+    from verl.workers.shared_prefix import split_prefixes
 
     engine, data, processor = parts
     prompts = collate_prompts(list(data), processor.tokenizer.pad_token_id)
@@ -136,7 +136,7 @@ def test_samples_of_a_prompt_are_neighbours_and_share_its_whole_blocks(parts, mo
         if step.max_query_len == 1:
             rows = slice(step.num_reqs)
             lens, starts = step.seq_lens[rows].clone(), step.query_start_loc[: step.num_reqs + 1].clone()
-            steps.append((lens, split_rows(step.block_table_tensor[rows].clone(), lens, starts, BLOCK)))
+            steps.append((lens, split_prefixes(step.block_table_tensor[rows].clone(), lens, starts, BLOCK)))
         return build(self, common_attn_metadata=step, **more)
 
     monkeypatch.setattr(CPUAttentionMetadataBuilder, "build", watch)
@@ -147,12 +147,12 @@ def test_samples_of_a_prompt_are_neighbours_and_share_its_whole_blocks(parts, mo
     whole = (lengths - 1) // BLOCK * BLOCK
     assert whole.min() > 2 * BLOCK
     assert parts_of_step.starts.diff().tolist() == [NUM_SAMPLES] * NUM_PROMPTS + [0] * (len(lens) - NUM_PROMPTS)
-    assert parts_of_step.shared_lens[:NUM_PROMPTS].tolist() == whole.tolist()
-    assert torch.equal(parts_of_step.own_lens, (lens - whole.repeat_interleave(NUM_SAMPLES)).int())
+    assert parts_of_step.prefix_lens[:NUM_PROMPTS].tolist() == whole.tolist()
+    assert torch.equal(parts_of_step.suffix_lens, (lens - whole.repeat_interleave(NUM_SAMPLES)).int())
 
 
 def test_an_engine_that_cannot_read_prompts_once_names_what_it_uses_instead(parts, capsys):
-    parts[0].tell_shared_prompt_fault()
+    parts[0].warn_without_shared_prompt()
     said = capsys.readouterr().out
     assert "worker.rollout.shared_prompt=true has no effect" in said and "attention is CPU_ATTN" in said
     assert "every sample reads its own" in said

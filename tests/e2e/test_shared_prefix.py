@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e
 def groups_of(parts) -> list[tuple[int, int]]:
     """Rows and shared tokens of each group."""
     sizes = parts.starts.diff().tolist()
-    return [(size, length) for size, length in zip(sizes, parts.shared_lens.tolist(), strict=True) if size]
+    return [(size, length) for size, length in zip(sizes, parts.prefix_lens.tolist(), strict=True) if size]
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def groups_of(parts) -> list[tuple[int, int]]:
 )
 @pytest.mark.parametrize("num_padded", [0, 3])
 def test_rows_of_a_prompt_are_a_group(samples, groups, num_padded):
-    from verl.workers.shared_prefix import split_rows
+    from verl.workers.shared_prefix import split_prefixes
 
     table, lens, starts = make_step(samples, num_padded)
-    parts = split_rows(table, lens, starts, BLOCK)
+    parts = split_prefixes(table, lens, starts, BLOCK)
     assert groups_of(parts) == [(size, num_blocks * BLOCK) for size, num_blocks in groups]
     assert len(parts.starts) == len(lens) + 1 and parts.starts[-1] == len(lens) - num_padded
 
@@ -53,11 +53,11 @@ def test_rows_of_a_prompt_are_a_group(samples, groups, num_padded):
 )
 def test_a_group_never_shares_the_block_that_a_row_writes_to(num_blocks, groups):
     """Rows of one prompt of five blocks; the first is only so far, the second writes the last token of the fifth."""
-    from verl.workers.shared_prefix import split_rows
+    from verl.workers.shared_prefix import split_prefixes
 
     table, _, starts = make_step([(3, 3)])
     lens = torch.tensor([num_blocks * BLOCK, 5 * BLOCK, 6 * BLOCK]).int()
-    assert groups_of(split_rows(table, lens, starts, BLOCK)) == groups
+    assert groups_of(split_prefixes(table, lens, starts, BLOCK)) == groups
 
 
 SAMPLES = [(3, 8), (1, 1), (0, 2), (6, 5), (2, 1), (2, 1), (4, 3)]
@@ -75,7 +75,7 @@ def test_two_parts_are_the_whole(monkeypatch, num_padded):
         flash_attn, "flash_attn_varlen_func", lambda **a: calls.append(a) or attend(**a), raising=False
     )
     monkeypatch.setattr(shared_prefix, "merge_attn_states", merge)
-    builder.__dict__["is_plain"] = True
+    builder.__dict__["supports_cascade"] = True
     for seed in range(3):  # the memory that is kept is written anew by each step
         table, lens, starts = make_step(SAMPLES, num_padded, seed)
         queries, cache = draw_tensors(len(lens), "cpu", torch.float32, seed)
@@ -89,9 +89,9 @@ def test_two_parts_are_the_whole(monkeypatch, num_padded):
             softmax_scale=attention.scale, causal=True,
         )  # fmt: skip
         torch.testing.assert_close(out, expected[:num_rows].float(), atol=1e-6, rtol=1e-5)
-    addresses = {name: value.data_ptr() for name, value in vars(builder.kept).items()}
-    assert metadata.seq_lens.data_ptr() == addresses["own_lens"]
-    assert metadata.groups.block_table.data_ptr() == addresses["shared_table"]
+    addresses = {name: value.data_ptr() for name, value in vars(builder.buffers).items()}
+    assert metadata.seq_lens.data_ptr() == addresses["suffix_lens"]
+    assert metadata.groups.block_table.data_ptr() == addresses["prefix_table"]
 
 
 def test_steps_that_read_a_prompt_and_layers_of_other_kinds_are_left_to_vllm(monkeypatch):
@@ -102,15 +102,15 @@ def test_steps_that_read_a_prompt_and_layers_of_other_kinds_are_left_to_vllm(mon
     builder, attention, plain = make_parts("cpu", torch.float32)
     layers = {"layer": SimpleNamespace(impl=attention)}
     monkeypatch.setattr(shared_prefix, "get_layers_from_vllm_config", lambda *_: layers)
-    for impl, is_plain in ((plain, False), (attention, True)):
+    for impl, supports_cascade in ((plain, False), (attention, True)):
         layers["layer"].impl = impl
-        builder.__dict__.pop("is_plain", None)
-        assert builder.is_plain == is_plain
+        builder.__dict__.pop("supports_cascade", None)
+        assert builder.supports_cascade == supports_cascade
     step = make_metadata(*make_step(SAMPLES))
     assert hasattr(builder.build(0, step), "groups")
     step.max_query_len = 2
     assert not hasattr(builder.build(0, step), "groups")
-    assert attention.is_plain
+    assert attention.supports_cascade
     other = {
         "sliding_window": (127, 0),
         "logits_soft_cap": 30.0,
@@ -120,7 +120,7 @@ def test_steps_that_read_a_prompt_and_layers_of_other_kinds_are_left_to_vllm(mon
     for name, value in other.items():
         with monkeypatch.context() as changed:
             changed.setattr(attention, name, value)
-            assert not attention.is_plain
+            assert not attention.supports_cascade
     backend = AttentionBackendEnum.FLASH_ATTN.get_class()
     assert backend is shared_prefix.SharedPrefixBackend and backend.get_name() == "FLASH_ATTN"
     assert backend.get_builder_cls() is type(builder) and backend.get_impl_cls() is type(attention)

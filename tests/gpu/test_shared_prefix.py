@@ -13,7 +13,7 @@ SAMPLES = [(3, 8), (1, 1), (0, 2), (6, 5), (2, 1), (2, 1), (4, 3), (5, 70)]
 @pytest.mark.parametrize("is_graph", [False, True])
 def test_two_parts_are_flash_attention(is_graph):
     builder, attention, plain = make_parts("cuda", torch.bfloat16)
-    builder.__dict__["is_plain"] = True
+    builder.__dict__["supports_cascade"] = True
     graph, out = torch.cuda.CUDAGraph(), None
     for seed in range(3):
         table, lens, starts = (part.cuda() for part in make_step(SAMPLES, 2, seed))
@@ -34,7 +34,7 @@ def test_two_parts_are_flash_attention(is_graph):
         keys, values = cache.unbind(1)
         paged = {"cu_seqlens_q": starts, "seqused_k": lens, "block_table": table}
         exact, _ = attend(queries, keys, values, **paged, softmax_scale=attention.scale, causal=True)
-        theirs = run(plain, queries, cache, builder.of_groups.build(0, make_metadata(table, lens, starts)))
+        theirs = run(plain, queries, cache, builder.prefix_builder.build(0, make_metadata(table, lens, starts)))
         errors = [relative(one[:num_rows], exact[:num_rows]) for one in (out, theirs)]
         print(f"against float64: in two parts {errors[0]:.1e}, in one {errors[1]:.1e}")
         assert errors[0] < 2 * errors[1] + 1e-3

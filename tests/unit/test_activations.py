@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from tests.packed_rows import make_rows, packed_log_probs, packed_model
 from tests.tiny_qwen import FAMILIES
-from verl.activations import CHECKPOINTING, LEVELS, keep_activations, measure_layers
+from verl.activations import CHECKPOINTING, LEVELS, measure_layers, set_checkpointing
 
 TOKENS, PATCHES = 100, 64
 CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -21,7 +21,7 @@ def backward(family, budget_bytes):
     """Gradient of a pass, its operations, and what each layer kept."""
     model = packed_model(family).train()
     model.gradient_checkpointing_enable(CHECKPOINTING)
-    kept = keep_activations(model, TOKENS, PATCHES, budget_bytes)
+    kept = set_checkpointing(model, TOKENS, PATCHES, budget_bytes)
     counter = FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: attention_flop})
     with counter:
         log_probs, _ = packed_log_probs(model, make_rows(family), 1.0, 10_000, True)
@@ -33,8 +33,8 @@ def backward(family, budget_bytes):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_more_is_kept_the_less_is_computed_again(family):
     layers = measure_layers(packed_model(family), TOKENS, PATCHES)
-    tower = [layer for layer in layers if layer.is_in_tower]
-    decoder = [layer for layer in layers if not layer.is_in_tower]
+    tower = [layer for layer in layers if layer.is_vision]
+    decoder = [layer for layer in layers if not layer.is_vision]
     nothing, most, kept = backward(family, 0)
     assert kept == ["nothing"] * len(layers)
     steps = [(level, 0) for level in range(1, len(LEVELS))]
@@ -51,7 +51,7 @@ def test_the_more_is_kept_the_less_is_computed_again(family):
 def test_a_budget_for_one_layer_keeps_the_first():
     model = packed_model("qwen2_5_vl")
     first, *others = measure_layers(model, TOKENS, PATCHES)
-    assert keep_activations(model, TOKENS, PATCHES, first.bytes[1]) == ["attention"] + ["nothing"] * len(others)
+    assert set_checkpointing(model, TOKENS, PATCHES, first.bytes[1]) == ["attention"] + ["nothing"] * len(others)
     assert first.module.gradient_checkpointing
 
 
@@ -59,7 +59,7 @@ def test_bytes_are_those_of_attention_and_both_gated_products():
     """The decoder's heads together, then gate and up: 2 I numbers of 4 bytes for each token."""
     model = packed_model("qwen2_5_vl")
     config = model.config.get_text_config()
-    nothing, attention, products, _ = measure_layers(model, TOKENS, PATCHES)[0].bytes
+    nothing, attention, matmuls, _ = measure_layers(model, TOKENS, PATCHES)[0].bytes
     assert nothing == 0
     assert attention == TOKENS * config.hidden_size * 4
-    assert products == attention + TOKENS * 2 * config.intermediate_size * 4
+    assert matmuls == attention + TOKENS * 2 * config.intermediate_size * 4

@@ -187,15 +187,15 @@ def test_the_first_update_needs_no_old_log_probs(choice):
     chosen = replace(settings(NUM_GROUPS // 2, 70, True, choice), kl_coef=0.1)
     sampled, _ = Actor(scorer(), torch.device("cpu")).compute_log_probs(groups, 10_000, True, 0.9)
     trained, metrics = {}, {}
-    for start, num_current in ((0, 0), (2, 2), (0, 2), (2, 0)):
+    for start, num_on_policy in ((0, 0), (2, 2), (0, 2), (2, 0)):
         model = scorer()
         actor = Actor(model, torch.device("cpu"), torch.optim.SGD(model.parameters(), lr=0.3))
         old, _ = actor.compute_log_probs(groups, 10_000, True, 0.9, start)
         assert old[:start].isnan().all() and old[start:].isfinite().all()
-        metrics[start, num_current] = actor.update(
-            groups, PolicyBatch(advantages, old, reference, sampled - 0.05, num_current), chosen
+        metrics[start, num_on_policy] = actor.update(
+            groups, PolicyBatch(advantages, old, reference, sampled - 0.05, num_on_policy), chosen
         )
-        trained[start, num_current] = torch.cat([weight.flatten() for _, weight in full_weights(model)])
+        trained[start, num_on_policy] = torch.cat([weight.flatten() for _, weight in full_weights(model)])
     moved = (trained[0, 0] - torch.cat([w.flatten() for _, w in full_weights(scorer())])).norm()
     for case in ((2, 2), (0, 2)):
         assert (trained[case] - trained[0, 0]).norm() / moved < 1e-5

@@ -8,7 +8,7 @@ import torch
 import torch.nn.attention.varlen  # noqa: F401  declares the kernels
 from torch.utils.checkpoint import checkpoint
 
-from verl.activations import CHECKPOINTING, keep_outputs
+from verl.activations import CHECKPOINTING, save_outputs
 from verl.attention import _flash_shared, _padded_shared, describe_attention
 from verl.batching import build_layout
 
@@ -86,7 +86,7 @@ def test_three_calls_give_what_masks_over_tables_give(responses):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("contexts", "num_forward"), [({}, 6), ({"context_fn": keep_outputs()}, 3)])
+@pytest.mark.parametrize(("contexts", "num_forward"), [({}, 6), ({"context_fn": save_outputs()}, 3)])
 def test_a_checkpoint_that_keeps_attention_does_not_repeat_it(contexts, num_forward):
     layout = build_layout([3], [[2, 2]])
     weight = torch.randn(8, (HEADS + 2 * KEY_HEADS) * SIZE, requires_grad=True)

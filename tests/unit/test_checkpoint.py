@@ -10,7 +10,7 @@ from verl import checkpoint
 def save(folder, model, optimizer=None):
     writer = checkpoint.ShardWriter()
     writer.start(folder, model, optimizer)
-    assert writer.fault(is_waiting=True) == ""
+    assert writer.fault(blocking=True) == ""
 
 
 def write(root, step):
@@ -94,7 +94,7 @@ def test_what_is_written_is_the_state_at_the_call(tmp_path):
     writer.start(tmp_path, model, None)
     with torch.no_grad():
         model.weight.zero_()  # training goes on
-    assert writer.fault(is_waiting=True) == ""
+    assert writer.fault(blocking=True) == ""
     checkpoint.load_shards(tmp_path, model, None)
     assert torch.equal(model.weight, before)
 
@@ -104,12 +104,12 @@ def test_a_file_that_cannot_be_written_is_a_fault_whichever_it_is(tmp_path):
     save(tmp_path / "whole", model)
     names = [path.name for path in (tmp_path / "whole").glob("*.distcp")]
     sizes = [(tmp_path / "whole" / name).stat().st_size for name in names]
-    assert len(names) == checkpoint.NUM_FILES_AT_A_TIME and max(sizes) < 1.2 * min(sizes)
+    assert len(names) == checkpoint.NUM_PARALLEL_FILES and max(sizes) < 1.2 * min(sizes)
     for name in names:
         (tmp_path / f"without_{name}" / name).mkdir(parents=True)  # a file cannot take its place
         writer = checkpoint.ShardWriter()
         writer.start(tmp_path / f"without_{name}", model, None)
-        assert name in (writer.fault(is_waiting=True) or "")
+        assert name in (writer.fault(blocking=True) or "")
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

@@ -97,7 +97,7 @@ def test_boxes_in_another_frame_are_doubted(tmp_path, rows, processor, capsys, c
     """They cost the reward of the boxes, and no other number of a run would show it."""
     data = opened(tmp_path, [*rows[:2], rows[2] | change(rows[2]), *rows[3:]], processor)
     printed = capsys.readouterr().out
-    assert len(data) == len(rows) and len(data.doubts) == (words is not None)
+    assert len(data) == len(rows) and len(data.warnings) == (words is not None)
     if words is not None:
         assert f"1 of {len(rows)} rows look wrong. First row 2 (image_id" in printed and words in printed
 

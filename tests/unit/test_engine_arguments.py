@@ -6,7 +6,7 @@ import pytest
 
 from verl.config_loading import load_config
 from verl.processor import load_run_processor
-from verl.trainer.engine_arguments import graph_sizes, rollout_arguments
+from verl.trainer.engine_arguments import cudagraph_sizes, rollout_arguments
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -38,7 +38,7 @@ def test_engines_of_gpus_read_prompts_once_unless_they_shall_not(device, is_shar
 
 @pytest.mark.parametrize("most", [1, 3, 8, 16, 17, 100, 256, 300, 1024])
 def test_a_step_of_any_size_has_a_graph_that_is_little_larger(most):
-    sizes = graph_sizes(most)
+    sizes = cudagraph_sizes(most)
     assert sizes == sorted(set(sizes)) and sizes[0] == 1 and sizes[-1] == most and len(sizes) <= 36
     for size, smaller in zip(sizes[1:], sizes, strict=False):
         assert size <= 128 or size <= 9 / 8 * (smaller + 1) + 1

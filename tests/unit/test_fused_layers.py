@@ -5,7 +5,7 @@ from torch.nn.functional import silu
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP
 
-from verl.fused_layers import align_products
+from verl.fused_layers import pad_mlp_widths
 
 
 def gradients(layer, states):
@@ -22,18 +22,18 @@ def make_layer(width):
 def test_padded_products_change_neither_value_nor_gradient():
     layer, states = make_layer(20), torch.randn(5, 16, dtype=torch.float64, requires_grad=True)
     wanted = gradients(layer, states)
-    assert align_products(torch.nn.ModuleList([layer]), lambda gate, up: silu(gate) * up) == 1
+    assert pad_mlp_widths(torch.nn.ModuleList([layer]), lambda gate, up: silu(gate) * up) == 1
     for got, expected in zip(gradients(layer, states), wanted, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_aligned_products_are_left_alone():
-    assert align_products(torch.nn.ModuleList([make_layer(24)]), lambda gate, up: silu(gate) * up) == 0
+    assert pad_mlp_widths(torch.nn.ModuleList([make_layer(24)]), lambda gate, up: silu(gate) * up) == 0
 
 
 def test_adapters_put_in_later_are_heard():
     layer, states = make_layer(20), torch.randn(5, 16, dtype=torch.float64)
-    align_products(torch.nn.ModuleList([layer]), lambda gate, up: silu(gate) * up)
+    pad_mlp_widths(torch.nn.ModuleList([layer]), lambda gate, up: silu(gate) * up)
     before = layer(states)
 
     class Doubled(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""What waits in host memory keeps its identity and its values, and its own memory is free meanwhile."""
+"""Offloaded tensors keep their identity and values, and their device memory is free meanwhile."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 from tests.ranks import run_ranks
 from tests.updates import TOY, scorer
 from verl.fsdp import full_weights, shard
-from verl.host_memory import Room, WaitingRoom, WaitingRooms, _lock_pages
+from verl.host_memory import OffloadedTensors, Offloader, PinnedBuffer, _pin
 from verl.optim import KahanAdamW, allocate_states, state_tensors
 
 
@@ -21,11 +21,11 @@ def test_views_ties_and_types_come_back_as_they_were():
     half, nothing = torch.randn(3, 5).bfloat16(), torch.empty(0)
     tensors = [base, base[2:5], half, half, nothing]
     before = [tensor.clone() for tensor in tensors]
-    room = WaitingRoom(lambda: tensors)
-    room.take()
+    offloaded = OffloadedTensors(lambda: tensors)
+    offloaded.offload()
     assert num_bytes(tensors) == 0
-    room.give_back()
-    room.give_back()
+    offloaded.load()
+    offloaded.load()
     assert all(torch.equal(tensor, was) for tensor, was in zip(tensors, before, strict=True))
     base[3] = -1.0
     assert tensors[1][1] == -1.0  # still a view
@@ -34,20 +34,20 @@ def test_views_ties_and_types_come_back_as_they_were():
 @pytest.mark.parametrize("have_changed", [True, False])
 def test_changes_are_kept_where_they_are_told_of(have_changed):
     weight = torch.zeros(4)
-    rooms = WaitingRooms()
-    rooms.let_wait("policy", lambda: [weight])
-    with rooms.left_by("policy", "someone who never waits", None, have_changed=have_changed):
+    offloader = Offloader()
+    offloader.offload("policy", lambda: [weight])
+    with offloader.on_device("policy", "someone who never waits", None, have_changed=have_changed):
         weight += 1
     assert num_bytes([weight]) == 0
-    with rooms.left_by("policy", have_changed=False):
+    with offloader.on_device("policy", have_changed=False):
         assert torch.equal(weight, torch.full((4,), float(have_changed)))
 
 
 def test_a_fault_while_they_are_there_lets_them_wait_again():
     weight = torch.ones(4)
-    rooms = WaitingRooms()
-    rooms.let_wait("policy", lambda: [weight])
-    with pytest.raises(ValueError, match="fault"), rooms.left_by("policy", have_changed=True):
+    offloader = Offloader()
+    offloader.offload("policy", lambda: [weight])
+    with pytest.raises(ValueError, match="fault"), offloader.on_device("policy", have_changed=True):
         raise ValueError("fault")
     assert num_bytes([weight]) == 0
 
@@ -55,39 +55,39 @@ def test_a_fault_while_they_are_there_lets_them_wait_again():
 def test_tensors_that_have_been_replaced_wait_too():
     """As when a checkpoint is read: an optimizer then holds other tensors of the same sizes."""
     held = {"moment": torch.zeros(4)}
-    room = WaitingRoom(lambda: held.values())
-    room.take()
-    room.give_back()
+    offloaded = OffloadedTensors(lambda: held.values())
+    offloaded.offload()
+    offloaded.load()
     held["moment"] = torch.ones(4)
-    room.take()
+    offloaded.offload()
     assert num_bytes(held.values()) == 0
-    room.give_back()
+    offloaded.load()
     assert torch.equal(held["moment"], torch.ones(4))
 
 
 def test_what_waits_cannot_wait_twice():
-    room = WaitingRoom(lambda: [weight])
+    offloaded = OffloadedTensors(lambda: [weight])
     weight = torch.ones(4)
-    room.take()
-    with pytest.raises(AssertionError, match="wait already"):
-        room.take()
+    offloaded.offload()
+    with pytest.raises(AssertionError, match="offloaded already"):
+        offloaded.offload()
 
 
 def test_copies_are_made_in_the_same_memory_and_each_is_whole_in_itself():
     weight = torch.randn(3, 4)
     model = {"a": weight, "tied": weight, "part": weight[1:, ::2], "none": weight[:0]}
     state = {"model": model, "step": [7, torch.ones(())]}
-    room = Room()
-    first = room.copy_of(state)
+    buffer = PinnedBuffer()
+    first = buffer.copy_state(state)
     addresses = [copy.data_ptr() for copy in tree_leaves(first) if isinstance(copy, torch.Tensor)]
     before = weight.clone()
     weight += 1
     assert torch.equal(first["model"]["a"], before)
-    second = room.copy_of(state)
+    second = buffer.copy_state(state)
     assert second["step"] == [7, torch.ones(())]
     for name, copy in second["model"].items():
         assert torch.equal(copy, state["model"][name])
-        assert copy.untyped_storage().nbytes() == copy.numel() * copy.itemsize  # or a file would hold all of the room
+        assert copy.untyped_storage().nbytes() == copy.numel() * copy.itemsize  # or a file would hold the whole buffer
     assert addresses == [copy.data_ptr() for copy in tree_leaves(second) if isinstance(copy, torch.Tensor)]
     assert second["model"]["a"].data_ptr() == second["model"]["tied"].data_ptr()
 
@@ -96,7 +96,7 @@ def copies(mesh, rank: int, num_ranks: int) -> torch.Tensor:
     """What a sharded state's copy holds when the state has changed meanwhile."""
     model = scorer(family=TOY)
     shard(model, mesh, torch.float32, torch.float32)
-    kept = Room().copy_of(dict(model.named_parameters()))
+    kept = PinnedBuffer().copy_state(dict(model.named_parameters()))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -116,20 +116,20 @@ def updates(mesh, rank: int, num_ranks: int, waits: bool) -> torch.Tensor:
     shard(model, mesh, torch.float32, torch.float32)
     optimizer = KahanAdamW(model.parameters(), lr=1e-3)
     allocate_states(optimizer)
-    rooms = WaitingRooms()
+    offloader = Offloader()
     if waits:
-        rooms.let_wait(model, model.parameters)
-        rooms.let_wait(optimizer, lambda: state_tensors(optimizer))
+        offloader.offload(model, model.parameters)
+        offloader.offload(optimizer, lambda: state_tensors(optimizer))
         assert num_bytes([*(p.to_local() for p in model.parameters())]) == 0
         assert num_bytes([value.to_local() for value in state_tensors(optimizer)]) == 0
     for seed in range(2):
-        with rooms.left_by(model, optimizer, have_changed=True):
+        with offloader.on_device(model, optimizer, have_changed=True):
             torch.manual_seed(seed)
             for parameter in model.parameters():
                 parameter.grad = torch.randn_like(parameter)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    with rooms.left_by(model, have_changed=False):
+    with offloader.on_device(model, have_changed=False):
         return torch.cat([weight.flatten() for _, weight in full_weights(model.model)])
 
 
@@ -141,7 +141,7 @@ def test_sharded_models_and_optimizers_learn_the_same(tmp_path, num_ranks):
 
 
 class Runtime:
-    """Stands in for CUDA's: takes rooms of up to so many bytes."""
+    """Stands in for CUDA's: pins buffers of up to so many bytes."""
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -159,14 +159,14 @@ class Runtime:
 def test_pages_are_unlocked_before_their_memory_becomes_anothers(monkeypatch):
     runtime = Runtime(limit=2**20)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    room = torch.empty(2**20, dtype=torch.uint8)
-    _lock_pages(room)
-    assert runtime.locked == {room.data_ptr()}
-    del room
+    buffer = torch.empty(2**20, dtype=torch.uint8)
+    _pin(buffer)
+    assert runtime.locked == {buffer.data_ptr()}
+    del buffer
     assert not runtime.locked
 
 
 def test_pages_that_cannot_be_locked_are_an_error_that_says_what_to_change(monkeypatch):
     monkeypatch.setattr(torch.cuda, "cudart", lambda: Runtime(limit=0))
     with pytest.raises(RuntimeError, match=r"0\.5 GiB of host memory .* offload_params, offload_opt"):
-        _lock_pages(torch.empty(2**29, dtype=torch.uint8))
+        _pin(torch.empty(2**29, dtype=torch.uint8))

@@ -112,7 +112,7 @@ def test_checkpoints_hold_the_adapters_alone_and_bring_them_back(folder, tmp_pat
     optimizer.step()
     writer = checkpoint.ShardWriter()
     writer.start(tmp_path / "actor", model, optimizer)
-    assert writer.fault(is_waiting=True) == ""
+    assert writer.fault(blocking=True) == ""
     stored = FileSystemReader(tmp_path / "actor").read_metadata().state_dict_metadata
     names = {name for name in stored if name.startswith("model.")}
     assert names == {f"model.{name}" for name, p in model.named_parameters() if p.requires_grad}

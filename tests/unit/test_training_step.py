@@ -70,7 +70,7 @@ def make_trainer(
 
 def run(loop: GRPOTrainer) -> tuple[DataProto, dict[str, float]]:
     groups = DataProto.from_dict({"response_mask": MASK})
-    loop._run_passes(groups)
+    loop._add_log_probs_and_values(groups)
     metrics = loop._compute_advantages(groups, SCORES)
     metrics |= loop._update(groups)
     loop._check_skipped(metrics)
@@ -211,7 +211,7 @@ def test_engines_render_the_next_prompts_while_the_ranks_train(monkeypatch):
     loop, engines = make_trainer(Workers(), {}, max_steps=2), SleepingEngines()
     monkeypatch.setattr(loop, "rollout", engines)
     groups = DataProto.from_dict({"response_mask": MASK})
-    monkeypatch.setattr(loop, "_experience", lambda: (groups, {"overall": SCORES}, {}))
+    monkeypatch.setattr(loop, "_make_experience", lambda: (groups, {"overall": SCORES}, {}))
     monkeypatch.setattr("verl.trainer.ray_trainer.compute_data_metrics", lambda *_: {})
     drawn = {"raw_prompt_ids": as_objects([[7], [8], [9]]), "images": as_objects([[], [], []])}
     monkeypatch.setattr(loop.batches, "upcoming", lambda: DataProto.from_dict(non_tensors=drawn))

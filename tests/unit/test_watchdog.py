@@ -43,7 +43,7 @@ def test_the_stack_names_the_line_that_does_not_end(watchdog):
     assert "in inner_loop" in text and "in stand_still" in text and text.count("Timeout") == 1
     watchdog.remove_empty()
     assert watchdog.folder.exists()
-    assert watchdog.patience_s > watchdog.timeout_s
+    assert watchdog.caller_timeout_s > watchdog.timeout_s
 
 
 def test_without_a_watchdog_nothing_is_armed(monkeypatch):

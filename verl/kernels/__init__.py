@@ -1,1 +1,1 @@
-"""Triton kernels of the modules of the same names; imported only where there is a GPU, or for the interpreter."""
+"""Triton kernels of the modules of the same names, imported only on a GPU or by Triton's interpreter."""

@@ -1,4 +1,4 @@
-"""The row kernel of attention.py: attention over two sets of keys from attention over each."""
+"""Triton kernel that merges attention over two sets of keys by their LSE (merge_attn_states), for attention.py."""
 
 import torch
 import triton
@@ -6,15 +6,15 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS = 32
-"""Queries of one head that a program takes."""
+"""Queries of one head per program."""
 
 
 @triton.jit
 def merge_kernel(
-    seen,
-    seen_lse,
-    own,
-    own_lse,
+    prefix,
+    prefix_lse,
+    suffix,
+    suffix_lse,
     out,
     lse,
     num_queries,
@@ -27,26 +27,26 @@ def merge_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = rows < num_queries
     at = head.to(tl.int64) * num_queries + rows
-    first = tl.load(seen_lse + at, mask=is_row, other=0.0)
-    second = tl.load(own_lse + at, mask=is_row, other=0.0)
+    first = tl.load(prefix_lse + at, mask=is_row, other=0.0)
+    second = tl.load(suffix_lse + at, mask=is_row, other=0.0)
     highest = tl.maximum(first, second)
     total = highest + tl.log(tl.exp(first - highest) + tl.exp(second - highest))
     tl.store(lse + at, total, mask=is_row)
     columns = tl.arange(0, COLUMNS)
-    places = (rows.to(tl.int64)[:, None] * num_heads + head) * size + columns[None, :]
-    is_place = is_row[:, None] & (columns < size)[None, :]
-    a = tl.load(seen + places, mask=is_place, other=0.0).to(tl.float32)
-    b = tl.load(own + places, mask=is_place, other=0.0).to(tl.float32)
+    offsets = (rows.to(tl.int64)[:, None] * num_heads + head) * size + columns[None, :]
+    is_element = is_row[:, None] & (columns < size)[None, :]
+    a = tl.load(prefix + offsets, mask=is_element, other=0.0).to(tl.float32)
+    b = tl.load(suffix + offsets, mask=is_element, other=0.0).to(tl.float32)
     merged = tl.exp(first - total)[:, None] * a + tl.exp(second - total)[:, None] * b
-    tl.store(out + places, merged.to(out.dtype.element_ty), mask=is_place)
+    tl.store(out + offsets, merged.to(out.dtype.element_ty), mask=is_element)
 
 
-def merge(seen: Tensor, seen_lse: Tensor, own: Tensor, own_lse: Tensor, out: Tensor) -> Tensor:
-    """Writes the merged [N, heads, size] to `out` and returns its log-normalizers [heads, N]; all contiguous."""
-    assert all(tensor.is_contiguous() for tensor in (seen, seen_lse, own, own_lse, out))
+def merge(prefix: Tensor, prefix_lse: Tensor, suffix: Tensor, suffix_lse: Tensor, out: Tensor) -> Tensor:
+    """Writes the merged attention to `out` [N, heads, size], returns its LSE [heads, N]; all tensors contiguous."""
+    assert all(tensor.is_contiguous() for tensor in (prefix, prefix_lse, suffix, suffix_lse, out))
     num_queries, num_heads, size = out.shape
-    lse = torch.empty_like(own_lse)
+    lse = torch.empty_like(suffix_lse)
     grid = (triton.cdiv(num_queries, ROWS), num_heads)
     columns = triton.next_power_of_2(size)
-    merge_kernel[grid](seen, seen_lse, own, own_lse, out, lse, num_queries, num_heads, size, ROWS, columns)  # type: ignore[arg-type]
+    merge_kernel[grid](prefix, prefix_lse, suffix, suffix_lse, out, lse, num_queries, num_heads, size, ROWS, columns)  # type: ignore[arg-type]
     return lse

@@ -1,4 +1,4 @@
-"""The two row kernels of log_probs.py: one program per row reads its logits once."""
+"""Fused Triton kernels of log-probs, entropy and their gradient for log_probs.py; one program per row of logits."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ BLOCK = 8192
 
 @triton.jit
 def score_kernel(logits, targets, out, num_columns, num_rows, inverse_temperature, BLOCK: tl.constexpr):
-    """out[0], out[1], out[2] of the row: log-prob of its target, entropy, log-normalizer."""
+    """Writes log-prob of the target, entropy and log-normalizer of a row to out[0], out[1], out[2]; online softmax."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * num_columns
     highest = float("-inf")

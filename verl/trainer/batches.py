@@ -1,4 +1,4 @@
-"""The groups of a training step: prompts in their order, sampled, scored and, with online filtering, chosen.
+"""Rollout batches of training steps: prompts, responses and scores, with online filtering (dynamic sampling).
 
 Letters: G groups (prompts of a step), n samples, P padded prompt tokens.
 """
@@ -21,7 +21,7 @@ from verl.reward import PendingRewards, RewardManager
 
 GREEDY = {"n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": -1}
 PROMPT_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids")
-SCORE = "score/"  # of names of tensors that carry a group's scores with it
+SCORE = "score/"  # prefix of a group's score tensors
 SURPLUS_FILE = "surplus_groups.pt"
 
 Generate = Callable[[DataProto, dict[str, Any], int], DataProto]
@@ -29,11 +29,11 @@ Generate = Callable[[DataProto, dict[str, Any], int], DataProto]
 
 @dataclass
 class Rollout:
-    """A step's groups, in an order that gives every rank an equal part of every mini-batch.
+    """A step's groups, ordered so that every rank has an equal, balanced share of every mini-batch.
 
     Attributes:
         groups: G prompts with their responses.
-        metrics: of how they were chosen.
+        metrics: of online filtering.
     """
 
     groups: DataProto
@@ -42,7 +42,7 @@ class Rollout:
     _order: list[int]
 
     def scores(self) -> dict[str, Tensor]:
-        """Every key of the reward as [G, n]; waits for the scoring processes."""
+        """Scores [G, n] by reward key; waits for the scoring processes."""
         if self._pending:
             scores = _join_scores([pending.result() for pending in self._pending])
             return {key: values[self._order] for key, values in scores.items()}
@@ -52,24 +52,24 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Position:
-    """Where the drawing of prompts has come to: how many mini-batches, and the groups beyond what steps took."""
+    """Dataloader position: mini-batches drawn so far, and surplus groups that no step has used yet."""
 
     num_drawn: int = 0
     surplus: DataProto | None = None
 
     def write_surplus(self, folder: Path) -> None:
-        """Writes the surplus groups, if there are any, without their prompts."""
+        """Writes surplus groups, if any, without their prompts."""
         if self.surplus is not None and len(self.surplus):
             sampled = [key for key in self.surplus.batch.keys() if key not in PROMPT_KEYS]
             self.surplus.select(sampled, [], []).save_to_disk(str(folder / SURPLUS_FILE))
 
 
 class BatchMaker:
-    """Draws prompts until a step has all its groups.
+    """Makes the rollout batch of each step.
 
-    Online filtering keeps a group when the mean of filter_key over its responses lies strictly between filter_low and
-    filter_high, and draws on until enough are kept: dynamic sampling of DAPO, https://arxiv.org/abs/2503.14476,
-    section 3.2. Groups kept beyond what a step takes begin the next one; checkpoints hold them.
+    Online filtering keeps groups with filter_low < mean of filter_key over responses < filter_high and samples until
+    a step is full: dynamic sampling of DAPO, https://arxiv.org/abs/2503.14476, section 3.2. Surplus groups start the
+    next step and are saved in checkpoints.
 
     Args:
         config: of the run.
@@ -88,14 +88,14 @@ class BatchMaker:
         size = data.mini_rollout_batch_size or data.rollout_batch_size
         self.order = BatchOrder(len(train_set), size, data.shuffle, data.seed)
         self.position = Position()
-        self._drawn_ahead: tuple[int, DataProto] | None = None
+        self._prefetched: tuple[int, DataProto] | None = None
 
     def upcoming(self) -> DataProto:
-        """The prompts that the next step begins with, the same object that `make` will then give to the engine."""
+        """The first prompts of the next step; `make` later passes the same object to the engine."""
         number = self.position.num_drawn
-        if self._drawn_ahead is None or self._drawn_ahead[0] != number:
-            self._drawn_ahead = (number, self._prompts(self.order.rows(number)))
-        return self._drawn_ahead[1]
+        if self._prefetched is None or self._prefetched[0] != number:
+            self._prefetched = (number, self._prompts(self.order.rows(number)))
+        return self._prefetched[1]
 
     def make(self, generate: Generate) -> Rollout:
         """The groups of the next step.
@@ -151,10 +151,10 @@ class BatchMaker:
         raise AssertionError("count ends only by return or raise")
 
     def _sample(self, generate: Generate) -> DataProto:
-        """The next prompts with their responses and, for remax, the rewards of their greedy ones as `baselines`."""
+        """The next prompts with responses and, for remax, rewards of greedy responses as `baselines`."""
         rows = self.order.rows(self._num_drawn)
-        ahead, self._drawn_ahead = self._drawn_ahead, None
-        prompts = ahead[1] if ahead is not None and ahead[0] == self._num_drawn else self._prompts(rows)
+        prefetched, self._prefetched = self._prefetched, None
+        prompts = prefetched[1] if prefetched is not None and prefetched[0] == self._num_drawn else self._prompts(rows)
         self._num_drawn += 1
         greedy = None
         if self.config.algorithm.adv_estimator == "remax":
@@ -175,7 +175,7 @@ class BatchMaker:
         return Rollout(groups[order], metrics, pending, order)
 
     def restore(self, folder: Path, num_drawn: int) -> None:
-        """Goes on from a position that a checkpoint holds."""
+        """Restores the position of a checkpoint."""
         path = folder / SURPLUS_FILE
         surplus = None
         if path.is_file():
@@ -185,12 +185,12 @@ class BatchMaker:
 
 
 def train_sampling(rollout: RolloutConfig) -> dict[str, Any]:
-    """How responses are sampled in training."""
+    """Sampling parameters of training rollouts."""
     return {key: getattr(rollout, key) for key in ("n", "temperature", "top_p", "top_k", "ignore_eos")}
 
 
 def join_groups(parts: list[DataProto]) -> DataProto:
-    """The groups of all parts; prompts are padded to the longest, and a score that a part lacks is 0."""
+    """Concatenates groups: prompts padded to the longest, missing scores 0."""
     width = max(part.batch["prompt_ids"].shape[-1] for part in parts)
     keys = dict.fromkeys(key for part in parts for key in part.batch.keys() if key.startswith(SCORE))
     joined = []

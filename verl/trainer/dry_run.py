@@ -1,4 +1,4 @@
-"""`trainer.dry_run=true`: what a run would do and need, and its first prompts, without starting anything."""
+"""`trainer.dry_run=true`: prints resolved configuration, steps, memory estimate and first prompts; starts nothing."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from verl.qwen_vl import Grid, upright_size
 NUM_SHOWN = 3
 NUM_SAMPLED_IMAGES = 64
 USED_SHARE = 0.95
-"""Of a GPU, by an advice; the rest is for what the estimate misses."""
+"""Share of a GPU's memory that advice may use; the rest covers errors of the estimate."""
 GB = 1024**3
 
 
@@ -29,7 +29,7 @@ def print_dry_run(
     phases: list[Phase],
     score_gold: Callable[[Prompt], dict[str, float]],
 ) -> None:
-    """Prints the resolved configuration, the steps, the arithmetic of a batch, the memory and the first prompts."""
+    """Prints resolved configuration, steps, batch sizes, memory estimate and first prompts."""
     print(json.dumps(config_to_dict(config), indent=2))  # noqa: T201
     lines = [
         *describe_steps(config, len(train_set), num_steps),
@@ -42,7 +42,7 @@ def print_dry_run(
 
 
 def describe_steps(config: Config, num_prompts: int, num_steps: int) -> list[str]:
-    """How many steps, over how many epochs, with how many validations and checkpoints."""
+    """Lines on the numbers of steps, epochs, validations and checkpoints."""
     trainer, size = config.trainer, config.data.rollout_batch_size
     per_epoch = num_prompts // size
     epochs = num_steps / per_epoch if per_epoch else 0
@@ -58,7 +58,7 @@ def describe_steps(config: Config, num_prompts: int, num_steps: int) -> list[str
 
 
 def describe_batch(config: Config) -> list[str]:
-    """What becomes of the prompts of a step."""
+    """Lines on batch, mini-batch and micro-batch sizes of a step."""
     data, actor, n, ranks = config.data, config.worker.actor, config.worker.rollout.n, config.num_ranks
     updates = data.rollout_batch_size // actor.global_batch_size * actor.ppo_epochs
     share = actor.global_batch_size // ranks
@@ -86,7 +86,7 @@ def describe_batch(config: Config) -> list[str]:
 
 
 def describe_memory(config: Config, phases: list[Phase]) -> list[str]:
-    """A table of the phases, what this machine has, and what the update would leave of its GPU."""
+    """A table of memory by phase, this machine's memory, and advice on the activation budget."""
     memory = psutil.virtual_memory()
     allowance = 0.0 if config.trainer.device == "cpu" else GPU_ALLOWANCE_GB
     lines = ["Memory, estimated:          each rank's device   each machine beside devices"]
@@ -102,7 +102,7 @@ def describe_memory(config: Config, phases: list[Phase]) -> list[str]:
 
 
 def advise_budget(config: Config, phases: list[Phase], gpu_gb: float) -> list[str]:
-    """A larger worker.actor.model.activation_budget_gb, if the update leaves that much of such a GPU."""
+    """Advice on a larger worker.actor.model.activation_budget_gb, if the update leaves GPU memory unused."""
     model = config.worker.actor.model
     needed = next(phase.device_gb for phase in phases if phase.name == "update") + GPU_ALLOWANCE_GB
     budget = math.floor(model.activation_budget_gb + USED_SHARE * gpu_gb - needed)
@@ -115,7 +115,7 @@ def advise_budget(config: Config, phases: list[Phase], gpu_gb: float) -> list[st
 
 
 def host_memory_warning(phases: list[Phase], is_on_cpu: bool, ranks_per_machine: int) -> str | None:
-    """One sentence when this machine is likely to run out of memory; without GPUs the ranks use the same memory."""
+    """A warning if host memory is likely to run out, else None; CPU ranks also use host memory."""
     needed, phase = max(
         (phase.host_gb + is_on_cpu * ranks_per_machine * phase.device_gb, phase.name) for phase in phases
     )
@@ -129,19 +129,19 @@ def host_memory_warning(phases: list[Phase], is_on_cpu: bool, ranks_per_machine:
 
 
 def plan_memory(config: Config, model: ModelShape, train_set: RLHFDataset) -> list[Phase]:
-    """The estimate for a run of this model on these prompts, with a sample of their images."""
+    """The memory estimate of a run with this model and data set."""
     return estimate_memory(config, model, read_data_shape(train_set))
 
 
 def read_data_shape(train_set: RLHFDataset) -> DataShape:
-    """Patches of all prompts, and bytes of the images of some, evenly taken."""
+    """Patches of all prompts, and image bytes of an evenly spaced sample."""
     stride = -(-len(train_set) // NUM_SAMPLED_IMAGES)
     sampled = [sum(map(len, train_set[index].images)) for index in range(0, len(train_set), stride)]
     return measure_data([entry.grids for entry in train_set.entries], sampled)
 
 
 def describe_prompt(train_set: RLHFDataset, index: int, score: dict[str, float]) -> str:
-    """A prompt as the model reads it, its ground truth, and what a response with that ground truth earns."""
+    """The prompt as tokenised, its ground truth, and the reward of the gold response."""
     prompt, processor = train_set[index], train_set.processor
     parts = ", ".join(f"{name} {value:.3f}" for name, value in score.items())
     num_images = len(prompt.images)
@@ -158,7 +158,7 @@ def describe_prompt(train_set: RLHFDataset, index: int, score: dict[str, float])
 
 
 def _describe_images(prompt: Prompt, grids: Sequence[Grid], image_processor: Any) -> Iterator[str]:
-    """The frame of each picture and the one that the model sees: boxes belong to the first, unless the data say so."""
+    """Original and resized size of each image; boxes refer to the original, unless the data say otherwise."""
     for image, (_, rows, columns) in zip(prompt.images, grids, strict=True):
         width, height = upright_size(image)
         patch = image_processor.patch_size

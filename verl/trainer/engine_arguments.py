@@ -1,4 +1,4 @@
-"""What the engines are started with, out of the run's configuration."""
+"""Constructor arguments of the rollout engines (vLLM) from the configuration."""
 
 from functools import partial
 from typing import Any
@@ -11,11 +11,11 @@ ENGINE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 SHARED_PREFIX = "verl.workers.shared_prefix.SharedPrefixWorker"
 
 
-def graph_sizes(most: int) -> list[int]:
-    """Numbers of sequences whose steps are CUDA graphs; other steps are filled up to the next of them.
+def cudagraph_sizes(most: int) -> list[int]:
+    """Batch sizes with a captured CUDA graph; other decode batches are padded to the next one.
 
-    To fill up costs products, never more than an eighth of them; below 128 rows these wait for the weights anyway.
-    A graph costs time at the start and memory for as long as the engine lives.
+    Padding adds at most an eighth to matmuls, which below 128 rows are memory-bound anyway. Each graph costs startup
+    time and memory.
     """
     sizes, size = [1, 2, 4, 8], 16
     while size < most:
@@ -44,15 +44,15 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
     if device == "cuda":
         engine["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         if rollout.shared_prompt:
-            engine["worker_extension_cls"] = SHARED_PREFIX  # where it has no effect, the engine says so
-        compilation: dict[str, Any] = {"cudagraph_capture_sizes": graph_sizes(rollout.max_num_seqs)}
+            engine["worker_extension_cls"] = SHARED_PREFIX  # the engine warns where it has no effect
+        compilation: dict[str, Any] = {"cudagraph_capture_sizes": cudagraph_sizes(rollout.max_num_seqs)}
         engine["compilation_config"] = compilation
         if rollout.tensor_parallel_size > 1:
-            # NCCL alone: others share graphs' memory by handles, which sleep takes back, or go over NVLink multicast.
+            # NCCL only: others share CUDA graph memory by handles, which sleep mode frees, or use NVLink multicast.
             engine["disable_custom_all_reduce"] = True
             compilation["pass_config"] = {"fuse_allreduce_rms": False, "fuse_gemm_comms": False}
     if rollout.tensor_parallel_size > 1:
-        # Processes of its own; inside a placement group vLLM would ask Ray for GPUs, which the bundles hold.
+        # Own processes: with Ray vLLM would request GPUs, which the placement group's bundles hold.
         engine["distributed_executor_backend"] = "mp"
     if rollout.limit_images and processor.image_processor is not None:
         engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}

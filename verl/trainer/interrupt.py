@@ -1,4 +1,4 @@
-"""Ctrl-C and the scheduler's SIGTERM, answered only where the training state is whole."""
+"""SIGINT and SIGTERM handling that interrupts only where the training state is consistent."""
 
 import signal
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to end; `exit_code` is 128 plus the signal, as shells count."""
+    """The run was interrupted; `exit_code` is 128 + signal, the shell convention."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -17,38 +17,38 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupt:
-    """Raises Interrupted inside `allowed`, or at the next entry to it; a second signal ends the process at once."""
+    """Raises Interrupted inside `interruptible`, or at its next entry; a second signal kills the process."""
 
     def __init__(self):
-        self.is_allowed = False
+        self.is_interruptible = False
         self.signum: int | None = None
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Handles the signals meanwhile; main thread only."""
-        before = {signum: signal.signal(signum, self._strike) for signum in SIGNALS}
+    def handling_signals(self) -> Iterator[None]:
+        """Context with these signal handlers installed; main thread only."""
+        previous = {signum: signal.signal(signum, self._handle_signal) for signum in SIGNALS}
         try:
             yield
         finally:
-            for signum, handler in before.items():
+            for signum, handler in previous.items():
                 signal.signal(signum, handler)
 
     @contextmanager
-    def allowed(self) -> Iterator[None]:
-        """A span that may be left anywhere without harm to the training state."""
-        self.is_allowed = True
+    def interruptible(self) -> Iterator[None]:
+        """Context that may be left anywhere without harm to the training state."""
+        self.is_interruptible = True
         try:
             if self.signum is not None:
                 raise Interrupted(self.signum)
             yield
         finally:
-            self.is_allowed = False
+            self.is_interruptible = False
 
-    def _strike(self, signum: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self.signum = signum
         print("\nStopping: the state is saved first; once more ends at once.", flush=True)  # noqa: T201
-        if self.is_allowed:
+        if self.is_interruptible:
             raise Interrupted(signum)

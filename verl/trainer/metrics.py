@@ -1,4 +1,4 @@
-"""What a step logs, under EasyR1's names.
+"""Metrics of a training step, under EasyR1's names.
 
 Letters: G groups (prompts of a step), n samples, P padded prompt tokens, R padded response tokens.
 """
@@ -16,13 +16,12 @@ TIMED_PER_TOKEN = ("old", "ref", "values", "adv", "update_critic", "update_actor
 
 
 def compute_data_metrics(groups: DataProto, max_prompt_length: int, max_response_length: int) -> dict[str, float]:
-    """Scores, advantages and lengths of a step, and the numbers of its tokens.
+    """Mean, maximum and minimum of scores, advantages and lengths of a step, and its token counts.
 
-    critic/score, critic/rewards (scores less what the divergence takes off them), and the lengths count every
-    response once; critic/advantages, critic/returns (the same for group-relative advantages) and, with a critic,
-    critic/values every response token. critic/vf_explained_var is 1 - Var(returns - values) / (Var(returns) + 1e-5).
-    clip_ratio is the share of the longest possible length. perf/total_num_tokens counts the prompt once per response,
-    as EasyR1 does, whatever was computed.
+    Over responses: critic/score, critic/rewards (scores minus KL penalty), lengths. Over response tokens:
+    critic/advantages, critic/returns (equal to advantages for group-relative estimators), with a critic critic/values.
+    critic/vf_explained_var is 1 - Var(returns - values) / (Var(returns) + 1e-5). clip_ratio is the share of sequences
+    at maximum length. perf/total_num_tokens counts a prompt once per response, as EasyR1 does.
 
     Args:
         groups: tensors scores, rewards [G, n], advantages, returns [G, n] or [G, n, R], response_mask [G, n, R],
@@ -54,7 +53,7 @@ def compute_data_metrics(groups: DataProto, max_prompt_length: int, max_response
 def compute_timing_metrics(
     timing_s: Mapping[str, float], data_metrics: Mapping[str, float], num_ranks: int
 ) -> dict[str, float]:
-    """Seconds of each stage, milliseconds per token of some, and the tokens that a rank gets done per second.
+    """Seconds per stage, milliseconds per token, and throughput in tokens per second and rank.
 
     Args:
         timing_s: seconds by stage; `step` is the whole.
@@ -75,7 +74,7 @@ def compute_timing_metrics(
 
 
 def compute_memory_metrics() -> dict[str, float]:
-    """Memory in GiB that is in use on this machine, and that this process holds."""
+    """Used memory of this machine and resident memory of the driver, in GiB."""
     return {
         "perf/cpu_memory_used_gb": psutil.virtual_memory().used / 2**30,
         "perf/driver_memory_gb": psutil.Process().memory_info().rss / 2**30,
@@ -83,9 +82,9 @@ def compute_memory_metrics() -> dict[str, float]:
 
 
 def reduce_metrics(rank_metrics: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, float]:
-    """The means over all ranks of metrics that each rank gives as (sum, weight): the weights are tokens, steps or 1.
+    """Weighted means over ranks of metrics given as (sum, weight); weights are tokens, steps or 1.
 
-    Names in perf/max_ are maxima over ranks. A metric whose weights are all 0 was not measured and is left out.
+    Names with perf/max_ are maxima over ranks. Metrics with total weight 0 are left out.
     """
     reduced = {}
     for name in dict.fromkeys(name for metrics in rank_metrics for name in metrics):
@@ -100,7 +99,7 @@ def reduce_metrics(rank_metrics: Sequence[Mapping[str, tuple[float, float]]]) ->
 
 
 def _per_token(values: Tensor, mask: Tensor) -> Tensor:
-    """The values [G, n] or [G, n, R] of all response tokens, in a row."""
+    """Values of all response tokens, flattened, from [G, n] or [G, n, R]."""
     return (values.unsqueeze(-1).expand(mask.shape) if values.dim() == 2 else values)[mask.bool()]
 
 

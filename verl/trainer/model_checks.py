@@ -1,4 +1,4 @@
-"""What the models of a run cannot do, known from their config.json alone, before any weight is read."""
+"""Checks of the models against the configuration, from config.json alone, before weights are loaded."""
 
 import re
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from verl.model_families import critic_path, model_class, read_config
 
 
 def measure_checked_model(config: Config) -> ModelShape:
-    """The shape of the policy's model, which is built with no memory behind its weights.
+    """The shape of the policy's model, built on the `meta` device.
 
     Raises:
-        ConfigError: all that the configuration asks of actor, critic and engine and their models cannot do.
+        ConfigError: all settings of actor, critic and engine that the models do not support.
     """
     model = config.worker.actor.model
     settings = read_config(model.model_path, model.trust_remote_code, model.override_config)

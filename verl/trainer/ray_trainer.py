@@ -1,4 +1,4 @@
-"""The training loop: rollout, reward, old and reference policy, advantage, update, validation, checkpoint.
+"""The GRPO training loop: rollout, reward, old and reference log-probs, advantages, update, validation, checkpoint.
 
 Letters: G groups (prompts of a step), n samples, R response tokens.
 """
@@ -32,25 +32,25 @@ GROUP_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids", "responses", "
 
 
 class DivergenceError(RuntimeError):
-    """Training that has stopped to make sense; the message says how, and what to change."""
+    """Training diverged; the message has the reason and the keys to change."""
 
 
 class MemoryLimitError(RuntimeError):
-    """A machine's memory is nearly full."""
+    """Host memory of a machine is nearly full."""
 
 
 class GRPOTrainer:
-    """Group-relative policy optimisation over worker groups.
+    """Trainer over worker groups: GRPO, and the other advantage estimators of verl.advantages.
 
     Args:
-        config: of the run, checked.
+        config: checked.
         actor: group of training ranks.
         rollout: group of engines.
         reward: scores responses.
         train_set, val_set: prompts.
         pad_token_id: of the tokenizer.
-        tracker: takes the metrics of each step.
-        start: checkpoint to go on from, whole.
+        tracker: logs metrics.
+        start: folder of a complete checkpoint to resume from.
     """
 
     def __init__(
@@ -82,20 +82,20 @@ class GRPOTrainer:
         self.timing: dict[str, float] = {}
 
     def fit(self) -> None:
-        """Trains from a checkpoint, or from the start, to the last step.
+        """Trains to the last step, from a checkpoint if there is one.
 
-        Whatever ends it early, an interrupt or an error outside of the workers, what was trained is saved first.
+        An interrupt, or an error outside the workers, saves the last update first.
         """
         self._resume()
-        with self.interrupt.watching():
+        with self.interrupt.handling_signals():
             try:
                 self._train()
             except WorkerError:
                 raise
             except BaseException:
-                self._keep_what_was_trained()
+                self._save_unsaved_update()
                 raise
-            self.saver.settle()
+            self.saver.finish_pending()
 
     def _train(self) -> None:
         trainer = self.config.trainer
@@ -109,23 +109,23 @@ class GRPOTrainer:
             with self._timer("step"):
                 metrics = self._step()
                 if self._is_due(trainer.val_freq):
-                    with self._timer("validation"), self.interrupt.allowed():
+                    with self._timer("validation"), self.interrupt.interruptible():
                         metrics |= self._validate()
             reward, seconds = metrics["reward/overall"], self.timing["step"]
             self._log_step()
-            # After the log, so that no kill can leave a checkpoint whose step was never logged.
+            # After logging, so that every checkpointed step is logged even if the run is killed.
             if self._is_due(trainer.save_freq):
                 self._save(metrics.get("val/reward_score"))
-            self.saver.settle(is_waiting=False)
+            self.saver.finish_pending(blocking=False)
             self._check_memory(metrics)
             progress.update()
-            # Not the loss, which is 0 while the policy is the one that sampled.
+            # Not the loss, which is 0 for on-policy updates.
             grad_norm = metrics.get("actor/grad_norm", 0.0)
             progress.set_postfix(reward=f"{reward:.3f}", grad=f"{grad_norm:.2g}", s=f"{seconds:.0f}")
         progress.close()
 
     def _log_step(self) -> None:
-        """Logs what the last update left to be logged; times that follow count for the next step."""
+        """Logs the metrics of the last update; later timings count for the next step."""
         metrics, self.unlogged = self.unlogged, {}
         metrics |= compute_timing_metrics(self.timing, metrics, self.config.num_ranks)
         metrics |= compute_memory_metrics()
@@ -134,7 +134,7 @@ class GRPOTrainer:
         self.timing = {}
 
     def _check_memory(self, metrics: dict[str, Any]) -> None:
-        """Ends the run while it still can save, before the system kills one of its processes."""
+        """Ends the run while it can still save, before the OOM killer ends a process."""
         share, limit = metrics["perf/max_host_memory_share"], self.config.trainer.max_host_memory_share
         if share > limit:
             raise MemoryLimitError(
@@ -145,9 +145,9 @@ class GRPOTrainer:
             )
 
     def _step(self) -> dict[str, Any]:
-        """One training step; its metrics."""
-        with self.interrupt.allowed():
-            groups, scores, metrics = self._experience()
+        """Runs one training step and returns its metrics."""
+        with self.interrupt.interruptible():
+            groups, scores, metrics = self._make_experience()
         self._render_ahead()
         with self._timer("adv"):
             metrics |= self._compute_advantages(groups, scores["overall"])
@@ -161,18 +161,18 @@ class GRPOTrainer:
         self._check_skipped(metrics)
         return metrics
 
-    def _experience(self) -> tuple[DataProto, dict[str, torch.Tensor], dict[str, float]]:
-        """Responses with all that the update needs, their scores, and how they were chosen; the policy stays."""
+    def _make_experience(self) -> tuple[DataProto, dict[str, torch.Tensor], dict[str, float]]:
+        """Rollouts with log-probs and values, their scores, and filtering metrics; the policy is unchanged."""
         with self._timer("gen"), self._engines_awake():
             rollout = self.batches.make(self._generate)
         with self._timer("load"):
             self.actor.load_groups(rollout.groups.select(list(GROUP_KEYS), ["images"]))
-        self._run_passes(rollout.groups)
+        self._add_log_probs_and_values(rollout.groups)
         with self._timer("reward"):
             return rollout.groups, rollout.scores(), rollout.metrics
 
-    def _run_passes(self, groups: DataProto) -> None:
-        """Adds what the policy, the reference and the critic say of the responses, as far as it is needed."""
+    def _add_log_probs_and_values(self, groups: DataProto) -> None:
+        """Adds old and reference log-probs, full KL and values, as far as the update needs them."""
         algorithm = self.config.algorithm
         carrier = groups.select(["response_mask"], [])
         if self.num_old_prompts:
@@ -190,7 +190,7 @@ class GRPOTrainer:
                 groups.union(self.actor.compute_values(carrier))
 
     def _compute_advantages(self, groups: DataProto, scores: torch.Tensor) -> dict[str, float]:
-        """Adds `scores` [G, n], `rewards`, `advantages` and `returns`; the metrics of a divergence in the reward."""
+        """Adds `scores`, `rewards` [G, n], `advantages` and `returns`; returns the KL penalty's metrics."""
         algorithm, batch = self.config.algorithm, groups.batch
         mask = batch["response_mask"]
         metrics, penalties = {}, None
@@ -219,7 +219,7 @@ class GRPOTrainer:
         return metrics
 
     def _update(self, groups: DataProto) -> dict[str, float]:
-        """Updates the critic, if there is one, and the policy, once the critic is warm."""
+        """Updates the critic, if there is one, and after critic_warmup steps the policy; returns metrics."""
         algorithm, batch, metrics = self.config.algorithm, groups.batch, {}
         is_kl_loss = not algorithm.disable_kl and algorithm.use_kl_loss
         if algorithm.adv_estimator == "gae":
@@ -246,7 +246,7 @@ class GRPOTrainer:
             self.kl_coef = adapt_kl_coef(self.kl_coef, kl, target, horizon, num_responses)
 
     def _check_skipped(self, metrics: dict[str, float]) -> None:
-        """Says which updates were left out, and ends the run after too many in a row."""
+        """Prints skipped optimizer steps, and raises DivergenceError after too many in a row."""
         limit = self.config.trainer.max_skipped_updates
         for role in ("actor", "critic"):
             if not metrics.get(f"{role}/skipped_steps"):
@@ -265,10 +265,10 @@ class GRPOTrainer:
 
     @property
     def num_old_prompts(self) -> int:
-        """Prompts of a step whose log-probs are computed before its updates.
+        """Prompts of a step whose old log-probs are computed before its updates.
 
-        The first update makes its own, for its policy is the one that sampled, and so the ratio is 1. All are computed
-        where the reward reads them, or where the same prompts come again once that policy is gone.
+        The first update is on-policy (importance sampling ratio 1) and needs none. All are computed when a KL penalty
+        in the reward reads them, or with ppo_epochs > 1, whose later epochs are off-policy.
         """
         actor, num_prompts = self.config.worker.actor, self.config.data.rollout_batch_size
         reads_all = self._is_kl_in_reward and self._is_kl_estimated or actor.ppo_epochs > 1
@@ -283,7 +283,7 @@ class GRPOTrainer:
         return not self.config.algorithm.disable_kl and not self.config.algorithm.use_kl_loss
 
     def _generate(self, prompts: DataProto, sampling: dict[str, Any], seed: int) -> DataProto:
-        """The prompts with n responses each; the engines are awake."""
+        """Prompts with n responses each; the engines must be awake."""
         request, num_padded = self._request(prompts)
         request.meta_info = {
             "sampling": sampling,
@@ -294,17 +294,17 @@ class GRPOTrainer:
         return prompts.select().union(responses)
 
     def _render_ahead(self) -> None:
-        """Has the engines, which sleep while the ranks train, prepare what the next step begins with."""
+        """Starts preprocessing of the next step's prompts in the engines, which sleep while the ranks train."""
         if self.global_step < self.num_steps:
             self.finish_rendering = self.rollout.start("render_ahead", self._request(self.batches.upcoming())[0])
 
     def _request(self, prompts: DataProto) -> tuple[DataProto, int]:
-        """What the engines see of the prompts, an equal number for each, and how many were added for that."""
+        """Engine inputs, padded to a multiple of the number of engines, and the number of padding rows."""
         return pad_dataproto_to_divisor(prompts.select([], ["raw_prompt_ids", "images"]), len(self.rollout))
 
     @contextmanager
     def _engines_awake(self) -> Iterator[None]:
-        """Engines that hold the newest weights; asleep they keep none, so that they are sent every time."""
+        """Context with the engines awake and their weights synced; sleep mode discards weights, so each time."""
         self.finish_rendering()
         with self._timer("weight_sync"):
             self.rollout.wake_up(["weights"])
@@ -315,11 +315,11 @@ class GRPOTrainer:
             self.rollout.sleep()
 
     def _is_due(self, frequency: int) -> bool:
-        """Whether something happens at this step: every `frequency` steps if positive, and always at the last."""
+        """True every `frequency` steps if positive, and always at the last step."""
         return self.global_step == self.num_steps or frequency > 0 and self.global_step % frequency == 0
 
     def _validate(self) -> dict[str, float]:
-        """Means of the validation rewards; the samples go to a file and to the tracker."""
+        """Validates the policy and logs samples; returns mean rewards."""
         validation = self.evaluate()
         self.tracker.log_records(f"validation_step_{self.global_step}", validation.records)
         images = {prompt.row_id: prompt.images for prompt in self.val_set}
@@ -329,7 +329,7 @@ class GRPOTrainer:
         return validation.metrics
 
     def _log_validation(self) -> None:
-        with self._timer("validation"), self.interrupt.allowed():
+        with self._timer("validation"), self.interrupt.interruptible():
             metrics = self._validate()
         self.tracker.log(metrics | {"timing_s/validation": self.timing["validation"]}, self.global_step)
         self.timing = {}
@@ -350,25 +350,25 @@ class GRPOTrainer:
         return collect_scores(answered)
 
     def _save(self, score: float | None = None) -> None:
-        """Begins the checkpoint of the last trained step; `score` is the validation's at that step."""
+        """Starts the checkpoint of the last trained step; `score` is of a validation at that step."""
         with self._timer("save_checkpoint"):
             state = {"config": config_to_dict(self.config), "kl_coef": self.trained_kl_coef}
             state |= {"num_drawn": self.trained_position.num_drawn}
             self.saver.save(self.trained_step, state, score, self.trained_position.write_surplus)
 
-    def _keep_what_was_trained(self) -> None:
-        """Logs and saves the last update, unless it is on disk; for a run that ends early."""
+    def _save_unsaved_update(self) -> None:
+        """Logs and saves the last update if it is not saved yet, when a run ends early."""
         if self.unlogged:
             self.timing.setdefault("step", sum(self.timing.values()))
             self._log_step()
         if self.trained_step > self.saver.saved_step:
-            self.saver.settle()
+            self.saver.finish_pending()
             if self.trained_step > self.saver.saved_step:
                 self._save()
-        self.saver.settle()
+        self.saver.finish_pending()
 
     def _resume(self) -> None:
-        """Loads the checkpoint to go on from, if there is one."""
+        """Resumes from the start checkpoint, if there is one."""
         if self.start is None:
             return
         state = checkpoint.read_trainer_state(self.start)
@@ -394,7 +394,7 @@ class GRPOTrainer:
 
 
 def count_steps(config: Config, num_rows: int) -> int:
-    """Training steps of the run: max_steps, else the whole batches of all epochs."""
+    """Training steps of the run: max_steps, or else the full batches of all epochs."""
     trainer, size = config.trainer, config.data.rollout_batch_size
     drawn = config.data.mini_rollout_batch_size or size
     return trainer.max_steps or num_rows // drawn * drawn // size * trainer.total_epochs

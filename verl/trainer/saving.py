@@ -1,4 +1,4 @@
-"""Checkpoints of a run, written while training goes on: one at a time, whole or absent, the best one kept."""
+"""Asynchronous checkpoint saving: one at a time, atomic, with retention of the newest and the best."""
 
 import shutil
 import threading
@@ -11,20 +11,20 @@ from verl import checkpoint
 from verl.config import ConfigError, TrainerConfig
 from verl.single_controller import WorkerError, WorkerGroup
 
-LONGEST_POLL_S = 1.0
+MAX_POLL_S = 1.0
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, and the run is set to stop then."""
+    """A checkpoint could not be written, with trainer.on_save_error=stop."""
 
 
 class CheckpointSaver:
-    """Saves worker groups and the loop's own state.
+    """Saves worker groups and the trainer state.
 
     Args:
         root: folder of the run's checkpoints.
-        groups: by folder name; their workers have `save(folder, model_only)`, which returns when the state is copied,
-            and `save_fault()`, which says how the writing went.
+        groups: their workers have `save(folder, model_only)`, which returns once the state is copied, and
+            `save_fault()`, the outcome of the writing.
         settings: save_limit, save_model_only, save_in_background, on_save_error.
     """
 
@@ -43,17 +43,17 @@ class CheckpointSaver:
         score: float | None = None,
         write: Callable[[Path], None] = lambda folder: None,
     ) -> None:
-        """Begins the checkpoint of `step`; returns once training may change the weights again.
+        """Starts the checkpoint of `step`; returns once training may modify the weights.
 
         Args:
-            state: what else the loop must remember, ready for JSON.
-            score: of the validation at this step, if there was one; the highest makes the best checkpoint.
-            write: writes into the checkpoint's folder what JSON should not hold.
+            state: of the trainer, serialisable as JSON.
+            score: of a validation at this step; the highest marks the best checkpoint.
+            write: writes further files into the checkpoint's folder.
 
         Raises:
-            CheckpointError: this or the one before failed, with on_save_error=stop.
+            CheckpointError: this or the previous checkpoint failed, with on_save_error=stop.
         """
-        self.settle()
+        self.finish_pending()
         is_best = score is not None and (self.best is None or score > self.best["score"])
         best = {"step": step, "score": score} if is_best else self.best
         state = state | {"global_step": step, "best": best, "model_only": self.settings.save_model_only}
@@ -65,27 +65,27 @@ class CheckpointSaver:
             return
         for group in self.groups:
             group.save(str(folder), self.settings.save_model_only)
-        self.thread = threading.Thread(target=self._finish, args=(folder, step, state), daemon=True)
+        self.thread = threading.Thread(target=self._finalize, args=(folder, step, state), daemon=True)
         self.thread.start()
         if not self.settings.save_in_background:
-            self.settle()
+            self.finish_pending()
 
-    def settle(self, is_waiting: bool = True) -> None:
-        """Waits for the checkpoint that is being written, or only looks whether it has failed.
+    def finish_pending(self, blocking: bool = True) -> None:
+        """Waits for the running checkpoint; if not `blocking`, only checks whether it has failed.
 
         Raises:
             CheckpointError: it failed, with on_save_error=stop.
         """
-        if self.thread is None or not is_waiting and self.thread.is_alive():
+        if self.thread is None or not blocking and self.thread.is_alive():
             return
         self.thread.join()
         self.thread = None
         if fault := self.fault:
             self.fault = ""
-            self._stop_or_go_on(fault)
+            self._raise_or_warn(fault)
 
-    def _finish(self, folder: Path, step: int, state: dict[str, Any]) -> None:
-        """In a thread: waits for the shards, then publishes the checkpoint and removes old ones."""
+    def _finalize(self, folder: Path, step: int, state: dict[str, Any]) -> None:
+        """Background thread: waits for the shards, then publishes the checkpoint and removes old ones."""
         try:
             fault = self._wait_for_shards()
             if not fault:
@@ -99,13 +99,13 @@ class CheckpointSaver:
             self.fault = self._describe(step, fault)
 
     def _wait_for_shards(self) -> str:
-        """What went wrong on a rank, or nothing."""
+        """The first error of any rank, or an empty text."""
         delay_s = 0.02
         for group in self.groups:
             faults: list[str | None] = [None]
             while None in faults:
                 time.sleep(delay_s)
-                delay_s = min(2 * delay_s, LONGEST_POLL_S)
+                delay_s = min(2 * delay_s, MAX_POLL_S)
                 faults = group.save_fault()
             if wrong := next(filter(None, faults), ""):
                 return wrong
@@ -118,9 +118,9 @@ class CheckpointSaver:
         return f"the checkpoint of step {step} could not be written ({free_gb:.2f} GiB free): {fault}; {kept}"
 
     def _report(self, step: int, fault: str) -> None:
-        self._stop_or_go_on(self._describe(step, fault))
+        self._raise_or_warn(self._describe(step, fault))
 
-    def _stop_or_go_on(self, text: str) -> None:
+    def _raise_or_warn(self, text: str) -> None:
         self.num_failed += 1
         if self.settings.on_save_error == "stop":
             raise CheckpointError(f"{text}; trainer.on_save_error=continue would go on")
@@ -128,7 +128,7 @@ class CheckpointSaver:
 
 
 def find_start(settings: TrainerConfig) -> Path | None:
-    """The checkpoint from which the run goes on: the given one, or the newest whole one, or none.
+    """The checkpoint to resume from: the configured one, else the newest complete one, else None.
 
     Raises:
         ConfigError: the given one is damaged or incomplete.

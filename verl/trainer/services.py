@@ -1,6 +1,6 @@
-"""Loggers that keep runs on a server: Weights & Biases, MLflow, SwanLab.
+"""Experiment trackers: Weights & Biases, MLflow, SwanLab.
 
-Each goes on with the same run when training is resumed: its id lies in the run's folder.
+A resumed training continues the same run, by the run id stored in its folder.
 """
 
 import io
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-RUN_ID_CHARACTERS = 21  # what SwanLab asks for
+RUN_ID_CHARACTERS = 21  # required by SwanLab
 
 
 def _stored_id(folder: Path, service: str) -> str | None:
@@ -23,7 +23,7 @@ def _store_id(folder: Path, service: str, run_id: str) -> None:
 
 
 def _own_id(folder: Path, service: str) -> str:
-    """The id of the run in this folder, made when there is none."""
+    """The run id stored in this folder; created if missing."""
     run_id = _stored_id(folder, service) or uuid.uuid4().hex[:RUN_ID_CHARACTERS]
     _store_id(folder, service, run_id)
     return run_id
@@ -44,7 +44,7 @@ def _text_columns(samples: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 class WandbLogger:
-    """Metrics by step, and a table of validation samples with their images per validation."""
+    """Weights & Biases: metrics, and one table of samples with images per validation."""
 
     def __init__(self, run: Any):
         import wandb
@@ -66,14 +66,14 @@ class WandbLogger:
         self.run.log({"val/generations": table}, step=step)
 
     def resume(self, step: int) -> None:
-        """The server keeps what it has of later steps, and takes them again only as they grow past it."""
+        """No-op: the server keeps later steps and ignores logs until they pass them."""
 
     def close(self) -> None:
         self.run.finish()
 
 
 class MlflowLogger:
-    """Metrics by step, and one table of all validation samples with their images."""
+    """MLflow: metrics, and one table of all validation samples with images."""
 
     def __init__(self, run: Any):
         import mlflow
@@ -100,14 +100,14 @@ class MlflowLogger:
         self.mlflow.log_table(columns, artifact_file="generations.json")
 
     def resume(self, step: int) -> None:
-        """Values of later steps are kept beside the new ones: MLflow deletes none."""
+        """No-op: MLflow keeps values of later steps beside new ones."""
 
     def close(self) -> None:
         self.mlflow.end_run()
 
 
 class SwanlabLogger:
-    """Metrics by step, and validation samples as texts and images."""
+    """SwanLab: metrics, and validation samples as texts and images."""
 
     def __init__(self, run: Any):
         import swanlab
@@ -130,7 +130,7 @@ class SwanlabLogger:
         self.swanlab.log(shown, step=step)
 
     def resume(self, step: int) -> None:
-        """The server ignores steps that it has."""
+        """No-op: the server ignores steps that it has."""
 
     def close(self) -> None:
         self.swanlab.finish()

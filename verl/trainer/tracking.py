@@ -1,4 +1,4 @@
-"""Where metrics and samples of a run go: the terminal, JSON lines, TensorBoard, servers."""
+"""Loggers of metrics and validation samples: console, JSON lines, TensorBoard, experiment trackers."""
 
 import io
 import json
@@ -25,7 +25,7 @@ MAX_SHOWN_CHARACTERS = 800
 
 @dataclass(frozen=True)
 class Run:
-    """What a logger is told of the run: its names, its folder and its configuration."""
+    """The run as loggers see it: project, experiment, folder, configuration."""
 
     project: str
     experiment: str
@@ -34,7 +34,7 @@ class Run:
 
 
 class ConsoleLogger:
-    """Prints each step as one line per group of metrics, above a progress bar if there is one."""
+    """Prints one line per group of metrics and step, above a progress bar."""
 
     def __init__(self, run: Run):
         tqdm.write(f"{run.project} / {run.experiment}: checkpoints and logs in {run.folder}")
@@ -62,8 +62,7 @@ class ConsoleLogger:
 class FileLogger:
     """Appends one JSON object per step to experiment_log.jsonl, and one per sample to generations.jsonl.
 
-    A run that starts again at an earlier step first drops the lines that it is going to write anew. A number that is
-    not finite becomes null.
+    A run resumed at an earlier step first drops the lines of later steps. Numbers that are not finite become null.
     """
 
     def __init__(self, run: Run):
@@ -94,7 +93,7 @@ class FileLogger:
 
 
 class TensorBoardLogger:
-    """Writes scalars and samples for TensorBoard to the folder `tensorboard`."""
+    """Writes scalars and samples to the folder `tensorboard`."""
 
     def __init__(self, run: Run):
         self.folder = run.folder / "tensorboard"
@@ -126,7 +125,7 @@ class TensorBoardLogger:
             self.writer.close()
 
     def _open(self, step: int) -> Any:
-        """The writer; what an earlier run wrote for this and later steps is hidden."""
+        """The SummaryWriter; purges earlier events of this and later steps."""
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -144,15 +143,15 @@ LOGGERS: dict[str, Any] = {
     "swanlab": SwanlabLogger,
 }
 PACKAGES = {name: name for name in ("tensorboard", "wandb", "mlflow", "swanlab")}
-"""What has to be installed for a logger."""
+"""Package that a logger needs, by logger."""
 TEXT_ONLY = (ConsoleLogger, FileLogger)
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Passes if the loggers exist and are installed.
+    """Checks that the loggers exist and are installed.
 
     Raises:
-        ConfigError: naming each that does not, or how to install it.
+        ConfigError: unknown loggers, and missing packages.
     """
     faults = []
     for name in names:
@@ -165,7 +164,7 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 class Tracker:
-    """Hands metrics and samples of a run to its loggers.
+    """Passes metrics and samples to the configured loggers.
 
     Args:
         loggers: keys of LOGGERS.
@@ -174,7 +173,7 @@ class Tracker:
         config: of the run, as plain dictionaries and lists.
 
     Raises:
-        ConfigError: for a logger that does not exist or is not installed.
+        ConfigError: a logger is unknown or not installed.
     """
 
     def __init__(
@@ -186,17 +185,17 @@ class Tracker:
         self.loggers = [LOGGERS[name](run) for name in dict.fromkeys(loggers)]
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Logs numbers (Python's, numpy's or one-element tensors) of a step by name."""
+        """Logs metrics of a step by name: Python or numpy numbers, or one-element tensors."""
         plain = {name: _plain(value) for name, value in metrics.items()}
         for logger in self.loggers:
             self._try(logger, logger.log, plain, step)
 
     def log_generations(self, samples: Sequence[Mapping[str, Any]], step: int, num_samples: int | None = None) -> None:
-        """Logs some validation samples: with the same validation rows, those of the same rows each time.
+        """Logs some validation samples, of the same rows at every validation.
 
         Args:
-            samples: each with its `problem`, encoded `images`, and whatever else is to be seen.
-            num_samples: how many; None takes all.
+            samples: with `problem`, encoded `images` and further fields.
+            num_samples: number to log; None for all.
         """
         chosen = sorted(samples, key=lambda sample: str(sample.get("problem", "")))
         random.Random(SAMPLE_SEED).shuffle(chosen)
@@ -214,25 +213,25 @@ class Tracker:
         (self.folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
     def _try(self, logger: Any, method: Callable, *args: Any) -> None:
-        """A logger that cannot write (a full disk, a server out of reach) does not end the run: it is told."""
+        """Calls a logger's method; an OSError (full disk, unreachable server) is printed and does not end the run."""
         try:
             method(*args)
         except OSError as error:
             print(f"Warning: {type(logger).__name__} could not write {args[-1]}: {error}", flush=True)  # noqa: T201
 
     def resume(self, step: int) -> None:
-        """Tells the loggers that the run goes on after this step: what they hold of later steps is void."""
+        """Tells the loggers that the run resumes after this step; their later entries are void."""
         for logger in self.loggers:
             logger.resume(step)
 
     def close(self) -> None:
-        """Finishes the loggers' files."""
+        """Closes the loggers."""
         for logger in self.loggers:
             logger.close()
 
 
 def _drop_lines_after(file: Path, step: int) -> None:
-    """Keeps the whole lines of steps up to this one; a line that a killed run left half written goes too."""
+    """Keeps complete lines of steps up to this one; drops later and truncated lines."""
     if not file.exists():
         return
     kept = []
@@ -249,7 +248,7 @@ def _drop_lines_after(file: Path, step: int) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """The value with numpy's and torch's numbers as Python's, through dictionaries and lists."""
+    """The value with numpy and torch numbers converted to Python numbers, recursively."""
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -270,7 +269,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _indented(value: Any) -> str:
-    """The text as a Markdown block, which shows tags as they are."""
+    """The text as a Markdown code block, so that tags are shown."""
     return "\n".join(f"    {line}" for line in str(value).splitlines())
 
 

@@ -1,4 +1,4 @@
-"""What a validation comes to: means of the rewards, and a record of every sample."""
+"""Validation results: mean rewards and one record per sample."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from verl.reward import PendingRewards
 
 @dataclass
 class Validation:
-    """Scores of one validation: means by metric name, and one record per sample."""
+    """Mean rewards by metric name, and one record per sample."""
 
     metrics: dict[str, float]
     records: list[dict[str, Any]]
 
 
 def collect_scores(answered: Sequence[tuple[DataProto, PendingRewards]]) -> Validation:
-    """Waits for the scores of batches of answered prompts and puts them together."""
+    """Waits for the scores of batches of prompts with responses, and aggregates them."""
     totals: dict[str, list[float]] = {}
     records = []
     for groups, pending in answered:

@@ -1,4 +1,4 @@
-"""The policy on one rank: log-probs of its groups, and policy updates on them; and what a critic shares with it.
+"""The actor on one rank: log-probs and policy updates; the base class of actor and critic.
 
 Letters: G local groups, n samples, R padded response tokens, N response tokens of one forward pass.
 """
@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from verl.activations import keep_activations
-from verl.batching import PackedBatch, Piece, pack, plan_micro_batches, send, split_to_count
+from verl.activations import set_checkpointing
+from verl.batching import PackedBatch, Piece, pack, plan_micro_batches, split_to_count, to_device
 from verl.divergences import compute_kl
 from verl.fsdp import clip_grad_norm
 from verl.lora import adapters_off
@@ -26,15 +26,15 @@ from verl.qwen_vl import Grid, ResponseLogProbs, ResponseValues
 
 @dataclass
 class Groups:
-    """A rank's share of a batch, unpadded: one prompt and its images per group, n responses each.
+    """A rank's share of a batch, unpadded: per group one prompt with its images and n responses.
 
     Attributes:
         prompts, positions: per group [P] and [3, P].
         responses: per group and sample [R].
-        images: per group the numbers of its images in `pixels` and `grids`.
-        pixels: per image its patches [patches, patch size]; every image once.
+        images: per group the indices of its images in `pixels` and `grids`.
+        pixels: per image its patches [patches, patch size].
         grids: per image frames, rows and columns.
-        num_samples, width: n and padded R of the tensors that come back.
+        num_samples, width: n and padded R of output tensors.
     """
 
     prompts: list[Tensor]
@@ -48,7 +48,7 @@ class Groups:
 
     @classmethod
     def from_proto(cls, data: DataProto, pixels: list[Tensor], grids: list[Grid]) -> "Groups":
-        """The groups of a batch whose images, in order, have the given patches."""
+        """The groups of a padded batch; `pixels` and `grids` are of its images in order."""
         batch = data.batch
         prompt_mask, response_mask = batch["prompt_mask"].bool(), batch["response_mask"].bool()
         lengths = response_mask.sum(-1)
@@ -74,7 +74,7 @@ class Groups:
         return len(self.prompts)
 
     def plan(self, max_tokens: int, shared_prompt: bool, groups: Sequence[int] | None = None) -> list[list[Piece]]:
-        """Micro-batches over some groups (all by default), the same number on every rank."""
+        """Micro-batches of some groups (default all), equally many on every rank."""
         batches = plan_micro_batches(
             [len(prompt) for prompt in self.prompts],
             [[len(response) for response in rows] for rows in self.responses],
@@ -90,16 +90,16 @@ class Groups:
         return split_to_count(batches, int(count))
 
     def pack(self, pieces: list[Piece]) -> PackedBatch:
-        """The packed row of a micro-batch; of an empty one, a made-up response that keeps this rank in step."""
+        """The packed row of a micro-batch; for an empty one a dummy response, so that this rank joins collectives."""
         responses = self.responses if pieces else [[torch.zeros(1, dtype=torch.long)]]
         return pack(pieces or [Piece(0, (0,))], self.prompts, self.positions, responses, self.images)
 
     def lengths(self, pieces: list[Piece]) -> Tensor:
-        """[S] tokens of each of the pieces' responses."""
+        """Lengths [S] of the pieces' responses, in tokens."""
         return torch.tensor([len(self.responses[piece.group][i]) for piece in pieces for i in piece.samples])
 
     def gather(self, padded: Tensor, pieces: list[Piece]) -> Tensor:
-        """[N] values of the pieces' response tokens out of a padded [G, n, R]."""
+        """Gathers values [N] of the pieces' response tokens from padded [G, n, R]."""
         rows = [
             padded[piece.group, sample, : len(self.responses[piece.group][sample])]
             for piece in pieces
@@ -108,7 +108,7 @@ class Groups:
         return torch.cat(rows)
 
     def scatter(self, padded: Tensor, values: Tensor, pieces: list[Piece]) -> None:
-        """Writes [N] values of the pieces' response tokens into a padded [G, n, R]."""
+        """Scatters values [N] of the pieces' response tokens into padded [G, n, R]."""
         cursor = 0
         for piece in pieces:
             for sample in piece.samples:
@@ -119,7 +119,7 @@ class Groups:
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
-    """How any update is cut into optimizer steps and passes; every field is the config key of the same name."""
+    """Mini-batch, micro-batch and gradient settings of an update; fields are named as their config keys."""
 
     num_groups_per_mini_batch: int
     max_tokens: int
@@ -133,9 +133,9 @@ class StepSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateSettings(StepSettings):
-    """What a policy update needs to know; every field is the config key of the same name.
+    """Settings of a policy update; fields are named as their config keys.
 
-    kl_coef is 0 where the divergence is no term of the loss.
+    kl_coef is 0 without a KL term in the loss.
     """
 
     loss_type: str
@@ -151,33 +151,33 @@ class UpdateSettings(StepSettings):
 
 @dataclass
 class PolicyBatch:
-    """What a policy update learns from, padded.
+    """Padded inputs of a policy update.
 
     Attributes:
         advantages: [G, n], or [G, n, R] where tokens differ.
-        old_log_probs: [G, n, R]; None when all groups are of the first update, where the policy that wrote them is the
-            current one and the ratio 1 by definition.
-        ref_log_probs: [G, n, R]; None without a divergence in the loss, and where it is computed in full.
-        rollout_log_probs: [G, n, R] the engine's; None without importance sampling.
+        old_log_probs: [G, n, R]; None when all groups are on-policy.
+        ref_log_probs: [G, n, R]; None without a KL term in the loss, and with the full KL.
+        rollout_log_probs: [G, n, R] by the engine; None without truncated importance sampling.
+        num_on_policy: leading groups, of the first update, whose current policy is the one that sampled them: their
+            importance sampling ratio is 1 by definition, and their old log-probs are not read.
     """
 
     advantages: Tensor
     old_log_probs: Tensor | None = None
     ref_log_probs: Tensor | None = None
     rollout_log_probs: Tensor | None = None
-    num_current: int = 0
-    """Groups at the front for which the same holds; their old log-probs are not read."""
+    num_on_policy: int = 0
 
 
 @dataclass
 class MetricSums:
-    """Sums and weights of metrics, so that means over tokens stay exact over micro-batches and ranks."""
+    """Sums and weights of metrics, for exact token means over micro-batches and ranks."""
 
     sums: dict[str, Any] = field(default_factory=lambda: defaultdict(float))
     weights: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, name: str, total: Tensor | float, weight: float) -> None:
-        """Adds a sum; one on a GPU stays there, for to read it would wait for all of the GPU's work."""
+        """Adds a sum; one on a GPU stays there, since reading it would sync with the GPU."""
         self.sums[name] = self.sums[name] + (total.detach().double() if isinstance(total, Tensor) else total)
         self.weights[name] += weight
 
@@ -187,10 +187,10 @@ class MetricSums:
 
 
 class Learner:
-    """Passes and optimizer steps of one sharded model over this rank's groups."""
+    """Base of actor and critic: forward passes, gradient accumulation and optimizer steps of one sharded model."""
 
     name: str
-    """What the metrics' names begin with."""
+    """Prefix of metric names."""
 
     def __init__(
         self,
@@ -204,21 +204,21 @@ class Learner:
         self.device = device
         self.optimizer = optimizer
         self.images_once = images_once
-        self.activation_budget_gb = activation_budget_gb  # None: layers keep what they were told to
+        self.activation_budget_gb = activation_budget_gb  # None: checkpointing as the model was configured
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.num_skipped_in_a_row = 0
 
     def forward(self, groups: Groups, pieces: list[Piece], *args: Any, **kwargs: Any) -> Any:
-        """What the model gives for the [N] response tokens of a micro-batch."""
+        """Model outputs [N] for the response tokens of a micro-batch."""
         batch = groups.pack(pieces)
         shown = list(dict.fromkeys(batch.image_ids)) if self.images_once else batch.image_ids
-        if not shown and groups.pixels:  # the tower's parameters are gathered by all ranks together
+        if not shown and groups.pixels:  # a dummy: FSDP gathers the vision encoder on all ranks
             shown = [0]
-        pixel_values = torch.cat([send(groups.pixels[i], self.device) for i in shown]) if shown else None
+        pixel_values = torch.cat([to_device(groups.pixels[i], self.device) for i in shown]) if shown else None
         grids = [groups.grids[i] for i in shown]
         if self.activation_budget_gb is not None and torch.is_grad_enabled():
             num_patches = 0 if pixel_values is None else len(pixel_values)
-            keep_activations(self.model.model, len(batch.input_ids), num_patches, self.activation_budget_gb * 1024**3)
+            set_checkpointing(self.model.model, len(batch.input_ids), num_patches, self.activation_budget_gb * 1024**3)
         return self.model(
             batch.to(self.device),
             pixel_values,
@@ -234,13 +234,14 @@ class Learner:
         metrics: MetricSums,
         micro_losses: Callable[[list[Piece]], Tensor],
     ) -> None:
-        """One optimizer step per mini-batch and epoch.
+        """One optimizer step per mini-batch and epoch, with gradient accumulation over micro-batches.
 
-        The loss of a mini-batch is a weighted sum over its response tokens, divided once by what all ranks hold of it
-        together, so that neither micro-batches nor ranks change the gradient.
+        The loss is a weighted token sum, divided once by the denominator of the mini-batch over all ranks, so the
+        gradient is independent of micro-batch size and number of ranks.
 
         Args:
-            micro_losses: [N] losses of a micro-batch; of an empty one, anything that depends on all parameters.
+            micro_losses: returns losses [N] of a micro-batch; for an empty one any tensor that depends on all
+                parameters.
         """
         self.model.train()
         num_skipped = 0
@@ -253,14 +254,14 @@ class Learner:
                     weights = (
                         average_weights(settings.loss_avg_mode, groups.lengths(pieces)) if pieces else 0.0 * losses
                     )
-                    loss = (losses * send(weights.to(losses.dtype), self.device)).sum()
+                    loss = (losses * to_device(weights.to(losses.dtype), self.device)).sum()
                     (loss * (self.world_size / denominator)).backward()
                 num_skipped += not self._step(settings.max_grad_norm, metrics)
         metrics.add(f"{self.name}/skipped_steps", num_skipped, 1)
         metrics.add(f"{self.name}/skipped_in_a_row", self.num_skipped_in_a_row, 1)
 
     def _denominator(self, groups: Groups, mini_batch: range, settings: StepSettings) -> float:
-        """What the loss of the mini-batch over all ranks is divided by."""
+        """Denominator of the mini-batch's loss over all ranks."""
         lengths = [len(row) for group in mini_batch for row in groups.responses[group]]
         totals = torch.tensor([float(sum(lengths)), float(len(lengths))])
         if self.world_size > 1:
@@ -270,7 +271,7 @@ class Learner:
         return average_denominator(settings.loss_avg_mode, num_tokens, num_responses, settings.max_response_length)
 
     def _step(self, max_grad_norm: float, metrics: MetricSums) -> bool:
-        """Clips and applies the gradient, unless it is not finite; whether it was applied."""
+        """Gradient clipping and optimizer step; returns False when a gradient that is not finite skips the step."""
         assert self.optimizer is not None
         norm = clip_grad_norm(self.model, max_grad_norm)
         is_finite = math.isfinite(norm)
@@ -283,11 +284,11 @@ class Learner:
 
 
 class Actor(Learner):
-    """Log-probs and updates of the policy, or log-probs of the reference."""
+    """Log-probs and updates of the policy, or log-probs of the reference policy."""
 
     name = "actor"
-    is_without_adapters = False
-    """Whether this is the reference inside a policy with adapters, whose distributions come without them."""
+    disables_adapters = False
+    """Flag: this is the reference of a LoRA policy: the same model with its adapters disabled."""
 
     @torch.no_grad()
     def compute_log_probs(
@@ -300,7 +301,7 @@ class Actor(Learner):
         for values in (log_probs, entropies):
             values[:start] = math.nan
         batches = groups.plan(max_tokens, shared_prompt, range(start, len(groups)))
-        parts = [self.forward(groups, pieces, temperature) for pieces in batches]  # all passes before the first wait
+        parts = [self.forward(groups, pieces, temperature) for pieces in batches]  # all before the first GPU sync
         for pieces, (values, entropy) in zip(batches, parts, strict=True):
             if pieces:
                 groups.scatter(log_probs, values.float().cpu(), pieces)
@@ -311,7 +312,7 @@ class Actor(Learner):
     def compute_full_kl(
         self, reference: "Actor", groups: Groups, max_tokens: int, shared_prompt: bool, temperature: float
     ) -> Tensor:
-        """Each token's exact divergence [G, n, R] of this policy from the reference, 0 where padded."""
+        """Full KL [G, n, R] of this policy from the reference, 0 where padded."""
         self.model.eval()
         kl = torch.zeros((len(groups), groups.num_samples, groups.width))
         for pieces in groups.plan(max_tokens, shared_prompt):
@@ -322,9 +323,9 @@ class Actor(Learner):
 
     @torch.no_grad()
     def distributions(self, groups: Groups, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
-        """Hidden states [N, D] and output embedding [V, D], from which the whole distributions follow."""
+        """Hidden states [N, D] and output embedding [V, D], which determine the full distributions."""
         self.model.eval()
-        with adapters_off(self.model) if self.is_without_adapters else nullcontext():
+        with adapters_off(self.model) if self.disables_adapters else nullcontext():
             return self.forward(groups, pieces, 1.0, with_states=True)
 
     def update(
@@ -337,7 +338,7 @@ class Actor(Learner):
         """One optimizer step per mini-batch and epoch; metrics as (sum, weight).
 
         Args:
-            reference: for the full divergence as a term of the loss.
+            reference: for the full KL as a term of the loss.
         """
         metrics = MetricSums()
         self.learn(
@@ -354,27 +355,27 @@ class Actor(Learner):
         metrics: MetricSums,
         reference: "Actor | None",
     ) -> Tensor:
-        """[N] losses of the micro-batch's response tokens."""
+        """Losses [N] of the micro-batch's response tokens."""
         distributions = reference.distributions(groups, pieces) if reference is not None else None
         log_probs, entropy, *full_kl = self.forward(groups, pieces, settings.temperature, distributions)
         if not pieces:
             return log_probs
 
         def values(padded: Tensor) -> Tensor:
-            return send(groups.gather(padded, pieces), self.device)
+            return to_device(groups.gather(padded, pieces), self.device)
 
         advantages = batch.advantages
         if advantages.dim() == 2:
             advantages = advantages.unsqueeze(-1).expand(-1, -1, groups.width)
         old = log_probs.detach()
-        if batch.old_log_probs is not None and pieces[0].group >= batch.num_current:
+        if batch.old_log_probs is not None and pieces[0].group >= batch.num_on_policy:
             old = values(batch.old_log_probs)
         losses, details = compute_policy_loss(
             settings.loss_type,
             log_probs,
             old,
             values(advantages),
-            send(groups.lengths(pieces), self.device),
+            to_device(groups.lengths(pieces), self.device),
             settings.clip_ratio_low,
             settings.clip_ratio_high,
             settings.clip_ratio_dual,
@@ -382,8 +383,8 @@ class Actor(Learner):
             settings.tau_negative,
         )
         if batch.rollout_log_probs is not None and settings.tis_imp_ratio_cap is not None:
-            weights, gap = compute_rollout_weights(old, values(batch.rollout_log_probs), settings.tis_imp_ratio_cap)
-            losses, details = losses * weights, details | gap
+            weights, extra = compute_rollout_weights(old, values(batch.rollout_log_probs), settings.tis_imp_ratio_cap)
+            losses, details = losses * weights, details | extra
         details = {"pg_loss": losses, "entropy_loss": entropy} | details
         if batch.ref_log_probs is not None:
             full_kl = [compute_kl(log_probs, values(batch.ref_log_probs), settings.kl_penalty)]

@@ -1,4 +1,4 @@
-"""The critic on one rank: values of its groups' response tokens, and updates towards their returns.
+"""The critic on one rank: values of response tokens, and value updates towards returns.
 
 Letters as in actor.py: G local groups, n samples, R padded response tokens, N response tokens of one forward pass.
 """
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verl.batching import Piece, send
+from verl.batching import Piece, to_device
 from verl.losses import compute_value_loss
 from verl.workers.actor import Groups, Learner, MetricSums, StepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSettings(StepSettings):
-    """What an update of the critic needs to know; every field is the config key of the same name."""
+    """Settings of a critic update; fields are named as their config keys."""
 
     cliprange_value: float
 
@@ -27,7 +27,7 @@ class Critic(Learner):
 
     @torch.no_grad()
     def compute_values(self, groups: Groups, max_tokens: int, shared_prompt: bool) -> Tensor:
-        """[G, n, R] what reward is expected before each response token, 0 where padded."""
+        """Values [G, n, R] before each response token, 0 where padded."""
         self.model.eval()
         values = torch.zeros((len(groups), groups.num_samples, groups.width))
         for pieces in groups.plan(max_tokens, shared_prompt):
@@ -50,7 +50,7 @@ class Critic(Learner):
             values = self.forward(groups, pieces)
             if not pieces:
                 return values
-            old, target = (send(groups.gather(padded, pieces), self.device) for padded in (old_values, returns))
+            old, target = (to_device(groups.gather(padded, pieces), self.device) for padded in (old_values, returns))
             losses, details = compute_value_loss(values, old, target, settings.cliprange_value)
             for name, tokens in ({"vf_loss": losses} | details).items():
                 metrics.add(f"critic/{name}", tokens.sum(), len(losses))

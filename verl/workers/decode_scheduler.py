@@ -1,8 +1,8 @@
-"""vLLM's scheduler with a shorter way for requests that only write; vLLM alone loads this module, by its name.
+"""vLLM scheduler with a decode-only fast path; loaded only by vLLM, through its scheduler_cls.
 
-With a thousand requests planning a step takes longer than computing it: for each, vLLM asks about drafts, grammars,
-images, remote caches, room in the KV cache and what its client wants to hear. A request that has its prompt behind it
-and wants to be heard when it is done has one answer to all of these.
+With a thousand requests scheduling a step on the CPU takes longer than its GPU work: per request, vLLM handles
+speculative decoding, grammars, images, KV connectors, KV cache allocation and streaming outputs. A request past
+prefill whose output is returned only at its end needs none of these, except a new KV block now and then.
 """
 
 import math
@@ -20,8 +20,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 
-class _ShortWays(Scheduler):
-    """What vLLM would answer, sooner; where the answer is not plain, vLLM gives it."""
+class _DecodeFastPath(Scheduler):
+    """Decode-only fast path with the same schedule as vLLM; anything else falls back to vLLM."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -31,7 +31,7 @@ class _ShortWays(Scheduler):
         block_size = math.gcd(*(group.kv_cache_spec.block_size for group in groups))
         self.num_cache_groups, self.smallest_block = len(groups), block_size
         self.hash_block = manager.block_pool.hash_block_size
-        self.is_plain_engine = not (
+        self.supports_fast_path = not (
             self.num_spec_tokens
             or self.num_lookahead_tokens
             or self.use_pp
@@ -48,11 +48,11 @@ class _ShortWays(Scheduler):
         )
 
         def allocate_slots(
-            request: Request, num_new_tokens: int, *, num_lookahead_tokens: int = 0, **waiting: Any
+            request: Request, num_new_tokens: int, *, num_lookahead_tokens: int = 0, **options: Any
         ) -> KVCacheBlocks | None:
-            if num_new_tokens == 1 and self._is_inside(request) and not num_lookahead_tokens and not waiting:
+            if num_new_tokens == 1 and self._is_mid_block(request) and not num_lookahead_tokens and not options:
                 return manager.empty_kv_cache_blocks
-            return allocate(request, num_new_tokens, num_lookahead_tokens=num_lookahead_tokens, **waiting)
+            return allocate(request, num_new_tokens, num_lookahead_tokens=num_lookahead_tokens, **options)
 
         def cache_blocks(request: Request, num_computed_tokens: int) -> None:
             if num_computed_tokens % block_size == 0 or num_computed_tokens <= request.num_prompt_tokens:
@@ -62,11 +62,11 @@ class _ShortWays(Scheduler):
         manager.cache_blocks = cache_blocks  # type: ignore[method-assign]
 
     def add_request(self, request: Request) -> None:
-        """Takes a request in; what it writes is held back if its client wants nothing else, and that at its end."""
+        """Adds a request; its tokens are buffered until its end if only the final output is wanted."""
         super().add_request(request)
-        writer: Any = request  # that carries two notes of this class
+        annotated: Any = request  # with two attributes of this class
         sampling = request.sampling_params
-        is_plain = (
+        is_buffered = (
             sampling is not None
             and sampling.output_kind == RequestOutputKind.FINAL_ONLY
             and sampling.logprobs is None
@@ -75,8 +75,8 @@ class _ShortWays(Scheduler):
             and not request.use_structured_output
             and not request.resumable
         )
-        writer.held_tokens = [] if is_plain else None
-        writer.ends = {sampling.eos_token_id, *(sampling.stop_token_ids or ())} if sampling else set()
+        annotated.buffered_tokens = [] if is_buffered else None
+        annotated.stop_ids = {sampling.eos_token_id, *(sampling.stop_token_ids or ())} if sampling else set()
 
     def _try_schedule_encoder_inputs(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int, encoder_compute_budget: int, **more: Any
@@ -87,26 +87,26 @@ class _ShortWays(Scheduler):
             request, num_computed_tokens, num_new_tokens, encoder_compute_budget, **more
         )
 
-    def _is_inside(self, request: Request) -> bool:
-        """Whether its next token neither begins nor fills a block of the KV cache."""
+    def _is_mid_block(self, request: Request) -> bool:
+        """True when the next token neither starts nor fills a KV cache block."""
         return 0 < request.num_computed_tokens % self.smallest_block < self.smallest_block - 1
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """The next step's plan."""
-        writing = self._writing()
-        return super().schedule(*args, **kwargs) if writing is None else self._plan_tokens(writing)
+        """Schedules the next step, on the fast path when all running requests only decode."""
+        decoding = self._decode_batch()
+        return super().schedule(*args, **kwargs) if decoding is None else self._schedule_decode(decoding)
 
-    def _writing(self) -> list[Request] | None:
-        """The requests that get a token in the next step, if all that run do nothing else and have room for it."""
-        is_waited_for = self.waiting or self.skipped_waiting or not self.running
-        if not self.is_plain_engine or is_waited_for or self._pause_state != PauseState.UNPAUSED:
+    def _decode_batch(self) -> list[Request] | None:
+        """Requests that decode one token in the next step; None when the fast path does not apply."""
+        has_waiting = self.waiting or self.skipped_waiting or not self.running
+        if not self.supports_fast_path or has_waiting or self._pause_state != PauseState.UNPAUSED:
             return None
-        writing, num_blocks = [], 0
+        decoding, num_blocks = [], 0
         seen = None if self.use_v2_model_runner else self.prev_step_scheduled_req_ids
         for request in self.running:
             computed, pending = request.num_computed_tokens, request.num_output_placeholders
             if pending > 0 and computed + 2 - pending >= request.num_prompt_tokens + request.max_tokens:
-                continue  # a step under way writes its last token
+                continue  # a step in flight samples its last token
             if (
                 len(request._all_token_ids) + pending - computed != 1
                 or computed < request.num_prompt_tokens
@@ -116,21 +116,21 @@ class _ShortWays(Scheduler):
             ):
                 return None
             num_blocks += computed % self.smallest_block == 0
-            writing.append(request)
+            decoding.append(request)
         free = self.kv_cache_manager.block_pool.get_num_free_blocks()
-        is_too_much = len(writing) > self.max_num_scheduled_tokens or num_blocks * self.num_cache_groups > free
-        return None if is_too_much or not writing else writing
+        exceeds_limits = len(decoding) > self.max_num_scheduled_tokens or num_blocks * self.num_cache_groups > free
+        return None if exceeds_limits or not decoding else decoding
 
-    def _plan_tokens(self, writing: list[Request]) -> SchedulerOutput:
-        """A step in which each of the requests gets a token, and nothing else happens."""
+    def _schedule_decode(self, decoding: list[Request]) -> SchedulerOutput:
+        """The schedule of a step in which each request decodes one token, and nothing else happens."""
         self.current_step += 1
         manager = self.kv_cache_manager
         manager.new_step_starts()
-        ids = [request.request_id for request in writing]
+        ids = [request.request_id for request in decoding]
         new_blocks: list[tuple[list[int], ...] | None] = []
-        for request in writing:
+        for request in decoding:
             blocks = manager.allocate_slots(request, 1)
-            assert blocks is not None, "counted before"
+            assert blocks is not None, "free blocks were counted"
             new_blocks.append(blocks.get_block_ids(allow_none=True))
         self.prefill_capacity_bound = False
         num_scheduled_tokens = dict.fromkeys(ids, 1)
@@ -145,8 +145,8 @@ class _ShortWays(Scheduler):
                 new_token_ids=[],
                 all_token_ids={},
                 new_block_ids=new_blocks,
-                num_computed_tokens=[request.num_computed_tokens for request in writing],
-                num_output_tokens=[len(r._output_token_ids) + r.num_output_placeholders for r in writing],
+                num_computed_tokens=[request.num_computed_tokens for request in decoding],
+                num_output_tokens=[len(r._output_token_ids) + r.num_output_placeholders for r in decoding],
             ),
             num_scheduled_tokens=num_scheduled_tokens,
             total_num_scheduled_tokens=len(ids),
@@ -165,14 +165,14 @@ class _ShortWays(Scheduler):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        """Takes a step's tokens; those that are held back are told together, when a request ends."""
-        if not self.is_plain_engine or model_runner_output.kv_connector_output:
+        """Applies sampled tokens; buffered ones are output together at the end of their request."""
+        if not self.supports_fast_path or model_runner_output.kv_connector_output:
             return super().update_from_output(scheduler_output, model_runner_output)
         tokens, index = model_runner_output.sampled_token_ids, model_runner_output.req_id_to_index
         others: dict[str, int] = {}
         for number, num_tokens in scheduler_output.num_scheduled_tokens.items():
             request: Any = self.requests.get(number)
-            if request is None or not tokens or not self._goes_on(request, tokens[index[number]]):
+            if request is None or not tokens or not self._continues(request, tokens[index[number]]):
                 others[number] = num_tokens
                 continue
             (token,) = tokens[index[number]]
@@ -180,32 +180,31 @@ class _ShortWays(Scheduler):
             request._all_token_ids.append(token)
             if len(request._all_token_ids) % self.hash_block == 0:
                 request.update_block_hashes()
-            request.held_tokens.append(token)
+            request.buffered_tokens.append(token)
             if request.num_output_placeholders:
                 request.num_output_placeholders -= 1
                 computed = request.num_computed_tokens - request.num_output_placeholders
                 if computed % self.smallest_block == 0:
                     self.kv_cache_manager.cache_blocks(request, computed)
-        under_way: Any = self.requests
-        held = {number: under_way[number].held_tokens for number in others if number in under_way}
+        live: Any = self.requests
+        buffered = {number: live[number].buffered_tokens for number in others if number in live}
         rest = copy(scheduler_output)
         rest.num_scheduled_tokens = others
-        told = super().update_from_output(rest, model_runner_output)
-        for outputs in told.values():
+        outputs_by_client = super().update_from_output(rest, model_runner_output)
+        for outputs in outputs_by_client.values():
             for output in outputs.outputs:
-                if earlier := held.get(output.request_id):
+                if earlier := buffered.get(output.request_id):
                     output.new_token_ids = [*earlier, *output.new_token_ids]
                     earlier.clear()
-        return told
+        return outputs_by_client
 
-    def _goes_on(self, request: Any, tokens: list[int]) -> bool:
-        """Whether the request gets one token now and more later. Its first token goes vLLM's way, which then forgets
-        its images."""
+    def _continues(self, request: Any, tokens: list[int]) -> bool:
+        """True when the request gets one token now and more later; False at its first, when vLLM frees its images."""
         return (
-            request.held_tokens is not None
+            request.buffered_tokens is not None
             and request.prefill_stats is None
             and len(tokens) == 1
-            and tokens[0] not in request.ends
+            and tokens[0] not in request.stop_ids
             and request.status == RequestStatus.RUNNING
             and not request.async_tokens_to_discard
             and len(request._output_token_ids) + 1 < request.max_tokens
@@ -213,9 +212,9 @@ class _ShortWays(Scheduler):
         )
 
 
-class DecodeScheduler(_ShortWays, AsyncScheduler):
-    """For engines that plan a step while the GPU computes the one before it."""
+class DecodeScheduler(_DecodeFastPath, AsyncScheduler):
+    """For asynchronous scheduling: a step is scheduled while the GPU computes the previous one."""
 
 
-class SyncDecodeScheduler(_ShortWays):
-    """For engines that wait for each step, as on a CPU."""
+class SyncDecodeScheduler(_DecodeFastPath):
+    """For synchronous scheduling, as on a CPU."""

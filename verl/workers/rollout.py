@@ -1,4 +1,4 @@
-"""The sampling policy: one vLLM engine in its own actor, beside the training worker that shares its device."""
+"""The rollout worker: a vLLM engine in its own Ray actor, colocated with the training worker of its device."""
 
 import operator
 import os
@@ -16,24 +16,24 @@ from verl.qwen_vl import decode_image
 from verl.single_controller import Dispatch, register
 
 CPU_KV_CACHE_GB = 1
-SHARE_AHEAD = 4
-"""One thread of so many renders while the ranks train."""
+RENDER_AHEAD_DIVISOR = 4
+"""Fraction of threads (1 / n) that preprocess prompts while the ranks train."""
 NUM_SEEDS = 2**32
-"""numpy takes no larger ones."""
+"""Seeds are below this: numpy's limit."""
 
 
 class RolloutWorker:
     """A vLLM engine of one group of devices.
 
     Args:
-        rank, world_size: among the engines.
+        rank, world_size: of the engines.
         model_path: folder or hub name.
         device: "cpu" or "cuda".
         engine: keyword arguments of vllm.LLM.
         max_response_length: R.
-        banned_token_ids: never sampled: vision tokens in a response have no image behind them.
-        image_size: min_pixels and max_pixels of the image processor, the same as in training.
-        num_threads: that prepare images.
+        banned_token_ids: never sampled: image and video tokens, since a response has no images.
+        image_size: min_pixels and max_pixels of the image processor, as in training.
+        num_threads: for image preprocessing.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class RolloutWorker:
 
     @register(Dispatch.ONE_TO_ALL)
     def prepare(self) -> None:
-        """Imports vLLM, which takes longer than some models' loading."""
+        """Imports vLLM ahead of `load`; it takes longer than loading a small model."""
         import vllm  # noqa: F401
 
     @register(Dispatch.ONE_TO_ALL)
     def load(self) -> None:
-        """Starts the engine in this process, asleep where it can sleep."""
+        """Starts the engine in this process, in sleep mode on a GPU."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if self.device == "cpu":
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(CPU_KV_CACHE_GB)
@@ -79,20 +79,20 @@ class RolloutWorker:
         self.llm = LLM(
             self.model_path,
             mm_processor_kwargs=self.image_size,
-            mm_processor_cache_gb=0,  # it would not stand threads, and a step's images come only once
+            mm_processor_cache_gb=0,  # not thread-safe, and a step's images occur once
             enable_sleep_mode=is_cuda,
             skip_mm_profiling=not is_cuda,
             weight_transfer_config={"backend": "ipc"} if is_cuda else None,
             scheduler_cls=f"verl.workers.decode_scheduler.{'' if is_cuda else 'Sync'}DecodeScheduler",
             **self.engine_kwargs,
         )
-        core = self.llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]  # of a client inside
+        core = self.llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]  # of an in-process client
         core.request_block_hasher = hash_prompts_once(core.request_block_hasher)
-        self.tell_shared_prompt_fault()
+        self.warn_without_shared_prompt()
         self.sleep()
 
-    def tell_shared_prompt_fault(self) -> None:
-        """Says if the engine was to read prompts once and cannot."""
+    def warn_without_shared_prompt(self) -> None:
+        """Prints a warning when cascade attention was requested and is not supported."""
         if "worker_extension_cls" not in self.engine_kwargs:
             return
         for fault in sorted(set(self.llm.collective_rpc("shared_prompt_fault")) - {""}):
@@ -104,27 +104,27 @@ class RolloutWorker:
 
     @register(Dispatch.ONE_TO_ALL)
     def sleep(self) -> None:
-        """Frees the engine's device memory for training; on a CPU there is nothing to free."""
+        """Sleep mode: frees the engine's GPU memory for training; no-op on a CPU."""
         if self.device == "cuda":
             self.llm.sleep(level=2)
 
     @register(Dispatch.ONE_TO_ALL)
     def wake_up(self, tags: list[str] | None = None) -> None:
-        """Takes the device memory of "weights" or "kv_cache" (both by default) back."""
+        """Allocates the GPU memory of "weights" or "kv_cache" (default both) again."""
         if self.device == "cuda":
             self.llm.wake_up(tags=tags)
 
     @register(Dispatch.ONE_TO_ALL)
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replaces the policy's weights and forgets all that was computed with the old ones."""
+        """Weight sync on a CPU: replaces the weights and resets the caches."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
-        self._forget()
+        self._reset_caches()
 
     def receive_weights(self, update: dict[str, Any]) -> None:
-        """Loads some of the policy's new weights out of the training ranks' GPU memory.
+        """Weight sync on GPUs: loads a chunk of weights from the training ranks' memory by CUDA IPC.
 
         Args:
-            update: names, dtype_names, shapes and ipc_handles, as vLLM's weight transfer takes them.
+            update: names, dtype_names, shapes and ipc_handles, as in vLLM's weight transfer.
         """
         if not self.is_receiving:
             self.llm.start_weight_update()
@@ -132,27 +132,27 @@ class RolloutWorker:
         self.llm.update_weights({"update_info": update})
 
     def finish_weights(self) -> None:
-        """Ends the update that receive_weights began."""
+        """Ends the weight sync of receive_weights and resets the caches."""
         self.llm.finish_weight_update()
         self.is_receiving = False
-        self._forget()
+        self._reset_caches()
 
-    def _forget(self) -> None:
-        """Drops all that was computed with older weights."""
+    def _reset_caches(self) -> None:
+        """Resets encoder cache and prefix cache, which older weights computed."""
         self.llm.llm_engine.reset_encoder_cache()
         self.llm.reset_prefix_cache()
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def render_ahead(self, prompts: DataProto) -> None:
-        """Renders prompts for a later call of `generate`, in place of those that none came for.
+        """Preprocesses prompts for the next call of `generate`; drops unused earlier ones.
 
         Args:
-            prompts: non-tensors as `generate` takes them.
+            prompts: non-tensors as of `generate`.
         """
         self.rendered.clear()
-        keys = [_key(*row) for row in zip(*self._columns(prompts), strict=True)]
-        # Training needs the host too, to launch its kernels.
-        with ThreadPoolExecutor(max(1, self.num_threads // SHARE_AHEAD)) as pool:
+        keys = [_prompt_key(*row) for row in zip(*self._columns(prompts), strict=True)]
+        # Training needs CPU time for kernel launches.
+        with ThreadPoolExecutor(max(1, self.num_threads // RENDER_AHEAD_DIVISOR)) as pool:
             self.rendered.update(zip(keys, pool.map(self._render, *self._columns(prompts)), strict=True))
 
     @staticmethod
@@ -161,15 +161,15 @@ class RolloutWorker:
 
     @register(Dispatch.DP_COMPUTE_PROTO)
     def generate(self, prompts: DataProto) -> DataProto:
-        """Samples n responses per prompt.
+        """Generates n responses per prompt.
 
         Args:
             prompts: non-tensors `raw_prompt_ids` (image tokens not expanded) and `images` (encoded bytes); meta
-                `sampling` (vLLM's SamplingParams fields), `seed`, `log_probs` (whether to return them).
+                `sampling` (vLLM's SamplingParams fields), `seed`, `log_probs` (True returns them).
 
         Returns:
-            `responses` [G, n, R], `response_mask` [G, n, R] by the engine's own lengths and, if asked for,
-            `rollout_log_probs` [G, n, R].
+            `responses`, `response_mask` (by the engine's lengths, not by EOS) and, with `log_probs`,
+            `rollout_log_probs`: [G, n, R], right-padded.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -184,18 +184,17 @@ class RolloutWorker:
             logit_bias=self.banned or None,
             logprobs=0 if with_log_probs else None,
         )
-        # In all processes of the engine, which must draw alike. Samples then depend on the step and not on what was
-        # sampled before it.
+        # In all processes of the engine, which must sample alike. Samples then depend on the step alone, not on
+        # earlier calls.
         seed = prompts.meta_info["seed"] * self.world_size + self.rank
         self.llm.collective_rpc(_seed, args=(seed % NUM_SEEDS,))
         outputs = self._run(self._columns(prompts), parameters)
         return self._pad(outputs, sampling.get("n", 1), with_log_probs)
 
     def _run(self, columns: Iterable[Any], parameters: Any) -> list[Any]:
-        """The engine's output for each prompt, in order; the first are computed while the last are being rendered.
+        """Engine outputs in prompt order; generation overlaps with image preprocessing.
 
-        Before a step the engine gets as many prompts as one pass takes, whenever they are ready, so that what is
-        computed together does not depend on the threads.
+        A prefill step starts whenever max_num_batched_tokens are queued, so batches do not depend on thread timing.
         """
         engine = self.llm.llm_engine
         finished, num_tokens = [], 0
@@ -204,7 +203,7 @@ class RolloutWorker:
             finished.extend(output for output in engine.step() if output.finished)
 
         with ThreadPoolExecutor(self.num_threads) as pool:
-            for engine_input in pool.map(self._take, *columns):
+            for engine_input in pool.map(self._rendered, *columns):
                 engine.add_request(str(next(self.llm.request_counter)), engine_input, parameters)
                 num_tokens += len(engine_input["prompt_token_ids"])
                 if num_tokens >= self.engine_kwargs["max_num_batched_tokens"]:
@@ -214,13 +213,13 @@ class RolloutWorker:
             step()
         return sorted(finished, key=lambda output: int(output.request_id))
 
-    def _take(self, ids: Sequence[int], images: Sequence[bytes]) -> Any:
-        """A prompt that was rendered ahead, or else is now."""
-        ready = self.rendered.pop(_key(ids, images), None) if self.rendered else None
+    def _rendered(self, ids: Sequence[int], images: Sequence[bytes]) -> Any:
+        """A preprocessed prompt, from `render_ahead` if it is there."""
+        ready = self.rendered.pop(_prompt_key(ids, images), None) if self.rendered else None
         return self._render(ids, images) if ready is None else ready
 
     def _render(self, ids: Sequence[int], images: Sequence[bytes]) -> Any:
-        """A prompt as the engine takes it. LLM.generate does the same, one after the other while the GPU waits."""
+        """Preprocesses a prompt for the engine; LLM.generate would do so serially while the GPU idles."""
         prompt: Any = {"prompt_token_ids": list(ids)}
         if len(images):
             prompt["multi_modal_data"] = {"image": [decode_image(data) for data in images]}
@@ -234,11 +233,11 @@ class RolloutWorker:
         for group, output in enumerate(outputs):
             for completion in output.outputs:
                 ids = list(completion.token_ids)
-                where = (group, completion.index, slice(len(ids)))
-                responses[where] = ids
-                mask[where] = True
+                index = (group, completion.index, slice(len(ids)))
+                responses[index] = ids
+                mask[index] = True
                 if with_log_probs:
-                    log_probs[where] = [
+                    log_probs[index] = [
                         entry[token].logprob for entry, token in zip(completion.logprobs, ids, strict=True)
                     ]
         tensors = {"responses": torch.from_numpy(responses), "response_mask": torch.from_numpy(mask)}
@@ -247,33 +246,33 @@ class RolloutWorker:
         return DataProto.from_dict(tensors=tensors)
 
 
-def _key(ids: Sequence[int], images: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
-    """What a rendered prompt depends on."""
+def _prompt_key(ids: Sequence[int], images: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
+    """The cache key of a preprocessed prompt."""
     return tuple(ids), tuple(images)
 
 
 def hash_prompts_once(hash_blocks: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:
-    """vLLM's hasher of a request's blocks for its prefix cache, which hashes a prompt of n samples once, not n times.
+    """Wraps vLLM's block hasher for prefix caching: hashes the prompt of n samples once, not n times.
 
-    The samples come one after the other and hold the same objects.
+    Samples of a prompt are consecutive and hold the same objects.
     """
     last: tuple[Any, ...] = ()
-    known: list[Any] = []
+    hashes: list[Any] = []
 
-    def hash_or_repeat(request: Any) -> list[Any]:
-        nonlocal last, known
+    def hash_or_reuse(request: Any) -> list[Any]:
+        nonlocal last, hashes
         if request.num_tokens > request.num_prompt_tokens:
-            return hash_blocks(request)  # of what it wrote
+            return hash_blocks(request)  # with generated tokens
         prompt = (request.prompt_token_ids, request.cache_salt, request.lora_request, *request.mm_features)
         if len(prompt) != len(last) or not all(map(operator.is_, prompt, last)):
-            last, known = prompt, hash_blocks(request)
-        return list(known)
+            last, hashes = prompt, hash_blocks(request)
+        return list(hashes)
 
-    return hash_or_repeat
+    return hash_or_reuse
 
 
 def _seed(worker: Any, seed: int) -> None:
-    """Seeds what the engine's worker draws from: torch's generator on a CPU, numpy's for seeds of its own on a GPU."""
+    """Seeds an engine worker's generators: sampling uses torch's on a CPU, and seeds from numpy's on a GPU."""
     from vllm.utils.torch_utils import set_random_seed
 
     set_random_seed(seed)

@@ -1,11 +1,11 @@
-"""Attention of vLLM that reads a prompt's keys and values once for all its samples; vLLM alone loads this module.
+"""Cascade (shared-prefix) attention backend for vLLM: reads a prompt's KV cache once for all its samples.
 
-When 1,024 sequences of 128 prompts write a token each, nine tenths of what the engine reads are prompts, each of them
-once for every sample. Here neighbours in a step that begin with the same blocks of the KV cache are a group: all its
-queries attend to the shared blocks together, each to its own rest alone, and the sums of both softmaxes join the two
-outputs exactly (https://arxiv.org/abs/2501.01005, section 2.2).
+When 1,024 sequences of 128 prompts decode, nine tenths of the memory traffic are prompts, each read once per sample.
+Here neighbouring sequences with the same leading KV cache blocks (prefix caching) form a group. All its queries attend
+to the shared prefix in one call and to their own suffixes in another, and both outputs are merged exactly by their
+log-sum-exp (FlashInfer, https://arxiv.org/abs/2501.01005, section 2.2). Loaded only by vLLM.
 
-Letters: B rows (sequences that write one token), M blocks of a row's table; groups are at most as many as rows.
+Letters: B rows (sequences that decode one token), M blocks of a row's block table; at most B groups.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -28,134 +28,135 @@ from vllm.v1.attention.backends.flash_attn import (
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.attention.ops.merge_attn_states import merge_attn_states
 
-LARGEST_GROUP = 64
-"""Rows; more samples of a prompt are several groups."""
+MAX_GROUP_ROWS = 64
+"""Rows of a group; more samples of a prompt form several groups."""
 
 
 @dataclass
-class Parts:
-    """A step's attention in two.
+class CascadeTables:
+    """Block tables of a step's two attention calls: prefixes per group, suffixes per row.
 
     Attributes:
-        starts: [B + 1] first query of each group; groups that there are not have no queries.
-        shared_lens: [B] tokens in the blocks that a group shares.
-        shared_table: [B, M] these blocks first.
-        own_lens: [B] tokens of each row beyond them, its newest among them.
-        own_table: [B, M] their blocks first.
+        starts: [B + 1] cumulative group sizes (cu_seqlens of queries); unused groups are empty.
+        prefix_lens: [B] tokens of each group's shared blocks.
+        prefix_table: [B, M] block table of each group's prefix.
+        suffix_lens: [B] tokens of each row after the prefix, with the newest.
+        suffix_table: [B, M] block table of each row's suffix.
     """
 
     starts: Tensor
-    shared_lens: Tensor
-    shared_table: Tensor
-    own_lens: Tensor
-    own_table: Tensor
+    prefix_lens: Tensor
+    prefix_table: Tensor
+    suffix_lens: Tensor
+    suffix_table: Tensor
 
 
-def split_rows(table: Tensor, lens: Tensor, starts: Tensor, block_size: int) -> Parts:
-    """Groups of neighbours that share more blocks with each other than with those beside them.
+def split_prefixes(table: Tensor, lens: Tensor, starts: Tensor, block_size: int) -> CascadeTables:
+    """Groups neighbouring rows that share more leading blocks with each other than with their other neighbours.
 
-    Nothing here waits for the device or depends on how many groups there are, so that CUDA graphs can follow.
+    Without GPU syncs and with shapes independent of the number of groups, so that CUDA graphs can capture it.
 
     Args:
-        table: [B, M] numbers of each row's blocks; beyond its tokens anything.
-        lens: [B] tokens of each row, the one of this step included; 0 for rows that only fill the step up.
-        starts: [B + 1] first query of each row, 1 or 0 of them in each.
+        table: [B, M] block table; arbitrary beyond a row's tokens.
+        lens: [B] tokens of each row with that of this step; 0 for padding rows.
+        starts: [B + 1] cumulative queries of the rows, 1 or 0 each.
         block_size: tokens.
     """
     num_rows, width = table.shape
     rows = torch.arange(num_rows, device=table.device)
-    whole = (lens - 1).clamp(min=0) // block_size  # blocks that hold nothing of this step
+    whole = (lens - 1).clamp(min=0) // block_size  # full blocks before the token of this step
     links = torch.zeros(num_rows + 1, dtype=torch.int64, device=table.device)  # blocks shared with the row before
     links[1:-1] = (table[1:] == table[:-1]).long().cumprod(dim=1).sum(dim=1)
     links[1:-1] = torch.minimum(links[1:-1], torch.minimum(whole[1:], whole[:-1]))
     before, here, after = links.roll(1)[:-1], links[:-1], links[1:]
     is_first = (here == 0) | (here < before) | (here < after)
     first = torch.where(is_first, rows, 0).cummax(0).values
-    is_first |= (rows - first) % LARGEST_GROUP == 0
+    is_first |= (rows - first) % MAX_GROUP_ROWS == 0
     group = is_first.cumsum(0) - 1
 
     def smallest(values: Tensor, largest: int | Tensor) -> Tensor:
-        """Of each group; `largest` where there is none."""
+        """Minimum per group; `largest` for empty groups."""
         return (torch.zeros_like(rows) + largest).scatter_reduce(0, group, values, "amin")
 
-    shared = smallest(torch.where(is_first, width, here), width)  # a whole width of blocks is more than a row has
+    shared = smallest(torch.where(is_first, width, here), width)  # no row shares all M blocks
     shared = torch.where(shared == width, 0, shared)
     begins = torch.cat([smallest(starts[:-1].long(), starts[-1]), starts[-1:].long()])
     own = shared[group]
     beyond = (own.unsqueeze(1) + torch.arange(width, device=table.device)).clamp(max=width - 1)
-    return Parts(
+    return CascadeTables(
         starts=begins.int(),
-        shared_lens=(shared * block_size).int(),
-        shared_table=table[smallest(rows, num_rows - 1)],
-        own_lens=(lens - own * block_size).int(),
-        own_table=table.gather(1, beyond),
+        prefix_lens=(shared * block_size).int(),
+        prefix_table=table[smallest(rows, num_rows - 1)],
+        suffix_lens=(lens - own * block_size).int(),
+        suffix_table=table.gather(1, beyond),
     )
 
 
 class SharedPrefixBuilder(FlashAttentionMetadataBuilder):
-    """Splits the steps in which every row writes one token; in others attention is vLLM's."""
+    """Metadata builder: cascade attention for decode-only steps, vLLM's own for others."""
 
     supports_update_block_table = False
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.of_groups = FlashAttentionMetadataBuilder(*args, **kwargs)
-        self.kept: Parts | None = None
+        self.prefix_builder = FlashAttentionMetadataBuilder(*args, **kwargs)
+        self.buffers: CascadeTables | None = None
 
     @cached_property
-    def is_plain(self) -> bool:
-        """Whether the layers do nothing that two parts could not do; they are there only once the model is."""
+    def supports_cascade(self) -> bool:
+        """True when all layers support cascade attention; evaluated late, since layers exist only after the model."""
         layers = get_layers_from_vllm_config(self.vllm_config, Attention, self.layer_names)
         mode = self.compilation_config.cudagraph_mode
         return (
             self.dcp_world_size == 1
-            and (mode is None or mode.mixed_mode() != CUDAGraphMode.FULL)  # one graph for steps of both kinds
-            and all(map(_is_plain, layers.values()))
+            and (mode is None or mode.mixed_mode() != CUDAGraphMode.FULL)  # one graph would serve both kinds of steps
+            and all(map(_supports_cascade, layers.values()))
         )
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> FlashAttentionMetadata:
-        """A step's metadata, with that of its groups as `groups`."""
+        """Attention metadata of a step; with cascade attention that of the prefixes is in `groups`."""
         step = common_attn_metadata
-        if step.max_query_len > 1 or common_prefix_len or step.causal is not True or not self.is_plain:
+        if step.max_query_len > 1 or common_prefix_len or step.causal is not True or not self.supports_cascade:
             return super().build(common_prefix_len, step, fast_build)
         rows = slice(step.num_reqs)
-        parts = split_rows(step.block_table_tensor[rows], step.seq_lens[rows], step.query_start_loc, self.block_size)
-        parts = self._keep(parts)
-        groups = replace(
+        lens, starts = step.seq_lens[rows], step.query_start_loc
+        tables = split_prefixes(step.block_table_tensor[rows], lens, starts, self.block_size)
+        tables = self._copy_to_buffers(tables)
+        prefixes = replace(
             step,
-            query_start_loc=parts.starts,
-            seq_lens=parts.shared_lens,
-            block_table_tensor=parts.shared_table,
-            max_query_len=LARGEST_GROUP,
+            query_start_loc=tables.starts,
+            seq_lens=tables.prefix_lens,
+            block_table_tensor=tables.prefix_table,
+            max_query_len=MAX_GROUP_ROWS,
             causal=False,
         )
-        own = replace(step, seq_lens=parts.own_lens, block_table_tensor=parts.own_table)
-        metadata = super().build(0, own, fast_build)
-        metadata.groups = self.of_groups.build(0, groups, fast_build)  # type: ignore[attr-defined]
+        suffixes = replace(step, seq_lens=tables.suffix_lens, block_table_tensor=tables.suffix_table)
+        metadata = super().build(0, suffixes, fast_build)
+        metadata.groups = self.prefix_builder.build(0, prefixes, fast_build)  # type: ignore[attr-defined]
         return metadata
 
-    def _keep(self, parts: Parts) -> Parts:
-        """The parts in memory that stays where it is, as a CUDA graph wants it."""
-        if self.kept is None:
+    def _copy_to_buffers(self, tables: CascadeTables) -> CascadeTables:
+        """Copies the tables to static buffers, as CUDA graphs require."""
+        if self.buffers is None:
             scheduler = self.vllm_config.scheduler_config
             most = max(scheduler.max_num_seqs, self.max_cudagraph_size or 0)
-            sizes = {f.name: (most + (f.name == "starts"), *getattr(parts, f.name).shape[1:]) for f in fields(parts)}
-            self.kept = Parts(**{name: getattr(parts, name).new_zeros(size) for name, size in sizes.items()})
+            sizes = {f.name: (most + (f.name == "starts"), *getattr(tables, f.name).shape[1:]) for f in fields(tables)}
+            self.buffers = CascadeTables(**{name: getattr(tables, name).new_zeros(s) for name, s in sizes.items()})
         views = {}
-        for name in (field.name for field in fields(parts)):
-            new = getattr(parts, name)
-            views[name] = getattr(self.kept, name)[: len(new)].copy_(new)
-        return Parts(**views)
+        for name in (field.name for field in fields(tables)):
+            new = getattr(tables, name)
+            views[name] = getattr(self.buffers, name)[: len(new)].copy_(new)
+        return CascadeTables(**views)
 
 
 class SharedPrefixAttention(FlashAttentionImpl):
-    """Two calls of FlashAttention for a step that has groups."""
+    """FlashAttention in two calls, prefix and suffix, for steps with groups."""
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it is FlashAttention 3 and attends to all tokens before, without a change of any score."""
+    def supports_cascade(self) -> bool:
+        """True for FlashAttention 3 with plain causal attention: no window, ALiBi, sinks, soft cap or quantized KV."""
         return (
             self.vllm_flash_attn_version == 3
             and self.attn_type == AttentionType.DECODER
@@ -209,30 +210,30 @@ class SharedPrefixAttention(FlashAttentionImpl):
 
 @register_backend(AttentionBackendEnum.FLASH_ATTN)
 class SharedPrefixBackend(FlashAttentionBackend):
-    """FlashAttention with these two; it keeps its name, by which vLLM chooses it where a GPU can run it."""
+    """FlashAttention backend with cascade attention, under the same name, so that vLLM selects it where supported."""
 
     @staticmethod
     def get_impl_cls() -> type[FlashAttentionImpl]:
-        """What computes."""
+        """The attention implementation."""
         return SharedPrefixAttention
 
     @staticmethod
     def get_builder_cls() -> type[FlashAttentionMetadataBuilder]:
-        """What prepares a step."""
+        """The metadata builder."""
         return SharedPrefixBuilder
 
 
 class SharedPrefixWorker:
-    """What an engine extends its workers by, so that each of their processes loads this module."""
+    """vLLM worker extension, through which each worker process loads this module."""
 
     vllm_config: VllmConfig
 
     def shared_prompt_fault(self) -> str:
-        """Why every sample reads its prompt all the same; empty if a prompt is read once."""
+        """The reason why cascade attention is inactive; empty when it is active."""
         layers = get_layers_from_vllm_config(self.vllm_config, Attention).values()
-        others = {layer.get_attn_backend().get_name() for layer in layers if not _is_plain(layer)}
+        others = {layer.get_attn_backend().get_name() for layer in layers if not _supports_cascade(layer)}
         return f"attention is {', '.join(sorted(others))}" if others else ""
 
 
-def _is_plain(layer: Any) -> bool:
-    return isinstance(layer.impl, SharedPrefixAttention) and layer.impl.is_plain
+def _supports_cascade(layer: Any) -> bool:
+    return isinstance(layer.impl, SharedPrefixAttention) and layer.impl.supports_cascade

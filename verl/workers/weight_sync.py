@@ -1,4 +1,4 @@
-"""How new weights travel from the training ranks to the engines: the one place that differs between devices."""
+"""Weight sync from training ranks to rollout engines: CUDA IPC on GPUs, Ray's object store on CPUs."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -12,15 +12,14 @@ from verl.fsdp import full_weights
 
 CHUNK_BYTES = 2 << 30
 
-Handles = dict[str, tuple[Any, ...]]  # id of a GPU -> what rebuilds a tensor that lies there
+Handles = dict[str, tuple[Any, ...]]  # GPU UUID -> arguments of rebuild_cuda_tensor
 
 
 def send_weights(model: nn.Module, engines: Sequence[Any], device: torch.device, dtype: torch.dtype) -> None:
-    """Gathers the model's full weights over all ranks and loads them into every engine; all ranks must call it.
+    """Gathers the full weights, in chunks of about CHUNK_BYTES on GPUs, and loads them into every engine; collective.
 
-    On GPUs the engines map the ranks' own memory (CUDA IPC, through vLLM's weight transfer), about CHUNK_BYTES at a
-    time; each engine rank reads from the training rank that shares its GPU. On a CPU rank 0 hands the weights over
-    through Ray's object store: one copy for all engines.
+    On GPUs an engine rank maps the memory of the training rank on its GPU (CUDA IPC, vLLM's weight transfer). On a CPU
+    rank 0 puts the weights into Ray's object store: one copy for all engines.
     """
     is_sender = not dist.is_initialized() or dist.get_rank() == 0
     if device.type == "cuda":
@@ -53,7 +52,7 @@ def _send_by_ipc(weights: Iterable[tuple[str, Tensor]], engines: Sequence[Any], 
 
 
 def _chunks(weights: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
-    """Consecutive weights of at least CHUNK_BYTES together."""
+    """Chunks of consecutive weights, of at least CHUNK_BYTES each except the last."""
     chunk: list[tuple[str, Tensor]] = []
     size = 0
     for name, tensor in weights:
@@ -74,7 +73,7 @@ def _ipc_handle(tensor: Tensor) -> Handles:
 
 
 def _merge_over_ranks(handles: list[Handles]) -> list[Handles]:
-    """For each tensor the handles of all ranks' copies."""
+    """IPC handles of all ranks' copies, per tensor."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return handles
     of_ranks: list[list[Handles]] = [[] for _ in range(dist.get_world_size())]
