@@ -6,7 +6,7 @@
     python3 scripts/bench_evaluation.py --image 800x600 --max_pixels 50176 --max_tokens 4 --items 500,4000   # memory
 
 The engines are compared by response tokens a second, so the slower one may be given fewer items. A name of
-RANDOM_MODELS in verl.bench_inputs stands for random weights in that shape, which never end a response by themselves.
+RANDOM_MODELS in verl.bench.inputs stands for random weights in that shape, which never end a response by themselves.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from PIL import Image
 
 from spatialthinker.schema import VqaRow, parquet_path, write_parquet
 from spatialthinker.synthetic import generate
-from verl.bench_inputs import RANDOM_MODELS, describe_random_model, draw_weights
+from verl.bench.inputs import RANDOM_MODELS, describe_random_model, draw_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY_MODEL = ROOT / "configs" / "toy_model"

@@ -30,10 +30,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from verl.batching import balanced_order
-from verl.dataset import Prompt, collate_prompts
+from verl.data.dataset import Prompt, collate_prompts
+from verl.distributed.single_controller import Dispatch, ResourcePool, WorkerGroup, WorkerSpec, register
+from verl.model.packing import balanced_order
 from verl.protocol import DataProto
-from verl.single_controller import Dispatch, ResourcePool, WorkerGroup, WorkerSpec, register
 
 MB = 1e6
 PROMPT_TOKENS = 640

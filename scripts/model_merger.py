@@ -131,7 +131,7 @@ def write_merged_adapters(adapters_dir: Path, out_dir: Path, dtype: str | None) 
     """Write the base model with the adapters merged as safetensors files; return the dtypes written."""
     import torch
 
-    from verl.lora import load_merged
+    from verl.model.lora import load_merged
 
     model = load_merged(adapters_dir)
     if dtype:

@@ -34,7 +34,7 @@ from spatialthinker.rewards import REWARDS, RewardInput
 from spatialthinker.schema import LETTERS, VqaRow
 from spatialthinker.shapes import DEFAULT_CANVAS
 from spatialthinker.synthetic import Puzzle, generate, reference_scene
-from verl.advantages import compute_dr_grpo_advantages, compute_grpo_advantages
+from verl.algos.advantages import compute_dr_grpo_advantages, compute_grpo_advantages
 
 Floats = NDArray[np.float64]
 

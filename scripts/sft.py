@@ -21,8 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from verl.dataset import Prompt, RLHFDataset
-from verl.qwen_vl import decode_image
+from verl.data.dataset import Prompt, RLHFDataset
+from verl.model.qwen_vl import decode_image
 
 IGNORED = -100  # no loss where a label has this value
 

@@ -10,12 +10,12 @@ import ray
 import torch
 
 from tests.e2e.training import ROOT
-from verl.bench import MEMORY_IN_USE, own_gpus
-from verl.config_loading import load_config
-from verl.dataset import RLHFDataset, collate_prompts
-from verl.processor import load_run_processor
+from verl.bench.measure import MEMORY_IN_USE, own_gpus
+from verl.config.loading import load_config
+from verl.data.dataset import RLHFDataset, collate_prompts
+from verl.data.processor import load_run_processor
+from verl.distributed.single_controller import WorkerGroup
 from verl.protocol import DataProto
-from verl.single_controller import WorkerGroup
 from verl.trainer.main import build_workers, start_ray
 
 LARGEST_MEAN_GAP = {"fp32": 1e-5, "bf16": 0.01}

@@ -20,15 +20,15 @@ from transformers import AutoProcessor
 
 from spatialthinker.synthetic import generate
 from tests.tiny_model_folder import save_tiny_model
-from verl.config import Config, ConfigError
-from verl.config_loading import config_to_dict, load_config
-from verl.dataset import RLHFDataset
-from verl.fsdp import open_store
+from verl.config.loading import config_to_dict, load_config
+from verl.config.records import Config, ConfigError
+from verl.data.dataset import RLHFDataset
+from verl.distributed.fsdp import open_store
+from verl.distributed.single_controller import Dispatch, WorkerGroup, WorkerSpec, register
 from verl.protocol import DataProto
 from verl.reward import RewardError
-from verl.single_controller import Dispatch, WorkerGroup, WorkerSpec, register
 from verl.trainer.ray_trainer import DivergenceError, GRPOTrainer, count_steps
-from verl.trainer.saving import CheckpointError, find_start
+from verl.trainer.saver import CheckpointError, find_start
 from verl.trainer.tracking import Tracker
 from verl.workers.fsdp_worker import FSDPWorker
 

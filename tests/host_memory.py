@@ -17,10 +17,10 @@ from torch.distributed.tensor import DTensor
 from tests.e2e.training import make_data
 from tests.ranks import leave
 from tests.updates import distance
-from verl.config_loading import load_config
-from verl.dataset import RLHFDataset, collate_prompts
-from verl.fsdp import full_tensor, full_weights, join_store, open_store
-from verl.optim import local_part, state_tensors
+from verl.config.loading import load_config
+from verl.data.dataset import RLHFDataset, collate_prompts
+from verl.distributed.fsdp import full_tensor, full_weights, join_store, open_store
+from verl.distributed.optim import local_part, state_tensors
 from verl.protocol import DataProto
 from verl.workers.fsdp_worker import FSDPWorker
 

@@ -3,8 +3,8 @@
 import torch
 
 from tests.tiny_qwen import IMAGE_TOKEN, VISION_END, VISION_FAMILIES, VISION_START, patch_dim, tiny_model
-from verl.batching import pack, plan_micro_batches
-from verl.qwen_vl import ResponseLogProbs, attend_packed, expand_image_tokens, mrope_positions
+from verl.model.packing import pack, plan_micro_batches
+from verl.model.qwen_vl import ResponseLogProbs, attend_packed, expand_image_tokens, mrope_positions
 
 MERGE = 2
 GRIDS = [[(1, 4, 6)], [(1, 4, 4), (1, 6, 4)], []]  # one image, two images, text alone

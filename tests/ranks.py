@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from verl.fsdp import init_mesh
+from verl.distributed.fsdp import init_mesh
 from verl.trainer.main import WITHOUT_MULTICAST
 
 TIMEOUT_S = 120

@@ -3,9 +3,9 @@
 import torch
 from torch.testing import assert_close
 
-from verl.attention import _merge
-from verl.kernels import attention, optim
-from verl.log_probs import _differentiate_torch, _differentiate_triton, _score_torch, _score_triton
+from verl.model.attention import _merge
+from verl.model.kernels import attention, optim
+from verl.model.log_probs import _differentiate_torch, _differentiate_triton, _score_torch, _score_triton
 
 VOCABULARY = 9_001  # more than one block, and no multiple of anything
 

@@ -19,15 +19,15 @@ from tests.tiny_qwen import (
     patch_dim,
     tiny_model,
 )
-from verl.activations import CHECKPOINTING
-from verl.batching import balanced_order
-from verl.checkpoint import ShardWriter, load_shards
-from verl.config import AdapterConfig
-from verl.fsdp import full_tensor, full_weights, shard
-from verl.fused_layers import fuse_layers
-from verl.lora import adapters_off, add_adapters
-from verl.optim import allocate_states
-from verl.qwen_vl import (
+from verl.config.records import AdapterConfig
+from verl.distributed.checkpoint import ShardWriter, load_shards
+from verl.distributed.fsdp import full_tensor, full_weights, shard
+from verl.distributed.optim import allocate_states
+from verl.model.checkpointing import CHECKPOINTING
+from verl.model.fused_layers import fuse_layers
+from verl.model.lora import adapters_off, add_adapters
+from verl.model.packing import balanced_order
+from verl.model.qwen_vl import (
     ResponseLogProbs,
     ResponseValues,
     attend_packed,

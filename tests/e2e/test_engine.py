@@ -9,10 +9,10 @@ from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
 from tests.tiny_model_folder import save_tiny_model
 from tests.tiny_qwen import FAMILIES
-from verl.config_loading import load_config
-from verl.dataset import RLHFDataset, collate_prompts
-from verl.processor import load_run_processor, vision_token_ids
-from verl.qwen_vl import ResponseLogProbs, decode_image, image_patches, load_model
+from verl.config.loading import load_config
+from verl.data.dataset import RLHFDataset, collate_prompts
+from verl.data.processor import load_run_processor, vision_token_ids
+from verl.model.qwen_vl import ResponseLogProbs, decode_image, image_patches, load_model
 from verl.trainer.engine_arguments import SHARED_PREFIX, rollout_arguments
 from verl.workers.actor import Actor, Groups
 from verl.workers.rollout import RolloutWorker

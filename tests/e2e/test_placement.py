@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from verl.single_controller import ResourcePool, WorkerError, WorkerGroup, WorkerSpec, register
+from verl.distributed.single_controller import ResourcePool, WorkerError, WorkerGroup, WorkerSpec, register
 
 pytestmark = pytest.mark.e2e
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from verl.watchdog import FILE_VARIABLE
+from verl.distributed.watchdog import FILE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

@@ -19,8 +19,8 @@ def run_attention(attend, tensors, upstream, layout):
 
 
 def test_flash_attention_equals_padded_float32():
-    from verl.attention import _flash_shared, _padded_shared
-    from verl.batching import build_layout
+    from verl.model.attention import _flash_shared, _padded_shared
+    from verl.model.packing import build_layout
 
     layout = build_layout([300, 1, 77], [[40, 3, 1], [9], [128, 64]]).to(torch.device("cuda"))
     generator = torch.Generator("cuda").manual_seed(0)
@@ -37,7 +37,7 @@ def test_flash_attention_equals_padded_float32():
 
 
 def test_vision_attention_stays_inside_its_windows():
-    from verl.attention import vision_attention
+    from verl.model.attention import vision_attention
 
     ends = torch.tensor([0, 64, 80, 300], device="cuda", dtype=torch.int32)
     q, k, v = torch.randn(3, 1, 16, 300, 80, device="cuda").unbind(0)
@@ -49,7 +49,7 @@ def test_vision_attention_stays_inside_its_windows():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 def test_log_probs_equal_float64(dtype, tolerance):
-    from verl.log_probs import response_log_probs
+    from verl.model.log_probs import response_log_probs
 
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.manual_seed(0)
@@ -75,10 +75,10 @@ def toy_gradient(
 
     `waits` is torch's mode for operations of the backward pass that wait for the GPU.
     """
-    from verl.activations import CHECKPOINTING
-    from verl.batching import pack, plan_micro_batches
-    from verl.fused_layers import fuse_layers
-    from verl.qwen_vl import ResponseLogProbs, expand_image_tokens, load_model, mrope_positions
+    from verl.model.checkpointing import CHECKPOINTING
+    from verl.model.fused_layers import fuse_layers
+    from verl.model.packing import pack, plan_micro_batches
+    from verl.model.qwen_vl import ResponseLogProbs, expand_image_tokens, load_model, mrope_positions
 
     model = load_model("configs/toy_model", dtype).cuda().train()
     if fused:
@@ -130,7 +130,7 @@ def test_a_backward_pass_never_waits_for_the_gpu(checkpointing):
 
 
 def test_the_fused_update_stays_closer_to_float64_than_single_operations():
-    from verl.optim import KahanAdamW
+    from verl.distributed.optim import KahanAdamW
 
     generator = torch.Generator().manual_seed(0)
     start, drift = torch.randn(2, 100_000, generator=generator).bfloat16()

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.training import learned, metrics
 from tests.forked_run import fork, kill, kill_at, make_config, make_inputs, run
-from verl import checkpoint
+from verl.distributed import checkpoint
 
 pytestmark = pytest.mark.integration
 

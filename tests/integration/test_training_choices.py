@@ -10,7 +10,7 @@ from stored_weights import read_weights
 from tests.e2e.training import learned, metrics
 from tests.forked_run import kill_at, make_config, make_inputs, run
 from tests.host_memory import RELEASED
-from verl.qwen_vl import load_model
+from verl.model.qwen_vl import load_model
 
 pytestmark = pytest.mark.integration
 

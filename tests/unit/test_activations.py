@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from tests.packed_rows import make_rows, packed_log_probs, packed_model
 from tests.tiny_qwen import FAMILIES
-from verl.activations import CHECKPOINTING, LEVELS, measure_layers, set_checkpointing
+from verl.model.checkpointing import CHECKPOINTING, LEVELS, measure_layers, set_checkpointing
 
 TOKENS, PATCHES = 100, 64
 CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -22,8 +22,8 @@ from tests.updates import (
     settings,
     updates_of_a_rank,
 )
-from verl.fsdp import full_weights
-from verl.qwen_vl import ResponseValues
+from verl.distributed.fsdp import full_weights
+from verl.model.qwen_vl import ResponseValues
 from verl.workers.actor import Actor, PolicyBatch
 from verl.workers.critic import Critic, ValueSettings
 

@@ -6,7 +6,7 @@ import typing
 import pytest
 import torch
 
-from verl.advantages import (
+from verl.algos.advantages import (
     GROUP_ESTIMATORS,
     compute_advantages,
     compute_dr_grpo_advantages,
@@ -19,7 +19,7 @@ from verl.advantages import (
     spread_rewards,
     whiten,
 )
-from verl.config import AlgorithmConfig
+from verl.config.records import AlgorithmConfig
 
 # One group of two responses with 3 and 2 tokens.
 MASK = torch.tensor([[[1, 1, 1], [1, 1, 0]]])

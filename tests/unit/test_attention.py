@@ -8,9 +8,9 @@ import torch
 import torch.nn.attention.varlen  # noqa: F401  declares the kernels
 from torch.utils.checkpoint import checkpoint
 
-from verl.activations import CHECKPOINTING, save_outputs
-from verl.attention import _flash_shared, _padded_shared, describe_attention
-from verl.batching import build_layout
+from verl.model.attention import _flash_shared, _padded_shared, describe_attention
+from verl.model.checkpointing import CHECKPOINTING, save_outputs
+from verl.model.packing import build_layout
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 calls = []

@@ -5,7 +5,7 @@ import pickle
 import bench_memory
 import torch
 
-from verl.dataset import collate_prompts
+from verl.data.dataset import collate_prompts
 from verl.protocol import DataProto
 
 IMAGE_BYTES = 50_000

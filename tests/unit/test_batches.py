@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from verl.config import Config
-from verl.dataset import DataError, Prompt
+from verl.config.records import Config
+from verl.data.dataset import DataError, Prompt
 from verl.protocol import DataProto
 from verl.reward import PendingRewards
 from verl.trainer.batches import GREEDY, BatchMaker, join_groups

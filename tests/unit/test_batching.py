@@ -1,6 +1,6 @@
 import torch
 
-from verl.batching import Piece, balanced_order, build_layout, pack, plan_micro_batches, split_to_count
+from verl.model.packing import Piece, balanced_order, build_layout, pack, plan_micro_batches, split_to_count
 
 PROMPTS = [4, 6, 3]
 RESPONSES = [[2, 2, 2], [5, 1, 1], [1, 1, 9]]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from verl.bench import GpuMemory, add_times, main, scale_load
-from verl.config_loading import load_config
+from verl.bench.measure import GpuMemory, add_times, main, scale_load
+from verl.config.loading import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TOY = str(CONFIGS / "bench_toy_cpu.yaml")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from verl import bench_ablation
-from verl.bench import main
-from verl.bench_ablation import AS_CONFIGURED, COLUMNS, UNDONE, format_rows, run_ablation
-from verl.config_loading import load_config
+from verl.bench import ablation as bench_ablation
+from verl.bench.ablation import AS_CONFIGURED, COLUMNS, UNDONE, format_rows, run_ablation
+from verl.bench.measure import main
+from verl.config.loading import load_config
 
 FILES = ["data.train_files=owner/name", "data.val_files=owner/name"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from verl import checkpoint
+from verl.distributed import checkpoint
 
 
 def save(folder, model, optimizer=None):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from verl.config import Config, ConfigError, DataConfig
-from verl.config_fields import find_keys
-from verl.config_loading import config_to_dict, load_config
+from verl.config.fields import find_keys
+from verl.config.loading import config_to_dict, load_config
+from verl.config.records import Config, ConfigError, DataConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -357,6 +357,6 @@ def test_a_record_made_in_code_takes_no_other_keys_or_types():
 
 
 def test_import_of_the_configuration_is_light():
-    program = "import sys, verl.config, verl.config_loading; print(*sys.modules)"
+    program = "import sys, verl.config.records, verl.config.loading; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, text=True)
     assert not {"torch", "ray", "transformers", "vllm", "numpy", "omegaconf"} & set(loaded.stdout.split())

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from spatialthinker.rewards import REWARDS
-from verl import config_docs
-from verl.config_fields import find_keys, find_sections
-from verl.config_keys import DERIVED_KEYS, RENAMED_KEYS, SETTLED_KEYS
+from verl.config import docs as config_docs
+from verl.config.fields import find_keys, find_sections
+from verl.config.old_keys import DERIVED_KEYS, RENAMED_KEYS, SETTLED_KEYS
 from verl.trainer.main import USER_ERROR, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ def test_every_key_has_a_line_that_explains_it():
 
 
 def test_the_page_is_what_the_command_writes():
-    assert config_docs.PAGE.read_text() == config_docs.render_page(), "run python3 -m verl.config_docs --write"
+    assert config_docs.PAGE.read_text() == config_docs.render_page(), "run python3 -m verl.config.docs --write"
 
 
 def test_the_page_has_a_row_for_every_key_of_today_and_before():
@@ -106,6 +106,6 @@ def test_help_imports_nothing_heavy(option):
 
 
 def test_the_command_prints_the_page():
-    command = [sys.executable, "-m", "verl.config_docs"]
+    command = [sys.executable, "-m", "verl.config.docs"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
     assert printed == config_docs.PAGE.read_text()

@@ -2,9 +2,9 @@
 
 import pytest
 
-from verl.config import ConfigError
-from verl.config_keys import DERIVED_KEYS
-from verl.config_loading import load_config
+from verl.config.loading import load_config
+from verl.config.old_keys import DERIVED_KEYS
+from verl.config.records import ConfigError
 
 # A value that the reference trainers accept for each key, as it is written on the command line.
 KEYS = {

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from verl.config import Config
-from verl.config_loading import config_to_dict, load_config
+from verl.config.loading import config_to_dict, load_config
+from verl.config.records import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(ROOT.glob("configs/*.yaml"))

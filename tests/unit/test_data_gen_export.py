@@ -90,7 +90,7 @@ def num_prompts(locator: str) -> int:
     """The rows that the trainer's data set takes from a split, every one checked."""
     from transformers import AutoProcessor
 
-    from verl.dataset import RLHFDataset
+    from verl.data.dataset import RLHFDataset
 
     processor = AutoProcessor.from_pretrained("configs/toy_model")
     return len(RLHFDataset(locator, processor, row_check=lambda p, g, _: check_ground_truth(g, p)))

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from verl.data_source import DataError, image_sources, load_rows
+from verl.data.sources import DataError, image_sources, load_rows
 
 ROWS = [{"problem": f"question {i}", "answer": str(i)} for i in range(3)]
 

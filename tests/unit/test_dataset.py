@@ -10,10 +10,10 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from spatialthinker.synthetic import generate
-from verl.config import ConfigError
-from verl.config_loading import load_config
-from verl.dataset import BatchOrder, DataError, RLHFDataset, collate_prompts
-from verl.processor import TextProcessor, load_run_processor
+from verl.config.loading import load_config
+from verl.config.records import ConfigError
+from verl.data.dataset import BatchOrder, DataError, RLHFDataset, collate_prompts
+from verl.data.processor import TextProcessor, load_run_processor
 from verl.trainer.main import check_spatial_row
 
 BOX = '<scene>{{"objects": [{{"id": "a.1", "bbox": [0, 0, {}, 50]}}]}}</scene><answer>(A) on</answer>'

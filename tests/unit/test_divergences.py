@@ -6,8 +6,7 @@ import typing
 import pytest
 import torch
 
-from verl.config import AlgorithmConfig
-from verl.divergences import (
+from verl.algos.divergences import (
     FULL_KL,
     KL_ESTIMATORS,
     MAX_CHI2,
@@ -16,6 +15,7 @@ from verl.divergences import (
     compute_full_kl,
     compute_kl,
 )
+from verl.config.records import AlgorithmConfig
 
 P = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
 Q = torch.tensor([0.4, 0.2, 0.3, 0.1], dtype=torch.float64)

@@ -22,9 +22,9 @@ from data_gen.generate_data import CLUSTER_COMMANDS, Commands
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.command_line import accepts, parse_arguments
 from spatialthinker.rewards import REWARDS
-from verl.config import Config
-from verl.config_keys import DERIVED_KEYS, RENAMED_KEYS, SETTLED_KEYS
-from verl.config_loading import load_config
+from verl.config.loading import load_config
+from verl.config.old_keys import DERIVED_KEYS, RENAMED_KEYS, SETTLED_KEYS
+from verl.config.records import Config
 from verl.reward import FileReward
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,7 +206,7 @@ def check_argparse(program: str, arguments: list[str], monkeypatch: pytest.Monke
     for name in ("parse_args", "parse_intermixed_args"):
         monkeypatch.setattr(argparse.ArgumentParser, name, stop_after(getattr(argparse.ArgumentParser, name)))
     name = program.removesuffix(".py").removeprefix("scripts/").replace("/", ".")
-    module = importlib.import_module(f"{name}.__main__" if name == "spatialthinker.rewards" else name)
+    module = importlib.import_module(f"{name}.__main__" if name in ("spatialthinker.rewards", "verl.bench") else name)
     monkeypatch.setattr("sys.argv", [program, *arguments])
     with pytest.raises(Parsed) as parsed:
         module.main()

@@ -8,7 +8,7 @@ from datasets import Dataset
 from spatialthinker.rewards import REWARDS, RewardInput
 from spatialthinker.rewards.gold import gold_response
 from spatialthinker.synthetic import generate
-from verl.config_loading import load_config
+from verl.config.loading import load_config
 from verl.trainer import main as program
 from verl.trainer.dry_run import describe_batch, describe_steps
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from verl.config_loading import load_config
-from verl.processor import load_run_processor
+from verl.config.loading import load_config
+from verl.data.processor import load_run_processor
 from verl.trainer.engine_arguments import cudagraph_sizes, rollout_arguments
 
 CONFIGS = Path(__file__).parents[2] / "configs"

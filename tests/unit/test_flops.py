@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from verl.bench_inputs import RANDOM_MODELS
-from verl.flops import rollout_bytes, text_flops
+from verl.bench.inputs import RANDOM_MODELS
+from verl.model.flops import rollout_bytes, text_flops
 
 TINY = SimpleNamespace(
     hidden_size=4, num_attention_heads=2, num_key_value_heads=1, intermediate_size=8, num_hidden_layers=1

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from tests.tiny_qwen import FAMILIES, VISION_FAMILIES, tiny_model
-from verl import fsdp
-from verl.fsdp import clip_grad_norm
-from verl.qwen_vl import ResponseLogProbs
+from verl.distributed import fsdp
+from verl.distributed.fsdp import clip_grad_norm
+from verl.model.qwen_vl import ResponseLogProbs
 
 
 def model_with_gradients(dtype=torch.bfloat16):

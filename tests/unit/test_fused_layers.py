@@ -5,7 +5,7 @@ from torch.nn.functional import silu
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP
 
-from verl.fused_layers import pad_mlp_widths
+from verl.model.fused_layers import pad_mlp_widths
 
 
 def gradients(layer, states):

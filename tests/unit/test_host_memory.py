@@ -7,9 +7,9 @@ from torch.utils._pytree import tree_leaves
 
 from tests.ranks import run_ranks
 from tests.updates import TOY, scorer
-from verl.fsdp import full_weights, shard
-from verl.host_memory import OffloadedTensors, Offloader, PinnedBuffer, _pin
-from verl.optim import KahanAdamW, allocate_states, state_tensors
+from verl.distributed.cpu_offload import OffloadedTensors, Offloader, PinnedBuffer, _pin
+from verl.distributed.fsdp import full_weights, shard
+from verl.distributed.optim import KahanAdamW, allocate_states, state_tensors
 
 
 def num_bytes(tensors) -> int:

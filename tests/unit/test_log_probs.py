@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from verl import log_probs
-from verl.log_probs import full_divergence, response_log_probs
+from verl.model import log_probs
+from verl.model.log_probs import full_divergence, response_log_probs
 
 N, D, V, TEMPERATURE = 7, 6, 11, 0.7
 
@@ -73,7 +73,7 @@ def test_a_frozen_output_embedding_gets_no_gradient(case):
 
 KERNELS = """
 import torch
-from verl import log_probs
+from verl.model import log_probs
 torch.manual_seed(0)
 logits = torch.randn(3, 9000) * 4
 targets, grad = torch.tensor([0, 8191, 8999]), torch.randn(3)

@@ -11,10 +11,10 @@ from transformers import AutoModelForImageTextToText
 
 from tests.tiny_model_folder import save_tiny_model
 from tests.unit.test_actor import make_groups, one_update, settings
-from verl import checkpoint
-from verl.config import AdapterConfig, ConfigError
-from verl.fsdp import full_weights
-from verl.lora import (
+from verl.config.records import AdapterConfig, ConfigError
+from verl.distributed import checkpoint
+from verl.distributed.fsdp import full_weights
+from verl.model.lora import (
     ADAPTER_FOLDER,
     adapted_layers,
     adapters_off,
@@ -23,7 +23,7 @@ from verl.lora import (
     load_merged,
     save_adapters,
 )
-from verl.qwen_vl import ResponseLogProbs, attend_packed, load_model
+from verl.model.qwen_vl import ResponseLogProbs, attend_packed, load_model
 from verl.workers.actor import Actor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))

@@ -6,8 +6,7 @@ import typing
 import pytest
 import torch
 
-from verl.config import ActorConfig, CriticConfig
-from verl.losses import (
+from verl.algos.losses import (
     LOSS_AVG_MODES,
     LOSS_TYPES,
     average_denominator,
@@ -18,6 +17,7 @@ from verl.losses import (
     compute_value_loss,
     mean_per_response,
 )
+from verl.config.records import ActorConfig, CriticConfig
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.3, "clip_dual": 3.0}
 TAU = {"tau_positive": 1.0, "tau_negative": 2.0}

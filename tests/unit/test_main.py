@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 
 from spatialthinker.synthetic import generate
-from verl.config import ConfigError
-from verl.config_loading import load_config
+from verl.config.loading import load_config
+from verl.config.records import ConfigError
 from verl.trainer import main as program
 
 ROOT = Path(__file__).parents[2]

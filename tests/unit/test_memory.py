@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from verl.config import Config
-from verl.config_loading import load_config
-from verl.memory import (
+from verl.config.loading import load_config
+from verl.config.records import Config
+from verl.trainer.dry_run import advise_budget, describe_memory, host_memory_warning
+from verl.trainer.memory_estimate import (
     GB,
     GPU_ALLOWANCE_GB,
     DataShape,
@@ -20,7 +21,6 @@ from verl.memory import (
     measure_data,
     measure_model,
 )
-from verl.trainer.dry_run import advise_budget, describe_memory, host_memory_warning
 from verl.trainer.model_checks import measure_checked_model
 
 # A thousand million parameters, 100 million of them in a tower, layers of 20 million, 200 million outside of layers.

@@ -4,10 +4,10 @@ import pytest
 from transformers import PretrainedConfig
 
 from tests.tiny_model_folder import save_tiny_model
-from verl.config import ConfigError
-from verl.config_loading import load_config
-from verl.model_families import read_config
-from verl.processor import load_processor
+from verl.config.loading import load_config
+from verl.config.records import ConfigError
+from verl.data.processor import load_processor
+from verl.model.families import read_config
 from verl.trainer.engine_arguments import rollout_arguments
 from verl.trainer.model_checks import measure_checked_model
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from verl.optim import OPTIMIZERS, KahanAdamW, allocate_states
+from verl.distributed.optim import OPTIMIZERS, KahanAdamW, allocate_states
 
 
 def run(optimizer_class, dtype, lr, num_steps, **kwargs):

@@ -11,11 +11,11 @@ from PIL import Image
 from spatialthinker.synthetic import generate
 from tests.tiny_model_folder import save_tiny_model
 from tests.tiny_qwen import FAMILIES, VISION_FAMILIES
-from verl.config import ConfigError
-from verl.dataset import DataError, RLHFDataset
-from verl.model_families import read_config
-from verl.processor import TextProcessor, load_processor, pixel_limits, vision_token_ids
-from verl.qwen_vl import image_patches, load_model
+from verl.config.records import ConfigError
+from verl.data.dataset import DataError, RLHFDataset
+from verl.data.processor import TextProcessor, load_processor, pixel_limits, vision_token_ids
+from verl.model.families import read_config
+from verl.model.qwen_vl import image_patches, load_model
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tests.tiny_qwen import (
     VISION_FAMILIES,
     tiny_model,
 )
-from verl.qwen_vl import (
+from verl.model.qwen_vl import (
     check_image_tokens,
     expand_image_tokens,
 )

@@ -9,8 +9,8 @@ import pytest
 from spatialthinker.rewards import REWARDS
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
-from verl.config import Config
-from verl.config_loading import load_config
+from verl.config.loading import load_config
+from verl.config.records import Config
 from verl.trainer import main as program
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from spatialthinker.synthetic import generate, gold_response
 from verl import reward
-from verl.dataset import _objects
+from verl.data.dataset import _objects
 from verl.protocol import DataProto
 from verl.reward import FileReward, RewardError, RewardManager
 from verl.trainer.main import ScoreFunction

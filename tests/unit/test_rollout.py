@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from verl.protocol import DataProto
-from verl.row_values import as_objects
+from verl.protocol.row_values import as_objects
 from verl.workers.rollout import RolloutWorker
 
 NUM_PROMPTS, PROMPT_TOKENS = 6, 40

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentP
 
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
-from verl.dataset import RLHFDataset
+from verl.data.dataset import RLHFDataset
 
 ROOT = Path(__file__).parents[2]
 TOY_MODEL = str(ROOT / "configs" / "toy_model")

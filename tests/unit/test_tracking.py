@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from verl.config import ConfigError, TrainerConfig
+from verl.config.records import ConfigError, TrainerConfig
 from verl.trainer import tracking
 from verl.trainer.tracking import LOGGERS, Tracker
 

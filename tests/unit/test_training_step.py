@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from verl.config import Config
+from verl.config.records import Config
 from verl.protocol import DataProto
-from verl.row_values import as_objects
+from verl.protocol.row_values import as_objects
 from verl.trainer.ray_trainer import DivergenceError, GRPOTrainer, MemoryLimitError
 
 # Two prompts with two responses of 1 and 2 tokens; the policy's log-probs lie 0.5 above the reference's.

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from verl.watchdog import Watchdog, watched
+from verl.distributed.watchdog import Watchdog, watched
 
 
 @watched
@@ -22,7 +22,7 @@ def stand_still(seconds: float) -> str:
 
 @pytest.fixture
 def watchdog(tmp_path, monkeypatch):
-    monkeypatch.setattr("verl.watchdog._process", {"is_armed": False, "file": None})
+    monkeypatch.setattr("verl.distributed.watchdog._process", {"is_armed": False, "file": None})
     guard = Watchdog(0.2, tmp_path / "stacks")
     for name, value in guard.environment("actor", 1).items():
         monkeypatch.setenv(name, value)
@@ -53,7 +53,7 @@ def test_without_a_watchdog_nothing_is_armed(monkeypatch):
 
 ALONE = """
 import torch
-from verl.fsdp import init_mesh, open_store
+from verl.distributed.fsdp import init_mesh, open_store
 try:
     init_mesh(open_store("127.0.0.1")[0], 0, 2, torch.device("cpu"), start_timeout_s=1)
 except RuntimeError as error:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from verl.batching import balanced_order
-from verl.config import Config, RolloutConfig
-from verl.dataset import BatchOrder, DataError, RLHFDataset, collate_prompts
+from verl.config.records import Config, RolloutConfig
+from verl.data.dataset import BatchOrder, DataError, RLHFDataset, collate_prompts
+from verl.model.packing import balanced_order
 from verl.protocol import DataProto
 from verl.reward import PendingRewards, RewardManager
 

@@ -8,12 +8,12 @@ from typing import Any
 import psutil
 import torch
 
-from verl.batching import plan_micro_batches
-from verl.config import Config
-from verl.config_loading import config_to_dict
-from verl.dataset import Prompt, RLHFDataset
-from verl.memory import GPU_ALLOWANCE_GB, DataShape, ModelShape, Phase, estimate_memory, measure_data
-from verl.qwen_vl import Grid, upright_size
+from verl.config.loading import config_to_dict
+from verl.config.records import Config
+from verl.data.dataset import Prompt, RLHFDataset
+from verl.model.packing import plan_micro_batches
+from verl.model.qwen_vl import Grid, upright_size
+from verl.trainer.memory_estimate import GPU_ALLOWANCE_GB, DataShape, ModelShape, Phase, estimate_memory, measure_data
 
 NUM_SHOWN = 3
 NUM_SAMPLED_IMAGES = 64

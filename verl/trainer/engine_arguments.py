@@ -3,9 +3,9 @@
 from functools import partial
 from typing import Any
 
-from verl.config import Config
-from verl.model_families import override_engine_config
-from verl.processor import pixel_limits, threads_per_rank, vision_token_ids
+from verl.config.records import Config
+from verl.data.processor import pixel_limits, threads_per_rank, vision_token_ids
+from verl.model.families import override_engine_config
 
 ENGINE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 SHARED_PREFIX = "verl.workers.shared_prefix.SharedPrefixWorker"

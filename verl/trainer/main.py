@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from spatialthinker.versions import find_version_faults
-from verl.config import Config, ConfigError, RewardConfig
-from verl.config_loading import config_to_dict, load_config
-from verl.watchdog import Watchdog
+from verl.config.loading import config_to_dict, load_config
+from verl.config.records import Config, ConfigError, RewardConfig
+from verl.distributed.watchdog import Watchdog
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -77,12 +77,12 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return USER_ERROR
-    from verl.dataset import DataError
+    from verl.data.dataset import DataError
+    from verl.distributed.single_controller import WorkerError
     from verl.reward import RewardError
-    from verl.single_controller import WorkerError
     from verl.trainer.interrupt import Interrupted
     from verl.trainer.ray_trainer import DivergenceError, MemoryLimitError
-    from verl.trainer.saving import CheckpointError
+    from verl.trainer.saver import CheckpointError
 
     try:
         train(config)
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def print_help(arguments: Sequence[str]) -> int:
     """Prints the keys of the sections and keys named, all without a name, or the list; returns the exit code."""
-    from verl.config_docs import render_help, render_list
+    from verl.config.docs import render_help, render_list
 
     try:
         if {"--help", "-h"} & set(arguments):
@@ -175,9 +175,9 @@ def prepare(config: Config) -> tuple[str, Any, Any, Path | None]:
     Raises:
         ConfigError: every fault of the machine, the models and the checkpoint together.
     """
-    from verl.processor import load_run_processor
+    from verl.data.processor import load_run_processor
     from verl.trainer.model_checks import measure_checked_model
-    from verl.trainer.saving import find_start
+    from verl.trainer.saver import find_start
     from verl.trainer.tracking import check_loggers
 
     faults: list[str] = []
@@ -252,7 +252,7 @@ def build_reward(config: Config) -> Any:
 
 def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
     """The training and the validation prompts, every row checked."""
-    from verl.dataset import BatchOrder, RLHFDataset
+    from verl.data.dataset import BatchOrder, RLHFDataset
 
     data, reward = config.data, config.worker.reward
     needs_scene = reward.reward_function is None and reward.score_function == "spatial_sgg"
@@ -323,8 +323,8 @@ def build_workers(
 
     On GPUs every worker.rollout.tensor_parallel_size ranks share an engine, which runs on their GPUs; on a CPU all do.
     """
-    from verl.processor import threads_per_rank
-    from verl.single_controller import ResourcePool, WorkerGroup, WorkerSpec
+    from verl.data.processor import threads_per_rank
+    from verl.distributed.single_controller import ResourcePool, WorkerGroup, WorkerSpec
     from verl.trainer.engine_arguments import rollout_arguments
     from verl.workers.fsdp_worker import FSDPWorker
     from verl.workers.rollout import RolloutWorker

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from verl.config import AdapterConfig, Config, ConfigError
-from verl.lora import add_adapters
-from verl.memory import ModelShape, measure_model
-from verl.model_families import critic_path, model_class, read_config
+from verl.config.records import AdapterConfig, Config, ConfigError
+from verl.model.families import critic_path, model_class, read_config
+from verl.model.lora import add_adapters
+from verl.trainer.memory_estimate import ModelShape, measure_model
 
 
 def measure_checked_model(config: Config) -> ModelShape:

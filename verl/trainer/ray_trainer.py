@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from verl import checkpoint
-from verl.advantages import compute_advantages
-from verl.config import Config
-from verl.config_loading import config_to_dict
-from verl.dataset import RLHFDataset, collate_prompts
-from verl.divergences import FULL_KL, adapt_kl_coef, compute_kl
+from verl.algos.advantages import compute_advantages
+from verl.algos.divergences import FULL_KL, adapt_kl_coef, compute_kl
+from verl.config.loading import config_to_dict
+from verl.config.records import Config
+from verl.data.dataset import RLHFDataset, collate_prompts
+from verl.distributed import checkpoint
+from verl.distributed.single_controller import WorkerError, WorkerGroup
 from verl.protocol import DataProto, pad_dataproto_to_divisor, unpad_dataproto
 from verl.reward import RewardManager
-from verl.single_controller import WorkerError, WorkerGroup
 from verl.trainer.batches import BatchMaker, train_sampling
 from verl.trainer.interrupt import Interrupt
 from verl.trainer.metrics import compute_data_metrics, compute_memory_metrics, compute_timing_metrics, reduce_metrics
-from verl.trainer.saving import CheckpointSaver
+from verl.trainer.saver import CheckpointSaver
 from verl.trainer.tracking import Tracker
 from verl.trainer.validation import Validation, collect_scores
 
@@ -40,7 +40,7 @@ class MemoryLimitError(RuntimeError):
 
 
 class GRPOTrainer:
-    """Trainer over worker groups: GRPO, and the other advantage estimators of verl.advantages.
+    """Trainer over worker groups: GRPO, and the other advantage estimators of verl.algos.advantages.
 
     Args:
         config: checked.

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from verl.config import ConfigError
+from verl.config.records import ConfigError
 from verl.trainer.services import MlflowLogger, SwanlabLogger, WandbLogger
 
 SAMPLE_SEED = 42

@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from verl.activations import set_checkpointing
-from verl.batching import PackedBatch, Piece, pack, plan_micro_batches, split_to_count, to_device
-from verl.divergences import compute_kl
-from verl.fsdp import clip_grad_norm
-from verl.lora import adapters_off
-from verl.losses import average_denominator, average_weights, compute_policy_loss, compute_rollout_weights
+from verl.algos.divergences import compute_kl
+from verl.algos.losses import average_denominator, average_weights, compute_policy_loss, compute_rollout_weights
+from verl.distributed.fsdp import clip_grad_norm
+from verl.model.checkpointing import set_checkpointing
+from verl.model.lora import adapters_off
+from verl.model.packing import PackedBatch, Piece, pack, plan_micro_batches, split_to_count, to_device
+from verl.model.qwen_vl import Grid, ResponseLogProbs, ResponseValues
 from verl.protocol import DataProto
-from verl.qwen_vl import Grid, ResponseLogProbs, ResponseValues
 
 
 @dataclass

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verl.batching import Piece, to_device
-from verl.losses import compute_value_loss
+from verl.algos.losses import compute_value_loss
+from verl.model.packing import Piece, to_device
 from verl.workers.actor import Groups, Learner, MetricSums, StepSettings
 
 

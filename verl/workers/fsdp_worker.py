@@ -12,21 +12,21 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from verl import checkpoint
-from verl.activations import CHECKPOINTING
-from verl.attention import describe_attention
-from verl.config import Config, FSDPConfig, OptimConfig
-from verl.divergences import FULL_KL
-from verl.fsdp import DTYPES, full_tensor, init_mesh, join_store, lr_factor, open_store, shard
-from verl.fused_layers import fuse_layers
-from verl.host_memory import Offloader, host_memory_metrics
-from verl.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
-from verl.model_families import critic_path, dummy_image, vision_encoder
-from verl.optim import allocate_states, build_optimizer, state_tensors
-from verl.processor import load_run_processor, pixel_limits, threads_per_rank, vision_token_ids
+from verl.algos.divergences import FULL_KL
+from verl.config.records import Config, FSDPConfig, OptimConfig
+from verl.data.processor import load_run_processor, pixel_limits, threads_per_rank, vision_token_ids
+from verl.distributed import checkpoint
+from verl.distributed.cpu_offload import Offloader, host_memory_metrics
+from verl.distributed.fsdp import DTYPES, full_tensor, init_mesh, join_store, lr_factor, open_store, shard
+from verl.distributed.optim import allocate_states, build_optimizer, state_tensors
+from verl.distributed.single_controller import Dispatch, register
+from verl.model.attention import describe_attention
+from verl.model.checkpointing import CHECKPOINTING
+from verl.model.families import critic_path, dummy_image, vision_encoder
+from verl.model.fused_layers import fuse_layers
+from verl.model.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
+from verl.model.qwen_vl import ResponseLogProbs, ResponseValues, check_image_tokens, image_patches, load_model
 from verl.protocol import DataProto
-from verl.qwen_vl import ResponseLogProbs, ResponseValues, check_image_tokens, image_patches, load_model
-from verl.single_controller import Dispatch, register
 from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings
 from verl.workers.critic import Critic, ValueSettings
 from verl.workers.weight_sync import send_weights

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verl.log_probs import BANNED_LOGIT_BIAS
+from verl.distributed.single_controller import Dispatch, register
+from verl.model.log_probs import BANNED_LOGIT_BIAS
+from verl.model.qwen_vl import decode_image
 from verl.protocol import DataProto
-from verl.qwen_vl import decode_image
-from verl.single_controller import Dispatch, register
 
 CPU_KV_CACHE_GB = 1
 RENDER_AHEAD_DIVISOR = 4

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from verl.fsdp import full_weights
+from verl.distributed.fsdp import full_weights
 
 CHUNK_BYTES = 2 << 30
 

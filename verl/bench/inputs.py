@@ -1,0 +1,113 @@
+"""Benchmark inputs: models with random weights of published shapes, random images, and a dummy reward."""
+
+import io
+import multiprocessing
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+TOKENIZER_FOLDER = "configs/toy_model"
+FILLER = " red"
+
+# Qwen2.5-VL-3B-Instruct's published shape.
+RANDOM_MODELS: dict[str, dict[str, Any]] = {
+    "random_qwen2_5_vl_3b": {
+        "text_config": {
+            "vocab_size": 151_936,
+            "hidden_size": 2048,
+            "intermediate_size": 11_008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128_000,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+            "layer_types": ["full_attention"] * 36,
+        },
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 2048,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+    }
+}
+
+
+def score_by_digest(items: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """A dummy reward that differs between responses, so that gradients are not zero."""
+    return [{"overall": zlib.crc32(item["response"].encode()) / 2**32} for item in items]
+
+
+def describe_random_model(folder: Path) -> None:
+    """Creates a model folder without weights: the shape in RANDOM_MODELS and the toy model's tokenizer."""
+    from transformers import AutoConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in Path(TOKENIZER_FOLDER).iterdir():
+        if part.suffix != ".safetensors":
+            shutil.copy(part, folder)
+    changes = RANDOM_MODELS[folder.name]
+    config = AutoConfig.from_pretrained(TOKENIZER_FOLDER)
+    for name, section in changes.items():
+        for key, value in section.items():
+            setattr(getattr(config, name), key, value)
+    config.save_pretrained(folder)
+
+
+def draw_weights(folder: Path) -> None:
+    """Writes random bf16 weights for a model folder, in a subprocess that frees the GPU."""
+    if list(folder.glob("*.safetensors")):
+        return
+    drawing = multiprocessing.get_context("spawn").Process(target=_draw, args=(folder,))
+    drawing.start()
+    drawing.join()
+    if drawing.exitcode:
+        raise SystemExit(f"{folder.name}: its weights could not be drawn")
+
+
+def _draw(folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+    config = AutoConfig.from_pretrained(folder)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            model = Qwen2_5_VLForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+
+
+def write_rows(path: Path, processor: Any, data: Any, size: tuple[int, int]) -> None:
+    """Writes a parquet file of rows with a random image and a prompt of exactly max_prompt_length tokens."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    from verl.data.dataset import RLHFDataset
+
+    rng = np.random.default_rng(0)
+
+    def row(text: str) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        coarse = rng.integers(0, 256, (size[1] // 16 + 1, size[0] // 16 + 1, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size).save(buffer, "JPEG")
+        return {"problem": text, "answer_option_text": "-", "images": [{"bytes": buffer.getvalue(), "path": None}]}
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([row("<image>")]), path)
+    limits = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels}
+    missing = data.max_prompt_length - len(RLHFDataset(str(path), processor, **limits)[0].ids)
+    if missing < 0:
+        raise SystemExit(
+            f"the image alone takes {data.max_prompt_length - missing} tokens; raise data.max_prompt_length"
+        )
+    pq.write_table(
+        pa.Table.from_pylist([row("<image>" + FILLER * missing) for _ in range(data.rollout_batch_size)]), path
+    )

@@ -1,0 +1,391 @@
+"""`python -m verl.bench step --config configs/bench_3b_h100.yaml [a.b=value ...]`: time per phase of a training step.
+
+Runs the real trainer (Ray, FSDP2, vLLM) on random images and prompts filled to data.max_prompt_length, with responses
+of exactly data.max_response_length tokens, and prints one table. Every choice is a key of the configuration. A model
+folder of RANDOM_MODELS is made on the spot.
+
+`python -m verl.bench rollout` runs the rollout only, for quick comparisons of engine options.
+`python -m verl.bench ablation` disables one optimization per run, and prints one row for each.
+
+`--gpus 4` gives each of four GPUs the load of one in the configuration (weak scaling); `--against ONE.json` adds times
+relative to a run with `--dump ONE.json`.
+"""
+
+# ruff: noqa: T201  a table on the terminal is what this is for
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from verl.bench import inputs as bench_inputs
+from verl.bench.ablation import UNDONE, run_ablation
+from verl.bench.inputs import RANDOM_MODELS, describe_random_model, draw_weights, score_by_digest, write_rows
+
+ROOFLINE_FLOPS = 800e12
+"""FLOP/s of an H100 on large bf16 matmuls; with ROOFLINE_BYTES the roofline that bounds times from below."""
+ROOFLINE_BYTES = 3e12
+"""Bytes/s of an H100's memory."""
+ROLLOUT_METRICS = (
+    "reward/overall",
+    "perf/num_response_tokens",
+    "perf/total_num_tokens",
+    "perf/max_host_memory_share",
+)
+"""Step metrics that the trainer reads, when only the rollout runs."""
+MEMORY_IN_USE = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
+
+
+def own_gpus() -> list[str]:
+    """nvidia-smi arguments that select the GPUs visible to CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [f"--id={visible}"] if visible else []
+
+
+class MetricsRecorder:
+    """A tracker that stores metrics in memory."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        self.steps.append(dict(metrics))
+        print(f"step {step}: {json.dumps(self.steps[-1], default=float)}", flush=True)
+
+    def log_generations(self, *_: Any) -> None:
+        pass
+
+    def resume(self, step: int) -> None:
+        pass
+
+
+class GpuMemory(threading.Thread):
+    """Samples used memory of the run's GPUs by nvidia-smi: training ranks and engines together."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.samples: list[tuple[float, float]] = []  # (seconds, GiB)
+
+    def run(self) -> None:
+        command = [*MEMORY_IN_USE, *own_gpus(), "-lms", "100"]
+        try:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                for line in process.stdout or ():
+                    self.samples.append((time.perf_counter(), float(line) / 1024))
+        except FileNotFoundError:
+            return
+
+    def peak(self, spans: list[tuple[float, float]]) -> float:
+        """Peak memory of any GPU within the spans, in GiB; 0 without a GPU."""
+        return max((gb for at, gb in self.samples if any(a <= at <= b for a, b in spans)), default=0.0)
+
+
+def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device: str, is_step: bool) -> Any:
+    """The trainer of verl.trainer.main without validation, with recorded time spans of each phase.
+
+    Checkpoints are written only if trainer.save_freq is positive, and not always at the last step.
+
+    Args:
+        is_step: True trains; False runs only the rollout of each step.
+    """
+    from verl.trainer.main import build_datasets, build_reward, build_workers, start_ray
+    from verl.trainer.ray_trainer import GRPOTrainer
+
+    class BenchTrainer(GRPOTrainer):
+        spans: dict[str, list[tuple[float, float]]]
+        groups: Any
+
+        def _validate(self) -> dict[str, float]:
+            return {}
+
+        def _save(self, score: float | None = None) -> None:
+            if self.config.trainer.save_freq > 0:
+                super()._save(score)
+
+        def _step(self) -> dict[str, Any]:
+            if is_step:
+                return super()._step()
+            with self._timer("gen"), self._engines_awake():
+                self.batches.make(self._generate)
+            self._render_ahead()
+            self.finish_rendering()  # not timed: in training it overlaps with the update
+            self.unlogged = dict.fromkeys(ROLLOUT_METRICS, 0.0)
+            self.trained_step = self.global_step
+            return self.unlogged
+
+        def _add_log_probs_and_values(self, groups: Any) -> None:
+            self.groups = groups
+            super()._add_log_probs_and_values(groups)
+
+        @contextmanager
+        def _timer(self, name: str) -> Iterator[None]:
+            start = time.perf_counter()
+            with super()._timer(name):
+                yield
+            self.spans.setdefault(name, []).append((start, time.perf_counter()))
+            print(f"step {self.global_step} {name}: {time.perf_counter() - start:.2f} s", flush=True)
+
+    reward = build_reward(config)
+    train_set, val_set = build_datasets(config, processor)
+    start_ray(config, device)
+    actor, rollout = build_workers(config, device, processor, config.trainer.max_steps, None)
+    arguments = (config, actor, rollout, reward, train_set, val_set, processor.tokenizer.pad_token_id, recorder)
+    trainer = BenchTrainer(*arguments)  # type: ignore[arg-type]
+    trainer.spans = {}
+    return trainer
+
+
+def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]:
+    """Seconds of old and reference log-probs and update over groups of the last step, with or without sharing."""
+    import torch
+
+    from verl.trainer.ray_trainer import GROUP_KEYS
+
+    groups = trainer.groups[:num_groups]
+    loaded = groups.select(list(GROUP_KEYS), ["images"])
+    loaded.meta_info = {"shared_prompt": shared, "images_once": shared}
+    trainer.actor.load_groups(loaded)
+    seconds = {}
+    carrier = groups.select(["response_mask"], [])
+    carrier.batch["advantages"] = torch.randn(carrier.batch["response_mask"].shape[:2])
+    carrier.meta_info |= {"step": 1, "kl_coef": trainer.kl_coef}
+    for name, key, method in (
+        ("old", "old_log_probs", trainer.actor.compute_log_probs),
+        ("ref", "ref_log_probs", trainer.actor.compute_ref_log_probs),
+        ("update", None, trainer.actor.update_actor),
+    ):
+        start = time.perf_counter()
+        out = method(carrier)
+        seconds[name] = time.perf_counter() - start
+        if key is not None:
+            carrier.batch[key] = out.batch[key]
+    return seconds
+
+
+def summarise(config: Any, trainer: Any, recorder: MetricsRecorder, memory: GpuMemory, patches: int) -> dict[str, Any]:
+    """Phase -> seconds, and per rank tokens/s, MFU, roofline times in seconds, and peak memory.
+
+    Roofline of a rollout: prefill and decode FLOPs with shared prompts at ROOFLINE_FLOPS, and decode memory traffic at
+    ROOFLINE_BYTES; the two hardly overlap.
+    """
+    from transformers import AutoConfig
+
+    from verl.model.flops import group_flops, rollout_bytes
+
+    steps = recorder.steps[1:] or recorder.steps
+    data, rollout, actor = config.data, config.worker.rollout, config.worker.actor
+    ranks = config.num_ranks
+    shape = (patches, data.max_prompt_length, data.max_response_length, rollout.n)
+    model = AutoConfig.from_pretrained(actor.model.model_path)
+    forward = group_flops(model, *shape, is_shared=actor.shared_prompt).total * data.rollout_batch_size / ranks
+    sampling = group_flops(model, *shape, is_shared=True).total * data.rollout_batch_size / ranks
+    num_sequences = data.rollout_batch_size * rollout.n * rollout.tensor_parallel_size // ranks
+    num_prompts = num_sequences // rollout.n if rollout.shared_prompt else num_sequences
+    lengths = data.max_prompt_length, data.max_response_length
+    read = rollout_bytes(model.get_text_config(), *lengths, num_sequences, num_prompts) / rollout.tensor_parallel_size
+    outputs = data.rollout_batch_size * rollout.n * data.max_response_length / ranks
+    inputs = data.rollout_batch_size * (data.max_prompt_length + rollout.n * data.max_response_length) / ranks
+    old = trainer.num_old_prompts / data.rollout_batch_size
+
+    def seconds(name: str) -> float:
+        return statistics.median(step.get(f"timing_s/{name}", 0.0) for step in steps)
+
+    whole, sync = seconds("step"), seconds("weight_sync")
+    rows = {
+        "rollout": (seconds("gen") - sync - seconds("sleep"), outputs, sampling, "gen"),
+        "weight sync + wake": (sync, 0.0, 0.0, "weight_sync"),
+        "sleep": (seconds("sleep"), 0.0, 0.0, "sleep"),
+        "images": (seconds("load"), 0.0, 0.0, "load"),
+        "old": (seconds("old"), old * inputs, old * forward, "old"),
+        "reference": (seconds("ref"), inputs, forward, "ref"),
+        "update": (seconds("update_actor"), inputs, 3 * forward, "update_actor"),
+    }
+    if not seconds("update_actor"):  # nothing was trained
+        whole, forward = seconds("gen"), 0.0
+        rows = {name: rows[name] for name in ("rollout", "weight sync + wake", "sleep")}
+    rows["rest"] = (whole - sum(row[0] for row in rows.values()), 0.0, 0.0, "")
+    rows["whole step"] = (whole, inputs if forward else 0.0, (4 + old) * forward, "step")
+    return {
+        name: {
+            "seconds": round(time_s, 3),
+            "tokens_per_s": round(tokens / time_s) if tokens and time_s else None,
+            "mfu": round(flops / time_s / ROOFLINE_FLOPS, 3) if flops and time_s and name != "rollout" else None,
+            "flops_floor_s": round(flops / ROOFLINE_FLOPS, 2) if flops else None,
+            "bytes_floor_s": round(read / ROOFLINE_BYTES, 2) if name == "rollout" else None,
+            "peak_gib": round(memory.peak(trainer.spans.get(span, [])[1:] or trainer.spans.get(span, [])), 1),
+        }
+        for name, (time_s, tokens, flops, span) in rows.items()
+    }
+
+
+def print_table(table: dict[str, dict[str, Any]]) -> None:
+    """One aligned line per phase."""
+    columns = list(next(iter(table.values())))
+    print(f"{'phase':20s}" + "".join(f"{column:>15s}" for column in columns))
+    for name, row in table.items():
+        cells = "".join(f"{'' if row[c] is None else row[c]:>15}" for c in columns)
+        print(f"{name:20s}{cells}", flush=True)
+
+
+def read_table(file: str) -> dict[str, dict[str, Any]]:
+    """The table of an earlier run with `--dump`, for comparison."""
+    try:
+        return json.loads(Path(file).read_text())["table"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{file} is not what a step or rollout wrote with --dump: {error}") from None
+
+
+def file_to_read(file: str) -> str:
+    """The path of an existing file."""
+    if not Path(file).is_file():
+        raise argparse.ArgumentTypeError(f"{file}: there is no such file")
+    return file
+
+
+def file_to_write(file: str) -> str:
+    """The path of a file in an existing folder, checked before the measurement."""
+    if not Path(file).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{file}: there is no folder {Path(file).parent}; make it first")
+    return file
+
+
+def add_times(table: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> None:
+    """Adds the column `times`: seconds relative to another table."""
+    for name, row in table.items():
+        seconds = other[name]["seconds"] if name in other else 0.0
+        row["times"] = round(row["seconds"] / seconds, 3) if seconds else None
+
+
+def scale_load(config: Any, num_gpus: int) -> list[str]:
+    """Overrides for num_gpus GPUs of one machine, each with the load of one rank in `config` (weak scaling)."""
+    sizes = {
+        "data.rollout_batch_size": config.data.rollout_batch_size,
+        "data.mini_rollout_batch_size": config.data.mini_rollout_batch_size,
+        "data.val_batch_size": config.data.val_batch_size,
+        "worker.actor.global_batch_size": config.worker.actor.global_batch_size,
+        "worker.critic.global_batch_size": config.worker.critic.global_batch_size,
+    }
+    scaled = {key: size * num_gpus // config.num_ranks for key, size in sizes.items() if size and size > 0}
+    scaled |= {"trainer.nnodes": 1, "trainer.n_gpus_per_node": num_gpus}
+    return [f"{key}={value}" for key, value in scaled.items()]
+
+
+def run_benchmark(arguments: argparse.Namespace) -> None:
+    """Runs the configured steps and prints the table, and then the speedup by prompt sharing."""
+    import ray
+    import torch
+
+    from verl.config.loading import config_to_dict, load_config
+    from verl.data.processor import load_run_processor, pixel_limits
+    from verl.model.qwen_vl import image_grid
+    from verl.trainer.main import choose_device
+
+    config_file, overrides, dump = arguments.config, arguments.overrides, arguments.dump
+    folder = Path("runs/bench")
+    rows = folder / "rows.parquet"
+    random_models = [folder / name for name in RANDOM_MODELS if name in f"{Path(config_file).read_text()} {overrides}"]
+    for model in random_models:
+        describe_random_model(model)
+    fixed = [
+        f"data.train_files={rows}",
+        f"data.val_files={rows}",
+        f"worker.reward.reward_function={bench_inputs.__file__}:{score_by_digest.__name__}",
+    ]
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    rows.touch()
+    config = load_config([f"config={config_file}", *fixed, *overrides])
+    if arguments.gpus:
+        scaled = scale_load(config, arguments.gpus)
+        config = load_config([f"config={config_file}", *fixed, *overrides, *scaled])
+    device = choose_device(config)
+    for model in random_models:
+        draw_weights(model)
+    processor = load_run_processor(config)
+    width, height = map(int, arguments.image.split("x"))
+    write_rows(rows, processor, config.data, (width, height))
+    limits = pixel_limits(processor, config.data.min_pixels, config.data.max_pixels)
+    _, grid_rows, grid_columns = image_grid((width, height), processor.image_processor, **limits)
+    memory, recorder = GpuMemory(), MetricsRecorder()
+    memory.start()
+    started = time.perf_counter()
+    is_step = arguments.what == "step"
+    trainer = make_trainer(config, recorder, processor, device, is_step)
+    load_s = time.perf_counter() - started
+    try:
+        trainer.fit()
+        table = summarise(config, trainer, recorder, memory, grid_rows * grid_columns)
+        name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+        name = f"{config.num_ranks} x {name}"
+        print(f"\n{name}: {len(recorder.steps)} steps, medians of those after the first; loading {load_s:.0f} s")
+        if arguments.against:
+            add_times(table, arguments.against)
+        print_table(table)
+        result = {"device": name, "config": config_to_dict(config), "table": table, "steps": recorder.steps}
+        if dump:
+            Path(dump).write_text(json.dumps(result, indent=1))
+        if is_step and arguments.ratio_groups:
+            num_groups = min(arguments.ratio_groups * config.num_ranks, config.data.rollout_batch_size)
+            result["ratio"] = print_ratio(trainer, num_groups)
+            if dump:
+                Path(dump).write_text(json.dumps(result, indent=1))
+    finally:
+        trainer.reward.close()
+        ray.shutdown()
+
+
+def print_ratio(trainer: Any, num_groups: int) -> dict[str, dict[str, float]]:
+    """Seconds of each pass with and without shared prompts and images, and the speedup."""
+    shared = time_passes(trainer, num_groups, shared=True)
+    print(f"\n{num_groups} groups, shared: {json.dumps(shared)}", flush=True)
+    repeated = time_passes(trainer, num_groups, shared=False)
+    ratio = {name: repeated[name] / shared[name] for name in shared}
+    ratio["all"] = sum(repeated.values()) / sum(shared.values())
+    print(f"repeated: {json.dumps(repeated)}\nratio: {json.dumps(ratio)}", flush=True)
+    return {"shared": shared, "repeated": repeated, "ratio": ratio}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command line and runs the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m verl.bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=["step", "rollout", "ablation"])
+    parser.add_argument("--config", required=True, type=file_to_read)
+    parser.add_argument(
+        "--undo", choices=list(UNDONE), action="append", help="a row of an ablation; all if none is named"
+    )
+    parser.add_argument("--image", default="800x600", help="width x height of the pictures")
+    parser.add_argument(
+        "--ratio_groups", type=int, default=16, help="groups of a rank for shared against repeated; 0: skip it"
+    )
+    parser.add_argument("--gpus", type=int, help="GPUs of this machine that have the configuration's load of one each")
+    parser.add_argument(
+        "--against", type=read_table, help="what a run with --dump wrote; each phase's time as a multiple of its time"
+    )
+    parser.add_argument("--dump", type=file_to_write, help="JSON file for everything that was measured")
+    parser.add_argument("overrides", nargs="*", help="keys of the configuration, a.b=value")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.undo and arguments.what != "ablation":
+        parser.error("--undo names rows of an ablation; give the key itself, a.b=value")
+    if arguments.against and arguments.what == "ablation":
+        parser.error("--against is of one run; an ablation compares its rows with its first")
+    if arguments.what == "ablation":
+        step = ["--config", arguments.config, "--image", arguments.image, *arguments.overrides]
+        step += ["--gpus", str(arguments.gpus)] if arguments.gpus else []
+        return run_ablation(step, arguments.undo or list(UNDONE), arguments.dump)
+    from verl.config.records import ConfigError
+    from verl.data.dataset import DataError
+    from verl.distributed.single_controller import WorkerError
+    from verl.reward import RewardError
+
+    try:
+        run_benchmark(arguments)
+    except (ConfigError, DataError, RewardError, WorkerError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0

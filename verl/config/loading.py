@@ -1,0 +1,166 @@
+"""`load_config`: from `config=FILE a.b=value ...` to a checked configuration, or one error that lists every fault."""
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from verl.config.checks import find_faults, find_notices, split_path
+from verl.config.fields import Key, find_keys, find_sections, suggest
+from verl.config.old_keys import take_old_keys
+from verl.config.records import Config, ConfigError, TrainerConfig
+
+# Keys that name a file or folder, and the mark after which something else may follow.
+_PATH_KEYS = {
+    "data.train_files": "@",
+    "data.val_files": "@",
+    "data.image_dir": "",
+    "data.format_prompt": "",
+    "data.override_chat_template": "",
+    "worker.actor.model.model_path": "",
+    "worker.critic.model.model_path": "",
+    "worker.actor.model.tokenizer_path": "",
+    "worker.reward.reward_function": ":",
+    "trainer.load_checkpoint_path": "",
+}
+
+
+def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = None) -> Config:
+    """The checked configuration that `config=FILE a.b=value ...` asks for.
+
+    The command line wins over the file, the file over the defaults; dictionaries are merged key by key. Values are
+    parsed as YAML. A path that exists becomes absolute, so that workers started in another folder find it.
+
+    Args:
+        argv: the arguments, without the program's name.
+        score_functions: the rewards that `worker.reward.score_function` may name; None accepts any name.
+
+    Raises:
+        ConfigError: listing every fault: unknown keys with the nearest known one, values that `verl.config.records`
+            does not take, and all that `verl.config.checks.find_faults` finds.
+    """
+    faults: dict[str, str] = {}
+    merged = config_to_dict(Config())
+    for source in _read_sources(argv, faults):
+        merged = _merge(merged, take_old_keys(source, faults))
+    keys = find_keys()
+    config = _validate(merged, keys, faults)
+    config = _resolve_paths(config, config.trainer)
+    checked = find_faults(config, score_functions, unreadable=faults.keys() & {*keys, *find_sections(keys)})
+    if faults or checked:
+        raise ConfigError([*faults.values(), *checked])
+    for notice in find_notices(config):
+        logging.getLogger(__name__).warning(notice)
+    return config
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """The configuration, or one section, as nested plain dictionaries and lists, ready for JSON or YAML."""
+    section = config if isinstance(config, dict) else dataclasses.asdict(config)
+    return {
+        key: config_to_dict(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
+        for key, value in section.items()
+    }
+
+
+def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str, Any]]:
+    """The file's keys, then the command line's, as nested dictionaries."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    command_line: dict[str, Any] = {}
+    file: dict[str, Any] = {}
+    for token in argv:
+        key, equals, text = token.partition("=")
+        if not equals or not key:
+            faults[token] = f"{token!r}: an argument must read key=value; put = between the key and its value"
+            continue
+        try:
+            if key == "config":
+                content: Any = OmegaConf.to_container(OmegaConf.load(text), resolve=True)
+                if not isinstance(content, dict):
+                    raise YAMLError("the file must hold sections such as data: and trainer:")
+                file = {str(name): value for name, value in content.items()}
+            else:
+                content = OmegaConf.to_container(OmegaConf.from_dotlist([token]), resolve=True)
+                command_line = _merge(command_line, content)
+        except OSError as error:
+            faults[key] = f"config = {text!r}: cannot be read ({error.strerror}); give config= an existing YAML file"
+        except (YAMLError, OmegaConfBaseException) as error:
+            reason = getattr(error, "problem", None) or " ".join(str(error).split())
+            faults[key] = f"{key} = {text!r}: is not YAML ({reason}); put quotes around the text inside the value"
+    return [file, command_line]
+
+
+def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    both = [key for key in low if isinstance(low[key], dict) and isinstance(high.get(key), dict)]
+    return {**low, **high, **{key: _merge(low[key], high[key]) for key in both}}
+
+
+def _validate(values: dict[str, Any], keys: Mapping[str, Key], faults: dict[str, str]) -> Config:
+    """The configuration with these values; what cannot be taken goes to faults and leaves the default."""
+    records = TypeAdapter(Config)
+    # In JSON's strict mode a dictionary may stand for a record and a list for a tuple, and nothing else differs.
+    values = json.loads(json.dumps(values, default=str))
+    try:
+        return records.validate_json(json.dumps(values))
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            *sections, name = _field_path(detail["loc"], keys)
+            section = functools.reduce(dict.__getitem__, sections, values)
+            if name in section:
+                key = ".".join([*sections, name])
+                faults[key] = f"{key} = {section.pop(name)!r}: {_reason(detail, key, keys)}"
+    return records.validate_json(json.dumps(values))
+
+
+def _field_path(location: tuple[int | str, ...], keys: Mapping[str, Key]) -> list[str]:
+    """The part of pydantic's location that names a key, without what lies inside its value."""
+    path: list[str] = []
+    for part in location:
+        path.append(str(part))
+        if ".".join(path) in keys:
+            break
+    return path
+
+
+def _reason(detail: Any, key: str, keys: Mapping[str, Key]) -> str:
+    """Pydantic's error in this house's words: what must hold instead."""
+    fault, value = detail["type"], detail["input"]
+    if fault == "unexpected_keyword_argument":
+        return f"unknown key; {suggest(key, keys)}"
+    if fault == "dataclass_type":
+        return f"is a section; set its keys, such as {next(name for name in keys if name.startswith(f'{key}.'))}"
+    kind, must = keys[key].kind, "must be"
+    if fault == "tuple_type":
+        return f"must be {kind.noun}" + ("" if value is None else f", such as [{value}]")
+    if kind.item and fault not in ("missing", "too_long", "too_short"):
+        kind, must = kind.item, "each must be"
+    if fault == "finite_number":
+        return f"{must} finite"
+    quote = f"; quote it: '\"{value}\"'" if fault == "string_type" and value is not None else ""
+    is_type = not kind.limits or fault.endswith("_type")
+    return f"{must} {kind.or_other(kind.noun if is_type else kind.limits)}{quote}"
+
+
+def _resolve_paths(section: Any, trainer: TrainerConfig, prefix: str = "") -> Any:
+    """The section with the names in save_checkpoint_path filled in and with existing relative paths made absolute."""
+    changes: dict[str, Any] = {}
+    for item in dataclasses.fields(section):
+        key, value = prefix + item.name, getattr(section, item.name)
+        if dataclasses.is_dataclass(value):
+            changes[item.name] = _resolve_paths(value, trainer, f"{key}.")
+        elif key == "trainer.save_checkpoint_path":
+            for name in ("project_name", "experiment_name"):
+                value = value.replace(f"{{{name}}}", getattr(trainer, name))
+            changes[item.name] = os.path.abspath(value)
+        elif key in _PATH_KEYS and value:
+            path, suffix = split_path(value, _PATH_KEYS[key])
+            changes[item.name] = os.path.abspath(path) + suffix if os.path.exists(path) else value
+    return dataclasses.replace(section, **changes)

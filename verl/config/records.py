@@ -1,0 +1,420 @@
+"""The configuration: one frozen record per section, which takes only values of the annotated types and bounds.
+
+Names and meanings are EasyR1's, defaults the paper's run (SpatialThinker-3B, 75 steps on four GPUs); a key is here
+if something reads it. `verl.config.loading` fills in files and overrides, `verl.config.checks` finds what does not
+fit together, `verl.config.docs` prints the lines under the fields.
+"""
+
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic.dataclasses import dataclass
+
+_DTYPE_SPELLINGS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", None: "fp32"}
+_DTYPE_SPELLINGS |= {16: "fp16", "16": "fp16", 32: "fp32", "32": "fp32"}
+
+
+def _spell_dtype(value: Any) -> Any:
+    return _DTYPE_SPELLINGS.get(value, value) if isinstance(value, str | int | None) else value
+
+
+Count = Annotated[int, Field(ge=1)]
+CountOrNoLimit = Count | Literal[-1]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
+TrainDtype = Annotated[Literal["bf16", "fp32"], BeforeValidator(_spell_dtype)]
+RolloutDtype = Annotated[Literal["bf16", "fp16", "fp32"], BeforeValidator(_spell_dtype)]
+Logger = Literal["console", "file", "tensorboard", "wandb", "mlflow", "swanlab"]
+LossAverage = Literal["token", "seq", "fixed_length"]
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataConfig:
+    train_files: str = "hunarbatra/STVQA-7K@train"
+    """Training rows: a folder, a file, a saved data set or a hub name, with an optional `@split`."""
+    val_files: str = "hunarbatra/STVQA-7K@val"
+    """Validation rows, named as the training rows are."""
+    prompt_key: str = "problem"
+    """Column with the prompt text; one `<image>` in it per image."""
+    answer_key: str = "answer_option_text"
+    """Column with the ground truth that the reward is given."""
+    image_key: str = "images"
+    """Column with the image or images: bytes, paths or pictures; it may be missing or empty."""
+    image_dir: str | None = None
+    """Folder of images that are given by relative paths."""
+    mixed_data: bool = False
+    """Text-only rows, every second training row from the first on; the others keep their images."""
+    text_only: bool = False
+    """Training rows without their images; with a text model, validation rows too."""
+    max_prompt_length: Count = 6144
+    """P: longest prompt in tokens, image tokens included."""
+    max_response_length: Count = 2048
+    """R: longest response in tokens."""
+    rollout_batch_size: Count = 512
+    """Prompts per training step."""
+    mini_rollout_batch_size: Count | None = None
+    """Prompts per call of the engines; null is rollout_batch_size."""
+    val_batch_size: CountOrNoLimit = 512
+    """Prompts per validation batch; -1 takes the whole validation set at once."""
+    format_prompt: str | None = None
+    """File with a Jinja template (variable `content`) that wraps the prompt, or a text to put before it."""
+    override_chat_template: str | None = None
+    """File with a chat template that replaces the model's own."""
+    shuffle: bool = True
+    """Random order of the training rows, a new one each epoch."""
+    seed: NonNegativeInt = 1
+    """Seed of that order."""
+    min_pixels: Count | None = 262_144
+    """Fewest pixels of an image, smaller ones are enlarged; null: no bound."""
+    max_pixels: Count | None = 4_194_304
+    """Most pixels of an image, larger ones are reduced; null: no bound."""
+    filter_overlong_prompts: bool = True
+    """Drops rows longer than max_prompt_length before training; otherwise one such row is an error."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class AlgorithmConfig:
+    adv_estimator: Literal["grpo", "grpo_passk", "dr_grpo", "rloo", "remax", "reinforce_plus_plus", "gae"] = "grpo"
+    """Advantage estimator, see `verl.algos.advantages`; gae trains a critic."""
+    gamma: Share = 1.0
+    """Discount of later rewards, for gae and reinforce_plus_plus."""
+    lam: Share = 1.0
+    """Lambda of gae: 0 trusts the critic, 1 the rewards."""
+    disable_kl: bool = False
+    """Training without a reference model; wins over the other KL keys."""
+    use_kl_loss: bool = True
+    """Divergence from the reference as a term of the loss; otherwise the rewards are reduced by it."""
+    kl_penalty: Literal["kl", "abs", "mse", "low_var_kl", "chi2", "full"] = "low_var_kl"
+    """Estimator of the divergence, see `verl.algos.divergences`; full is exact, from both whole distributions."""
+    kl_coef: NonNegativeFloat = 1e-2
+    """Weight of the divergence from the reference; at the start of the run, if it is adaptive."""
+    kl_type: Literal["fixed", "adaptive"] = "fixed"
+    """Course of the weight: `fixed`, or `adaptive`, which moves it until the divergence is kl_target."""
+    kl_target: float = 0.1
+    """Divergence per token that an adaptive weight aims at."""
+    kl_horizon: float = 10000.0
+    """Responses in which an adaptive weight moves by at most a fifth."""
+    online_filtering: bool = False
+    """Trains only on groups whose mean filter_key lies between filter_low and filter_high."""
+    filter_key: str = "overall"
+    """Part of the reward that online_filtering looks at."""
+    filter_low: float = 0.01
+    """Lower bound of a group's mean; groups above it are kept."""
+    filter_high: float = 0.99
+    """Upper bound of a group's mean; groups below it are kept."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class AdapterConfig:
+    rank: NonNegativeInt = 0
+    """Rank of LoRA adapters, which alone are trained; 0 trains the whole model."""
+    alpha: Count = 64
+    """Scale of an adapter: its output counts alpha / rank times."""
+    target_modules: str = "all-linear"
+    """Layers with adapters: their names, separated by commas, or all-linear."""
+    exclude_modules: str | None = None
+    """Regular expression for whole names of layers without adapters, such as `.*visual.*`."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class LoadedModelConfig:
+    trust_remote_code: bool = False
+    """Permission to run code that comes with the model."""
+    override_config: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's config.json with other values, for training and engine alike; sections may be nested."""
+    enable_gradient_checkpointing: bool = True
+    """Activation checkpointing: activations are computed again in the backward pass instead of kept."""
+    freeze_vision_tower: bool = False
+    """Keeps the weights of the vision encoder."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig(LoadedModelConfig):
+    model_path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
+    """Folder or hub name of the model to train, with its tokenizer and processor."""
+    tokenizer_path: str | None = None
+    """Folder or hub name of another tokenizer and processor; null takes those of model_path."""
+    activation_budget_gb: NonNegativeFloat = 0.0
+    """Memory for activations that gradient checkpointing keeps all the same, in GiB per micro-batch."""
+    use_fused_layers: bool = True
+    """Liger's norm, SwiGLU and rotary kernels on a GPU, where that package is there and knows the model."""
+    lora: AdapterConfig = field(default_factory=AdapterConfig)
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimConfig:
+    lr: NonNegativeFloat = 1e-6
+    """Peak learning rate."""
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    weight_decay: NonNegativeFloat = 1e-2
+    """Decoupled weight decay."""
+    strategy: Literal["adamw", "adamw_bf16"] = "adamw_bf16"
+    """Optimizer: `adamw`, or `adamw_bf16` with states in bf16 and Kahan compensation, for parameters kept in bf16."""
+    lr_warmup_ratio: Share = 0.0
+    """Warm-up: share of the training steps over which the rate rises linearly."""
+    lr_warmup_steps: NonNegativeInt | None = None
+    """Warm-up as a number of steps; wins over the ratio."""
+    lr_scheduler_type: Literal["constant", "cosine"] = "constant"
+    """Course of the rate after the warm-up."""
+    min_lr_ratio: Share | None = None
+    """Floor of the cosine as a share of lr; null is 0."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class FSDPConfig:
+    torch_dtype: TrainDtype = "bf16"
+    """Type in which parameters are kept; null is fp32."""
+    mp_param_dtype: TrainDtype = "bf16"
+    """Type in which the forward and backward passes compute."""
+    mp_reduce_dtype: TrainDtype = "fp32"
+    """Type in which gradients are summed over ranks."""
+    enable_cpu_offload: bool = False
+    """CPU offload of parameters, gradients and optimizer; a layer is on its GPU while it computes."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class OffloadConfig:
+    offload_params: bool = False
+    """CPU offload of the parameters between passes."""
+    offload_optimizer: bool = False
+    """CPU offload of the optimizer's states between updates."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ReferenceFSDPConfig:
+    enable_cpu_offload: bool = False
+    """CPU offload of the reference's parameters; a layer is on its GPU while it computes."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ReferenceOffloadConfig:
+    offload_params: bool = False
+    """CPU offload of the reference's parameters between passes."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ReferenceConfig:
+    fsdp: ReferenceFSDPConfig = field(default_factory=ReferenceFSDPConfig)
+    offload: ReferenceOffloadConfig = field(default_factory=ReferenceOffloadConfig)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ActorConfig:
+    global_batch_size: Count = 128
+    """Prompts per optimizer step, over all ranks; each brings its `worker.rollout.n` responses."""
+    micro_batch_size_per_device_for_update: Count = 4
+    """Sequences per forward and backward pass of a rank: its token budget is this times (P + R)."""
+    micro_batch_size_per_device_for_experience: Count = 16
+    """Sequences per pass without gradients (old and reference log-probs), likewise a token budget."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient norm above which gradients are scaled down to it."""
+    clip_ratio_low: Share = 0.2
+    """Lower clip range: the probability ratio is clipped at 1 minus this; 1 leaves it without a lower bound."""
+    clip_ratio_high: PositiveFloat = 0.3
+    """Upper clip range: the probability ratio is clipped at 1 plus this."""
+    clip_ratio_dual: Annotated[float, Field(gt=1)] = 3.0
+    """Dual clip: with a negative advantage A the loss of a token is at most -A times this."""
+    loss_type: Literal["default", "gspo", "gspo_token", "cispo", "sapo"] = "default"
+    """Surrogate loss, see `verl.algos.losses.compute_policy_loss`; default with two clip ranges is DAPO's."""
+    tau_positive: PositiveFloat = 1.0
+    """Temperature of sapo's gate for advantages of 0 and above."""
+    tau_negative: PositiveFloat = 1.05
+    """Temperature of sapo's gate for advantages below 0."""
+    loss_avg_mode: LossAverage = "token"
+    """Unit of equal weight in a mini-batch: every token, every response (seq), or a token in units of R."""
+    tis_imp_ratio_cap: PositiveFloat | None = None
+    """Bound of the weights p(training) / p(engine) that correct for the engine's rounding; null: no weights."""
+    ppo_epochs: Count = 1
+    """Passes over each rollout batch."""
+    shared_prompt: bool = True
+    """Prefix sharing: the prompt is computed once per group instead of once per response."""
+    images_once: bool = True
+    """Image sharing: an image is encoded once per micro-batch instead of once for every prompt that shows it."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    fsdp: FSDPConfig = field(default_factory=FSDPConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
+
+
+@dataclass(frozen=True, config=STRICT)
+class CriticModelConfig(LoadedModelConfig):
+    model_path: str | None = None
+    """Folder or hub name of the model that the critic starts from; null is the actor's. Token ids must agree."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class CriticConfig:
+    global_batch_size: Count = 128
+    """Prompts per optimizer step of the critic, over all ranks."""
+    micro_batch_size_per_device_for_update: Count = 4
+    """Sequences per forward and backward pass of a rank: its token budget is this times (P + R)."""
+    micro_batch_size_per_device_for_experience: Count = 16
+    """Sequences per pass that computes values, likewise a token budget."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient norm above which gradients are scaled down to it."""
+    cliprange_value: PositiveFloat = 0.5
+    """Value clip range: a value counts as moved by at most this in one training step."""
+    loss_avg_mode: LossAverage = "token"
+    """Unit of equal weight, as worker.actor.loss_avg_mode."""
+    ppo_epochs: Count = 1
+    """Passes over each rollout batch."""
+    model: CriticModelConfig = field(default_factory=CriticModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    fsdp: FSDPConfig = field(default_factory=FSDPConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
+
+
+@dataclass(frozen=True, config=STRICT)
+class RewardConfig:
+    score_function: str = "spatial_sgg"
+    """Name of a reward of the house."""
+    reward_function: str | None = None
+    """`FILE.py:NAME`, a reward of your own, NAME being `main` when left out; wins over score_function."""
+    reward_function_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments given to the reward at every call."""
+    skip_special_tokens: bool = True
+    """Leaves special tokens out of the responses that the reward reads."""
+    num_processes: Count = 4
+    """Processes that score responses."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class RolloutConfig:
+    n: Count = 8
+    """Responses per prompt: the size of a group."""
+    temperature: Annotated[float, Field(gt=0), "training log-probs are divided by it"] = 1.0
+    """Sampling temperature; training log-probs are those of the same distribution."""
+    top_p: PositiveShare = 1.0
+    """Nucleus sampling; training log-probs are those of the full distribution."""
+    top_k: CountOrNoLimit = -1
+    """Number of likeliest tokens to sample from; -1 samples from all."""
+    ignore_eos: bool = False
+    """Responses that always take max_response_length tokens, as benchmarks want."""
+    seed: NonNegativeInt = 1
+    """Seed of the engine."""
+    limit_images: NonNegativeInt = 0
+    """Most images per prompt; 0 leaves the engine's own limit."""
+    dtype: RolloutDtype = "bf16"
+    """Type of the engine's weights."""
+    gpu_memory_utilization: PositiveShare = 0.6
+    """Share of a GPU's memory that the engine may take."""
+    enforce_eager: bool = False
+    """Eager mode: the engine does without CUDA graphs."""
+    enable_chunked_prefill: bool = False
+    """Chunked prefill: long prompts are read in pieces."""
+    tensor_parallel_size: Count = 1
+    """Tensor parallelism: GPUs that share one engine."""
+    max_model_len: Count | None = None
+    """Longest prompt plus response the engine serves; null is P + R."""
+    max_num_batched_tokens: Count = 8192
+    """Most tokens in one pass of the engine."""
+    max_num_seqs: Count = 1024
+    """Most responses that the engine writes at the same time."""
+    shared_prompt: bool = True
+    """Prefix sharing: an engine reads a prompt's keys and values once for n samples (FlashAttention 3, Hopper)."""
+    disable_log_stats: bool = True
+    """Engine statistics kept out of the log."""
+    val_override_config: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.5, "n": 1})
+    """Sampling keys of the engine (n, temperature, top_p, top_k, ...) that validation sets differently."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class WorkerConfig:
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    ref: ReferenceConfig = field(default_factory=ReferenceConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainerConfig:
+    total_epochs: Count = 75
+    """Passes over the training rows, when max_steps does not end the run earlier."""
+    max_steps: Count | None = 75
+    """Training steps; null trains total_epochs."""
+    max_try_make_batch: CountOrNoLimit = 20
+    """Calls of the engines after which a step whose groups were filtered away ends the run; -1: no limit."""
+    critic_warmup: NonNegativeInt = 0
+    """Steps before this one train the critic alone."""
+    max_skipped_updates: CountOrNoLimit = 10
+    """Optimizer steps in a row with a gradient that is not finite after which the run ends; -1: no limit."""
+    project_name: str = "spatialthinker"
+    """Name under which loggers file several runs."""
+    experiment_name: str = "spatialthinker_3b_grpo"
+    """Name of this run."""
+    logger: Annotated[tuple[Logger, ...], Field(min_length=1)] = ("console", "file", "tensorboard")
+    """Loggers of metrics and validation samples."""
+    nnodes: Count = 1
+    """Machines of the run."""
+    n_gpus_per_node: Count = 4
+    """FSDP ranks per machine, on a CPU too."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device that ranks compute on; auto takes the GPUs when there are any."""
+    seed: NonNegativeInt = 1
+    """Seed of everything that has no seed of its own."""
+    val_freq: int = 5
+    """Steps between validations; -1 validates only before and after training."""
+    val_before_train: bool = True
+    """Validation before the first step."""
+    val_only: bool = False
+    """Validates once and stops."""
+    val_generations_to_log: NonNegativeInt = 3
+    """Validation samples written out each time."""
+    save_freq: int = 5
+    """Steps between checkpoints; -1 saves only after the last step."""
+    save_limit: int = 1
+    """Newest checkpoints kept, and the one with the best validation beside them; -1 keeps all."""
+    save_model_only: bool = False
+    """Checkpoints of the weights alone; a run that goes on from one starts with a new optimizer."""
+    save_in_background: bool = True
+    """Asynchronous checkpoints: training goes on while one is written from a copy in host memory."""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """Reaction to a checkpoint that cannot be written, on a full disk for instance; older ones stay whole."""
+    save_checkpoint_path: str = "checkpoints/{project_name}/{experiment_name}"
+    """Folder of the run's checkpoints and logs; the two names in braces are filled in."""
+    watchdog_timeout_s: PositiveFloat | None = 3600.0
+    """Seconds after which a call to the workers has stalled: all write their stacks, the run ends; null waits."""
+    max_host_memory_share: PositiveShare = 0.94
+    """Share of a machine's memory in use at which the run saves and ends, before the system kills a process."""
+    load_checkpoint_path: str | None = None
+    """Checkpoint folder `.../global_step_N` to start from; null lets find_last_checkpoint decide."""
+    find_last_checkpoint: bool = True
+    """Goes on from the newest complete checkpoint in save_checkpoint_path."""
+    check_versions: bool = True
+    """Requires the versions of torch, transformers, vLLM and the like that this trainer was tried with."""
+    dry_run: bool = False
+    """Prints what the run would do and need, with its first prompts, and stops before anything starts."""
+    ray_timeline: str | None = None
+    """File for Ray's timeline of the run, written at its end; needs RAY_PROFILING=1 in the environment."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @property
+    def num_ranks(self) -> int:
+        """FSDP ranks over all machines."""
+        return self.trainer.nnodes * self.trainer.n_gpus_per_node
+
+
+class ConfigError(ValueError):
+    """Every fault found in a configuration, one line each."""
+
+    def __init__(self, faults: Sequence[str]):
+        self.faults = list(faults)
+        noun = "fault" if len(self.faults) == 1 else "faults"
+        super().__init__("\n  - ".join([f"{len(self.faults)} {noun} in the configuration:", *self.faults]))
+
+    def __reduce__(self):
+        return type(self), (self.faults,)

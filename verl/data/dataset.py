@@ -1,0 +1,295 @@
+"""Data set: rows to prompts (token ids, M-RoPE positions, encoded images), collation, and shuffled batch order.
+
+Letters: G groups (prompts) of a batch, P prompt tokens.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2.sandbox import SandboxedEnvironment
+from PIL import UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from verl.config.checks import is_path
+from verl.data.processor import pixel_limits
+from verl.data.sources import DataError, image_sources, load_rows
+from verl.model.qwen_vl import Grid, expand_image_tokens, image_grid, mrope_positions, upright_size
+from verl.protocol import DataProto
+
+__all__ = ["BatchOrder", "DataError", "Prompt", "RLHFDataset", "collate_prompts"]
+
+IMAGE_TAG = "<image>"
+VIDEO_TAG = "<video>"
+
+RowCheck = Callable[[str, str, Sequence[tuple[int, int]]], str | None]
+"""Problem, ground truth, sizes (width, height) of the images -> a warning or None; raises ValueError."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenised row for engine and trainer.
+
+    Attributes:
+        raw_ids: [tokens] one image token per image, for the engine.
+        ids: [P] image tokens expanded.
+        positions: [3, P].
+        images: encoded bytes.
+        problem, ground_truth, row_id: text.
+    """
+
+    raw_ids: list[int]
+    ids: Tensor
+    positions: Tensor
+    images: list[bytes]
+    problem: str
+    ground_truth: str
+    row_id: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A checked row without its images.
+
+    Attributes:
+        row: index in the data set.
+        raw_ids: [tokens] as in Prompt.
+        grids: of its images.
+    """
+
+    row: int
+    raw_ids: np.ndarray
+    grids: list[Grid]
+
+
+class RLHFDataset(torch.utils.data.Dataset):
+    """Prompts of a data set; rows are checked at construction, images are read at access.
+
+    Args:
+        locator: `path[@split]`, see `verl.data.sources.load_rows`.
+        processor: of the model: tokenizer, chat template and image processor.
+        prompt_key, answer_key, image_key: columns; `image_key` may be missing, and empty in some rows.
+        image_dir: folder of images that are given by relative paths.
+        text_only: leave out the images of all rows.
+        mixed_data: leave out the images of rows 0, 2, 4, ...
+        max_prompt_length: maximum P; prompts are never truncated.
+        format_prompt: path of a Jinja file (variable `content`), or a text to prepend; image tags in the
+            text replace those of the prompt.
+        min_pixels, max_pixels: bounds of the image processor, None for its defaults.
+        filter_overlong_prompts: drop longer prompts; False raises an error at the first.
+        max_images: maximum per prompt, 0 for no limit.
+        row_check: returns a warning about a row or None; raises ValueError if the reward cannot score it.
+
+    Raises:
+        DataError: a missing column, an empty set, or the first bad row with its id.
+    """
+
+    def __init__(
+        self,
+        locator: str,
+        processor: Any,
+        prompt_key: str = "problem",
+        answer_key: str = "answer_option_text",
+        image_key: str = "images",
+        image_dir: str | None = None,
+        text_only: bool = False,
+        mixed_data: bool = False,
+        max_prompt_length: int = 6144,
+        format_prompt: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        filter_overlong_prompts: bool = True,
+        max_images: int = 0,
+        row_check: RowCheck | None = None,
+    ):
+        self.processor = processor
+        self.prompt_key, self.answer_key, self.image_key = prompt_key, answer_key, image_key
+        self.image_dir, self.text_only, self.mixed_data, self.max_images = image_dir, text_only, mixed_data, max_images
+        self.pixel_limits = pixel_limits(processor, min_pixels, max_pixels)
+        self.format = _read_format_prompt(format_prompt)
+        self.row_check = row_check
+        self.rows = load_rows(locator)
+        for key, knob in ((prompt_key, "data.prompt_key"), (answer_key, "data.answer_key")):
+            if key not in self.rows.column_names:
+                columns = ", ".join(self.rows.column_names)
+                raise DataError(f"{locator} has no column {key!r} ({knob}); its columns: {columns}")
+        self.entries: list[_Entry] = []
+        self.warnings: list[str] = []
+        for index in tqdm(range(len(self.rows)), desc=f"Prompts of {locator}", disable=len(self.rows) < 1000):
+            entry, length = self._check(index)
+            if length <= max_prompt_length:
+                self.entries.append(entry)
+            elif not filter_overlong_prompts:
+                raise DataError(
+                    f"row {self._row_id(self.rows[index], index)}: a prompt of {length} tokens is longer than "
+                    f"data.max_prompt_length={max_prompt_length}; raise it, lower data.max_pixels, or set "
+                    "data.filter_overlong_prompts=true (a prompt is never cut)"
+                )
+        num_overlong = len(self.rows) - len(self.entries)
+        if num_overlong:
+            print(f"{locator}: left out {num_overlong} of {len(self.rows)} prompts over {max_prompt_length} tokens")  # noqa: T201
+        if self.warnings:
+            share = f"{len(self.warnings)} of {len(self.rows)}"
+            print(f"Warning: {locator}: {share} rows look wrong. First {self.warnings[0]}")  # noqa: T201
+        if not self.entries:
+            raise DataError(f"{locator}: no prompt is left of {len(self.rows)} rows; see data.max_prompt_length")
+
+    @staticmethod
+    def _row_id(row: dict[str, Any], index: int) -> str:
+        return f"{index} (image_id {row['image_id']})" if "image_id" in row else str(index)
+
+    def _has_images(self, index: int) -> bool:
+        return not self.text_only and not (self.mixed_data and index % 2 == 0)
+
+    def _check(self, index: int) -> tuple[_Entry, int]:
+        """The entry of a row and its prompt length in tokens.
+
+        Raises:
+            DataError: the row cannot be trained on; the message names it.
+        """
+        row = self.rows[index]
+        try:
+            problem, sources = self._read(row, index)
+            if not isinstance(row[self.answer_key], str):
+                raise ValueError(f"column {self.answer_key!r} must hold text, got {row[self.answer_key]!r}")
+            sizes = [upright_size(source) for source in sources]
+            if self.row_check is not None:
+                warning = self.row_check(self.format(row[self.prompt_key]), row[self.answer_key], sizes)
+                self.warnings += [f"row {self._row_id(row, index)}: {warning}"] if warning else []
+            if self.processor.image_processor is None and (sources or IMAGE_TAG in problem):
+                raise ValueError("the prompt shows an image and the model reads none; set data.text_only=true")
+            if (places := problem.count(IMAGE_TAG)) != len(sources):
+                raise ValueError(
+                    f"the prompt has {places} image places but the row has {len(sources)} images; "
+                    f"write one {IMAGE_TAG} per image into it (data.prompt_key, data.format_prompt, data.image_key)"
+                )
+            if self.max_images and len(sources) > self.max_images:
+                raise ValueError(f"{len(sources)} images are more than worker.rollout.limit_images={self.max_images}")
+            raw_ids = self._tokenize(problem)
+            image_processor = self.processor.image_processor
+            grids = [image_grid(size, image_processor, **self.pixel_limits) for size in sizes]
+            length = len(self._expand(raw_ids, grids))
+        except (ValueError, TypeError, KeyError, OSError, UnidentifiedImageError) as error:
+            raise DataError(f"row {self._row_id(row, index)}: {error}") from error
+        return _Entry(index, np.array(raw_ids, dtype=np.int32), grids), length
+
+    def _read(self, row: dict[str, Any], index: int) -> tuple[str, list[Any]]:
+        """The prompt text of a row and the sources of its images."""
+        content = row[self.prompt_key]
+        if not isinstance(content, str):
+            raise ValueError(f"column {self.prompt_key!r} must hold text, got {content!r}")
+        problem = self.format(content)
+        if VIDEO_TAG in problem:
+            raise ValueError(f"the prompt has a place for a video ({VIDEO_TAG}); only images are trained on")
+        if not self._has_images(index):
+            return problem.replace(IMAGE_TAG, ""), []
+        return problem, image_sources(row.get(self.image_key), self.image_dir)
+
+    def _expand(self, raw_ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+        return expand_image_tokens(raw_ids, grids, self.processor.image_token_id, self._merge_size)
+
+    @property
+    def _merge_size(self) -> int:
+        return getattr(self.processor.image_processor, "merge_size", 1)
+
+    def _tokenize(self, problem: str) -> list[int]:
+        """The chat prompt's token ids with one image token per `<image>`."""
+        content = []
+        for part in re.split(f"({IMAGE_TAG})", problem):
+            if part == IMAGE_TAG:
+                content.append({"type": "image"})
+            elif part:
+                content.append({"type": "text", "text": part})
+        messages = [{"role": "user", "content": content}]
+        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Prompt:
+        entry = self.entries[index]
+        row = self.rows[entry.row]
+        problem, sources = self._read(row, entry.row)
+        images = [source if isinstance(source, bytes) else source.read_bytes() for source in sources]
+        raw_ids = entry.raw_ids.tolist()
+        ids = self._expand(raw_ids, entry.grids)
+        positions = mrope_positions(ids, entry.grids, self.processor.image_token_id, self._merge_size)
+        row_id = self._row_id(row, entry.row)
+        return Prompt(raw_ids, torch.tensor(ids), positions, images, problem, row[self.answer_key], row_id)
+
+
+def _read_format_prompt(format_prompt: str | None) -> Callable[[str], str]:
+    """The function that formats a row's text as a prompt."""
+    if format_prompt is None:
+        return lambda content: content
+    if is_path(format_prompt):
+        template = SandboxedEnvironment().from_string(Path(format_prompt).read_text(encoding="utf-8").strip())
+        return lambda content: template.render(content=content)
+    text = format_prompt.strip()
+    if IMAGE_TAG in text:
+        return lambda content: f"{text} {content.replace(IMAGE_TAG, '').lstrip()}"
+    return lambda content: f"{text} {content}"
+
+
+def _objects(values: Sequence[Any]) -> np.ndarray:
+    """A one-dimensional object array, even of lists of equal length."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> DataProto:
+    """A batch of G prompts: `prompt_ids`, `prompt_mask` [G, P] and `prompt_position_ids` [G, 3, P], left-padded."""
+    width = max(len(prompt.ids) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_token_id)
+    mask = torch.zeros((len(prompts), width), dtype=torch.bool)
+    positions = torch.zeros((len(prompts), 3, width), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt.ids) :] = prompt.ids
+        mask[row, width - len(prompt.ids) :] = True
+        positions[row, :, width - len(prompt.ids) :] = prompt.positions
+    return DataProto.from_dict(
+        tensors={"prompt_ids": ids, "prompt_mask": mask, "prompt_position_ids": positions},
+        non_tensors={
+            "raw_prompt_ids": _objects([prompt.raw_ids for prompt in prompts]),
+            "images": _objects([prompt.images for prompt in prompts]),
+            "problem": _objects([prompt.problem for prompt in prompts]),
+            "ground_truth": _objects([prompt.ground_truth for prompt in prompts]),
+            "uid": _objects([prompt.row_id for prompt in prompts]),
+        },
+    )
+
+
+class BatchOrder:
+    """Sampler of batches: rows are a function of seed and step alone, so that resuming is exact.
+
+    Every epoch is a new permutation; an incomplete last batch is dropped.
+
+    Args:
+        num_rows: of the data set.
+        batch_size: prompts per step.
+        shuffle: False uses the data set's order.
+        seed: of the permutations.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, shuffle: bool, seed: int):
+        if num_rows < batch_size:
+            raise DataError(
+                f"{num_rows} prompts do not fill one batch of data.rollout_batch_size={batch_size}; lower it"
+            )
+        self.num_rows, self.batch_size, self.shuffle, self.seed = num_rows, batch_size, shuffle, seed
+        self.batches_per_epoch = num_rows // batch_size
+
+    def rows(self, batch: int) -> list[int]:
+        """Row indices of batch number `batch`, from 0 over all epochs."""
+        epoch, index = divmod(batch, self.batches_per_epoch)
+        order = np.arange(self.num_rows)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
+        return order[index * self.batch_size : (index + 1) * self.batch_size].tolist()

@@ -1,0 +1,271 @@
+"""Single controller: one driver calls groups of Ray actors, with placement, dispatch over ranks and error reports.
+
+The driver has a WorkerGroup per role and calls its methods like local ones; `@register` sets a method's dispatch mode:
+how arguments are split over ranks and results are collected.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from verl.config.records import ConfigError
+from verl.distributed.watchdog import Watchdog, watched
+from verl.protocol import DataProto
+
+PLACEMENT_TIMEOUT_S = 120
+DEATH_REPORT_DELAY_S = 3.0
+"""Maximum delay between broken connections at other ranks and the report of a process' death."""
+
+
+class WorkerError(RuntimeError):
+    """A worker died or raised; the message names its role, rank and method."""
+
+
+class Dispatch(Enum):
+    """Dispatch mode of a worker method: how arguments are split and results are collected.
+
+    ONE_TO_ALL: every rank gets all arguments; a list of results.
+    DP_COMPUTE_PROTO: DataProto arguments are cut into equal parts, one per rank; results are concatenated.
+    DP_COMPUTE_METRIC: the same cut; a list of results.
+    """
+
+    ONE_TO_ALL = "one_to_all"
+    DP_COMPUTE_PROTO = "dp_compute_proto"
+    DP_COMPUTE_METRIC = "dp_compute_metric"
+
+
+def register(dispatch: Dispatch = Dispatch.ONE_TO_ALL) -> Callable[[Callable], Callable]:
+    """Marks a worker method as callable on the group."""
+
+    def mark(method: Callable) -> Callable:
+        marked = watched(method)
+        marked.dispatch = dispatch  # type: ignore[attr-defined]
+        return marked
+
+    return mark
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Specification of one role's actors: class, constructor arguments, CPUs and environment."""
+
+    cls: type
+    kwargs: dict[str, Any]
+    name: str
+    num_cpus: float = 1.0
+    env: dict[str, str] | None = None
+
+
+class ResourcePool:
+    """One placement-group bundle per rank: CPUs, and a GPU where the cluster has them.
+
+    Attributes:
+        bundles: number of each rank's bundle.
+        nodes: each rank's machine.
+        gpus: each rank's GPU as CUDA_VISIBLE_DEVICES of its machine names it; none on CPUs.
+
+    Raises:
+        ConfigError: the cluster cannot hold the bundles; the message has both numbers.
+    """
+
+    def __init__(self, num_ranks: int, cpus_per_rank: float, use_gpu: bool):
+        bundle = {"CPU": cpus_per_rank} | ({"GPU": 1} if use_gpu else {})
+        have = ray.cluster_resources()
+        for resource, amount in bundle.items():
+            if have.get(resource, 0) < amount * num_ranks:
+                raise ConfigError(
+                    [
+                        f"trainer.nnodes x trainer.n_gpus_per_node = {num_ranks}: so many ranks need "
+                        f"{amount * num_ranks:g} {resource} but the Ray cluster has {have.get(resource, 0):g}; lower "
+                        "one of the two, or add nodes to the cluster of RAY_ADDRESS"
+                    ]
+                )
+        self.num_ranks = num_ranks
+        self.group: PlacementGroup = placement_group([bundle] * num_ranks, strategy="PACK")
+        try:
+            ray.get(self.group.ready(), timeout=PLACEMENT_TIMEOUT_S)
+        except GetTimeoutError as error:
+            raise ConfigError(
+                [
+                    f"trainer.nnodes x trainer.n_gpus_per_node = {num_ranks}: the Ray cluster had no room for so many "
+                    f"ranks of {bundle} within {PLACEMENT_TIMEOUT_S} s; it has {have}, some of it in use"
+                ]
+            ) from error
+        nodes = placement_group_table(self.group)["bundles_to_node_id"]
+        # Neighbouring ranks on one machine, where they talk fastest.
+        self.bundles = sorted(range(num_ranks), key=lambda bundle: (nodes[bundle], bundle))
+        self.nodes = [nodes[bundle] for bundle in self.bundles]
+        self.gpus = self._find_gpus() if use_gpu else []
+
+    def strategy(self, rank: int) -> PlacementGroupSchedulingStrategy:
+        """Places an actor in the rank's bundle."""
+        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.bundles[rank])
+
+    def _find_gpus(self) -> list[str]:
+        # A Ray task, since Ray sets the variable per process.
+        show = ray.remote(num_cpus=0, num_gpus=1)(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+        ranks = range(self.num_ranks)
+        return ray.get([show.options(scheduling_strategy=self.strategy(rank)).remote() for rank in ranks])
+
+    def visible_gpus(self, ranks: range) -> dict[str, str]:
+        """The variable that shows a process the GPUs of these ranks; empty on CPUs.
+
+        Ray gives a process GPUs of one bundle alone, and leaves this variable to those that ask it for none.
+
+        Raises:
+            ConfigError: the ranks are not on one machine.
+        """
+        if not self.gpus:
+            return {}
+        if len({self.nodes[rank] for rank in ranks}) > 1:
+            raise ConfigError(
+                [
+                    f"worker.rollout.tensor_parallel_size = {len(ranks)}: the Ray cluster placed ranks {ranks[0]} to "
+                    f"{ranks[-1]} on several machines, and an engine needs one; lower it, or let every machine have "
+                    "trainer.n_gpus_per_node GPUs"
+                ]
+            )
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus[rank] for rank in ranks)}
+
+    def release(self) -> None:
+        """Removes the placement group."""
+        remove_placement_group(self.group)
+
+
+class WorkerGroup:
+    """The Ray actors of one role, one per `ranks_per_actor` ranks of the pool, with the GPUs of these ranks.
+
+    A call that exceeds the watchdog's timeout raises a WorkerError with the folder of the stack dumps.
+    """
+
+    def __init__(
+        self, pool: ResourcePool, spec: WorkerSpec, ranks_per_actor: int = 1, watchdog: Watchdog | None = None
+    ):
+        self.spec = spec
+        self.watchdog = watchdog
+        remote = ray.remote(spec.cls)
+        self.actors = []
+        world_size = pool.num_ranks // ranks_per_actor
+        for rank in range(world_size):
+            pool_ranks = range(rank * ranks_per_actor, (rank + 1) * ranks_per_actor)
+            env = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")} | pool.visible_gpus(pool_ranks) | (spec.env or {})
+            if watchdog is not None:
+                env |= watchdog.environment(spec.name, rank)
+            options = remote.options(
+                num_cpus=spec.num_cpus,
+                num_gpus=0,
+                scheduling_strategy=pool.strategy(pool_ranks[0]),
+                runtime_env={"env_vars": env},
+            )
+            self.actors.append(options.remote(rank=rank, world_size=world_size, **spec.kwargs))
+
+    def __len__(self) -> int:
+        return len(self.actors)
+
+    def __getattr__(self, method: str) -> Callable:
+        dispatch = getattr(getattr(self.spec.cls, method, None), "dispatch", None)
+        if dispatch is None:
+            raise AttributeError(f"{self.spec.cls.__name__} has no registered method {method!r}")
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self.start(method, *args, **kwargs)()
+
+        return call
+
+    def start(self, method: str, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        """Starts a registered method on all ranks; returns a function that waits for and collects the results."""
+        dispatch = getattr(self.spec.cls, method).dispatch
+        calls = [(args, kwargs)] * len(self)
+        if dispatch is not Dispatch.ONE_TO_ALL:
+            calls = self._split(args, kwargs)
+        refs = [getattr(actor, method).remote(*a, **k) for actor, (a, k) in zip(self.actors, calls, strict=True)]
+
+        def wait() -> Any:
+            results = self._wait(method, refs)
+            return DataProto.concat(results) if dispatch is Dispatch.DP_COMPUTE_PROTO else results
+
+        return wait
+
+    def run_on(self, rank: int, method: str, *args: Any) -> Any:
+        """The result of a method on one rank alone."""
+        return self._wait(method, [getattr(self.actors[rank], method).remote(*args)])[0]
+
+    def _split(self, args: tuple, kwargs: dict[str, Any]) -> list[tuple[tuple, dict[str, Any]]]:
+        def parts(value: Any) -> list[Any]:
+            return value.chunk(len(self)) if isinstance(value, DataProto) else [value] * len(self)
+
+        split_args = [parts(value) for value in args]
+        split_kwargs = {key: parts(value) for key, value in kwargs.items()}
+        return [
+            (tuple(part[rank] for part in split_args), {key: part[rank] for key, part in split_kwargs.items()})
+            for rank in range(len(self))
+        ]
+
+    def _wait(self, method: str, refs: list[Any]) -> list[Any]:
+        """Results in rank order; raises at the first failure, since other ranks may hang on the failed one."""
+        pending = list(refs)
+        caller_timeout_s = self.watchdog.caller_timeout_s if self.watchdog is not None else None
+        deadline = time.monotonic() + (caller_timeout_s or 0)
+        while pending:
+            left_s = None if caller_timeout_s is None else max(0.0, deadline - time.monotonic())
+            done, pending = ray.wait(pending, num_returns=1, timeout=left_s)
+            if not done:
+                raise self._stall(method, [refs.index(ref) for ref in pending])
+            error = _failure(done[0])
+            if error is None:
+                continue
+            failures = {done[0]: error}
+            if not _is_process_death(error) and pending:  # it may be a consequence of another rank's death
+                done, _ = ray.wait(pending, num_returns=len(pending), timeout=DEATH_REPORT_DELAY_S)
+                failures |= {ref: later for ref in done if (later := _failure(ref))}
+            first = min(failures, key=lambda ref: not _is_process_death(failures[ref]))
+            raise self._describe(method, refs.index(first), failures[first]) from failures[first]
+        return ray.get(refs)
+
+    def _describe(self, method: str, rank: int, error: RayError) -> WorkerError:
+        where = f"{self.spec.name} rank {rank} of {len(self)} in {method}"
+        if not isinstance(error, RayActorError):
+            return WorkerError(f"{where}: {error}")
+        # The error is of both types when a call to another actor failed so inside the task.
+        whose = "an actor that it called" if isinstance(error, RayTaskError) else "its process"
+        return WorkerError(f"{where}: {whose} died: {error}")
+
+    def _stall(self, method: str, ranks: list[int]) -> WorkerError:
+        assert self.watchdog is not None
+        return WorkerError(
+            f"{self.spec.name} rank {', '.join(map(str, ranks))} of {len(self)}: no answer from {method} after "
+            f"{self.watchdog.timeout_s:g} s (trainer.watchdog_timeout_s); the stacks of all processes at work are in "
+            f"{self.watchdog.folder}"
+        )
+
+    def kill(self) -> None:
+        """Ends all actors at once."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+def _failure(ref: Any) -> RayError | None:
+    """The error of a finished call, or None."""
+    try:
+        ray.get(ref)
+    except (RayActorError, RayTaskError) as error:
+        return error
+    return None
+
+
+def _is_process_death(error: RayError) -> bool:
+    """True when the called process itself died."""
+    return isinstance(error, RayActorError) and not isinstance(error, RayTaskError)

@@ -1,0 +1,106 @@
+"""Selective activation checkpointing: which outputs each layer saves for the backward pass within a byte budget.
+
+Letters: T tokens (or patches) of a pass; D hidden size, I intermediate size, b bytes of a number.
+
+Outputs are saved in the order of recomputation avoided per byte: attention outputs (work grows with the sequence),
+then matmul outputs of width I (most of a layer's work, half of its memory), then whole layers without recomputation.
+The decoder comes before the vision encoder, whose layers are so short on a GPU that selecting among their outputs
+costs the host more time than recomputing them costs the GPU.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from verl.model.families import decoder, vision_encoder
+from verl.model.fused_layers import aligned_width
+
+CHECKPOINTING: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+"""Keyword arguments of torch's checkpoint; no pass draws random numbers."""
+MATMUL_OPS = ("aten::mm", "aten::addmm")
+ATTENTION_OPS = (
+    "verl::shared_attention",
+    "torch_attn::_varlen_attn",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+)
+LEVELS = ("nothing", "attention", "matmuls", "everything")
+"""Outputs that a layer saves; each level includes those before it."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer under activation checkpointing and the bytes of what it can save.
+
+    Attributes:
+        module: the transformer layer.
+        is_vision: True in the vision encoder, False in the decoder.
+        width: I.
+        bytes: of each of LEVELS. Attention output: T heads head_dim b; matmul outputs: T I b each; everything:
+            T (8D + 3I) b, for 8 hidden vectors (two normalised inputs, residuals, query, keys, values, attention
+            output) and 3 intermediate ones per token.
+    """
+
+    module: GradientCheckpointingLayer
+    is_vision: bool
+    width: int
+    bytes: tuple[int, ...]
+
+
+def measure_layers(model: PreTrainedModel, num_tokens: int, num_patches: int) -> list[Layer]:
+    """The layers of decoder and vision encoder, measured for a pass over so many tokens and patches."""
+    size = next(model.parameters()).element_size()
+    encoder = vision_encoder(model)
+    stacks: list[tuple[Any, Any, int]] = [(decoder(model), model.config.get_text_config(), num_tokens)]
+    if encoder is not None:
+        stacks.append((encoder, model.config.vision_config, num_patches))
+    layers = []
+    for stack, config, count in stacks:
+        hidden = getattr(config, "embed_dim", config.hidden_size)  # the width of Qwen2-VL's encoder
+        width = int(getattr(config, "intermediate_size", None) or hidden * config.mlp_ratio)
+        for module in stack.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                matmuls = [m for m in module.modules() if isinstance(m, nn.Linear) and m.out_features == width]
+                heads = getattr(config, "num_attention_heads", 1) * (getattr(config, "head_dim", None) or 0)
+                attention = heads or hidden
+                numbers = attention, attention + width * len(matmuls), 7 * hidden + attention + 3 * width
+                layers.append(Layer(module, stack is encoder, width, (0, *(count * size * n for n in numbers))))
+    return layers
+
+
+def set_checkpointing(model: PreTrainedModel, num_tokens: int, num_patches: int, budget_bytes: float) -> list[str]:
+    """Sets the outputs that each layer saves, within the budget, and returns its level: one of LEVELS."""
+    layers = measure_layers(model, num_tokens, num_patches)
+    levels = [0] * len(layers)
+    for is_vision, level in itertools.product((False, True), range(1, len(LEVELS))):
+        for index, layer in enumerate(layers):
+            more = layer.bytes[level] - layer.bytes[level - 1]
+            if layer.is_vision == is_vision and levels[index] == level - 1 and more <= budget_bytes:
+                levels[index] = level
+                budget_bytes -= more
+    for layer, level in zip(layers, levels, strict=True):
+        widths = (layer.width, aligned_width(layer.width)) if LEVELS[level] == "matmuls" else ()
+        contexts = {"context_fn": save_outputs(*widths)} if level else {}
+        function: Any = partial(checkpoint, **CHECKPOINTING, **contexts)
+        layer.module.gradient_checkpointing = LEVELS[level] != "everything"  # type: ignore[assignment]
+        layer.module._gradient_checkpointing_func = function
+    return [LEVELS[level] for level in levels]
+
+
+def save_outputs(*widths: int) -> Callable[[], tuple[Any, Any]]:
+    """A context_fn for checkpoint: saves outputs of attention and of matmuls of these widths, recomputes the rest."""
+
+    def policy(_: Any, operation: Any, *args: Any, **__: Any) -> CheckpointPolicy:
+        name = operation.name()
+        is_saved = name in ATTENTION_OPS or (name in MATMUL_OPS and args[-1].shape[-1] in widths)
+        return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return partial(create_selective_checkpoint_contexts, policy)

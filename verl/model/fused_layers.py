@@ -1,0 +1,93 @@
+"""Liger's fused RMSNorm, SwiGLU and RoPE kernels for a model on a GPU, equal to its own layers up to rounding."""
+
+import sys
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+from transformers import PreTrainedModel
+
+from verl.model.families import vision_encoder
+
+ALIGNMENT = 64
+"""Multiple to which matmul widths are padded: bf16 matmuls are slow at widths that 8 does not divide."""
+
+
+def fuse_layers(model: PreTrainedModel) -> bool:
+    """Puts Liger's RMSNorm, SwiGLU and RoPE kernels into the model, in place; returns False for an unknown model.
+
+    Unaligned widths in the vision encoder (3,420 in Qwen2.5-VL) are padded. The RoPE kernels replace functions of the
+    model's module, and so apply to every model of its class in this process.
+    """
+    try:
+        from liger_kernel.ops import LigerSiLUMulFunction
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    except ImportError:
+        return False
+    fuse = MODEL_TYPE_TO_APPLY_LIGER_FN.get(model.config.model_type)
+    if fuse is None:
+        return False
+    # Liger's RoPE may split M-RoPE positions that arrive combined; log-probs have their own kernels.
+    fuse(model=model, rope=False, cross_entropy=False, fused_linear_cross_entropy=False, rms_norm=True, swiglu=True)
+    module = sys.modules[type(model).__module__]
+    for name, rope in (("apply_rotary_pos_emb", apply_rope), ("apply_rotary_pos_emb_vision", apply_vision_rope)):
+        if hasattr(module, name):
+            setattr(module, name, rope)
+    if (encoder := vision_encoder(model)) is not None:
+        pad_mlp_widths(encoder, LigerSiLUMulFunction.apply)
+    return True
+
+
+def apply_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    """Queries and keys [1, heads, T, size] after RoPE; cos and sin [1, T, size]."""
+    from liger_kernel.transformers.rope import liger_rotary_pos_emb
+
+    return liger_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+
+
+def apply_vision_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys [patches, heads, size] after RoPE in float32; cos and sin [patches, size]."""
+    from liger_kernel.transformers.rope import liger_rotary_pos_emb
+
+    heads_first = (states.transpose(0, 1).unsqueeze(0) for states in (q, k))
+    rotated = liger_rotary_pos_emb(*heads_first, cos.float(), sin.float())
+    return rotated[0][0].transpose(0, 1), rotated[1][0].transpose(0, 1)
+
+
+def pad_mlp_widths(encoder: nn.Module, silu_mul: Callable[[Tensor, Tensor], Any]) -> int:
+    """Pads the gated MLPs of the vision encoder whose width is not aligned, in place; returns their number.
+
+    Args:
+        silu_mul: silu(first argument) * second.
+    """
+    layers = [m for m in encoder.modules() if type(getattr(m, "gate_proj", None)) is nn.Linear]
+    unaligned = [layer for layer in layers if layer.gate_proj.out_features % 8]  # type: ignore[union-attr, operator]
+    for layer in unaligned:
+        own_forward = layer.forward
+
+        def forward(self: Any, states: Tensor, own_forward: Callable[[Tensor], Tensor] = own_forward) -> Tensor:
+            if type(self.gate_proj) is not nn.Linear:  # LoRA wraps the projections
+                return own_forward(states)
+            return padded_mlp(self, states, silu_mul)
+
+        layer.forward = MethodType(forward, layer)
+    return len(unaligned)
+
+
+def aligned_width(width: int) -> int:
+    """The matmul width after padding by this module."""
+    return width + (-width % ALIGNMENT if width % 8 else 0)
+
+
+def padded_mlp(layer: Any, states: Tensor, silu_mul: Callable[[Tensor, Tensor], Any]) -> Tensor:
+    """down(silu(gate(x)) * up(x)) at the next aligned width; zero padding leaves the result unchanged."""
+    missing = aligned_width(layer.gate_proj.out_features) - layer.gate_proj.out_features
+
+    def widened(projection: nn.Linear) -> Tensor:
+        bias = None if projection.bias is None else pad(projection.bias, (0, missing))
+        return linear(states, pad(projection.weight, (0, 0, 0, missing)), bias)
+
+    product = silu_mul(widened(layer.gate_proj), widened(layer.up_proj))
+    return linear(product, pad(layer.down_proj.weight, (0, missing)), layer.down_proj.bias)
