@@ -5,9 +5,10 @@
 
 The source is cut into blocks of scenes; each block is one ordinary run with its own journal under OUT/blocks, so that
 a block that dies goes on from its journal wherever it is started again. Quotas hold inside every block. OUT must be a
-folder that all machines see.
+folder that all machines see, and the checkout must lie at the same path on each.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,8 @@ from data_gen.journal import ACCEPTED, Journal, newest_lines
 from data_gen.records import journal_of, read_records, read_settings, write_csv
 from data_gen.sources import Row, Source, open_source
 from data_gen.validation import ValidationOptions, validate
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def run_blocks(task: Callable[[dict[str, int]], dict[str, Any]], blocks: Sequenc
     from ray.exceptions import RayError
 
     if not ray.is_initialized():
-        ray.init(address=address, include_dashboard=False, log_to_driver=False)
+        environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+        ray.init(address, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
     data = ray.data.from_items([block.__dict__ for block in blocks]).repartition(len(blocks))
     try:
         data.map(task).materialize()

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
+
 from data_gen.arguments import check_flags, check_repo, fill_defaults, read_address, read_bool, read_count
 from data_gen.files import claim_output
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
+
 from evaluation.benchmarks import BENCHMARKS, Benchmark
 from evaluation.command_line import (
     LOCAL_PROVIDERS,

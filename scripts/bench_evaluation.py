@@ -18,12 +18,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
 from spatialthinker.schema import VqaRow, parquet_path, write_parquet
 from spatialthinker.synthetic import generate
@@ -75,10 +78,11 @@ def make_model(model_path: str, image: str | None, max_pixels: int, folder: Path
     """Return the model's folder; random ones and the toy model for larger images are written into `folder`."""
     model = folder / Path(model_path).name
     if model_path in RANDOM_MODELS:
-        describe_random_model(model)
-        draw_weights(model)
+        with chdir(ROOT):  # where the toy model's tokenizer is found
+            describe_random_model(model)
+            draw_weights(model)
     elif image is None or Path(model_path).resolve() != TOY_MODEL:
-        return Path(model_path)
+        return Path(model_path).resolve() if Path(model_path).is_dir() else Path(model_path)
     else:
         shutil.copytree(model_path, model)
     settings = model / "processor_config.json"
@@ -133,7 +137,7 @@ def main() -> None:
     parser.add_argument("--max_tokens", type=int, default=160)
     parser.add_argument("--image", metavar="WxH", help="random pictures of this size in place of the scenes")
     parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="of these pictures that the model sees")
-    parser.add_argument("--model_path", default="configs/toy_model", help=f"or {', '.join(RANDOM_MODELS)}")
+    parser.add_argument("--model_path", default=str(TOY_MODEL), help=f"or {', '.join(RANDOM_MODELS)}")
     parser.add_argument("--providers", default="vllm,huggingface")
     args = parser.parse_args()
     counts = [int(value) for value in args.items.split(",")]

@@ -28,13 +28,14 @@ import psutil
 import ray
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
 from verl.batching import balanced_order
 from verl.dataset import Prompt, collate_prompts
 from verl.protocol import DataProto
 from verl.single_controller import Dispatch, ResourcePool, WorkerGroup, WorkerSpec, register
 
+ROOT = Path(__file__).resolve().parents[1]
 MB = 1e6
 PROMPT_TOKENS = 640
 NUM_RANKS = 2
@@ -130,7 +131,7 @@ def measure(ranks: WorkerGroup, num_prompts: int, samples: int, response_tokens:
 def measure_alone(num_prompts: int, samples: int, response_tokens: int, image_kb: int) -> list[float]:
     """One line, in this process: what was loaded at a first, small step is not the batch's."""
     ray.init(num_cpus=NUM_RANKS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    spec = WorkerSpec(cls=Rank, kwargs={}, name="rank", num_cpus=1, env=None)
+    spec = WorkerSpec(cls=Rank, kwargs={}, name="rank", num_cpus=1, env={"PYTHONPATH": str(ROOT)})
     ranks = WorkerGroup(ResourcePool(NUM_RANKS, 1, use_gpu=False), spec)
     measure(ranks, 32, 4, 512, 192)
     sizes = measure(ranks, num_prompts, samples, response_tokens, image_kb)

@@ -16,6 +16,7 @@ that reinforcement learning can improve within minutes.
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
+
 import toy_model
 from torch import Tensor, nn
 from toy_rows import CELLS, IGNORE, Rows, chat_text

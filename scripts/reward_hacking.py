@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
+
 from spatialthinker.rewards import REWARDS, RewardInput
 from spatialthinker.schema import LETTERS, VqaRow
 from spatialthinker.shapes import DEFAULT_CANVAS

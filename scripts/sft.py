@@ -21,9 +21,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
+
 from verl.dataset import Prompt, RLHFDataset
 from verl.qwen_vl import decode_image
 
+ROOT = Path(__file__).resolve().parents[1]
 IGNORED = -100  # no loss where a label has this value
 
 
@@ -51,7 +54,7 @@ class SftArguments(TrainingArguments):
     prompt_key: str = "question_with_options"
     answer_key: str = "answer_option_text_only"
     image_key: str = "images"
-    format_prompt: str = "configs/prompts/answer_only.jinja"
+    format_prompt: str = str(ROOT / "configs" / "prompts" / "answer_only.jinja")
     max_length: int = field(default=2048, metadata={"help": "rows with longer prompts are left out"})
     max_pixels: int = field(default=589_824, metadata={"help": "768 x 768, 752 tokens of Qwen2.5-VL"})
     lora_rank: int = 8
