@@ -317,6 +317,8 @@ def main(argv: list[str] | None = None) -> int:
         name = argv[0].replace("-", "_") if argv else ""
         if (command := getattr(Commands, name, None)) is not None:
             check_flags(argv, command, CLUSTER_COMMANDS.get(name))
+            if "--help" in argv:  # a command with **arguments would take it for one of them
+                argv = [argv[0], "--", "--help"]
         fire.Fire(Commands, command=argv, name="generate_data.py")
     except (ValueError, OSError) as error:
         print(f"generate_data: {error}", file=sys.stderr)

@@ -23,7 +23,7 @@ from evaluation.benchmarks import BENCHMARKS, Benchmark
 from evaluation.command_line import (
     LOCAL_PROVIDERS,
     check_arguments,
-    list_benchmarks,
+    list_choices,
     locate_data,
     locate_output,
     parse_arguments,
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after a message about bad input."""
     args = parse_arguments(argv, __doc__)
     if args.list:
-        print(list_benchmarks())
+        print(list_choices())
         return 0
     choose_gpu(args.cuda)
     try:

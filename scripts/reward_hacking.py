@@ -19,15 +19,13 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
@@ -36,7 +34,6 @@ from spatialthinker.rewards import REWARDS, RewardInput
 from spatialthinker.schema import LETTERS, VqaRow
 from spatialthinker.shapes import DEFAULT_CANVAS
 from spatialthinker.synthetic import Puzzle, generate, reference_scene
-from verl.advantages import compute_dr_grpo_advantages, compute_grpo_advantages
 
 Floats = NDArray[np.float64]
 
@@ -63,7 +60,8 @@ class Setting:
     """What a writer is trained with: keywords of the reward, and the advantage estimator."""
 
     reward: dict[str, float | bool]
-    advantages: Callable[[Tensor], Tensor] = compute_grpo_advantages
+    estimator: str = "grpo"
+    """A name of verl.advantages.GROUP_ESTIMATORS."""
     learning_rate: float = LEARNING_RATE
 
 
@@ -71,7 +69,7 @@ UNGATED = {"count_weight": 0.0, "accuracy_gate": False}
 SETTINGS = {
     "format, accuracy": Setting({"count_weight": 0.0, "spatial_weight": 0.0}),
     "+ spatial, no count, no gate": Setting(UNGATED),
-    "the same, Dr. GRPO": Setting(UNGATED, compute_dr_grpo_advantages, 4 * LEARNING_RATE),
+    "the same, Dr. GRPO": Setting(UNGATED, "dr_grpo", 4 * LEARNING_RATE),
     "+ count, no gate": Setting({"accuracy_gate": False}),
     "+ gate: the full reward": Setting({}),
 }
@@ -164,6 +162,11 @@ def train(
     rows: Sequence[tuple[Puzzle, VqaRow]], setting: Setting, steps: int, seed: int, error: float, read_share: float
 ) -> Floats:
     """Returns reward, accuracy and boxes per true object of each step. [steps, 3]"""
+    import torch
+
+    from verl.advantages import GROUP_ESTIMATORS
+
+    estimate = GROUP_ESTIMATORS[setting.estimator]
     rng = np.random.default_rng(seed)
     counts = np.array([number for number, _ in CHOICES])
     logits = -np.log2(counts)  # at the start every doubling is e times rarer
@@ -179,7 +182,7 @@ def train(
             inputs += [writer.write(*CHOICES[action]) for action in group]
         results = REWARDS["spatial_sgg"](inputs, **setting.reward)
         scores = torch.tensor([result["overall"] for result in results], dtype=torch.float64).reshape(GROUPS, SAMPLES)
-        advantages = setting.advantages(scores).numpy()
+        advantages = estimate(scores).numpy()
         gradient = advantages[..., None] * (np.eye(len(policy))[actions] - policy)  # on-policy: the ratio is 1
         logits = logits + setting.learning_rate * gradient.mean((0, 1))
         accuracy = np.mean([result["accuracy"] for result in results])

@@ -1,8 +1,9 @@
-"""The programs of the checkout: their packages are the checkout's, wherever they are started from."""
+"""The programs of the checkout: they import its own packages from any folder, and --help imports nothing heavy."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,21 @@ import {", ".join(PACKAGES)}
 print(*({", ".join(f"{name}.__path__[0]" for name in PACKAGES)}), sep="\\n")
 """
 
+HEAVY = (
+    "accelerate anthropic datasets matplotlib openai pandas peft pyarrow ray scipy spacy tensordict torch torchvision "
+    "transformers vllm wandb"
+).split()
+REFUSE_HEAVY = f"""
+import sys
+class Refusal:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HEAVY!r}:
+            raise RuntimeError(f"{{name}} would make --help slow")
+sys.meta_path.insert(0, Refusal())
+"""
 
-def run(command: list[str | Path], folder: Path, python_path: Path) -> subprocess.CompletedProcess[str]:
+
+def run(command: Sequence[str | Path], folder: Path, python_path: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(python_path)}
     return subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -56,3 +70,41 @@ def test_commands_run_from_another_folder(strangers: Path, tmp_path: Path):
     command = ["preprocess_data", "--provider=template", "--source=synthetic:4", "--out=out.csv"]
     generated = run([ROOT / "data_gen" / "generate_data.py", *command], tmp_path, strangers)
     assert generated.returncode == 0 and (tmp_path / "out.csv").is_file(), generated.stderr
+
+
+def test_list_prints_the_names_to_choose_from(tmp_path: Path, strangers: Path):
+    from evaluation.command_line import PROVIDERS
+    from spatialthinker.prompts import PROMPTS
+
+    words = run([ROOT / "evaluation" / "evals.py", "--list"], tmp_path, strangers).stdout.replace(",", " ").split()
+    assert {*PROVIDERS, *PROMPTS, "stvqa"} <= set(words)
+
+
+def list_help_commands() -> list[tuple[str, ...]]:
+    from data_gen.generate_data import Commands
+
+    modules = ("spatialthinker.rewards", "spatialthinker.synthetic", "verl.bench")
+    commands = [(str(program.relative_to(ROOT)),) for program in PROGRAMS] + [("-m", module) for module in modules]
+    commands += [("-m", "spatialthinker.rewards", name) for name in ("score", "summary", "bench", "list")]
+    return commands + [("data_gen/generate_data.py", name) for name in vars(Commands) if not name.startswith("_")]
+
+
+@pytest.fixture(scope="module")
+def without_heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose sitecustomize.py makes an import of a heavy package fail."""
+    folder = tmp_path_factory.mktemp("without_heavy")
+    (folder / "sitecustomize.py").write_text(REFUSE_HEAVY)
+    return folder
+
+
+def test_the_blocker_refuses_heavy_packages(without_heavy: Path):
+    for name in ("torch", "scipy.optimize"):
+        assert "would make --help slow" in run(["-c", f"import {name}"], ROOT, without_heavy).stderr
+
+
+@pytest.mark.parametrize("command", list_help_commands(), ids=" ".join)
+def test_help_imports_nothing_heavy(command: tuple[str, ...], without_heavy: Path):
+    result = run([*command, "--help"], ROOT, without_heavy)
+    assert result.returncode == 0, result.stderr
+    text = result.stdout + result.stderr  # fire prints its help as an error
+    assert "usage:" in text.lower() or "SYNOPSIS" in text
