@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -135,9 +134,7 @@ def test_setup_installs_once(checkout: Checkout):
     assert "-r requirements/cpu.txt -r requirements/dev.txt --override requirements/overrides.txt" in calls[1]
     assert calls[2].endswith("--no-deps --editable .")
 
-    started = time.monotonic()
     second = checkout.setup()
-    assert time.monotonic() - started < 1
     assert second.returncode == 0 and "up to date" in second.stdout
     assert checkout.read_calls() == calls
 
