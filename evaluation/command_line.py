@@ -104,7 +104,7 @@ def parse_arguments(argv: list[str] | None, description: str | None) -> argparse
 
 
 def accepts(benchmark: Benchmark, template: str) -> bool:
-    """Whether the template goes with the benchmark; a file of one's own goes with each."""
+    """True for a template that goes with the benchmark; a template file goes with each."""
     return template in benchmark.templates or is_template_file(template)
 
 

@@ -35,7 +35,7 @@ from verl.bench_inputs import RANDOM_MODELS, describe_random_model, draw_weights
 ROOT = Path(__file__).resolve().parents[1]
 TOY_MODEL = ROOT / "configs" / "toy_model"
 MAX_PIXELS = 12_845_056
-"""What Qwen2.5-VL's own processor allows; the toy model's allows its scenes and no more."""
+"""Pixel limit of Qwen2.5-VL's own processor; the toy model's is that of its scenes."""
 SAMPLE_S = 0.2
 
 
@@ -123,7 +123,7 @@ def read_anonymous_bytes(process: psutil.Process) -> int:
         for member in (process, *process.children(recursive=True)):
             status = Path(f"/proc/{member.pid}/status").read_text()
             total += sum(int(size) for size in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+)", status, re.MULTILINE))
-    except (OSError, psutil.NoSuchProcess):  # one that ends while we look
+    except (OSError, psutil.NoSuchProcess):  # one that ends meanwhile
         pass
     return total * 1024
 

@@ -4,8 +4,8 @@
     python scripts/build_toy_model.py --out /tmp/toy --steps 5 --rows 512      # smoke test on a CPU
 
 First it learns from gold replies. Supervised learning alone lets such a model write perfect replies about pictures it
-never looks at; two things make it look: a side task for the vision tower (what lies in each cell, and where its box
-is), and more weight on the tokens that depend on the image. The gap between the loss with the right images and with
+ignores. Two things tie them to the image: a side task for the vision encoder (the object in each cell and its box),
+and more weight on the tokens that depend on the image. The gap between the loss with the right images and with
 shuffled ones shows whether it does.
 
 Then it learns for a moment from a careless teacher (`careless_reply`), who often ticks the first option, draws boxes

@@ -50,7 +50,7 @@ METRIC_NAMES = {
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What the report is made of."""
+    """Inputs of the report."""
 
     name: str
     log: list[dict[str, Any]]

@@ -22,7 +22,7 @@ DESCRIPTION = "Supervised baseline with LoRA."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says; return 0, or 2 after a message about a wrong path or value."""
+    """Run the command line; return 0, or 2 after a message about a wrong path or value."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
         build_help_parser(DESCRIPTION).print_help()

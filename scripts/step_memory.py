@@ -61,7 +61,7 @@ def make_prompts(count: int, image_bytes: int) -> list[Prompt]:
 
 
 def store_bytes() -> float:
-    """What the object store holds, from Ray's own summary."""
+    """Bytes in the object store, from Ray's own summary."""
     from ray._private.internal_api import memory_summary
 
     summary = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
@@ -78,7 +78,7 @@ def private_bytes() -> int:
 
 
 def settled_store_bytes() -> float:
-    """What the object store holds once nothing is being freed any more."""
+    """Bytes in the object store once nothing is being freed any more."""
     before, now = -1.0, store_bytes()
     while before != now:
         time.sleep(1.0)
