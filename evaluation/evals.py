@@ -1,4 +1,4 @@
-"""Ask a model the questions of one or more benchmarks and grade its answers.
+"""Evaluate a model on one or more benchmarks.
 
     python3 evaluation/evals.py --dataset stvqa --template spatial_thinker_full --model_path MODEL --provider vllm
 
@@ -17,11 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
+
 from evaluation.benchmarks import BENCHMARKS, Benchmark
 from evaluation.command_line import (
     LOCAL_PROVIDERS,
     check_arguments,
-    list_benchmarks,
+    list_choices,
     locate_data,
     locate_output,
     parse_arguments,
@@ -37,7 +39,7 @@ DENSE_REWARD = "spatial_sgg"
 
 
 def collect_settings(args: argparse.Namespace, dataset: str, samples: "list[Sample]") -> dict[str, Any]:
-    """Return what must agree for two runs to share a journal. The number of samples is not part of it."""
+    """Return the settings that must agree for two runs to share a journal, without the number of samples."""
     from evaluation.journal import fingerprint_weights
     from evaluation.samples import fingerprint_samples
 
@@ -98,7 +100,7 @@ def measure_reward(sample: "Sample", answer: "Answer") -> dict[str, float] | Non
 
 @dataclass(frozen=True)
 class Job:
-    """One data set of a checked run: everything that can be wrong with its input has been looked at."""
+    """One data set of a run whose input has been checked."""
 
     dataset: str
     benchmark: Benchmark
@@ -175,7 +177,7 @@ def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
 
 
 def answer_and_summarize(job: Job, backend: "Backend | None") -> "tuple[list[Record], dict[str, Any]]":
-    """Ask what is missing, each answer in the journal before the next is waited for; return records and summary."""
+    """Request missing answers, each written to the journal at once; return records and summary."""
     from tqdm import tqdm
 
     from evaluation.summary import summarize
@@ -232,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after a message about bad input."""
     args = parse_arguments(argv, __doc__)
     if args.list:
-        print(list_benchmarks())
+        print(list_choices())
         return 0
     choose_gpu(args.cuda)
     try:

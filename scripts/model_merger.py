@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
+
 from stored_weights import Weights, read_weights
 
 DTYPES = ("float32", "bfloat16", "float16")
