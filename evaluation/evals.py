@@ -29,6 +29,7 @@ from evaluation.command_line import (
     parse_arguments,
 )
 from evaluation.templates import check_template_file, is_template_file
+from spatialthinker.versions import check_versions
 
 if TYPE_CHECKING:
     from evaluation.backends import Answer, Backend
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from evaluation.samples import Sample
 
 DENSE_REWARD = "spatial_sgg"
+ENGINE_PACKAGES = ("torch", "torchvision", "torchaudio", "torchcodec", "transformers", "datasets")
 
 
 def collect_settings(args: argparse.Namespace, dataset: str, samples: "list[Sample]") -> dict[str, Any]:
@@ -117,6 +119,8 @@ def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None]":
     Errors: ValueError or FileNotFoundError with one message for the user.
     """
     check_arguments(args)
+    if args.provider in LOCAL_PROVIDERS:
+        check_versions(*ENGINE_PACKAGES, *(["vllm"] if args.provider == "vllm" else []))
     jobs = [prepare_dataset(args, dataset) for dataset in args.dataset]
     for job in jobs:
         if len(job.missing) < len(job.samples):

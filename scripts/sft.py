@@ -27,11 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(arguments):
         build_help_parser(DESCRIPTION).print_help()
         return 0
-    from sft_training import SftArguments, train
-    from transformers import HfArgumentParser
+    from spatialthinker.versions import check_versions
 
-    parser = HfArgumentParser(cast(Any, SftArguments), description=DESCRIPTION)
     try:
+        check_versions("torch", "torchvision", "torchaudio", "transformers", "datasets", "peft")
+        from sft_training import SftArguments, train
+        from transformers import HfArgumentParser
+
+        parser = HfArgumentParser(cast(Any, SftArguments), description=DESCRIPTION)
         train(*parser.parse_args_into_dataclasses(arguments))
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
