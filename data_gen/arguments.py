@@ -67,7 +67,7 @@ def check_flags(argv: list[str], command: Callable[..., Any], further: Callable[
 
 
 def fill_defaults(command: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments of a command by name, those not given as its signature says. Raises ValueError for others."""
+    """All arguments of a command by name, those not given at their defaults. Raises ValueError for others."""
     parameters = inspect.signature(command).parameters
     if unknown := [name for name in arguments if name not in parameters]:
         raise ValueError(f"--{unknown[0]} is no argument of {command.__name__}; see {command.__name__} --help")

@@ -1,4 +1,4 @@
-"""One scene, one model: ask, check, ask once more with the faults, and say what came of it."""
+"""Requests for one scene: prompt, check of the reply, one repair round with its faults, journal line."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ NO_QUESTION = "the graph carries no question of any category"
 
 @dataclass(frozen=True)
 class Wish:
-    """What to ask of a scene."""
+    """Requested category and level of a scene's question."""
 
     category: str
     level: str
@@ -43,7 +43,7 @@ class Wish:
 
 
 def supports(scene: Scene, category: str, has_image: bool) -> bool:
-    """Whether a scene can carry a question of a category at all."""
+    """True for a scene that supports a question of the category."""
     names = len(scene.unique_names)
     if category in ("depth", "orientation"):
         return has_image and names >= 2
@@ -57,7 +57,7 @@ def supports(scene: Scene, category: str, has_image: bool) -> bool:
 
 
 def choose_wish(scene: Scene, steering: Steering, has_image: bool) -> Wish | None:
-    """The category that the data set lacks most among those the scene carries; None where it carries none."""
+    """The category furthest below its quota among those that the scene supports; None where it supports none."""
     if not named_objects(scene) and not scene.relations:
         return None
     fitting = [name for name in steering.next_categories() if supports(scene, name, has_image)]
@@ -79,7 +79,7 @@ def repaired(request: ApiRequest, reply: Reply, faults: Sequence[str]) -> ApiReq
 
 
 def judge(reply: Reply, scene: Scene, index: int, wish: Wish, provenance: Mapping[str, str]) -> Line | list[str]:
-    """The journal's line of a good reply, or what is wrong with it."""
+    """The journal line of a valid reply, or its faults."""
     if reply.stop == "refusal":
         return ["the model refused"]
     try:
@@ -94,7 +94,7 @@ def judge(reply: Reply, scene: Scene, index: int, wish: Wish, provenance: Mappin
 async def ask_scene(
     api: Api, scene: Scene, index: int, wish: Wish, request: ApiRequest, provenance: Mapping[str, str]
 ) -> Line:
-    """Ask at most twice; the line says what came of it and holds every reply that was paid for."""
+    """Send at most two requests; return the journal line with the outcome and every paid reply."""
     replies: list[Reply] = []
     first, faults = request, ["not asked"]
     for _ in range(MAX_ASKS):
@@ -115,5 +115,5 @@ async def ask_scene(
 
 
 def paid(wish: Wish, replies: Sequence[Reply]) -> Line:
-    """The part of a line that says what was asked, answered and paid."""
+    """Target, replies, usage and cost, as keys of a journal line."""
     return {"asked": list(wish.asked), "replies": [reply.text for reply in replies], **merge_usage(replies)}

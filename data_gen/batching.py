@@ -1,7 +1,7 @@
 """Generation by the providers' batch APIs, at half the price: each run of the command collects what has ended, sends
 what has to be asked again, and submits what is new.
 
-Beside OUT.jsonl stands OUT.batches.jsonl: for each batch one line with its wishes before it is sent, one with its id
+Beside OUT.jsonl stands OUT.batches.jsonl: for each batch one line with its targets before it is sent, one with its id
 after, so that nothing is submitted twice, whenever a run is cut off, and replies find their scenes.
 """
 
@@ -51,7 +51,7 @@ class Item:
     index: int
     wish: Wish
     replies: list[Reply] = field(default_factory=list)
-    """What earlier rounds brought and cost."""
+    """Replies of earlier rounds."""
     faults: list[str] = field(default_factory=list)
     sends: int = 1
 
@@ -71,7 +71,7 @@ class Item:
         return repaired(request, self.replies[-1], self.faults) if self.replies else request
 
     def paid(self) -> Line:
-        """The part of the journal's line that says what was asked, answered and paid."""
+        """Target, replies, usage and cost, as keys of a journal line."""
         return {"asked": list(self.wish.asked), "replies": [r.text for r in self.replies], **merge_usage(self.replies)}
 
 
@@ -82,7 +82,7 @@ def batches_path(out: Path) -> Path:
 
 @dataclass
 class Batch:
-    """What was, or was to be, sent in one piece."""
+    """Requests that are submitted together."""
 
     items: dict[str, Item]
     """By the name of the request, which starts with the batch's token."""
@@ -239,7 +239,7 @@ class BatchRun:
             await self._submit(waiting)
 
     def _is_out_of_money(self, num_under_way: int) -> bool:
-        """Whether one image more might pass the limit, every one under way taken as uncached and asked twice."""
+        """True when one more image might exceed the budget, with all in flight uncached and requested twice."""
         limit = self.options.max_cost_usd
         if limit is None or self.api.price is None:
             return False

@@ -1,4 +1,4 @@
-"""What is wrong with a draft, judged by the contract of the columns and, where boxes decide, by geometry.
+"""Checks of a draft against the columns' contract and, where boxes decide, against geometry.
 
 find_faults(draft, scene) -> list of reasons, empty for a draft that may become a row
 """
@@ -242,7 +242,7 @@ _PLACE_WORDS = {
 
 
 _PLACE_TOLERANCE = 0.5
-"""How far, in thirds of the side, a centre may lie outside the named part: "left" is said of the left half."""
+"""Distance, in thirds of the side, of a centre outside the named part: "left" is said of the left half."""
 
 _Bands = tuple[tuple[int, int], tuple[int, int]]
 

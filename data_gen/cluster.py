@@ -5,9 +5,10 @@
 
 The source is cut into blocks of scenes; each block is one ordinary run with its own journal under OUT/blocks, so that
 a block that dies goes on from its journal wherever it is started again. Quotas hold inside every block. OUT must be a
-folder that all machines see.
+folder that all machines see, and the checkout must lie at the same path on each.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,8 @@ from data_gen.journal import ACCEPTED, Journal, newest_lines
 from data_gen.records import journal_of, read_records, read_settings, write_csv
 from data_gen.sources import Row, Source, open_source
 from data_gen.validation import ValidationOptions, validate
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,12 @@ def cut(num_rows: int, block_rows: int) -> list[Block]:
 
 
 def generate_blocks(options: GenerationOptions, block_rows: int, address: str | None) -> None:
-    """Ask about every scene, and gather the blocks' journals into the one beside `options.out`."""
+    """Generate a question for every scene, and gather the blocks' journals into the one beside `options.out`."""
     source = open_source(options.source).check()
     if source.num_rows is None:
         raise ValueError(f"--source {options.source} does not say how many rows it has")
     check_output(options)
-    connect(options)  # a missing key is to be told here, once
+    connect(options)  # reports a missing key once, before any block starts
     blocks = cut(min(source.num_rows, options.data_cap or source.num_rows), block_rows)
     place = Path(options.source)
     options = replace(options, out=options.out.resolve(), source=str(place.resolve() if place.exists() else place))
@@ -65,7 +68,7 @@ def generate_blocks(options: GenerationOptions, block_rows: int, address: str | 
 
 
 def generate_block(item: dict[str, int], options: GenerationOptions, num_rows: int) -> dict[str, Any]:
-    """Run one block on whichever machine this is; of the budget it has its share."""
+    """Generate one block, on whichever machine this is, with its share of the budget."""
     block = Block(**item)
     budget = None if options.max_cost_usd is None else options.max_cost_usd * block.size / num_rows
     path = block.csv(options.out)
@@ -77,7 +80,7 @@ def generate_block(item: dict[str, int], options: GenerationOptions, num_rows: i
 
 
 def validate_blocks(options: ValidationOptions, address: str | None) -> None:
-    """Judge the records of every block, and gather the blocks' journals into the one beside the output."""
+    """Validate the records of every block, and gather the blocks' journals into the one beside the output."""
     options = replace(options, input_file=options.input_file.resolve(), output_file=options.output_file.resolve())
     blocks = find_blocks(options.input_file)
     options.connect()
@@ -88,7 +91,7 @@ def validate_blocks(options: ValidationOptions, address: str | None) -> None:
 
 
 def validate_block(item: dict[str, int], options: ValidationOptions, num_rows: int) -> dict[str, Any]:
-    """Judge one block's records on whichever machine this is; of the budget it has its share."""
+    """Validate one block's records, on whichever machine this is, with its share of the budget."""
     block = Block(**item)
     budget = None if options.max_cost_usd is None else options.max_cost_usd * block.size / num_rows
     path = block.csv(options.input_file)
@@ -116,7 +119,8 @@ def run_blocks(task: Callable[[dict[str, int]], dict[str, Any]], blocks: Sequenc
     from ray.exceptions import RayError
 
     if not ray.is_initialized():
-        ray.init(address=address, include_dashboard=False, log_to_driver=False)
+        environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+        ray.init(address, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
     data = ray.data.from_items([block.__dict__ for block in blocks]).repartition(len(blocks))
     try:
         data.map(task).materialize()

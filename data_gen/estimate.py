@@ -1,4 +1,4 @@
-"""What a run would cost, without a call: tokens counted on the first scenes, prices from one table.
+"""Cost estimate of a run without a call: tokens counted on the first scenes, prices from one table.
 
 Tokens are estimated from characters, by the ratios that the last tokenizer published by Anthropic has on these very
 texts (the one in `anthropic==0.34`): 4.17 characters a token for the instructions, 3.51 for the schema, 2.46 for a
@@ -24,12 +24,12 @@ from spatialthinker.prices import MILLION, Price, Usage, cost_usd, find_price
 
 RELEASED_IMAGES = 56_224
 RELEASED_USAGE = Usage(input=235_000_000, output=5_000_000)
-"""What the released generator's own notes state for its full run: text only, one call an image, nothing cached."""
+"""Cost in the released generator's notes for its full run: text only, one call an image, nothing cached."""
 
 SAMPLE_SCENES = 500
 PROSE_CHARS, SCHEMA_CHARS, GRAPH_CHARS = 4.1, 3.5, 2.4
 TOOL_TOKENS = 320
-"""What Anthropic puts before a request with a forced tool; OpenAI's note on a schema is shorter."""
+"""Tokens that Anthropic adds to a request with a forced tool; OpenAI's note on a schema is shorter."""
 
 OUTPUT_TOKENS = 160
 """A reply and the words around a tool's input."""
@@ -176,7 +176,7 @@ def limits(shape: CallShape, price: Price) -> tuple[float, float]:
 
 
 def _crossing(line: Callable[[float], float]) -> float:
-    """Where a straight line reaches the target."""
+    """The argument at which a straight line reaches the target."""
     return (TARGET_SHARE - line(0.0)) / ((line(1.0) - line(0.0)) or math.inf)
 
 

@@ -77,14 +77,14 @@ def _as_arrow(record: Record, image: bytes) -> dict[str, Any]:
 
 
 def image_locator(path: Path) -> str | None:
-    """Where the images of a file are: the source of its journal, or the parquet file itself; None for neither."""
+    """The location of a file's images: the source of its journal, or the parquet file itself; None for neither."""
     return read_settings(path).get("source") or (str(path) if path.suffix == ".parquet" else None)
 
 
 def image_source(path: Path, locator: str | None) -> Source:
     """The source of a file's images: the one named, the one of its journal, or the parquet file itself.
 
-    Raises ValueError where none of them says it.
+    Raises ValueError where none of them gives it.
     """
     locator = locator or image_locator(path)
     if locator is None:

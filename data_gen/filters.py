@@ -58,7 +58,7 @@ def draft_of(record: Record) -> Draft:
 
 
 def count_fault(record: Record) -> str | None:
-    """Why a count question disagrees with its graph; None for any other record."""
+    """The conflict of a count question with its scene graph; None for any other record."""
     return check_count(draft_of(record), scene_of(record)) if record.category == "count" else None
 
 

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
+
 from data_gen.arguments import check_flags, check_repo, fill_defaults, read_address, read_bool, read_count
 from data_gen.files import claim_output
 
@@ -315,6 +317,8 @@ def main(argv: list[str] | None = None) -> int:
         name = argv[0].replace("-", "_") if argv else ""
         if (command := getattr(Commands, name, None)) is not None:
             check_flags(argv, command, CLUSTER_COMMANDS.get(name))
+            if "--help" in argv:  # a command with **arguments would take it for one of them
+                argv = [argv[0], "--", "--help"]
         fire.Fire(Commands, command=argv, name="generate_data.py")
     except (ValueError, OSError) as error:
         print(f"generate_data: {error}", file=sys.stderr)

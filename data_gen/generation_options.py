@@ -1,4 +1,4 @@
-"""What a run of preprocess_data was asked to do."""
+"""Options of preprocess_data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class GenerationOptions:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What must agree for two runs to share a journal; not the number of images, the speed or the limits."""
+        """Settings that must agree for two runs to share a journal: not number of images, speed or limits."""
         common = {"source": self.source, "provider": self.provider, "seed": self.seed}
         common["relation_percent"] = self.relation_percent
         if self.provider == "template":

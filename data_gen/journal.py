@@ -5,7 +5,7 @@ A line is appended by one write and is complete or, after a kill, cut off at the
 removes it. Two processes never write the same journal.
 
 Answers that are paid for must find room: a run over a model keeps a reserve on the disk. When the disk is full, the
-reserve is given up for the answers under way, `is_full` says so, and the run asks nothing more.
+reserve is given up for the answers in flight, `is_full` is set, and the run sends no further requests.
 """
 
 import errno
@@ -31,7 +31,7 @@ RESERVE_BYTES = 1 << 16
 """Room on the disk for each answer under way; a line has 5 to 15 kB."""
 
 DISK_WAIT_S = 600.0
-"""How long room is waited for where other programs have eaten even the reserve; answers stay in memory meanwhile."""
+"""Wait for disk space where other programs have used up the reserve; answers stay in memory meanwhile."""
 
 _DISK_RETRY_S = 5.0
 _SYNC_S = 1.0
@@ -44,7 +44,7 @@ class JournalFault(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """What a journal knows of a key without reading its line again."""
+    """Index entry of a journal line."""
 
     status: str
     asked: tuple[str, str] | None
@@ -125,7 +125,7 @@ class Journal:
         self.cost_usd += line.get("cost_usd", 0.0)
 
     def is_settled(self, key: str) -> bool:
-        """Whether the image or record has an outcome that stays."""
+        """True for an image or record with a final outcome."""
         entry = self.entries.get(key)
         return entry is not None and entry.status != FAILED
 
@@ -191,7 +191,7 @@ class Journal:
 
 
 def is_journal(path: Path) -> bool:
-    """Whether a file is a journal; an empty one, or one cut off in its first line, is."""
+    """True for a journal file; an empty one, or one cut off in its first line, is one too."""
     with path.open("rb") as file:
         return _HEAD.startswith(file.read(len(_HEAD)))
 

@@ -1,4 +1,4 @@
-"""What an object may be called: plurals, and the groups of names that mean the same kind of thing.
+"""Names of objects: plurals, and groups of names that mean the same kind of thing.
 
 A scene graph names one person man.1 and another person.2, so "the man" can be either of them. Names are ambiguous
 when their groups share a member; a question may say "the man" only where one object has such a name.
@@ -103,7 +103,7 @@ def singular(name: str) -> str:
 
 
 def is_plural(name: str) -> bool:
-    """Whether a name denotes several things, so that one box of it says nothing about their number."""
+    """True for a name of several things: one box of it does not give their number."""
     word = name.rpartition(" ")[2]
     if word in _SINGULAR:
         return True
@@ -123,14 +123,13 @@ def kind_of(name: str) -> frozenset[str]:
 
 @cache
 def may_be_confused(name: str, other: str) -> bool:
-    """Whether an object of the one name could be meant by the other."""
+    """True when an object of one name could be meant by the other."""
     return is_called(name, other) or is_called(other, name)
 
 
 @cache
 def is_called(label: str, name: str) -> bool:
-    """Whether an object with this label is one of those that a name denotes: its own, a synonym, "square" for "red
-    square"."""
+    """True when a name denotes objects with this label: its own, a synonym, "square" for "red square"."""
     return label in kind_of(name) or uncoloured(label) in kind_of(name)
 
 
@@ -141,12 +140,12 @@ def uncoloured(label: str) -> str:
 
 
 def is_worth_asking(label: str) -> bool:
-    """Whether a question may name an object of this label: a whole thing, and one, so that "is" agrees with it."""
+    """True for the label of a whole, single thing, which a question may name with "is"."""
     return not is_plural(label) and label not in _SAME_IN_PLURAL - _ONE_OR_MANY | _MINOR
 
 
 def is_thing(label: str) -> bool:
-    """Whether an object of this label is worth asking about and has a size and a place of its own."""
+    """True for the label of a thing with a size and a place of its own."""
     return is_worth_asking(label) and label not in _SURROUNDINGS
 
 

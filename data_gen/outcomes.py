@@ -1,4 +1,4 @@
-"""What came of an image: the lines of the journal, and the walk over a source that finds what has none yet."""
+"""Outcomes of images as journal lines, and iteration over the images of a source that have none yet."""
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the predicates of a scene graph say: which are spatial, which contradict each other, what boxes decide.
+"""Predicates of a scene graph: spatial families, contradictions, and relations that boxes decide.
 
 Visual Genome's predicates are free text; each belongs to one family here or to none.
 """
@@ -32,7 +32,7 @@ _COMPATIBLE: dict[str, frozenset[str]] = {
 """Families that may be true together with another one, apart from what boxes decide."""
 
 CONTACTS = ("touching", "covering", "covered by", "apart from")
-"""How two things meet; of the first three one is listed, the last is what a question offers against it."""
+"""Contact of two things; of the first three one is listed, the last is a question's wrong option against it."""
 
 _ACTIONS = ("holding", "riding", "eating", "standing on", "lying on", "leaning against", "hanging from")
 """Interactions that a question offers as wrong."""
@@ -143,7 +143,7 @@ def place_of(box: Box, width: int, height: int, margin: float = 0.0) -> str | No
 
 
 def is_mostly_in_place(box: Box, width: int, height: int) -> bool:
-    """Whether at least half of a box lies in the ninth of the image that holds its centre."""
+    """True when at least half of a box lies in the ninth of the image that holds its centre."""
     x, y = centre(box)
     column, row = min(int(3 * x / width), 2), min(int(3 * y / height), 2)
     across = min(box.x2, (column + 1) * width / 3) - max(box.x1, column * width / 3)

@@ -1,4 +1,4 @@
-"""What a model is told: a fixed text first, so that providers keep it in their caches, and the scene last."""
+"""Prompts of the generator: a fixed text first, for the providers' prompt caches, and the scene last."""
 
 import json
 from collections.abc import Sequence

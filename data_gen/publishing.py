@@ -46,7 +46,7 @@ class PublishOptions:
     val_split: float
     seed: int
     repo: str | None
-    """Where to upload; None for no upload."""
+    """Repository of the upload; None for no upload."""
     is_private: bool
     is_saved: bool
     is_overwritten: bool
@@ -102,7 +102,7 @@ def publish(options: PublishOptions) -> Path:
 
 
 def summarize(selection: Selection, options: PublishOptions, settings: dict[str, Any]) -> dict[str, Any]:
-    """What was chosen and why, as JSON values."""
+    """The selection and its reasons, as JSON values."""
     return {
         "rows": {split: len(records) for split, records in selection.splits.items()},
         "wanted": selection.allocation.wanted,
@@ -116,7 +116,7 @@ def summarize(selection: Selection, options: PublishOptions, settings: dict[str,
 
 
 def describe_price(journal: Path | None) -> str:
-    """What the stage before cost, by its journal."""
+    """The cost of the stage before, from its journal."""
     if journal is None:
         return "Not recorded in the input."
     outcomes: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Which category and level to ask next, and how many rows of each a data set takes."""
+"""Quotas: the category and level to request next, and the number of rows of each in a data set."""
 
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -85,7 +85,7 @@ class Allocation:
 
 
 def allocate(available: Mapping[str, int], target: int, relation_percent: float) -> Allocation:
-    """How many rows of each category make up `target` rows.
+    """The number of rows of each category in `target` rows.
 
     Wanted: floor(target * relation_percent / 100) of relation, the rest in equal parts over the other eight, single
     rows left over going to the first ones. What a category lacks is taken from the others in proportion to what they

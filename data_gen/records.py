@@ -104,7 +104,7 @@ def make_record(draft: Draft, scene: Scene, provenance: Mapping[str, str]) -> Re
 
 
 def journal_of(path: Path) -> Path:
-    """Where the journal of an output stands: beside it."""
+    """The path of an output's journal, beside it."""
     return path.with_suffix(".jsonl")
 
 

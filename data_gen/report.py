@@ -1,4 +1,4 @@
-"""A page to look at: how the rows spread, why others were left out, and a sample of rows on their images."""
+"""HTML page: distributions of the rows, reasons of rejection, and a sample of rows on their images."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def html_distribution(name: str, table: Table) -> str:
 
 @dataclass
 class Outcomes:
-    """What came of the images of a journal, by the category asked for."""
+    """Outcomes of a journal's images by the requested category."""
 
     asked: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)

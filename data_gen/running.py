@@ -24,7 +24,7 @@ Outcome = tuple[str, str] | None
 
 @dataclass
 class Progress:
-    """What a run has done so far, and how fast."""
+    """Progress of a run and its rate."""
 
     total: int | None
     started: float = field(default_factory=time.monotonic)

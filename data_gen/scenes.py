@@ -43,7 +43,7 @@ class Scene:
     objects: tuple[SceneObject, ...]
     relations: tuple[Relation, ...]
     notes: tuple[str, ...] = field(default=())
-    """What was repaired or left out."""
+    """Repairs and omissions."""
 
     @cached_property
     def by_id(self) -> dict[str, SceneObject]:

@@ -1,4 +1,4 @@
-"""Which records make up a data set, in which split, with which order of options: a function of records and seed."""
+"""Selection of records, their split and the order of their options: a function of records and seed."""
 
 import hashlib
 import random

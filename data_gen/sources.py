@@ -1,4 +1,4 @@
-"""Where rows come from: a hub name, a saved data set, parquet, JSON lines, or drawn scenes; always one row at a time.
+"""Sources of rows: a hub name, a saved data set, parquet, JSON lines, or drawn scenes; read one row at a time.
 
 hub name `OWNER/NAME[@split]`, folder of parquet files or of `save_to_disk`, FILE.parquet, FILE.json(l),
 `synthetic:N[@SEED]` (coloured shapes with exact graphs: the offline demo)
@@ -33,7 +33,7 @@ class Source:
     rows: Callable[..., Iterator[Row]]
     """rows(start=0): the rows from number `start` on."""
     root: Path = Path(".")
-    """Where relative image paths start."""
+    """Folder of relative image paths."""
 
     def check(self, needs_graph: bool = True) -> "Source":
         """Itself; ValueError where a column is missing that every row needs."""
@@ -189,7 +189,7 @@ def synthetic_row(seed: int, index: int) -> Row:
 
 
 def _predicates(subject: Shape, target: Shape, is_above: bool) -> list[str]:
-    """What is true of one shape as seen from another; `is_above` where it is drawn later."""
+    """Relations of one shape to another; `is_above` where it is drawn later."""
     gap = gap_px(subject, target)
     if gap < 0:
         return ["covering", "in front of"] if is_above else ["covered by", "behind"]

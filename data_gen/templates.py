@@ -1,6 +1,6 @@
 """Rule-based questions in all nine categories from a scene graph alone: no model, no picture, no price.
 
-Every rule asks only what the graph or its boxes decide by a margin, names only objects that no other object could be
+Every rule covers only what the graph or its boxes decide by a margin, names only objects that no other object could be
 taken for, and offers only options that are safely wrong.
 """
 
@@ -38,7 +38,7 @@ from data_gen.scenes import Scene
 from spatialthinker.scene_graph import Relation, SceneObject
 
 MAX_OBJECTS = 8
-"""Rules over pairs and triples look at the largest objects only, so that a crowded graph costs no more."""
+"""Largest objects that rules over pairs and triples use: bounds the work on a crowded graph."""
 
 _RATING = {"easy": 5, "medium": 7, "hard": 8}
 _CLEAR_DISTANCE, _FAR_DISTANCE = 1.5, 2.5
@@ -114,7 +114,7 @@ def _draft(
 
 
 def relation(scene: Scene, rng: random.Random) -> list[Draft]:
-    """Where one object is relative to another: a listed spatial relation."""
+    """Position of one object relative to another: a listed spatial relation."""
     drafts = []
     for a, b, r in _pairs(scene):
         stated = _stated(scene, a, b)
@@ -135,7 +135,7 @@ def relation(scene: Scene, rng: random.Random) -> list[Draft]:
 
 
 def reach(scene: Scene, rng: random.Random) -> list[Draft]:
-    """How one object touches, holds or uses another: a listed interaction; wrong is first what others do here."""
+    """Interaction of one object with another, as listed; wrong options are first the interactions of others."""
     drafts = []
     here = {r.predicate for r in scene.relations}
     for a, b, r in _pairs(scene):
@@ -151,7 +151,7 @@ def reach(scene: Scene, rng: random.Random) -> list[Draft]:
 
 
 def size(scene: Scene, rng: random.Random) -> list[Draft]:
-    """Which object is larger, wider or taller in the image, where boxes differ clearly or hardly at all."""
+    """Larger, wider or taller object in the image, where boxes differ clearly or hardly at all."""
     drafts = []
     for pair in combinations(named_objects(scene), 2):
         a, b = rng.sample(pair, 2)
@@ -212,7 +212,7 @@ def instance_location(scene: Scene, rng: random.Random) -> list[Draft]:
 
 
 def depth(scene: Scene, rng: random.Random) -> list[Draft]:
-    """Which of two objects is nearer to the camera: a listed "in front of" or "behind"."""
+    """Nearer of two objects to the camera: a listed "in front of" or "behind"."""
     drafts = []
     for a, b, r in _pairs(scene):
         family = SPATIAL.get(r.predicate)
@@ -229,7 +229,7 @@ def depth(scene: Scene, rng: random.Random) -> list[Draft]:
 
 
 def distance(scene: Scene, rng: random.Random) -> list[Draft]:
-    """Which of two objects is nearer to a third in the image, by centres and by gaps alike."""
+    """Nearer of two objects to a third in the image, by centres and by gaps alike."""
     drafts = []
     for target, *others in permutations(named_objects(scene)[:5], 3):
         near, far = others
@@ -246,7 +246,7 @@ def distance(scene: Scene, rng: random.Random) -> list[Draft]:
 
 
 def count(scene: Scene, rng: random.Random) -> list[Draft]:
-    """How many objects of a kind there are, synonyms pooled; never where a name stands for several things."""
+    """Number of objects of a kind, synonyms pooled; never where a name stands for several things."""
     drafts = []
     labels = {item.label for item in scene.objects}
     for name in sorted(labels | {uncoloured(label) for label in labels}):
@@ -265,7 +265,7 @@ def count(scene: Scene, rng: random.Random) -> list[Draft]:
 
 
 def existence(scene: Scene, rng: random.Random) -> list[Draft]:
-    """Whether one object stands in a relation to another: a listed one, or its safe contrary."""
+    """Existence of a relation between two objects: a listed one, or its safe contrary."""
     drafts = []
     for a, b, r in _pairs(scene):
         stated = _stated(scene, a, b)

@@ -1,7 +1,6 @@
-"""The stage validate_with_gpt4o: a vision model answers every question; what it never answers as stated is left out.
+"""The stage validate_with_gpt4o: a vision model answers every question, and rows it disagrees with are left out.
 
-An answer, an error and a disagreement are three things: an error is retried, stays open for the next run and never
-counts against a row.
+An error is no disagreement: it is retried, stays open for the next run and never counts against a row.
 """
 
 import asyncio
@@ -36,7 +35,7 @@ SCHEMA: dict[str, Any] = {
 }
 BLIND_MODES = ("off", "flag", "drop")
 NUM_BLIND_VOTES = 2
-"""Right without the picture this often, with options reshuffled in between: chance is 1 in 16 for four options."""
+"""Votes without the image that must all be right, options reshuffled in between: by chance 1 in 16 of four options."""
 
 RELEASED_TRIES = 4
 """Two calls and, where both disagree, two more; the first agreement keeps the row."""
@@ -87,13 +86,13 @@ class ValidationOptions:
         return api
 
     def settings(self) -> dict[str, Any]:
-        """What must agree for two runs to share a journal."""
+        """Settings that must agree for two runs to share a journal."""
         names = ("source", "provider", "model", "votes", "blind", "seed")
         return {"stage": "validate", "input_file": str(self.input_file)} | {n: getattr(self, n) for n in names}
 
 
 class Judge:
-    """Asks a model about records."""
+    """Validates records by a model's votes."""
 
     def __init__(self, api: Api, options: ValidationOptions) -> None:
         self.api, self.options = api, options

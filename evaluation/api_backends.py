@@ -1,7 +1,7 @@
-"""Models behind an API, as back ends: many questions at once, or batches that are fetched by later runs.
+"""API models as back ends: concurrent requests, or batches that later runs collect.
 
-Faults of one item are that item's error; what is wrong with the account, or the same fault many times in a row, ends
-the run with the provider's message. Everything answered before is in the journal.
+A fault of one request is that item's error. A fault of the account, or the same fault many times in a row, ends the
+run with the provider's message; all answers so far are in the journal.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from spatialthinker.model_api import Api, ApiRequest, ApiStop, OutageFault, Repl
 from spatialthinker.providers import APIS
 
 MAX_SAME_ERRORS = 10
-"""So many errors of one kind in a row end the run."""
+"""Consecutive errors of one kind that end the run."""
 LAST_WAIT_S = 30.0
-"""How long a run that ends waits for the questions under way."""
+"""Time that a run waits at its end for requests in flight."""
 
 MAX_BATCH_BYTES = 90_000_000
 MAX_BATCH_ITEMS = 10_000
@@ -28,7 +28,7 @@ MAX_BATCH_ITEMS = 10_000
 
 
 class BatchPending(Exception):
-    """A batch was submitted or is still being worked on; the message says what to do."""
+    """A batch that was submitted or has not ended; the message names the next command."""
 
 
 def make_request(sample: Sample, options: ModelOptions) -> tuple[str, ApiRequest]:
@@ -57,7 +57,7 @@ def read_reply(prompt: str, reply: Reply, seconds: float = 0.0) -> Answer:
 
 
 class ApiBackend:
-    """One provider; `options.concurrency` questions are under way at a time."""
+    """One provider with at most `options.concurrency` requests in flight."""
 
     provider: str
 
@@ -182,7 +182,7 @@ class ApiBackend:
 
 
 class OpenAiBackend(ApiBackend):
-    """Chat completions of OpenAI or of any server that speaks them."""
+    """Chat completions of OpenAI or of a compatible server."""
 
     provider = "openai"
 

@@ -1,4 +1,4 @@
-"""The engines that answer on this machine: plain transformers and vLLM.
+"""Local inference engines: plain transformers and vLLM.
 
 A back end is made from ModelOptions (this loads the model) and then yields (sample, answer) pairs in any order, so
 that every answer reaches the journal as soon as it is there. Both engines get the same text: the chat template of the
@@ -25,13 +25,13 @@ SENT_PER_STEP = 16
 MAX_IN_FLIGHT = 512
 """Questions that vLLM holds at a time: it keeps the image's patches until the answer ends, 11 MB for 800 x 600."""
 MAX_THREADS = 16
-"""That prepare images for a GPU's engine."""
+"""Threads that prepare images for a GPU's engine."""
 _PIXELS_PER_TOKEN = 28 * 28
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a back end needs to know of the model and of decoding."""
+    """Options of the model and of decoding."""
 
     model_path: str
     template: str
@@ -42,20 +42,20 @@ class ModelOptions:
     seed: int = 42
     images_per_prompt: int = 1
     concurrency: int = 32
-    """Questions under way at a time, for APIs."""
+    """Requests in flight at a time, for APIs."""
     base_url: str | None = None
-    """Another server that speaks the provider's language."""
+    """Address of another server with the provider's API."""
     batch_file: str | None = None
-    """Where the submitted batches are written down; None asks one by one."""
+    """File of the submitted batches; None sends requests one by one."""
     tensor_parallel_size: int = 1
     """GPUs that share one model, for vllm."""
     num_items: int = 0
-    """How many questions will be asked."""
+    """Number of questions in the run."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one item; either a text or an error."""
+    """The answer to one item: either a text or an error."""
 
     prompt: str = ""
     text: str = ""
@@ -70,7 +70,7 @@ class Answer:
 
 
 class Backend(Protocol):
-    """What answers questions."""
+    """Interface of an inference engine."""
 
     def answer(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Answer]]:
         """Yield each sample's answer as soon as it is complete."""

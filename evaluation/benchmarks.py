@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal
 
 ReferenceKind = Literal["choice", "value", "choice_or_value", "flag"]
-"""What the answer column holds: a choice (letter, text or index); an open text or number; either; 1 or 0 for yes."""
+"""Content of the answer column: a choice (letter, text or index); an open text or number; either; 1 or 0 for yes."""
 
 FULL_TEMPLATE = "spatial_thinker_full"
 QUESTION_TEMPLATES = ("reasoning", "reasoning_end", "no_reasoning", "spatial_thinker", FULL_TEMPLATE)
@@ -18,7 +18,7 @@ QUESTION_TEMPLATES = ("reasoning", "reasoning_end", "no_reasoning", "spatial_thi
 
 @dataclass(frozen=True)
 class Grouping:
-    """Which items belong together; a group counts as right when all of its items are."""
+    """Rule that groups items; a group counts as right when all of its items are."""
 
     columns: tuple[str, ...] = ()
     """Columns whose values together name the group; without any, rows 2k and 2k + 1 of one task are a group."""
@@ -35,7 +35,7 @@ class Grouping:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark lives and what its columns mean."""
+    """A benchmark's location and the meaning of its columns."""
 
     repo: str
     """Repository on the Hugging Face hub."""
@@ -58,19 +58,19 @@ class Benchmark:
     choice_columns: tuple[str, ...] = ()
     """Columns with one choice each, in place of a list; empty ones are skipped."""
     has_choices_in_question: bool = False
-    """Whether the choices are read from the question's own text."""
+    """True where the choices are parsed from the question's own text."""
     fixed_choices: tuple[str, ...] = ()
     lists_choices: bool = False
-    """Whether the choices must be added to the question, which does not hold them itself."""
+    """True where the choices must be added to the question's text."""
     asks_for_tags: bool = False
-    """Whether the question itself must ask for answer tags, as the released evaluation does."""
+    """True where the question itself must request answer tags, as in the released evaluation."""
     task: str | None = None
     prompt: str | None = None
     """Column with the complete training prompt, which template spatial_thinker_full then takes as it is."""
     ground_truth: str | None = None
     """Column with the reference scene and answer: with it the dense reward is measured, too."""
     groupings: Mapping[str, Grouping] = field(default_factory=dict)
-    """What is reported beside the accuracy: the share of groups that are right, by its name."""
+    """Group accuracies that are reported beside the accuracy, by name."""
     cluster: Grouping | None = None
     """Items that depend on each other, for the standard error."""
     archive: str | None = None
@@ -80,7 +80,7 @@ class Benchmark:
 
     @property
     def is_multiple_choice(self) -> bool:
-        """Whether the released evaluation maps answers to letters here."""
+        """True where the released evaluation maps answers to letters."""
         return self.reference in ("choice", "flag") or (self.reference == "choice_or_value" and not self.lists_choices)
 
     @property

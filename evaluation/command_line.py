@@ -54,7 +54,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--list", action="store_true", help="print the data sets and end")
+    add("--list", action="store_true", help="print data sets, prompt templates and providers, and end")
     known = ", ".join(BENCHMARKS)
     add("--dataset", type=dataset_names, metavar="NAMES", help=f"one, several with commas, or {ALL}: {known}")
     add(
@@ -104,7 +104,7 @@ def parse_arguments(argv: list[str] | None, description: str | None) -> argparse
 
 
 def accepts(benchmark: Benchmark, template: str) -> bool:
-    """Whether the template goes with the benchmark; a file of one's own goes with each."""
+    """True for a template that goes with the benchmark; a template file goes with each."""
     return template in benchmark.templates or is_template_file(template)
 
 
@@ -175,3 +175,9 @@ def list_benchmarks() -> str:
         extra = f"; groups: {', '.join(row.groupings)}" if row.groupings else ""
         lines.append(f"{name:22}{place}\n{'':22}columns: {', '.join(row.column_names)}{extra}")
     return "\n".join(lines)
+
+
+def list_choices() -> str:
+    """Return the names that a user chooses from: data sets with their columns, prompt templates, providers."""
+    templates = f"{'templates':22}{', '.join(PROMPTS)}, or a Jinja file"
+    return f"{list_benchmarks()}\n\n{templates}\n{'providers':22}{', '.join(PROVIDERS)}"

@@ -41,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Model:
-    """What runs of the same settings evaluated."""
+    """Runs of the same settings, by benchmark."""
 
     label: str
     settings: dict[str, Any]
@@ -207,7 +207,7 @@ def compare_runs(baseline: Run, run: Run) -> Difference | None:
 
 
 ClusterKinds = Counter[tuple[int, int]]
-"""How many clusters have this sum and this number of items: clusters that agree in both are exchangeable."""
+"""Number of clusters with this sum and this number of items: clusters that agree in both are exchangeable."""
 
 
 def _count_cluster_kinds(baseline: Run | None, run: Run) -> ClusterKinds:

@@ -14,6 +14,7 @@ from evaluation.backends import Answer, Backend, HuggingFaceBackend, ModelOption
 from evaluation.journal import weight_files
 from evaluation.samples import Sample
 
+ROOT = Path(__file__).resolve().parents[1]
 MAX_CPU_ENGINES = 8
 MAX_CPU_WEIGHTS_BYTES = 1 << 30
 """A model with larger weights gets one engine on all cores: it computes for longer than Python takes."""
@@ -51,7 +52,9 @@ class DataParallelBackend:
 
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        environment = {} if threads_each is None else {"OMP_NUM_THREADS": str(threads_each)}
+        environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+        if threads_each is not None:
+            environment["OMP_NUM_THREADS"] = str(threads_each)
         resources: Any = {"num_gpus": gpus_each, "num_cpus": 0, "runtime_env": {"env_vars": environment}}
         replica = ray.remote(**resources)(_Replica)
         self.replicas: list[Any] = [replica.remote(backend, options) for _ in range(num_replicas)]

@@ -1,4 +1,4 @@
-"""Ask a model the questions of one or more benchmarks and grade its answers.
+"""Evaluate a model on one or more benchmarks.
 
     python3 evaluation/evals.py --dataset stvqa --template spatial_thinker_full --model_path MODEL --provider vllm
 
@@ -17,16 +17,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
+
 from evaluation.benchmarks import BENCHMARKS, Benchmark
 from evaluation.command_line import (
     LOCAL_PROVIDERS,
     check_arguments,
-    list_benchmarks,
+    list_choices,
     locate_data,
     locate_output,
     parse_arguments,
 )
 from evaluation.templates import check_template_file, is_template_file
+from spatialthinker.versions import check_versions
 
 if TYPE_CHECKING:
     from evaluation.backends import Answer, Backend
@@ -34,10 +37,11 @@ if TYPE_CHECKING:
     from evaluation.samples import Sample
 
 DENSE_REWARD = "spatial_sgg"
+ENGINE_PACKAGES = ("torch", "torchvision", "torchaudio", "torchcodec", "transformers", "datasets")
 
 
 def collect_settings(args: argparse.Namespace, dataset: str, samples: "list[Sample]") -> dict[str, Any]:
-    """Return what must agree for two runs to share a journal. The number of samples is not part of it."""
+    """Return the settings that must agree for two runs to share a journal, without the number of samples."""
     from evaluation.journal import fingerprint_weights
     from evaluation.samples import fingerprint_samples
 
@@ -98,7 +102,7 @@ def measure_reward(sample: "Sample", answer: "Answer") -> dict[str, float] | Non
 
 @dataclass(frozen=True)
 class Job:
-    """One data set of a checked run: everything that can be wrong with its input has been looked at."""
+    """One data set of a run whose input has been checked."""
 
     dataset: str
     benchmark: Benchmark
@@ -115,6 +119,8 @@ def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None]":
     Errors: ValueError or FileNotFoundError with one message for the user.
     """
     check_arguments(args)
+    if args.provider in LOCAL_PROVIDERS:
+        check_versions(*ENGINE_PACKAGES, *(["vllm"] if args.provider == "vllm" else []))
     jobs = [prepare_dataset(args, dataset) for dataset in args.dataset]
     for job in jobs:
         if len(job.missing) < len(job.samples):
@@ -175,7 +181,7 @@ def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
 
 
 def answer_and_summarize(job: Job, backend: "Backend | None") -> "tuple[list[Record], dict[str, Any]]":
-    """Ask what is missing, each answer in the journal before the next is waited for; return records and summary."""
+    """Request missing answers, each written to the journal at once; return records and summary."""
     from tqdm import tqdm
 
     from evaluation.summary import summarize
@@ -232,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after a message about bad input."""
     args = parse_arguments(argv, __doc__)
     if args.list:
-        print(list_benchmarks())
+        print(list_choices())
         return 0
     choose_gpu(args.cuda)
     try:

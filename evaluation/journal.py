@@ -1,7 +1,7 @@
-"""What a run leaves on disk: an append-only journal, and from it the released JSON list.
+"""Files of a run: an append-only journal, and from it the released JSON list.
 
 The journal's first line holds the settings, every further line one item. A killed run loses at most the items in
-flight; resuming reads the journal, keeps what is answered and asks the rest again.
+flight; resuming reads the journal, keeps the answers and requests the rest again.
 """
 
 import json
@@ -27,7 +27,7 @@ class Record:
     status: Literal["ok", "error"] = "ok"
     error: str | None = None
     kind: str | None = None
-    """How the answer was read: see evaluation.scoring."""
+    """Kind of the parsed answer: see evaluation.scoring."""
     finish_reason: str | None = None
     prompt_tokens: int = 0
     response_tokens: int = 0
@@ -86,7 +86,7 @@ class Journal:
         self.records[record.id] = record
 
     def is_answered(self, item_id: str) -> bool:
-        """Whether the item has an answer; one that ended in an error is asked again."""
+        """True for an item with an answer; one that ended in an error is requested again."""
         return item_id in self.records and self.records[item_id].status == "ok"
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ _UNITS = re.compile(
 
 @dataclass(frozen=True)
 class ReleasedGrade:
-    """What the released rule takes for the prediction, and whether it counts it as right."""
+    """The released rule's prediction and its correctness."""
 
     prediction: str
     is_correct: bool
@@ -30,7 +30,7 @@ def grade_as_released(
 ) -> ReleasedGrade:
     """Return the grade; `answer_cell` is the answer column as it is written.
 
-    `is_multiple_choice` says whether the benchmark maps answers to letters, which most do.
+    `is_multiple_choice` is True for a benchmark that maps answers to letters, as most do.
     """
     prediction = _extract_answer(response)
     reference = answer_cell.strip()

@@ -68,7 +68,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent to a model: the text, with an image mark at each image's place, and the images."""
+    """A model's input: the text, with an image mark at each image's place, and the images."""
 
     prompt: str
     images: "list[Image.Image]"

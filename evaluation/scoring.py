@@ -34,7 +34,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Grade:
-    """How a response was read and whether that is right."""
+    """The parsed answer of a response and its correctness."""
 
     kind: Kind
     letter: str | None

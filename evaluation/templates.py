@@ -17,7 +17,7 @@ VARIABLES = ("question", "choices", "letters", "width", "height", "sizes")
 
 
 def is_template_file(template: str) -> bool:
-    """Whether a template is a file and not one of PROMPTS."""
+    """True for a template that is a file and none of PROMPTS."""
     return template not in PROMPTS and Path(template).is_file()
 
 

@@ -18,12 +18,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
 from spatialthinker.schema import VqaRow, parquet_path, write_parquet
 from spatialthinker.synthetic import generate
@@ -32,7 +35,7 @@ from verl.bench.inputs import RANDOM_MODELS, describe_random_model, draw_weights
 ROOT = Path(__file__).resolve().parents[1]
 TOY_MODEL = ROOT / "configs" / "toy_model"
 MAX_PIXELS = 12_845_056
-"""What Qwen2.5-VL's own processor allows; the toy model's allows its scenes and no more."""
+"""Pixel limit of Qwen2.5-VL's own processor; the toy model's is that of its scenes."""
 SAMPLE_S = 0.2
 
 
@@ -75,10 +78,11 @@ def make_model(model_path: str, image: str | None, max_pixels: int, folder: Path
     """Return the model's folder; random ones and the toy model for larger images are written into `folder`."""
     model = folder / Path(model_path).name
     if model_path in RANDOM_MODELS:
-        describe_random_model(model)
-        draw_weights(model)
+        with chdir(ROOT):  # where the toy model's tokenizer is found
+            describe_random_model(model)
+            draw_weights(model)
     elif image is None or Path(model_path).resolve() != TOY_MODEL:
-        return Path(model_path)
+        return Path(model_path).resolve() if Path(model_path).is_dir() else Path(model_path)
     else:
         shutil.copytree(model_path, model)
     settings = model / "processor_config.json"
@@ -119,7 +123,7 @@ def read_anonymous_bytes(process: psutil.Process) -> int:
         for member in (process, *process.children(recursive=True)):
             status = Path(f"/proc/{member.pid}/status").read_text()
             total += sum(int(size) for size in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+)", status, re.MULTILINE))
-    except (OSError, psutil.NoSuchProcess):  # one that ends while we look
+    except (OSError, psutil.NoSuchProcess):  # one that ends meanwhile
         pass
     return total * 1024
 
@@ -133,7 +137,7 @@ def main() -> None:
     parser.add_argument("--max_tokens", type=int, default=160)
     parser.add_argument("--image", metavar="WxH", help="random pictures of this size in place of the scenes")
     parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="of these pictures that the model sees")
-    parser.add_argument("--model_path", default="configs/toy_model", help=f"or {', '.join(RANDOM_MODELS)}")
+    parser.add_argument("--model_path", default=str(TOY_MODEL), help=f"or {', '.join(RANDOM_MODELS)}")
     parser.add_argument("--providers", default="vllm,huggingface")
     args = parser.parse_args()
     counts = [int(value) for value in args.items.split(",")]

@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
+
 from stored_weights import Weights, read_weights
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -215,7 +217,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--hf_upload_path", metavar="OWNER/NAME", help="also upload to this hub repository")
     parser.add_argument("--public", action="store_true", help="make a newly created hub repository public")
     args = parser.parse_args(argv)
+    from spatialthinker.versions import check_versions
+
     try:
+        check_versions("torch", "transformers")
         hf_dir = merge_checkpoint(args.local_dir, args.dtype)
     except (OSError, ValueError) as error:
         print(f"model_merger: {error}", file=sys.stderr)

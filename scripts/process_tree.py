@@ -45,7 +45,7 @@ def is_alive(process: psutil.Process) -> bool:
 def kill_owned(owner: str) -> int:
     """Kills what `find_owned` finds and returns how many processes that were.
 
-    Looks again until nothing is left, since a daemon may start a worker between the look and its own end.
+    Repeats until nothing is left, since a daemon may start a worker before its own end.
     """
     killed: set[int] = set()
     for _ in range(5):
@@ -58,7 +58,7 @@ def kill_owned(owner: str) -> int:
             except psutil.NoSuchProcess:
                 continue
             killed.add(process.pid)
-        # Only a look: psutil.wait_procs would take a child's exit status away from its subprocess.Popen.
+        # Read only: psutil.wait_procs would take a child's exit status away from its subprocess.Popen.
         deadline = time.monotonic() + 5
         while any(map(is_alive, processes)) and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -109,6 +109,6 @@ class _Unpickler(pickle.Unpickler):
 
 
 class WeightsPickle:
-    """What torch.load takes for the module `pickle`."""
+    """Stand-in for the module `pickle` in torch.load."""
 
     Unpickler = _Unpickler

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
+
 from before_after import summarize_validation
 from report_charts import DARK, LIGHT, Series, draw_changes, draw_curves, draw_pictures
 
@@ -48,7 +50,7 @@ METRIC_NAMES = {
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What the report is made of."""
+    """Inputs of the report."""
 
     name: str
     log: list[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Draws how GRPO games the spatial reward without its count term and gate, and how the full reward holds.
+"""Draws reward hacking: GRPO on the spatial reward with and without its count term and gate.
 
     python scripts/reward_hacking.py --out docs/reward_hacking.png
 
@@ -8,7 +8,7 @@ wrote: of several boxes with the asked label it takes any one, and it counts the
 over the number of boxes an object and their scatter. Responses are real texts, scores come from the real reward, and
 advantages are the trainer's own; the curves differ by the reward's keywords alone, one by the advantage estimator.
 
-Nothing says that boxes cost accuracy. They do on questions that are answered from the written scene, such as how many
+No term makes boxes cost accuracy. They do on questions that are answered from the written scene, such as how many
 there are; on all others the answers of a group agree, and there an extra box is the only difference that the
 group's deviation is divided by. Two constants remain, and both are swept: the error of perception, and the share of
 the answers that are read from the written scene rather than from what was seen.
@@ -19,29 +19,28 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
 from spatialthinker.rewards import REWARDS, RewardInput
 from spatialthinker.schema import LETTERS, VqaRow
 from spatialthinker.shapes import DEFAULT_CANVAS
 from spatialthinker.synthetic import Puzzle, generate, reference_scene
-from verl.algos.advantages import compute_dr_grpo_advantages, compute_grpo_advantages
 
 Floats = NDArray[np.float64]
 
 BOX_COUNTS = (1, 2, 4, 8, 16)
 SCATTERS = (0.0, 0.1, 0.2, 0.4)
 CHOICES = tuple(product(BOX_COUNTS, SCATTERS))
-"""What the writer chooses from: boxes for each object, and the spread of the further ones in sides of the first."""
+"""Actions of the writer: boxes for each object, and the spread of the further ones in sides of the first."""
 
 PERCEPTION_ERROR = 0.2
 """Spread of a seen box around the true one, in sides of the true one (centre) and in its logarithm (size)."""
@@ -58,10 +57,11 @@ LEARNING_RATE = 2.0
 
 @dataclass(frozen=True)
 class Setting:
-    """What a writer is trained with: keywords of the reward, and the advantage estimator."""
+    """Training settings of a writer: keywords of the reward, and the advantage estimator."""
 
     reward: dict[str, float | bool]
-    advantages: Callable[[Tensor], Tensor] = compute_grpo_advantages
+    estimator: str = "grpo"
+    """A name of verl.algos.advantages.GROUP_ESTIMATORS."""
     learning_rate: float = LEARNING_RATE
 
 
@@ -69,7 +69,7 @@ UNGATED = {"count_weight": 0.0, "accuracy_gate": False}
 SETTINGS = {
     "format, accuracy": Setting({"count_weight": 0.0, "spatial_weight": 0.0}),
     "+ spatial, no count, no gate": Setting(UNGATED),
-    "the same, Dr. GRPO": Setting(UNGATED, compute_dr_grpo_advantages, 4 * LEARNING_RATE),
+    "the same, Dr. GRPO": Setting(UNGATED, "dr_grpo", 4 * LEARNING_RATE),
     "+ count, no gate": Setting({"accuracy_gate": False}),
     "+ gate: the full reward": Setting({}),
 }
@@ -83,7 +83,7 @@ PLACES = {
     "bottom right": (5 / 6, 5 / 6),
     "center": (1 / 2, 1 / 2),
 }
-"""Where the named parts of an image lie, in sides of the image."""
+"""Centres of the named parts of an image, in sides of the image."""
 
 
 def centre(box: Sequence[float]) -> tuple[float, float]:
@@ -91,7 +91,7 @@ def centre(box: Sequence[float]) -> tuple[float, float]:
 
 
 def side_of(first: Sequence[float], second: Sequence[float]) -> str:
-    """Where the first box lies as seen from the second."""
+    """Position of the first box relative to the second."""
     (x, y), (other_x, other_y) = centre(first), centre(second)
     if abs(x - other_x) >= abs(y - other_y):
         return "left of" if x < other_x else "right of"
@@ -162,6 +162,11 @@ def train(
     rows: Sequence[tuple[Puzzle, VqaRow]], setting: Setting, steps: int, seed: int, error: float, read_share: float
 ) -> Floats:
     """Returns reward, accuracy and boxes per true object of each step. [steps, 3]"""
+    import torch
+
+    from verl.algos.advantages import GROUP_ESTIMATORS
+
+    estimate = GROUP_ESTIMATORS[setting.estimator]
     rng = np.random.default_rng(seed)
     counts = np.array([number for number, _ in CHOICES])
     logits = -np.log2(counts)  # at the start every doubling is e times rarer
@@ -177,7 +182,7 @@ def train(
             inputs += [writer.write(*CHOICES[action]) for action in group]
         results = REWARDS["spatial_sgg"](inputs, **setting.reward)
         scores = torch.tensor([result["overall"] for result in results], dtype=torch.float64).reshape(GROUPS, SAMPLES)
-        advantages = setting.advantages(scores).numpy()
+        advantages = estimate(scores).numpy()
         gradient = advantages[..., None] * (np.eye(len(policy))[actions] - policy)  # on-policy: the ratio is 1
         logits = logits + setting.learning_rate * gradient.mean((0, 1))
         accuracy = np.mean([result["accuracy"] for result in results])

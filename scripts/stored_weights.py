@@ -30,7 +30,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Weights:
-    """What is stored by name, and how to load whole CPU tensors of some names."""
+    """Stored weights by name, and a loader of whole CPU tensors."""
 
     entries: dict[str, Entry]
     load: "Callable[[list[str]], dict[str, torch.Tensor]]"

@@ -36,7 +36,7 @@ _worker: dict[str, Any] = {}  # set before the pool forks
 
 
 def chat_text(processor: Any, problem: str) -> str:
-    """The conversation that asks `problem` about one image, up to where the reply starts."""
+    """The chat text of `problem` with one image, up to the start of the reply."""
     content = [{"type": "image"}, {"type": "text", "text": problem.removeprefix("<image>")}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 

@@ -1,4 +1,4 @@
-"""Boxes and how much two of them overlap.
+"""Bounding boxes and their overlap: IoU, generalised IoU, complete IoU, L1.
 
 Every function takes boxes as `[..., 4]` (x1, y1, x2, y2: a `Box`, a list or an array), broadcasts the leading
 shapes against each other and returns float64 of the broadcast shape. The unit is the caller's (pixels, or
@@ -35,7 +35,7 @@ class Box(NamedTuple):
 
     @property
     def is_proper(self) -> bool:
-        """Whether the corners are in order and the area is positive."""
+        """True when the corners are in order: x1 < x2 and y1 < y2."""
         return self.x1 < self.x2 and self.y1 < self.y2
 
 
@@ -45,7 +45,7 @@ def _corners(boxes: ArrayLike) -> tuple[Array, Array, Array, Array]:
 
 
 class _Pair(NamedTuple):
-    """What two boxes share, from as few passes over all pairs as there can be.
+    """IoU, union and enclosing sides of pairs of boxes, from as few passes over all pairs as there can be.
 
     The enclosing sides follow from max(p, q) = p + q - min(p, q), without minima and maxima of their own.
     """

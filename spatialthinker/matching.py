@@ -1,4 +1,4 @@
-"""Which predicted object stands for which true one: label similarity, box overlap, one-to-one assignment.
+"""Hungarian matching of predicted to true objects by label similarity and box overlap.
 
     cost(true, predicted) = label_cost * (1 - similarity) + overlap_cost * (1 - overlap)
 

@@ -36,9 +36,9 @@ _PLAIN_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"
 _PLAIN_MODES = ("RGB", "L")
 _EXIF_ORIENTATION_TAG = 0x0112
 _OUT_OF_MONEY = re.compile(r"credit balance|insufficient_quota|billing|exceeded your current quota", re.IGNORECASE)
-"""What the providers write, with status 400, 402 or 429, once an account has nothing left to spend."""
+"""Phrases in the providers' errors (status 400, 402 or 429) for an account without credit."""
 _NO_KEY = "none"
-"""What a local server is given where no key is set."""
+"""The API key for a local server where none is set."""
 
 
 class RequestFault(ValueError):
@@ -70,7 +70,7 @@ class ApiRequest:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back; `stop` is "end", "length" or "refusal"."""
+    """A model's reply; `stop` is "end", "length" or "refusal"."""
 
     text: str
     stop: str
@@ -85,11 +85,11 @@ class BatchInfo:
     id: str
     num_requests: int
     token: str | None
-    """What its submitter marked it with; None where the provider does not tell before the batch has ended."""
+    """The submitter's mark; None where the provider does not return it before the batch has ended."""
 
 
 class Throttle:
-    """How many calls may be under way: fewer after a rate limit, slowly more again after answers."""
+    """Limit on concurrent calls: lowered at a rate limit, raised slowly after answers."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -196,7 +196,7 @@ class Api(ABC):
         return await self._insist(lambda: self._list_batches(since_s, known))
 
     async def _insist[T](self, call: Callable[[], Awaitable[T]]) -> T:
-        """What a call returns, tried again as long as that can help. Errors: RequestFault, ApiStop, OutageFault."""
+        """Return a call's result, with retries while they can help. Errors: RequestFault, ApiStop, OutageFault."""
         fault = ""
         for attempt in range(MAX_TRIES):
             wait_s = min(MAX_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 7)) * (0.5 + random.random() / 2)

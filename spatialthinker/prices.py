@@ -1,4 +1,4 @@
-"""What calls cost: list prices in US dollars per million tokens, and the arithmetic on them.
+"""Cost of API calls from list prices in US dollars per million tokens.
 
 Sources: https://docs.claude.com/en/docs/about-claude/pricing and https://openai.com/api/pricing; both providers bill
 batches at half price. Anthropic bills writing to its cache at 1.25 times the input price and reading at a tenth;

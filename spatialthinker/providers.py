@@ -83,7 +83,7 @@ class AnthropicApi(Api):
         return found
 
     async def _token(self, batch_id: str) -> str:
-        """What the names of an ended batch's requests start with: the provider keeps no other mark."""
+        """The common prefix of an ended batch's request names: the provider keeps no other mark."""
         async for item in await self.client.messages.batches.results(batch_id):
             return item.custom_id.partition("-")[0]
         return ""

@@ -1,4 +1,4 @@
-"""What a model's response says: its four tagged sections and its answer.
+"""Parsing of a model's response: its four tagged sections and its answer.
 
 The sections come in the order `<observe>`, `<scene>` (JSON), `<think>`, `<answer>`. All searches are linear in
 the length of the text, whatever it holds.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 SECTIONS = ("observe", "scene", "think", "answer")
-"""The tags of a full response in the order the prompt asks for."""
+"""The tags of a full response, in the prompt's order."""
 
 Kind = Literal["letter", "text", "number", "conflict", "unparsed", "truncated"]
 """letter: named by its letter, with or without its text; text: by its text alone; number: an open answer read as a
@@ -68,12 +68,12 @@ def parse_response(text: str) -> Response:
 
 
 def is_think_answer(text: str) -> bool:
-    """Whether the text is exactly a think block, optional blanks and an answer block."""
+    """True when the text is exactly a think block, optional blanks and an answer block."""
     return _is_chain(text, "<think>", (_THINK_ANSWER_SEAM,), "</answer>")
 
 
 def is_four_sections(text: str) -> bool:
-    """Whether the text is exactly the four blocks in order with only blanks between them."""
+    """True when the text is exactly the four blocks in order with only blanks between them."""
     return _is_chain(text, "<observe>", _SEAMS, "</answer>")
 
 
@@ -118,7 +118,7 @@ def extract_choice(answer: str, options: Sequence[str]) -> Choice:
     plain = without_phrase(answer)
     known = LETTERS[: len(options)] if options else LETTERS
     by_text = _match_text(plain, options)
-    if by_text is not None:  # first of all the exact text of an option: it may look like a letter itself
+    if by_text is not None:  # first the exact text of an option: it may be a letter itself
         return Choice("text", LETTERS[by_text], options[by_text])
     letter, rest = _split_letter(plain, known)
     if letter is None:

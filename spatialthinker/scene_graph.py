@@ -150,7 +150,7 @@ def _check_ids(ids: list[str], relations: list[Relation]) -> None:
 
 
 def _are_ids(ids: list[str]) -> bool:
-    """Whether all are ids, by one regular expression over one id a line."""
+    """True when all are ids, by one regular expression over one id a line."""
     lines = "\n".join(ids) + "\n" if ids else ""
     return _ID_LINES.fullmatch(lines) is not None and lines.count("\n") == len(ids)
 

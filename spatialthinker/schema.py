@@ -134,7 +134,7 @@ def parquet_schema():
 
 
 def parquet_path(folder: str | Path, split: str) -> Path:
-    """Where a split lives in a data folder: FOLDER/SPLIT-00000-of-00001.parquet, the hub's own naming."""
+    """The path of a split in a data folder: FOLDER/SPLIT-00000-of-00001.parquet, the hub's own naming."""
     return Path(folder) / f"{split}-00000-of-00001.parquet"
 
 

@@ -40,7 +40,7 @@ class Shape:
     y: int
     size: int
     facing: str = ""
-    """Where an arrow points; empty for other kinds."""
+    """Direction of an arrow; empty for other kinds."""
 
     @property
     def name(self) -> str:

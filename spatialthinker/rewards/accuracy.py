@@ -65,7 +65,7 @@ def r1v_scene(
 
 
 def is_same_text(answer: str | None, truth: str | None) -> bool:
-    """Whether two answers are the same text, blanks around it and case aside; nothing equals nothing is False."""
+    """True for answers of the same text up to case and surrounding blanks; False where one is missing or empty."""
     if answer is None or truth is None:
         return False
     answer = answer.strip()

@@ -1,4 +1,4 @@
-"""How fast the rewards are: seeded random scenes and a stopwatch."""
+"""Throughput of the rewards on seeded random scenes."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-r"""Whether two short answers say the same: "(A)" and "a", "5 meters" and "5", "\frac{1}{2}" and "0.5".
+r"""Equality of short answers: "(A)" and "a", "5 meters" and "5", "\frac{1}{2}" and "0.5".
 
 Text and exact fractions only; nothing of a model's output is ever evaluated.
 """
@@ -26,7 +26,7 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
 def is_equal_answer(answer: str, truth: str) -> bool:
-    """Whether two answers are equal as text, number or list of these, after light normalisation.
+    """True for two answers that are equal as text, number or list of these, after normalisation.
 
     Case, blanks, LaTeX dressing, one pair of brackets around the whole, thousands commas and a unit that only one
     side states do not count. An empty answer equals nothing.
@@ -86,7 +86,7 @@ def _number_and_unit(text: str) -> tuple[Fraction | None, str]:
 
 
 def _is_equal_list(left: str, right: str) -> bool:
-    """Whether two bracketed lists, "(1/2, 3)" and "(0.5, 3)", are equal item by item."""
+    """True for two bracketed lists that are equal item by item, such as "(1/2, 3)" and "(0.5, 3)"."""
     if left[0] != right[0] or left[0] not in _BRACKETS or not left[-1] == right[-1] == _BRACKETS[left[0]]:
         return False
     lefts, rights = left[1:-1].split(","), right[1:-1].split(",")

@@ -1,4 +1,4 @@
-"""Why a response got its spatial reward, in words."""
+"""Explanation of a response's spatial reward: format, counts, answer, matched objects."""
 
 from collections.abc import Iterator
 

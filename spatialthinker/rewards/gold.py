@@ -6,7 +6,7 @@ _THOUGHT = "The ground truth says so."
 
 
 def gold_response(reward: str, ground_truth: str) -> str:
-    """The ground truth in the form that a reward of `REWARDS` asks for; as it is for any other name."""
+    """The ground truth in the format that a reward of `REWARDS` requires; unchanged for any other name."""
     answer = (section(ground_truth, "answer") or ground_truth).strip()
     scene = section(ground_truth, "scene") or "{}"
     think = f"<think>{_THOUGHT}</think>\n"

@@ -47,7 +47,7 @@ def check_ground_truth(ground_truth: str, problem: str) -> None:
 
 
 def doubt_frame(ground_truth: str, problem: str, image_size: tuple[int, int]) -> str | None:
-    """Why the boxes of a row that passed check_ground_truth may lie in another frame than its image; None if they fit.
+    """A warning where the boxes of a row may lie in another frame than its image; None if they fit.
 
     A reward over boxes in the wrong frame stays near 0, and nothing else shows it.
     """
@@ -109,7 +109,7 @@ def _formatted_scene(response: str, sections: Response) -> SceneGraph | str:
 
 
 class _Parsed(NamedTuple):
-    """What one response holds: its scene (None unless the format is right) and whether its answer is right."""
+    """Parsed response: its scene, None unless the format is right, and the correctness of its answer."""
 
     scene: SceneGraph | None
     is_right: bool

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -73,12 +74,12 @@ def test_faults_are_waited_out_and_nothing_is_asked_again_after_an_answer(data_d
     assert all(record["seconds"] > 0 and record["cost_usd"] > 0 for record in records)
 
 
-def test_a_second_of_latency_is_shared_by_all_that_are_under_way(data_dir, tmp_path, serve):
+def test_as_many_requests_as_allowed_are_under_way_at_once(data_dir, tmp_path, serve):
     address, _ = serve(latency_s=1)
-    start = time.monotonic()
     assert evals.main(arguments(data_dir, tmp_path, address, "--concurrency", "32")) == 0
     assert len(read(tmp_path / "run.json")) == 320
-    assert time.monotonic() - start < 60  # 320 s one by one; 13 s on two busy cores
+    most = int(urllib.request.urlopen(f"{address}/most_under_way").read())
+    assert 16 <= most <= 32  # a busy machine may not fill every place
 
 
 def test_a_killed_run_loses_at_most_what_was_under_way(data_dir, tmp_path, serve):

@@ -2,8 +2,8 @@
 
 import pickle
 
-import bench_memory
 import torch
+from step_memory import make_prompts
 
 from verl.data.dataset import collate_prompts
 from verl.protocol import DataProto
@@ -12,7 +12,7 @@ IMAGE_BYTES = 50_000
 
 
 def step_batch(num_prompts: int, samples: int) -> DataProto:
-    prompts = collate_prompts(bench_memory.make_prompts(num_prompts, IMAGE_BYTES), 0)
+    prompts = collate_prompts(make_prompts(num_prompts, IMAGE_BYTES), 0)
     responses = torch.zeros(num_prompts, samples, 4, dtype=torch.long)
     return prompts.union(DataProto.from_dict(tensors={"responses": responses, "response_mask": responses.bool()}))
 

@@ -235,7 +235,7 @@ def check_script(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPa
     elif config := re.search(r"verl\.trainer\.main (.*)\"\$@\"", text):
         load_config([*config[1].split(), *arguments], tuple(REWARDS))
     elif "scripts/sft.py" in text:
-        from sft import SftArguments
+        from sft_training import SftArguments
 
         known = {field.name for field in dataclasses.fields(SftArguments)}
         assert {word.removeprefix("--") for word in arguments if word.startswith("--")} <= known

@@ -1,7 +1,8 @@
-import time
+import re
 
 import pytest
 
+from spatialthinker import response
 from spatialthinker.response import (
     extract_choice,
     is_four_sections,
@@ -10,13 +11,16 @@ from spatialthinker.response import (
     parse_response,
     section,
 )
+from tests.regex_steps import StepCounter, count_steps
 
+SHORT_CHARS = 240
+MOST_GROWTH = 2.5
+"""Steps may double with the length of a text; quadratic ones would be four times as many."""
 FULL = "<observe>a</observe>\n<scene>{}</scene> <think>b</think><answer>\n (A) c\n</answer>"
 
 
 def test_sections():
-    response = parse_response(FULL)
-    assert response == ("a", "{}", "b", "(A) c")
+    assert parse_response(FULL) == ("a", "{}", "b", "(A) c")
     assert parse_response("nothing") == (None, None, None, None)
     assert parse_response("</answer><answer>x").answer is None
     assert parse_response("<answer></answer>").answer == ""
@@ -66,11 +70,13 @@ def test_four_sections():
 
 
 @pytest.mark.parametrize("unit", ["<observe>", "</observe> ", "</observe><scene>", "<think>", " ", "<answer>\n", "</"])
-def test_searches_are_linear(unit):
-    text = "<observe>" + unit * (1_000_000 // len(unit)) + "</answer>"
-    start = time.process_time()
-    parse_response(text), is_four_sections(text), is_think_answer("<think>" + text)
-    assert time.process_time() - start < 0.25
+def test_searches_are_linear(unit, monkeypatch):
+    def read(chars: int) -> None:
+        text = "<observe>" + unit * (chars // len(unit)) + "</answer>"
+        parse_response(text), is_four_sections(text), is_think_answer("<think>" + text)
+
+    short, long = (count_steps(monkeypatch, response, lambda n=n: read(n)) for n in (SHORT_CHARS, 2 * SHORT_CHARS))
+    assert 0 < long < MOST_GROWTH * short
 
 
 OPTIONS = ("left of", "right of", "above", "below")
@@ -112,8 +118,21 @@ def test_choices_that_name_none(answer, kind, letter):
 
 
 @pytest.mark.parametrize("unit", [" ", "(A) ", "\\boxed", "the answer is ", "**", "\\boxed \t", "- ", "left of "])
-def test_choices_are_read_in_linear_time(unit):
-    text = "x" + unit * (65_536 // len(unit)) + "x"
-    start = time.process_time()
-    extract_choice(text, OPTIONS), extract_choice(unit * (65_536 // len(unit)), OPTIONS), normalize(text)
-    assert time.process_time() - start < 0.5
+def test_choices_are_read_in_linear_time(unit, monkeypatch):
+    def read(chars: int) -> None:
+        text = unit * (chars // len(unit))
+        extract_choice(f"x{text}x", OPTIONS), extract_choice(text, OPTIONS), normalize(f"x{text}x")
+
+    short, long = (count_steps(monkeypatch, response, lambda n=n: read(n)) for n in (SHORT_CHARS, 2 * SHORT_CHARS))
+    assert 0 < long < MOST_GROWTH * short
+
+
+def test_the_counter_tells_linear_from_quadratic():
+    linear, quadratic = (re.compile(pattern) for pattern in (r"</a>\s*<b>", r"\s+$"))
+    for pattern, least, most in ((linear, 1.9, 2.1), (quadratic, 3.8, 4.1)):
+        counts = []
+        for chars in (SHORT_CHARS, 2 * SHORT_CHARS):
+            counter = StepCounter(pattern, steps := [0])
+            assert counter.search("</a>" * (chars // 8) + " " * (chars // 2) + "x") is None
+            counts.append(steps[0])
+        assert least < counts[1] / counts[0] < most

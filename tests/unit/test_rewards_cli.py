@@ -77,6 +77,24 @@ def test_bad_files(tmp_path, capsys):
     assert "no rollouts" in capsys.readouterr().err
 
 
+def test_list_names_every_reward(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(REWARDS)
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_usage_is_the_same_however_the_program_was_started(capsys, monkeypatch):
+    texts = set()
+    for started_as in ("spatialthinker-rewards", "__main__.py"):
+        monkeypatch.setattr("sys.argv", [started_as, "--help"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+        texts.add(capsys.readouterr().out)
+    assert len(texts) == 1
+
+
 def test_bench_prints_speeds(capsys):
     assert main(["bench", "--size", "16", "--seconds", "0"]) == 0
     lines = capsys.readouterr().out.splitlines()

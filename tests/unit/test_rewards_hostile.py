@@ -1,20 +1,27 @@
-"""Nothing that a model writes makes a reward raise, leave [0, 1], depend on its neighbours, or take long."""
+"""Nothing that a model writes makes a reward raise, leave [0, 1], depend on its neighbours, or work without bound."""
 
 import json
 import math
 import random
 import re
-import time
+import sys
+from collections import Counter
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 from hostile_responses import hostile_input, hostile_response
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import spatialthinker
+from spatialthinker import matching, scene_graph
 from spatialthinker.matching import label_vectors
-from spatialthinker.rewards import REWARDS, RewardInput, format_failure
+from spatialthinker.rewards import REWARDS, RewardInput, equality, format_failure
 from spatialthinker.rewards.bench import random_input, random_scene
 
+PACKAGE = spatialthinker.__path__[0]
 BATCH = 25
 DEFAULT_CASES, NIGHTLY_CASES = 5_000, 200_000
 ABLATION = dict(format_gate=False, accuracy_gate=False, relation_weight=0.3, strict_boxes=False, overlap="giou")
@@ -186,22 +193,81 @@ LONG = {
     "an odd word": around(many_relations(560, lambda i: f"'{word(i)}'")),
     "signs": around(many_relations(185, lambda i: "'" * 60 + word(i) + "'" * 60)),
     "plain words": around(many_relations(185, lambda i: " ".join(word(i * 37 + j) for j in range(30)))),
+    "a long odd word": around(many_relations(1, lambda i: "\u8a9e" * 30_000)),
     "long words": around(many_relations(180, lambda i: chr(0x4E00 + i) * 120)),
 }
 
 
+MOST_WORK = {
+    "decoded characters": 32_768,
+    "compared characters": 512,
+    "tokenized words": 600,
+    "tokenized signs": 1_200,
+    "longest tokenized word": 128,
+    "looked-up tokens": 10_000,
+    "similarities": 10_000,
+    "assigned pairs": 10_000,
+    "executed lines": 250_000,
+}
+"""Most of each kind that one response of 65,536 characters may cost."""
+
+
+def count_work(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> Counter[str]:
+    """Return how much of each kind of work a call does."""
+    counts = Counter[str]()
+
+    def count(owner: Any, name: str, measure: Callable[..., dict[str, int]]) -> None:
+        function = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            result = None
+            try:
+                result = function(*args, **kwargs)
+                return result
+            finally:
+                counts.update(measure(result, *args))
+
+        patch.setattr(owner, name, counted)
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        counts["executed lines"] += event == "line"
+        return trace
+
+    solve = matching._assignment_solver()
+
+    def solve_counted(gain: Any, **kwargs: Any) -> Any:
+        counts["assigned pairs"] += gain.size
+        return solve(gain, **kwargs)
+
+    def measure_word(_: object, __: object, word: str) -> dict[str, int]:
+        counts["longest tokenized word"] = max(counts["longest tokenized word"], len(word))
+        return {"tokenized words": 1, "tokenized signs": sum(not letter.isalpha() for letter in word)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(matching, "_assignment_solver", lambda: solve_counted)
+        count(matching, "label_similarity", lambda result, *_: {"similarities": result.size})
+        count(matching.LabelVectors, "_split", measure_word)
+        count(matching.LabelVectors, "_tokens", lambda result, *_: {"looked-up tokens": len(result)})
+        count(equality, "_plain", lambda _, text: {"compared characters": len(text)})
+        count(scene_graph, "_decode", lambda _, __, text: {"decoded characters": len(text)})
+        sys.settrace(trace)
+        try:
+            work()
+        finally:
+            sys.settrace(None)
+    return counts
+
+
 @pytest.mark.parametrize("kind", LONG)
-def test_long_responses_are_scored_fast(kind):
+def test_a_long_response_costs_bounded_work(kind, monkeypatch):
     row = random_input(random.Random(11), (8, 8))
     assert row.ground_truth.count("predicate") == 6  # so that the relation term runs
     inputs = [RewardInput(LONG[kind], row.ground_truth, row.problem)]
     REWARDS["spatial_sgg"]([row], relation_weight=0.3)
     for name, reward in REWARDS.items():
         for kwargs in ({}, {"relation_weight": 0.3}) if name == "spatial_sgg" else ({},):
-            seconds = []
-            for _ in range(3):
-                label_vectors()._rows.clear()  # as for labels never seen before
-                start = time.process_time()
-                reward(inputs, **kwargs)
-                seconds.append(time.process_time() - start)
-            assert min(seconds) < 0.05
+            label_vectors()._rows.clear()  # as for labels never seen before
+            counts = count_work(monkeypatch, lambda reward=reward, kwargs=kwargs: reward(inputs, **kwargs))
+            assert not {work: number for work, number in counts.items() if number > MOST_WORK[work]}

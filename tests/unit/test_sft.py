@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import sft
+import sft_training
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
@@ -33,9 +34,9 @@ def test_only_the_answer_has_a_loss(locator):
             format_prompt=str(ROOT / "configs" / "prompts" / "answer_only.jinja"),
         )
     )
-    batch = sft.Collator(processor, max_pixels=589_824)(prompts)
+    batch = sft_training.Collator(processor, max_pixels=589_824)(prompts)
     for row, prompt in enumerate(prompts):
-        taught = batch["labels"][row][batch["labels"][row] != sft.IGNORED]
+        taught = batch["labels"][row][batch["labels"][row] != sft_training.IGNORED]
         assert processor.tokenizer.decode(taught[:-1]) == processor.tokenizer.decode(
             processor.tokenizer(prompt.ground_truth, add_special_tokens=False)["input_ids"]
         )
@@ -52,9 +53,9 @@ def test_training_moves_the_model_and_writes_it_merged(locator, tmp_path, monkey
     given = f"--model_path {TOY_MODEL} --output_dir {output} --train_files {locator} --max_pixels 12544 --bf16 false"
     given += " --use_cpu true --report_to none --max_steps 2 --per_device_train_batch_size 2 --learning_rate 1e-2"
     given += " --gradient_accumulation_steps 1 --disable_tqdm true"
-    (options,) = HfArgumentParser(sft.SftArguments).parse_args_into_dataclasses(given.split())
+    (options,) = HfArgumentParser(sft_training.SftArguments).parse_args_into_dataclasses(given.split())
     assert (options.num_train_epochs, options.lora_rank, options.lr_scheduler_type) == (3, 8, "cosine")
-    sft.train(options)
+    sft_training.train(options)
     before = load_file(Path(TOY_MODEL) / "model.safetensors")
     after = load_file(output / "huggingface" / "model.safetensors")
     assert after.keys() == before.keys()

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "toy_model"
 sys.path.append(str(ROOT / "scripts"))
 
-import build_toy_model  # noqa: E402
 import toy_model  # noqa: E402
+import toy_training  # noqa: E402
 from toy_rows import CELLS, Rows, careless_reply, chat_text  # noqa: E402
 
 PAIRS = list(generate(45, seed=3))
@@ -87,10 +87,10 @@ def test_training_forward_equals_the_models_own(processor, model):
     images = [draw(DEFAULT_CANVAS, puzzle.shapes) for puzzle, _ in generate(9, seed=0)]
     features = processor.image_processor(images, return_tensors="pt")
     statistics = processor.image_processor.image_mean, processor.image_processor.image_std
-    patches = build_toy_model.patchify(pixels, *statistics)
+    patches = toy_training.patchify(pixels, *statistics)
     torch.testing.assert_close(patches.flatten(0, 1), features.pixel_values, atol=1e-6, rtol=0)
     with torch.no_grad():
-        hidden = build_toy_model.read(model, build_toy_model.see(model.model.visual, patches), ids)
+        hidden = toy_training.read(model, toy_training.see(model.model.visual, patches), ids)
         expected = model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -114,7 +114,7 @@ def test_careless_teacher_reasons_rightly():
 
 
 def test_shipped_model_leaves_room_to_learn(processor, model):
-    scores = build_toy_model.Examiner(processor, 45, torch.device("cpu")).measure(model)
+    scores = toy_training.Examiner(processor, 45, torch.device("cpu")).measure(model)
     assert scores["format"] > 0.85
     assert 0.3 < scores["accuracy"] < 0.85
     assert 0.4 < scores["iou"] < 0.95

@@ -78,33 +78,50 @@ def test_the_environment_silences_it(install, monkeypatch):
     check_versions("torch")
 
 
+TOY = "configs/toy_model"
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        ["-m", "verl.trainer.main", "trainer.dry_run=true", "worker.actor.model.model_path=configs/toy_model"],
-        [
-            "evaluation/evals.py",
-            "--dataset",
-            "stvqa",
-            "--model_path",
-            "configs/toy_model",
-            "--provider",
-            "huggingface",
-        ],
-        ["scripts/model_merger.py", "--local_dir", "configs/toy_model"],
-        ["scripts/sft.py", "--output_dir", "OUT", "--model_path", "configs/toy_model"],
+        f"-m verl.trainer.main trainer.dry_run=true worker.actor.model.model_path={TOY}",
+        f"evaluation/evals.py --dataset stvqa --model_path {TOY} --provider huggingface --template reasoning",
+        f"scripts/model_merger.py --local_dir {TOY}",
+        f"scripts/sft.py --output_dir OUT --model_path {TOY}",
     ],
-    ids=lambda command: command[0] if command[0] != "-m" else command[1],
+    ids=lambda command: command.partition(" --")[0],
 )
 def test_programs_ask_before_they_load(command, tmp_path):
     """A distribution `transformers` of another version comes first on the path, without a module that could load."""
     other = tmp_path / "transformers-4.0.0.dist-info"
     other.mkdir()
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.0.0\n")
-    arguments = [word.replace("OUT", str(tmp_path / "out")) for word in command]
+    arguments = command.replace("OUT", str(tmp_path / "out")).split()
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path), "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert ended.returncode == 2, ended.stderr
     assert "transformers 4.0.0 is installed" in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["-m verl.trainer.main", "evaluation/evals.py", "data_gen/generate_data.py"])
+@pytest.mark.parametrize("fault", ["an older Python", "a newer Python", "nothing installed"])
+def test_a_python_that_cannot_run_it_gets_one_line(command, fault):
+    """Programs are started by a Python that calls itself another one, or that finds no installed package."""
+    version = {"an older Python": (3, 11, 9), "a newer Python": (3, 13, 0)}.get(fault)
+    name = command.removeprefix("-m ")
+    run = f"run_module('{name}'" if name != command else f"run_path('{name}'"
+    program = "import runpy, sys; sys.path.insert(0, '.'); "
+    program += f"sys.version_info = {version}; " if version else ""
+    arguments = [] if version else ["-S"]  # without site-packages
+    ended = subprocess.run(
+        [sys.executable, *arguments, "-c", f"{program}runpy.{run}, run_name='__main__')"],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    wanted = "not found" if version is None else "Python 3.12 is needed"
+    assert wanted in ended.stderr and "bash scripts/setup.sh" in ended.stderr

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,6 +26,8 @@ from verl.config.records import ConfigError
 from verl.distributed.watchdog import Watchdog, watched
 from verl.protocol import DataProto
 
+ROOT = Path(__file__).resolve().parents[2]
+"""Of the checkout; workers find its packages before installed ones of the same names."""
 PLACEMENT_TIMEOUT_S = 120
 DEATH_REPORT_DELAY_S = 3.0
 """Maximum delay between broken connections at other ranks and the report of a process' death."""
@@ -161,7 +164,8 @@ class WorkerGroup:
         world_size = pool.num_ranks // ranks_per_actor
         for rank in range(world_size):
             pool_ranks = range(rank * ranks_per_actor, (rank + 1) * ranks_per_actor)
-            env = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")} | pool.visible_gpus(pool_ranks) | (spec.env or {})
+            path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+            env = {"PYTHONPATH": path} | pool.visible_gpus(pool_ranks) | (spec.env or {})
             if watchdog is not None:
                 env |= watchdog.environment(spec.name, rank)
             options = remote.options(
