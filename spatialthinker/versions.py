@@ -2,7 +2,7 @@
 
 from __future__ import annotations  # an older Python must get as far as the message about it
 
-import importlib.util
+import importlib.machinery
 import os
 import sys
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def require(*packages: str) -> None:
     """
     if sys.version_info[:2] != PYTHON:
         fault = f"Python {'.'.join(map(str, PYTHON))} is needed"
-    elif missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+    elif missing := [package for package in packages if importlib.machinery.PathFinder.find_spec(package) is None]:
         fault = f"{', '.join(missing)} not found"
     else:
         return
