@@ -16,12 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_gen.generation import check_output, connect, open_journal, run_provider
-from data_gen.generation_options import GenerationOptions
+from data_gen.curate.validation import ValidationOptions, validate
+from data_gen.generate.generation import check_output, connect, open_journal, run_provider
+from data_gen.generate.options import GenerationOptions
 from data_gen.journal import ACCEPTED, Journal, newest_lines
-from data_gen.records import journal_of, read_records, read_settings, write_csv
-from data_gen.sources import Row, Source, open_source
-from data_gen.validation import ValidationOptions, validate
+from data_gen.questions.records import journal_of, read_records, read_settings, write_csv
+from data_gen.scenes.sources import Row, Source, open_source
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
 from data_gen.arguments import check_flags, check_repo, fill_defaults, read_address, read_bool, read_count
-from data_gen.files import claim_output
+from spatialthinker.storage.files import claim_output
 
 VG150 = "JosephZ/vg150_train_sgg_prompt"
 TRAIN_CSV = "data/spatialthinker_vqa_train.csv"
@@ -67,8 +67,8 @@ class Commands:
             dry_run: count tokens and print the price; no call.
             overwrite: start over and lose an existing output.
         """
-        from data_gen.generation import generate
-        from data_gen.generation_options import GenerationOptions
+        from data_gen.generate.generation import generate
+        from data_gen.generate.options import GenerationOptions
 
         generate(GenerationOptions.read(locals()))
 
@@ -83,7 +83,7 @@ class Commands:
             arguments: those of preprocess_data; concurrency holds for each task, max_cost_usd for all together.
         """
         from data_gen.cluster import generate_blocks
-        from data_gen.generation_options import GenerationOptions
+        from data_gen.generate.options import GenerationOptions
 
         options = GenerationOptions.read(fill_defaults(Commands.preprocess_data, arguments))
         generate_blocks(options, read_count("block_rows", block_rows) or 1, read_address(ray_address))
@@ -96,7 +96,7 @@ class Commands:
             arguments: those of validate_with_gpt4o; concurrency holds for each task.
         """
         from data_gen.cluster import validate_blocks
-        from data_gen.validation import ValidationOptions
+        from data_gen.curate.validation import ValidationOptions
 
         options = ValidationOptions.read(fill_defaults(Commands.validate_with_gpt4o, arguments))
         validate_blocks(options, read_address(ray_address))
@@ -132,7 +132,7 @@ class Commands:
             private: whether an uploaded repository is private.
             overwrite: replace existing outputs.
         """
-        from data_gen.publishing import PublishOptions, publish
+        from data_gen.publish.publishing import PublishOptions, publish
 
         publish(PublishOptions.read(locals()))
 
@@ -172,7 +172,7 @@ class Commands:
             max_cost_usd: ask nothing more once this is spent.
             overwrite: start over and lose an existing output.
         """
-        from data_gen.validation import ValidationOptions, validate
+        from data_gen.curate.validation import ValidationOptions, validate
 
         validate(ValidationOptions.read(locals()))
 
@@ -182,7 +182,7 @@ class Commands:
         Args:
             file: CSV; it is written anew from its journal. Where it has none, a copy is kept as NAME.before_fix.csv.
         """
-        from data_gen.filters import revise_counts
+        from data_gen.curate.filters import revise_counts
 
         reasons = revise_counts(Path(file))
         print(f"{file}: left out {reasons.total()} count questions")
@@ -204,9 +204,9 @@ class Commands:
             top_k: rows to keep.
             overwrite: replace an existing output.
         """
-        from data_gen.export import image_locator
-        from data_gen.filters import best_rated, record_line, write_stage
-        from data_gen.records import read_records
+        from data_gen.curate.export import image_locator
+        from data_gen.curate.filters import best_rated, record_line, write_stage
+        from data_gen.questions.records import read_records
 
         is_overwritten = read_bool("overwrite", overwrite)
         path = claim_output(Path(output_file), is_overwritten)
@@ -222,8 +222,8 @@ class Commands:
         Args:
             filename: CSV or parquet.
         """
-        from data_gen.records import read_records
-        from data_gen.tables import format_tables, tables
+        from data_gen.curate.tables import format_tables, tables
+        from data_gen.questions.records import read_records
 
         print(format_tables(tables(read_records(Path(filename)))))
 
@@ -246,8 +246,8 @@ class Commands:
             seed: of the sample.
             overwrite: replace an older page.
         """
-        from data_gen.export import image_source
-        from data_gen.report import write_report
+        from data_gen.curate.export import image_source
+        from data_gen.publish.report import write_report
 
         path = Path(input_file)
         number, seed = read_count("num_rows", num_rows) or 1, read_count("seed", seed, 0) or 0
@@ -262,7 +262,7 @@ class Commands:
             out: CSV to write (default: data/review_NAME.csv).
             overwrite: replace an existing output.
         """
-        from data_gen.finished import review
+        from data_gen.publish.finished import review
 
         name = Path(str(dataset_name)).name
         path = claim_output(Path(out or f"data/review_{name}.csv"), read_bool("overwrite", overwrite))
@@ -289,7 +289,7 @@ class Commands:
             private: whether the uploaded repositories are private.
             overwrite: replace existing outputs.
         """
-        from data_gen.finished import split_by_level
+        from data_gen.publish.finished import split_by_level
 
         is_uploaded = read_bool("upload_to_hf", upload_to_hf)
         split_by_level(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_gen.files import DISK_IS_FULL
+from spatialthinker.storage.files import DISK_IS_FULL
 
 Line = dict[str, Any]
 ACCEPTED, QUARANTINED, FAILED = "accepted", "quarantined", "error"

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from evaluation.benchmarks import BENCHMARKS, Benchmark
-from evaluation.templates import check_template_file, is_template_file
+from evaluation.benchmarks.rows import BENCHMARKS, Benchmark
+from evaluation.benchmarks.templates import check_template_file, is_template_file
 from spatialthinker.prompts import PROMPTS
 
 LOCAL_PROVIDERS = ("huggingface", "vllm")

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
-from evaluation.published import DEFAULT_MODELS, MODELS, match_model
+from evaluation.reports.published import DEFAULT_MODELS, MODELS, match_model
 
 if TYPE_CHECKING:
-    from evaluation.comparison import Model
-    from evaluation.samples import Sample
+    from evaluation.benchmarks.samples import Sample
+    from evaluation.reports.comparison import Model
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers tell them apart in grey.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -157,8 +157,8 @@ def read_samples(args: argparse.Namespace, models: "Sequence[Model]") -> "dict[s
 
     Errors: ValueError or OSError where a path that was given holds other data than the runs were asked.
     """
-    from evaluation.benchmarks import BENCHMARKS
-    from evaluation.samples import fingerprint_samples, load_samples
+    from evaluation.benchmarks.rows import BENCHMARKS
+    from evaluation.benchmarks.samples import fingerprint_samples, load_samples
 
     paths = {name if found else "": path for name, found, path in (split_path(value) for value in args.data_path)}
     runs = {name: run for model in reversed(models) for name, run in model.runs.items()}
@@ -185,7 +185,7 @@ def read_samples(args: argparse.Namespace, models: "Sequence[Model]") -> "dict[s
 
 def split_path(value: str) -> tuple[str, bool, str]:
     """Return (data set, whether there is one, path) of "DATASET=PATH" or "PATH"."""
-    from evaluation.benchmarks import BENCHMARKS
+    from evaluation.benchmarks.rows import BENCHMARKS
 
     name, mark, path = value.partition("=")
     return (name, True, path) if mark and name in BENCHMARKS else ("", False, value)
@@ -193,9 +193,9 @@ def split_path(value: str) -> tuple[str, bool, str]:
 
 def write_comparison(args: argparse.Namespace) -> str:
     """Write the four files; return the table. Errors: ValueError or OSError with one message."""
-    from evaluation.compare_page import build_page
-    from evaluation.comparison import compare_models, find_journals, group_models, read_run
     from evaluation.journal import write_json, write_text
+    from evaluation.reports.compare_page import build_page
+    from evaluation.reports.comparison import compare_models, find_journals, group_models, read_run
 
     if args.page_items < 0:
         raise ValueError(f"--page_items {args.page_items}: need at least 0")

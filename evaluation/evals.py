@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
-from evaluation.benchmarks import BENCHMARKS, Benchmark
+from evaluation.benchmarks.rows import BENCHMARKS, Benchmark
+from evaluation.benchmarks.templates import check_template_file, is_template_file
 from evaluation.command_line import (
     LOCAL_PROVIDERS,
     check_arguments,
@@ -28,13 +29,12 @@ from evaluation.command_line import (
     locate_output,
     parse_arguments,
 )
-from evaluation.templates import check_template_file, is_template_file
 from spatialthinker.versions import check_versions
 
 if TYPE_CHECKING:
-    from evaluation.backends import Answer, Backend
+    from evaluation.benchmarks.samples import Sample
+    from evaluation.engines.local import Answer, Backend
     from evaluation.journal import Journal, Record
-    from evaluation.samples import Sample
 
 DENSE_REWARD = "spatial_sgg"
 ENGINE_PACKAGES = ("torch", "torchvision", "torchaudio", "torchcodec", "transformers", "datasets")
@@ -42,8 +42,8 @@ ENGINE_PACKAGES = ("torch", "torchvision", "torchaudio", "torchcodec", "transfor
 
 def collect_settings(args: argparse.Namespace, dataset: str, samples: "list[Sample]") -> dict[str, Any]:
     """Return the settings that must agree for two runs to share a journal, without the number of samples."""
+    from evaluation.benchmarks.samples import fingerprint_samples
     from evaluation.journal import fingerprint_weights
-    from evaluation.samples import fingerprint_samples
 
     names = ("template", "model_path", "processor_name", "provider", "seed", "max_tokens", "temperature", "scoring")
     settings = {"dataset": dataset} | {name: getattr(args, name) for name in names}
@@ -62,8 +62,8 @@ def collect_settings(args: argparse.Namespace, dataset: str, samples: "list[Samp
 def grade(sample: "Sample", answer: "Answer", benchmark: Benchmark, scoring: str = "strict") -> "Record":
     """Return the record of one answer, with the dense reward where the row holds a reference scene."""
     from evaluation.journal import Record
-    from evaluation.released_scoring import grade_as_released
-    from evaluation.scoring import grade_response
+    from evaluation.scoring.released import grade_as_released
+    from evaluation.scoring.strict import grade_response
 
     common = {"correct_answer": str(sample.reference), "task": sample.task, "id": sample.id}
     common |= {"groups": sample.groups or None, "cluster": sample.cluster}
@@ -133,8 +133,8 @@ def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None]":
 
 def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
     """Return the job of one data set, its rows read and checked."""
+    from evaluation.benchmarks.samples import load_samples, select_samples
     from evaluation.journal import Journal
-    from evaluation.samples import load_samples, select_samples
 
     benchmark = BENCHMARKS[dataset]
     if args.revision:
@@ -150,8 +150,8 @@ def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
 
 def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
     """Return the engine with the model in it."""
-    from evaluation.backends import ModelOptions
-    from evaluation.engines import LOCAL_BACKENDS
+    from evaluation.engines.local import ModelOptions
+    from evaluation.engines.replicas import LOCAL_BACKENDS
 
     start = time.monotonic()
     print(f"loading {args.model_path} for {args.provider} ...", flush=True)
@@ -172,7 +172,7 @@ def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
     )
     backends: dict[str, Callable[[ModelOptions], Backend]] = dict(LOCAL_BACKENDS)
     if args.provider not in backends:
-        from evaluation.api_backends import AnthropicBackend, OpenAiBackend
+        from evaluation.engines.api import AnthropicBackend, OpenAiBackend
 
         backends |= {"openai": OpenAiBackend, "anthropic": AnthropicBackend}
     backend = backends[args.provider](options)
@@ -184,7 +184,7 @@ def answer_and_summarize(job: Job, backend: "Backend | None") -> "tuple[list[Rec
     """Request missing answers, each written to the journal at once; return records and summary."""
     from tqdm import tqdm
 
-    from evaluation.summary import summarize
+    from evaluation.reports.summary import summarize
 
     with job.journal as journal:
         if backend is not None and job.missing:
@@ -198,7 +198,7 @@ def answer_and_summarize(job: Job, backend: "Backend | None") -> "tuple[list[Rec
 def run(args: argparse.Namespace, jobs: list[Job], backend: "Backend | None") -> int:
     """Answer, grade, write and print; return the exit code."""
     from evaluation.journal import write_json, write_released_json, write_text
-    from evaluation.summary import format_markdown, format_table
+    from evaluation.reports.summary import format_markdown, format_table
 
     summaries = {}
     for job in jobs:
@@ -248,8 +248,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if args.provider in LOCAL_PROVIDERS:
         return run(args, jobs, backend)
-    from evaluation.api_backends import BatchPending
-    from spatialthinker.model_api import ApiStop
+    from evaluation.engines.api import BatchPending
+    from spatialthinker.clients.model_api import ApiStop
 
     try:
         return run(args, jobs, backend)

@@ -27,7 +27,7 @@ class Record:
     status: Literal["ok", "error"] = "ok"
     error: str | None = None
     kind: str | None = None
-    """Kind of the parsed answer: see evaluation.scoring."""
+    """Kind of the parsed answer: see evaluation.scoring.strict."""
     finish_reason: str | None = None
     prompt_tokens: int = 0
     response_tokens: int = 0

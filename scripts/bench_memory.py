@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     response_tokens, image_kb = options.response_tokens, options.image_kb
     if options.one_line:
-        from step_memory import measure_alone
+        from verl.bench.step_memory import measure_alone
 
         print(json.dumps(measure_alone(options.prompts[0], options.samples[0], response_tokens, image_kb)))
         return

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from before_after import format_table, summarize_validation
-from process_tree import BYTES_PER_GB, MemorySampler, kill_owned, owned_environment
+from toy.before_after import format_table, summarize_validation
+from toy.process_tree import BYTES_PER_GB, MemorySampler, kill_owned, owned_environment
 
 CONFIG = Path("configs/toy_cpu.yaml")
 STAGES = {

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
-from before_after import summarize_validation
-from report_charts import DARK, LIGHT, Series, draw_changes, draw_curves, draw_pictures
+from toy.before_after import summarize_validation
+from toy.charts import DARK, LIGHT, Series, draw_changes, draw_curves, draw_pictures
 
 from spatialthinker.response import SECTIONS, parse_response
 from spatialthinker.scene_graph import SceneGraph, parse_scene

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from sft_options import build_help_parser
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
+from verl.trainer.sft_options import build_help_parser
 
 DESCRIPTION = "Supervised baseline with LoRA."
 
@@ -31,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         check_versions("torch", "torchvision", "torchaudio", "transformers", "datasets", "peft")
-        from sft_training import SftArguments, train
         from transformers import HfArgumentParser
+
+        from verl.trainer.sft import SftArguments, train
 
         parser = HfArgumentParser(cast(Any, SftArguments), description=DESCRIPTION)
         train(*parser.parse_args_into_dataclasses(arguments))

@@ -24,9 +24,9 @@ from aiohttp import web
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it is run as a file
 
-from data_gen.draft import Draft
-from data_gen.scenes import Scene
-from data_gen.templates import TEMPLATES
+from data_gen.questions.draft import Draft
+from data_gen.questions.templates import TEMPLATES
+from data_gen.scenes.scene import Scene
 from spatialthinker.scene_graph import Relation, SceneObject
 from spatialthinker.schema import LETTERS
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stored_weights import read_weights
 from torch.distributed.device_mesh import DeviceMesh
 
 from tests.ranks import run_ranks
@@ -23,6 +22,7 @@ from verl.config.records import AdapterConfig
 from verl.distributed.checkpoint import ShardWriter, load_shards
 from verl.distributed.fsdp import full_tensor, full_weights, shard
 from verl.distributed.optim import allocate_states
+from verl.export.stored_weights import read_weights
 from verl.model.checkpointing import CHECKPOINTING
 from verl.model.fused_layers import fuse_layers
 from verl.model.lora import adapters_off, add_adapters

@@ -9,7 +9,7 @@ import pytest
 
 from data_gen.generate_data import main
 from data_gen.journal import newest_lines
-from data_gen.records import read_records
+from data_gen.questions.records import read_records
 
 pytestmark = pytest.mark.e2e
 

@@ -3,10 +3,10 @@
 import pytest
 import ray
 
-from evaluation.backends import HuggingFaceBackend, ModelOptions
-from evaluation.benchmarks import BENCHMARKS
-from evaluation.engines import DataParallelBackend
-from evaluation.samples import load_samples
+from evaluation.benchmarks.rows import BENCHMARKS
+from evaluation.benchmarks.samples import load_samples
+from evaluation.engines.local import HuggingFaceBackend, ModelOptions
+from evaluation.engines.replicas import DataParallelBackend
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
 from tests.tiny_model_folder import save_tiny_model

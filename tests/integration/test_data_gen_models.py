@@ -17,10 +17,10 @@ import pytest
 
 from data_gen.generate_data import main
 from data_gen.journal import newest_lines, read_lines
-from data_gen.records import read_records
-from spatialthinker.model_api import ApiStop, RequestFault
-from spatialthinker.prices import PRICES, Usage, cost_usd
-from spatialthinker.providers import APIS
+from data_gen.questions.records import read_records
+from spatialthinker.clients.model_api import ApiStop, RequestFault
+from spatialthinker.clients.prices import PRICES, Usage, cost_usd
+from spatialthinker.clients.providers import APIS
 
 pytestmark = pytest.mark.integration
 
@@ -89,7 +89,7 @@ def test_every_scene_gets_a_checked_question(mock, tmp_path, provider):
 
 @pytest.mark.parametrize("provider", MODELS)
 def test_with_faults_every_scene_ends_with_a_row_or_a_reason(faulty_mock, tmp_path, provider, monkeypatch):
-    monkeypatch.setattr("spatialthinker.model_api._FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr("spatialthinker.clients.model_api._FIRST_WAIT_S", 0.02)
     out = tmp_path / "t.csv"
     assert preprocess(faulty_mock, out, 80, provider=provider) == 0
     lines = list(newest_lines(out.with_suffix(".jsonl")))
@@ -207,7 +207,7 @@ def test_a_batch_whose_submission_was_cut_off_is_neither_paid_twice_nor_lost(
     assert preprocess(mock, out, 12, "--batch_api=True", provider=provider) == 0
     is_told_at_once = has_arrived and provider == "openai"
     assert ("may have arrived" in capsys.readouterr().out) != is_told_at_once
-    monkeypatch.setattr("data_gen.batching.ARRIVAL_S", 0.0)
+    monkeypatch.setattr("data_gen.generate.batch_api.ARRIVAL_S", 0.0)
     for _ in range(4):
         assert preprocess(mock, out, 12, "--batch_api=True", provider=provider) == 0
     assert len(list(read_records(out))) == 12
@@ -250,8 +250,8 @@ def test_validation_keeps_agreement_and_flags_what_needs_no_picture(mock, tmp_pa
 
 
 def test_errors_of_the_validator_never_count_as_disagreement(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("spatialthinker.model_api.MAX_TRIES", 2)
-    monkeypatch.setattr("spatialthinker.model_api._FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("spatialthinker.clients.model_api.MAX_TRIES", 2)
+    monkeypatch.setattr("spatialthinker.clients.model_api._FIRST_WAIT_S", 0.01)
     source = ("--provider=template", "--source=synthetic:5", f"--out={tmp_path / 't.csv'}")
     assert main(["preprocess_data", *source]) == 0
     dead = ["--provider=openai", "--base_url=http://127.0.0.1:9/v1"]

@@ -13,10 +13,10 @@ import pytest
 
 from evaluation import api_backends, evals
 from evaluation.journal import read_journal
-from spatialthinker import model_api
-from spatialthinker.model_api import ApiRequest, RequestFault, encode_image
-from spatialthinker.prices import Price, Usage, cost_usd, find_price
-from spatialthinker.providers import OpenAiApi
+from spatialthinker.clients import model_api
+from spatialthinker.clients.model_api import ApiRequest, RequestFault, encode_image
+from spatialthinker.clients.prices import Price, Usage, cost_usd, find_price
+from spatialthinker.clients.providers import OpenAiApi
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
 

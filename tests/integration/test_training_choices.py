@@ -5,11 +5,11 @@ import signal
 
 import pytest
 import torch
-from stored_weights import read_weights
 
 from tests.e2e.training import learned, metrics
 from tests.forked_run import kill_at, make_config, make_inputs, run
 from tests.host_memory import RELEASED
+from verl.export.stored_weights import read_weights
 from verl.model.qwen_vl import load_model
 
 pytestmark = pytest.mark.integration

@@ -3,8 +3,8 @@
 import pickle
 
 import torch
-from step_memory import make_prompts
 
+from verl.bench.step_memory import make_prompts
 from verl.data.dataset import collate_prompts
 from verl.protocol import DataProto
 

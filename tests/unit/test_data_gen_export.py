@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_gen.export import export_schema
-from data_gen.filters import best_rated
+from data_gen.curate.export import export_schema
+from data_gen.curate.filters import best_rated
+from data_gen.curate.selection import select
 from data_gen.generate_data import main
-from data_gen.quotas import allocate, val_rows
-from data_gen.records import RAW_COLUMNS, Record, answer_index, journal_of, read_rating, read_records
-from data_gen.selection import select
-from data_gen.sources import synthetic_row
+from data_gen.questions.quotas import allocate, val_rows
+from data_gen.questions.records import RAW_COLUMNS, Record, answer_index, journal_of, read_rating, read_records
+from data_gen.scenes.sources import synthetic_row
 from spatialthinker.rewards import REWARDS, RewardInput, check_ground_truth
 from spatialthinker.rewards.gold import gold_response
 from spatialthinker.schema import CATEGORIES, COLUMNS, VqaRow, read_parquet
@@ -100,8 +100,8 @@ def num_prompts(locator: str) -> int:
 def test_trainer_evaluation_and_datasets_read_the_folder(folder):
     import datasets
 
-    from evaluation.benchmarks import BENCHMARKS
-    from evaluation.samples import load_samples
+    from evaluation.benchmarks.rows import BENCHMARKS
+    from evaluation.benchmarks.samples import load_samples
 
     for name, split in (("hf_data", "train"), ("hf_data", "val"), ("hf_data_saved", "val")):
         number = pq.read_metadata(folder / f"hf_data/{split}-00000-of-00001.parquet").num_rows

@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from data_gen.asking import Wish, make_request
-from data_gen.draft import Draft
-from data_gen.estimate import (
+from data_gen.curate.validation import read_choice_index
+from data_gen.generate.estimate import (
     CACHE_SHARE,
     GRAPH_CHARS,
     REPAIR_SHARE,
@@ -20,11 +19,12 @@ from data_gen.estimate import (
     released_cost_usd,
     ways,
 )
-from data_gen.prompts import SYSTEM_PROMPT, ReplyFault, parse_reply
-from data_gen.quotas import LOOKBACK, Steering
-from data_gen.scenes import Scene
-from data_gen.validation import read_choice_index
-from spatialthinker.prices import PRICES, Price, Usage, cost_usd, find_price
+from data_gen.generate.requests import Wish, make_request
+from data_gen.questions.draft import Draft
+from data_gen.questions.prompts import SYSTEM_PROMPT, ReplyFault, parse_reply
+from data_gen.questions.quotas import LOOKBACK, Steering
+from data_gen.scenes.scene import Scene
+from spatialthinker.clients.prices import PRICES, Price, Usage, cost_usd, find_price
 from spatialthinker.scene_graph import Relation, SceneObject
 
 

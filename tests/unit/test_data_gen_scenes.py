@@ -8,9 +8,13 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from data_gen.checks import find_faults
-from data_gen.draft import Draft, strip_letters
-from data_gen.naming import (
+from data_gen.generate.rules import propose
+from data_gen.questions.checks import find_faults
+from data_gen.questions.draft import Draft, strip_letters
+from data_gen.questions.predicates import false_contacts, false_families, place_of
+from data_gen.questions.quotas import Steering
+from data_gen.questions.templates import TEMPLATES
+from data_gen.scenes.naming import (
     indefinite,
     is_called,
     is_plural,
@@ -21,12 +25,8 @@ from data_gen.naming import (
     plural,
     singular,
 )
-from data_gen.predicates import false_contacts, false_families, place_of
-from data_gen.quotas import Steering
-from data_gen.rules import propose
-from data_gen.scenes import Scene, SceneFault, read_scene
-from data_gen.sources import open_source, synthetic_row
-from data_gen.templates import TEMPLATES
+from data_gen.scenes.scene import Scene, SceneFault, read_scene
+from data_gen.scenes.sources import open_source, synthetic_row
 from spatialthinker.geometry import Box
 from spatialthinker.scene_graph import Relation, SceneObject
 from spatialthinker.schema import CATEGORIES

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_gen.generate_data import main
-from data_gen.records import journal_of, read_records
-from data_gen.sources import synthetic_row
+from data_gen.questions.records import journal_of, read_records
+from data_gen.scenes.sources import synthetic_row
 
 
 def run(*arguments: str) -> int:
@@ -90,7 +90,7 @@ def test_every_kind_of_source_gives_the_same_rows_from_any_start(tmp_path):
     import datasets
     import pyarrow as pa
 
-    from data_gen.sources import open_source
+    from data_gen.scenes.sources import open_source
 
     rows = [synthetic_row(0, i) for i in range(70)]
     table = pa.Table.from_pylist(rows)

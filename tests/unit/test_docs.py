@@ -19,7 +19,7 @@ import yaml
 
 from data_gen.arguments import check_flags
 from data_gen.generate_data import CLUSTER_COMMANDS, Commands
-from evaluation.benchmarks import BENCHMARKS
+from evaluation.benchmarks.rows import BENCHMARKS
 from evaluation.command_line import accepts, parse_arguments
 from spatialthinker.rewards import REWARDS
 from verl.config.loading import load_config
@@ -235,7 +235,7 @@ def check_script(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPa
     elif config := re.search(r"verl\.trainer\.main (.*)\"\$@\"", text):
         load_config([*config[1].split(), *arguments], tuple(REWARDS))
     elif "scripts/sft.py" in text:
-        from sft_training import SftArguments
+        from verl.trainer.sft import SftArguments
 
         known = {field.name for field in dataclasses.fields(SftArguments)}
         assert {word.removeprefix("--") for word in arguments if word.startswith("--")} <= known
@@ -408,7 +408,7 @@ def test_python_of_a_page_compiles_and_imports_what_there_is(page: Path):
 def test_the_worked_examples_run(tmp_path, monkeypatch):
     page = ROOT / "docs" / "contributing.md"
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("evaluation.benchmarks.BENCHMARKS", dict(BENCHMARKS))
+    monkeypatch.setattr("evaluation.benchmarks.rows.BENCHMARKS", dict(BENCHMARKS))
     monkeypatch.setattr("spatialthinker.rewards.REWARDS", dict(REWARDS))
     namespace: dict[str, Any] = {}
     own_reward, *examples = blocks(page, "python")

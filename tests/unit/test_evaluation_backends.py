@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from evaluation import backends
+from evaluation.engines import local as backends
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [({}, "spawn"), ({"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, "fork")])

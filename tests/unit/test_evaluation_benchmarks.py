@@ -7,11 +7,11 @@ import datasets
 import pytest
 
 from evaluation import evals
-from evaluation.backends import Answer
-from evaluation.benchmarks import BENCHMARKS, FULL_TEMPLATE
+from evaluation.benchmarks.rows import BENCHMARKS, FULL_TEMPLATE
+from evaluation.benchmarks.samples import IMAGE_MARK, build_request, find_choices
 from evaluation.command_line import parse_arguments
-from evaluation.engines import LOCAL_BACKENDS
-from evaluation.samples import IMAGE_MARK, build_request, find_choices
+from evaluation.engines.local import Answer
+from evaluation.engines.replicas import LOCAL_BACKENDS
 from tests.benchmark_rows import ROWS, write_benchmark
 
 STYLES = (

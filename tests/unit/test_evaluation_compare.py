@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from evaluation import compare, evals
-from evaluation.backends import Answer
-from evaluation.benchmarks import BENCHMARKS
-from evaluation.comparison import (
+from evaluation.benchmarks.rows import BENCHMARKS
+from evaluation.benchmarks.samples import fingerprint_samples, load_samples
+from evaluation.engines.local import Answer
+from evaluation.journal import Journal, Record
+from evaluation.reports.comparison import (
     Model,
     Run,
     compare_models,
@@ -25,9 +27,7 @@ from evaluation.comparison import (
     measure_accuracy,
     short_name,
 )
-from evaluation.journal import Journal, Record
-from evaluation.published import MODELS, PUBLISHED, match_model
-from evaluation.samples import fingerprint_samples, load_samples
+from evaluation.reports.published import MODELS, PUBLISHED, match_model
 from spatialthinker.schema import parquet_path, read_parquet, write_parquet
 from spatialthinker.synthetic import generate, gold_response
 

@@ -11,11 +11,11 @@ import datasets
 import pytest
 
 from evaluation import evals
-from evaluation.backends import Answer, ModelOptions
-from evaluation.benchmarks import BENCHMARKS
+from evaluation.benchmarks.rows import BENCHMARKS
+from evaluation.benchmarks.samples import load_samples
 from evaluation.command_line import name_output, parse_arguments
-from evaluation.engines import MAX_CPU_WEIGHTS_BYTES, count_cpu_engines
-from evaluation.samples import load_samples
+from evaluation.engines.local import Answer, ModelOptions
+from evaluation.engines.replicas import MAX_CPU_WEIGHTS_BYTES, count_cpu_engines
 from spatialthinker.schema import parquet_path, read_parquet, write_parquet
 from spatialthinker.synthetic import generate, gold_response
 from tests.tiny_model_folder import save_tiny_model

@@ -7,8 +7,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from evaluation.benchmarks import BENCHMARKS, FULL_TEMPLATE
-from evaluation.samples import (
+from evaluation.benchmarks.rows import BENCHMARKS, FULL_TEMPLATE
+from evaluation.benchmarks.samples import (
     IMAGE_MARK,
     _build_sample,
     build_request,
@@ -17,7 +17,7 @@ from evaluation.samples import (
     parse_list,
     select_samples,
 )
-from evaluation.templates import check_template_file, render_question
+from evaluation.benchmarks.templates import check_template_file, render_question
 from spatialthinker.prompts import PROMPTS
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate

@@ -2,7 +2,14 @@
 
 import pytest
 
-from evaluation.scoring import Reference, extract_choice, find_answer, grade_response, parse_number, resolve_reference
+from evaluation.scoring.strict import (
+    Reference,
+    extract_choice,
+    find_answer,
+    grade_response,
+    parse_number,
+    resolve_reference,
+)
 
 PETS = ("dog", "cat", "cow", "hen")
 SIDES = ("left of", "right of", "above", "below")

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from evaluation.journal import Record
-from evaluation.summary import (
+from evaluation.reports.summary import (
     clustered_standard_error,
     format_markdown,
     format_table,

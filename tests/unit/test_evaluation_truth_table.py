@@ -2,8 +2,8 @@
 
 import pytest
 
-from evaluation.released_scoring import grade_as_released
-from evaluation.scoring import grade_response, resolve_reference
+from evaluation.scoring.released import grade_as_released
+from evaluation.scoring.strict import grade_response, resolve_reference
 
 PETS = ("dog", "cat", "cow")
 SIDES = ("to the left of", "to the right of", "above", "below")

@@ -27,7 +27,7 @@ from verl.model.qwen_vl import ResponseLogProbs, attend_packed, load_model
 from verl.workers.actor import Actor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import model_merger
+from verl.export import merger as model_merger
 
 CONFIG = AdapterConfig(rank=4, alpha=8)
 

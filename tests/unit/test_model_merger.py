@@ -17,7 +17,7 @@ from tests.ranks import leave
 from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import model_merger
+from verl.export import merger as model_merger
 
 TIED, OUTPUT = "model.language_model.embed_tokens.weight", "lm_head.weight"
 

@@ -12,8 +12,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from tests.unit.test_model_merger import image_logits, load_merged, save_huggingface_part, tiny_model
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import model_merger
-import stored_weights
+from verl.export import merger as model_merger
+from verl.export import stored_weights
 
 RANK_FILES = Path(__file__).parents[1] / "rank_files"
 MESHES = {"1": (1,), "2": (2,), "4": (4,), "1 x 2": (1, 2), "2 x 1": (2, 1), "2 x 2": (2, 2)}

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from before_after import bootstrap_interval, compare_metric, format_table, summarize_validation
-from process_tree import MemorySampler, find_owned, is_alive, kill_owned, owned_environment, read_tree_bytes
+from toy.before_after import bootstrap_interval, compare_metric, format_table, summarize_validation
+from toy.process_tree import MemorySampler, find_owned, is_alive, kill_owned, owned_environment, read_tree_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 SUMMARY_KEYS = {

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import sft
-import sft_training
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
@@ -12,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentP
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
 from verl.data.dataset import RLHFDataset
+from verl.trainer import sft as sft_training
 
 ROOT = Path(__file__).parents[2]
 TOY_MODEL = str(ROOT / "configs" / "toy_model")

@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "toy_model"
 sys.path.append(str(ROOT / "scripts"))
 
-import toy_model  # noqa: E402
-import toy_training  # noqa: E402
-from toy_rows import CELLS, Rows, careless_reply, chat_text  # noqa: E402
+from toy import model as toy_model  # noqa: E402
+from toy import training as toy_training  # noqa: E402
+from toy.rows import CELLS, Rows, careless_reply, chat_text  # noqa: E402
 
 PAIRS = list(generate(45, seed=3))
 

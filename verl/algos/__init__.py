@@ -1,0 +1,1 @@
+"""Algorithms: advantages, divergences, policy losses; tensors and floats alone."""

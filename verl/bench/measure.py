@@ -378,14 +378,11 @@ def main(argv: list[str] | None = None) -> int:
         step = ["--config", arguments.config, "--image", arguments.image, *arguments.overrides]
         step += ["--gpus", str(arguments.gpus)] if arguments.gpus else []
         return run_ablation(step, arguments.undo or list(UNDONE), arguments.dump)
-    from verl.config.records import ConfigError
-    from verl.data.dataset import DataError
-    from verl.distributed.single_controller import WorkerError
-    from verl.reward import RewardError
+    from verl.trainer.main import user_errors
 
     try:
         run_benchmark(arguments)
-    except (ConfigError, DataError, RewardError, WorkerError) as error:
+    except user_errors() as error:
         print(error, file=sys.stderr)
         return 2
     return 0

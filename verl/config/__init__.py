@@ -1,0 +1,1 @@
+"""Configuration: records, checks, old keys, loading, help."""

@@ -1,0 +1,1 @@
+"""Data: rows to prompts, tokenizer and image processor."""

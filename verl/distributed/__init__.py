@@ -1,0 +1,1 @@
+"""Systems: Ray worker groups, FSDP2, checkpoints, optimizers, CPU offloading."""

@@ -1,0 +1,1 @@
+"""Model: families, packed attention, log-probs, activation checkpointing, LoRA."""

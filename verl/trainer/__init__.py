@@ -1,0 +1,1 @@
+"""Training loop, and what it is wired from."""

@@ -77,24 +77,11 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return USER_ERROR
-    from verl.data.dataset import DataError
-    from verl.distributed.single_controller import WorkerError
-    from verl.reward import RewardError
     from verl.trainer.interrupt import Interrupted
-    from verl.trainer.ray_trainer import DivergenceError, MemoryLimitError
-    from verl.trainer.saver import CheckpointError
 
     try:
         train(config)
-    except (
-        ConfigError,
-        DataError,
-        RewardError,
-        WorkerError,
-        CheckpointError,
-        DivergenceError,
-        MemoryLimitError,
-    ) as error:
+    except user_errors() as error:
         print(f"\nError: {error}", file=sys.stderr)  # noqa: T201
         return USER_ERROR
     except KeyboardInterrupt as interrupt:
@@ -119,6 +106,17 @@ def print_help(arguments: Sequence[str]) -> int:
         return USER_ERROR
     print(text, end="")  # noqa: T201
     return 0
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is for the user: bad input, a failed worker, a full disk or memory, divergence."""
+    from verl.data.dataset import DataError
+    from verl.distributed.single_controller import WorkerError
+    from verl.reward import RewardError
+    from verl.trainer.ray_trainer import DivergenceError, MemoryLimitError
+    from verl.trainer.saver import CheckpointError
+
+    return ConfigError, DataError, RewardError, WorkerError, CheckpointError, DivergenceError, MemoryLimitError
 
 
 def train(config: Config) -> None:

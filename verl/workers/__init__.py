@@ -1,0 +1,1 @@
+"""Workers: training ranks and rollout engines."""

@@ -1,0 +1,1 @@
+"""Curation: validation by another model, filters, quotas, splits and tables."""

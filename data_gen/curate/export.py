@@ -1,0 +1,125 @@
+"""From selected records to a folder that trains: parquet files per split, CSV copies, a saved data set, a card."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from data_gen.questions.records import PROVENANCE, Record, read_settings, write_csv
+from data_gen.scenes.scene import SceneFault, image_bytes, read_image_id
+from data_gen.scenes.sources import Source, open_source
+from spatialthinker.schema import parquet_path, parquet_schema
+from spatialthinker.storage.files import whole_file
+
+ROW_GROUP_ROWS = 200
+
+
+def export_schema() -> Any:
+    """The Arrow schema of the public columns with the provenance columns after them."""
+    import pyarrow as pa
+
+    schema = parquet_schema()
+    metadata = json.loads(schema.metadata[b"huggingface"])
+    for name in PROVENANCE:
+        schema = schema.append(pa.field(name, pa.string()))
+        metadata["info"]["features"][name] = {"dtype": "string", "_type": "Value"}
+    return schema.with_metadata({"huggingface": json.dumps(metadata)})
+
+
+class ImageFault(ValueError):
+    """Records whose images the source does not hold."""
+
+
+def export_parquet(splits: Mapping[str, Sequence[Record]], source: Source, out_dir: Path) -> dict[str, Path]:
+    """Write one parquet file per non-empty split with the images' original bytes; return the paths.
+
+    One pass over the source, a row group in memory. The files appear complete or not at all. Raises ImageFault where
+    an image is missing.
+    """
+    import pyarrow.parquet as pq
+
+    places: dict[str, list[tuple[str, Record]]] = {}
+    for split, records in splits.items():
+        for record in records:
+            places.setdefault(record.image_id, []).append((split, record))
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths = {split: parquet_path(out_dir, split) for split, records in splits.items() if records}
+    schema = export_schema()
+    with ExitStack() as stack:
+        partial = {split: stack.enter_context(whole_file(path)) for split, path in paths.items()}
+        writers = {s: stack.enter_context(pq.ParquetWriter(path, schema)) for s, path in partial.items()}
+        waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in paths}
+        for image_id, image in find_images(source, places.keys()):
+            for split, record in places.pop(image_id):
+                waiting[split].append(_as_arrow(record, image))
+                if len(waiting[split]) == ROW_GROUP_ROWS:
+                    _write(writers[split], schema, waiting[split])
+        if places:
+            some = ", ".join(list(places)[:5])
+            raise ImageFault(f"--source {source.locator} has no image of {len(places)} records, such as {some}")
+        for split, rows in waiting.items():
+            _write(writers[split], schema, rows)
+    return paths
+
+
+def _write(writer: Any, schema: Any, rows: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+
+    if rows:
+        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+        rows.clear()
+
+
+def _as_arrow(record: Record, image: bytes) -> dict[str, Any]:
+    row = record.to_row(image).__dict__
+    return {**dict.fromkeys(PROVENANCE, ""), **row, **record.provenance, "images": {"bytes": image, "path": None}}
+
+
+def image_locator(path: Path) -> str | None:
+    """The location of a file's images: the source of its journal, or the parquet file itself; None for neither."""
+    return read_settings(path).get("source") or (str(path) if path.suffix == ".parquet" else None)
+
+
+def image_source(path: Path, locator: str | None) -> Source:
+    """The source of a file's images: the one named, the one of its journal, or the parquet file itself.
+
+    Raises ValueError where none of them gives it.
+    """
+    locator = locator or image_locator(path)
+    if locator is None:
+        raise ValueError(f"--input_file {path} does not say where its images are; name it with --source")
+    return open_source(locator).check(needs_graph=False)
+
+
+def find_images(source: Source, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """The encoded image of each wanted id, in the order of the source, each once."""
+    missing = set(wanted)
+    for index, row in enumerate(source.rows()):
+        if not missing:
+            return
+        try:
+            image_id = read_image_id(row, index)
+            if image_id not in missing:
+                continue
+            image = image_bytes(row, source.root)
+        except SceneFault:
+            continue
+        missing.discard(image_id)
+        yield image_id, image
+
+
+def export_csv(splits: Mapping[str, Sequence[Record]], out_dir: Path) -> None:
+    """Write data_train.csv and data_val.csv: the public columns without image bytes."""
+    for split, records in splits.items():
+        write_csv(records, out_dir / f"data_{split}.csv", is_exported=True)
+
+
+def save_dataset(paths: Mapping[str, Path], out_dir: Path) -> Path:
+    """Write the splits as a saved `datasets` folder and return it."""
+    import datasets
+
+    data = datasets.load_dataset("parquet", data_files={split: str(path) for split, path in paths.items()})
+    assert isinstance(data, datasets.DatasetDict)
+    data.save_to_disk(str(out_dir))
+    return out_dir

@@ -1,0 +1,267 @@
+"""Generation by the providers' batch APIs, at half the price: each run of the command collects what has ended, sends
+what has to be asked again, and submits what is new.
+
+Beside OUT.jsonl stands OUT.batches.jsonl: for each batch one line with its targets before it is sent, one with its id
+after, so that nothing is submitted twice, whenever a run is cut off, and replies find their scenes.
+"""
+
+import asyncio
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_gen.generate.estimate import OUTPUT_TOKENS, STATIC_TOKENS
+from data_gen.generate.options import GenerationOptions
+from data_gen.generate.outcomes import quarantined_line, walk
+from data_gen.generate.requests import MAX_ASKS, NO_QUESTION, Wish, choose_wish, judge, make_request, repaired
+from data_gen.journal import RESERVE_BYTES, Journal, Line, read_lines
+from data_gen.questions.quotas import Steering
+from data_gen.scenes.scene import Scene, read_scene
+from data_gen.scenes.sources import Source
+from spatialthinker.clients.model_api import Api, ApiRequest, ApiStop, OutageFault, Reply, merge_usage
+from spatialthinker.clients.prices import Usage, cost_usd
+
+MAX_BATCH_REQUESTS = 1000
+"""With images of 100 kB a batch has about 130 MB; the providers take 200 and more."""
+
+MAX_SENDS = 5
+"""A request that the provider failed to answer is sent again so often."""
+
+SENDING, OPEN, COLLECTED = "sending", "open", "collected"
+
+CLOCK_SKEW_S = 600.0
+"""A batch that was sent at a time by this machine's clock may be older by that much for the provider."""
+
+DEAREST_TOKENS = 2500
+"""Of a crowded scene with a large picture: the budget takes every image under way for such a one."""
+
+ARRIVAL_S = 60.0
+"""A batch that is in no list so long after it was sent has not arrived."""
+
+
+@dataclass
+class Item:
+    """One scene in a batch."""
+
+    key: str
+    index: int
+    wish: Wish
+    replies: list[Reply] = field(default_factory=list)
+    """Replies of earlier rounds."""
+    faults: list[str] = field(default_factory=list)
+    sends: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        replies = [reply.__dict__ | {"usage": reply.usage.__dict__} for reply in self.replies]
+        return self.__dict__ | {"wish": list(self.wish.__dict__.values()), "replies": replies}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Item":
+        category, level, further = values["wish"]
+        replies = [Reply(**{**reply, "usage": Usage(**reply["usage"])}) for reply in values["replies"]]
+        return cls(**{**values, "wish": Wish(category, level, tuple(further)), "replies": replies})
+
+    def request(self, scene: Scene, options: GenerationOptions) -> ApiRequest:
+        """The first request, or that of the repair round."""
+        request = make_request(scene, self.wish, options.has_image, options.temperature)
+        return repaired(request, self.replies[-1], self.faults) if self.replies else request
+
+    def paid(self) -> Line:
+        """Target, replies, usage and cost, as keys of a journal line."""
+        return {"asked": list(self.wish.asked), "replies": [r.text for r in self.replies], **merge_usage(self.replies)}
+
+
+def batches_path(out: Path) -> Path:
+    """The journal of batches beside a CSV."""
+    return out.with_name(f"{out.stem}.batches.jsonl")
+
+
+@dataclass
+class Batch:
+    """Requests that are submitted together."""
+
+    items: dict[str, Item]
+    """By the name of the request, which starts with the batch's token."""
+    time_s: float
+    batch_id: str | None = None
+    """The provider's; None where the run was cut off before it could be noted."""
+
+
+class BatchRun:
+    """One run of the command with --batch_api=True."""
+
+    def __init__(
+        self, options: GenerationOptions, source: Source, journal: Journal, batches: Journal, api: Api
+    ) -> None:
+        self.options, self.source, self.journal, self.batches, self.api = options, source, journal, batches, api
+        self.open: dict[str, Batch] = {}
+        self.known_ids: set[str] = set()
+        for line in read_lines(batches.path):
+            if "key" in line:
+                self._replay(line)
+
+    def _replay(self, line: Line) -> None:
+        """Take one line of the journal of batches into account."""
+        token = line["key"]
+        if line["status"] == SENDING:
+            items = {name: Item.from_dict(item) for name, item in line["items"].items()}
+            self.open[token] = Batch(items, line["time_s"])
+            for replaced in line["replaces"]:
+                self.open.pop(replaced)
+        elif line["status"] == OPEN:
+            self.open[token].batch_id = line["batch_id"]
+            self.known_ids.add(line["batch_id"])
+        else:
+            self.open.pop(token)
+
+    def _note(self, token: str, status: str, **more: Any) -> None:
+        line = {"key": token, "index": len(self.batches.entries), "status": status, **more}
+        self.batches.add(line)
+        self._replay(line)
+
+    async def go(self) -> None:
+        """Collect, send again, submit."""
+        await self._find_lost()
+        for token, batch in list(self.open.items()):
+            replies = await self.api.collect_batch(batch.batch_id) if batch.batch_id is not None else None
+            if replies is not None:
+                await self._take_in(token, replies)
+        await self._submit_new()
+        under_way = sum(len(batch.items) for batch in self.open.values())
+        print(  # noqa: T201
+            f"{len(self.open)} batches with {under_way} images are under way"
+            + ("; run the same command again to collect them" if under_way else "")
+        )
+
+    async def _find_lost(self) -> None:
+        """Find out what became of the batches whose submission was cut off: they run, or never arrived.
+
+        A batch is sent again only when it is certain that the provider has none like it. Until then its images count
+        as under way.
+        """
+        lost = {token: batch for token, batch in self.open.items() if batch.batch_id is None}
+        if not lost:
+            return
+        since_s = min(batch.time_s for batch in lost.values()) - CLOCK_SKEW_S
+        found = await self.api.list_batches(since_s, self.known_ids)
+        for token, batch in lost.items():
+            ours = [info.id for info in found if info.token == token]
+            is_open = any(info.token is None and info.num_requests == len(batch.items) for info in found)
+            if ours:
+                self._note(token, OPEN, batch_id=ours[0])
+            elif is_open or time.time() < batch.time_s + ARRIVAL_S:
+                print(  # noqa: T201
+                    f"a submission of {len(batch.items)} images was cut off and may have arrived; a later run of the "
+                    "same command finds out"
+                )
+            else:
+                await self._send_again(token, list(batch.items.values()))
+
+    async def _take_in(self, token: str, replies: dict[str, Reply | str]) -> None:
+        """Settle what a batch answered; what has to be asked again goes into a batch that replaces it."""
+        names = {item.key: name for name, item in self.open[token].items.items()}
+        again: list[Item] = []
+        for item, scene in self._scenes(list(self.open[token].items.values())):
+            line = self._settle(item, replies.get(names[item.key], "batch: no result"), scene, item.index)
+            if line is None:
+                again.append(item)
+            else:
+                self.journal.add(line)
+        if again:
+            await self._send_again(token, again)
+        else:
+            self._note(token, COLLECTED)
+
+    async def _send_again(self, token: str, items: list[Item]) -> None:
+        await self._submit(list(self._scenes(items)), replaces=[token])
+
+    def _settle(self, item: Item, reply: Reply | str, scene: Scene, index: int) -> Line | None:
+        """The journal's line of an item, or None where it is sent again."""
+        if isinstance(reply, str):
+            item.sends += 1
+            return None if item.sends <= MAX_SENDS else quarantined_line(item.key, index, reply) | item.paid()
+        item.replies.append(reply)
+        outcome = judge(reply, scene, index, item.wish, self.options.provenance())
+        if isinstance(outcome, dict):
+            return outcome | item.paid()
+        item.faults = outcome
+        if len(item.replies) < MAX_ASKS:
+            return None
+        return quarantined_line(item.key, index, "; ".join(outcome)) | item.paid()
+
+    def _scenes(self, items: list[Item]) -> Iterator[tuple[Item, Scene]]:
+        """The items that have no outcome yet, with their scenes, in one pass over their part of the source."""
+        waiting = {item.index: item for item in items if not self.journal.is_settled(item.key)}
+        first = min(waiting, default=0)
+        for index, row in enumerate(self.source.rows(first), first):
+            if not waiting:
+                return
+            if index in waiting:
+                yield (item := waiting.pop(index)), read_scene(row, item.index, self.source.root)
+
+    async def _submit(self, pairs: list[tuple[Item, Scene]], replaces: Sequence[str] = ()) -> None:
+        """Send a batch: its items are noted before, its id after; `_find_lost` mends a cut between the two."""
+        token = secrets.token_hex(8)
+        named = {f"{token}-{item.index}": (item, scene) for item, scene in pairs}
+        bodies = {name: self.api.body(item.request(scene, self.options)) for name, (item, scene) in named.items()}
+        items = {name: item.as_dict() for name, (item, _) in named.items()}
+        self._note(token, SENDING, time_s=time.time(), replaces=list(replaces), items=items)
+        self._note(token, OPEN, batch_id=await self.api.submit_batch(bodies, token))
+
+    async def _submit_new(self) -> None:
+        steering = Steering(self.options.relation_percent)
+        under_way = {item.key: item.wish for batch in self.open.values() for item in batch.items.values()}
+        waiting: list[tuple[Item, Scene]] = []
+        cap = self.options.data_cap
+        for index, image_id, scene in walk(self.source, self.journal, self.journal.add, cap, under_way):
+            if scene is None:
+                wish = under_way.get(image_id)
+                steering.add(wish.asked if wish else self.journal.entries[image_id].got)
+                continue
+            wish = choose_wish(scene, steering, self.options.has_image)
+            if wish is None:
+                steering.add(None)
+                self.journal.add(quarantined_line(image_id, index, NO_QUESTION))
+                continue
+            if self._is_out_of_money(len(under_way)):
+                break
+            steering.add(wish.asked)
+            under_way[image_id] = wish
+            waiting.append((Item(image_id, index, wish), scene))
+            if len(waiting) == MAX_BATCH_REQUESTS:
+                await self._submit(waiting)
+                waiting = []
+        if waiting:
+            await self._submit(waiting)
+
+    def _is_out_of_money(self, num_under_way: int) -> bool:
+        """True when one more image might exceed the budget, with all in flight uncached and requested twice."""
+        limit = self.options.max_cost_usd
+        if limit is None or self.api.price is None:
+            return False
+        dearest = Usage(MAX_ASKS * DEAREST_TOKENS, MAX_ASKS * OUTPUT_TOKENS, cache_write=MAX_ASKS * STATIC_TOKENS)
+        expected = self.journal.cost_usd + (num_under_way + 1) * cost_usd(dearest, self.api.price, is_batch=True)
+        if expected <= limit:
+            return False
+        print(f"stopped submitting at --max_cost_usd {limit}", file=sys.stderr)  # noqa: T201
+        return True
+
+
+def run_batches(options: GenerationOptions, source: Source, journal: Journal, api: Api) -> None:
+    """Collect and submit batches once."""
+
+    async def go(batches: Journal) -> None:
+        try:
+            await BatchRun(options, source, journal, batches, api).go()
+        except OutageFault as error:
+            raise ApiStop(f"{error}. Nothing is lost: the same command goes on") from error
+        finally:
+            await api.close()
+
+    reserve = MAX_BATCH_REQUESTS * RESERVE_BYTES // 16
+    with Journal(batches_path(options.out), options.settings(), options.is_overwritten, reserve) as batches:
+        asyncio.run(go(batches))

@@ -1,0 +1,86 @@
+"""Commands on a finished data set, local or on the hub: a CSV for reading, a split by level."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_gen.curate.selection import SPLITS
+from data_gen.publish.publishing import upload_folder
+from data_gen.scenes.sources import Row, Source, open_source
+from spatialthinker.schema import parquet_path, parquet_schema
+from spatialthinker.storage.files import claim_output, whole_file
+
+REVIEW_COLUMNS = ("image_id", "question_with_options", "answer_only", "category", "split")
+LEVEL_GROUPS = {"easy": ("easy",), "hard": ("medium", "hard")}
+
+
+def open_splits(name: str) -> dict[str, Source]:
+    """The splits of a data set. Raises ValueError where it has none, or lacks the public columns."""
+    folder = Path(name)
+    splits = {}
+    for split in SPLITS:
+        if folder.is_dir():
+            files = sorted(folder.glob(f"{split}-*.parquet"))
+            if files:
+                splits[split] = open_source(str(files[0]))
+        else:
+            splits[split] = open_source(f"{name}@{split}")
+    if not splits:
+        raise ValueError(f"--dataset_name {name}: the folder holds no train-*.parquet or val-*.parquet")
+    for split, source in splits.items():
+        missing = [c for c in parquet_schema().names if c not in source.columns]
+        if missing:
+            raise ValueError(f"--dataset_name {name}, split {split}: no column {', '.join(missing)}")
+    return splits
+
+
+def review(name: str, path: Path) -> int:
+    """Write the columns that a reader needs; return the number of rows."""
+    number = 0
+    splits = open_splits(name)
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(REVIEW_COLUMNS)
+        for split, source in splits.items():
+            for row in source.rows():
+                writer.writerow([{**row, "split": split}[column] for column in REVIEW_COLUMNS])
+                number += 1
+    return number
+
+
+def split_by_level(name: str, out: Path | None, repo: str | None, is_private: bool, is_overwritten: bool) -> None:
+    """Print, and unless `out` is None write, the easy and the hard part of every split."""
+    splits = open_splits(name)
+    for split, source in splits.items():
+        levels = Counter(row["level"] for row in source.rows())
+        parts = ", ".join(f"{group} {sum(levels[x] for x in names)}" for group, names in LEVEL_GROUPS.items())
+        print(f"{split}: {parts} ({', '.join(f'{x} {n}' for x, n in sorted(levels.items()))})")  # noqa: T201
+    if out is None:
+        return
+    for group, names in LEVEL_GROUPS.items():
+        folder = claim_output(out / f"{Path(name).name}_{group}", is_overwritten)
+        for split in SPLITS:
+            parquet_path(folder, split).unlink(missing_ok=True)
+        for split, source in splits.items():
+            _write_rows(parquet_path(folder, split), (r for r in source.rows() if r["level"] in names))
+        print(f"{group}: {folder}")  # noqa: T201
+        if repo is not None:
+            upload_folder(folder, f"{repo}_{group}", is_private)
+
+
+def _write_rows(path: Path, rows: Iterator[Row]) -> None:
+    """Write rows of the public columns, a few at a time; the file appears complete or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = parquet_schema()
+    with whole_file(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        waiting: list[dict[str, Any]] = []
+        for row in rows:
+            waiting.append({column: row[column] for column in schema.names})
+            if len(waiting) == 200:
+                writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
+                waiting.clear()
+        writer.write_table(pa.Table.from_pylist(waiting, schema=schema))

@@ -1,0 +1,1 @@
+"""Questions: prompts, templates, drafts and their checks, and the rows between the stages."""

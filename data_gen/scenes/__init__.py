@@ -1,0 +1,1 @@
+"""Scenes: scene graphs of a source, named and bounded, or refused."""

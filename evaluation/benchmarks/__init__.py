@@ -1,0 +1,1 @@
+"""Benchmarks: one row each, how their items are read, and the prompt templates."""

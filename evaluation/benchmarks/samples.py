@@ -1,0 +1,377 @@
+"""From a benchmark's row to what a model is asked: text read and checked at once, images only when needed.
+
+Images stay encoded in the data set's memory-mapped file until an item is sent, so that memory does not grow with the
+number of items.
+"""
+
+import ast
+import base64
+import binascii
+import hashlib
+import io
+import json
+import random
+import re
+import tokenize
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation.benchmarks.rows import FULL_TEMPLATE, Benchmark
+from evaluation.benchmarks.templates import IMAGE_MARK, render_question
+from evaluation.scoring.strict import LETTERS, Reference, resolve_reference
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_QUESTION_IN_PICTURE = "Answer the question in the picture."
+_ANSWER_TAGS = "Put your final answer between <answer> and </answer>."
+# Some benchmarks end their questions with a request that contradicts every template with tags.
+_BARE_ANSWER_REQUEST = re.compile(
+    r"\s*(?:Please answer directly with (?:only the letter|a single word or number)"
+    r"|Answer with the option's letter from the given choices)[^.]*\."
+)
+_FILE_KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
+_CHOICE_MARK = re.compile(r"(?<!\w)\(?([A-Z])[).:]\s+")
+_SHORTEST_BASE64 = 64  # the smallest PNG has 67 bytes
+_SPLIT_ALIASES = {"val": ("val", "validation"), "validation": ("validation", "val")}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question of a benchmark."""
+
+    id: str
+    """Its position in the split, written with leading zeros: stable under shuffling and cutting."""
+    question: str
+    choices: tuple[str, ...]
+    reference: Reference
+    task: str | None
+    read_encoded: Callable[[], list[bytes]]
+    """Return the image files as they are. ValueError if one cannot be read."""
+    prompt: str | None = None
+    """The complete training prompt where the row holds it."""
+    ground_truth: str | None = None
+    answer_cell: str = ""
+    """The answer column as it is written, for the released rule."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """The group that the item belongs to, by the grouping's name."""
+    cluster: str | None = None
+    """Items of one cluster depend on each other."""
+
+    def read_images(self) -> "list[Image.Image]":
+        """Return the images: upright, RGB, in their own size. Errors: ValueError if one cannot be read."""
+        return [decode_image(data, self.id) for data in self.read_encoded()]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model's input: the text, with an image mark at each image's place, and the images."""
+
+    prompt: str
+    images: "list[Image.Image]"
+    encoded: list[bytes]
+    """The images' files, for those who send them on as they are."""
+
+
+def build_request(sample: Sample, template: str) -> Request:
+    """Return the sample's prompt under a template together with its decoded images.
+
+    Errors: ValueError if an image cannot be read or the text's image marks do not fit the images.
+    """
+    encoded = sample.read_encoded()
+    images = [decode_image(data, sample.id) for data in encoded]
+    if template == FULL_TEMPLATE and sample.prompt is not None:
+        prompt = sample.prompt
+    else:
+        prompt = render_question(template, sample.question, sample.choices, [image.size for image in images])
+    marks = prompt.count(IMAGE_MARK)
+    if marks not in (0, len(images)):
+        raise ValueError(f"item {sample.id}: its prompt has {marks} image marks for {len(images)} images")
+    if marks == 0:
+        prompt = IMAGE_MARK * len(images) + prompt
+    return Request(prompt, images, encoded)
+
+
+def load_samples(
+    name: str, benchmark: Benchmark, data_path: str | None = None, split: str | None = None
+) -> list[Sample]:
+    """Return every item of a benchmark in the order of its rows.
+
+    Errors: FileNotFoundError or ValueError that names the path, the missing columns or the faulty row.
+    """
+    rows = read_rows(benchmark, data_path, split or benchmark.split)
+    wanted = benchmark.column_names
+    extra = [column for column in (benchmark.prompt, benchmark.ground_truth) if column in rows.column_names]
+    if missing := [column for column in wanted if column not in rows.column_names]:
+        raise ValueError(f"{name}: no column {', '.join(missing)}; the data has {', '.join(rows.column_names)}")
+    images = rows.select_columns(list(benchmark.images))
+    folder = Path(data_path).parent if data_path and Path(data_path).is_file() else Path(data_path or ".")
+    text_rows = rows.select_columns([c for c in (*wanted, *extra) if c not in benchmark.images])
+    samples = []
+    for index, row in enumerate(text_rows):
+        item_id = f"{index:06d}"
+        try:
+            sample = _build_sample(benchmark, index, item_id, row)
+        except ValueError as error:
+            raise ValueError(f"{name}, row {index}: {error}") from error
+        samples.append(replace(sample, read_encoded=_image_reader(images, index, item_id, folder)))
+    return samples
+
+
+def select_samples(
+    samples: Sequence[Sample],
+    benchmark: Benchmark,
+    seed: int,
+    num_samples: int | None = None,
+    limit_per_task: int | None = None,
+) -> list[Sample]:
+    """Return the items in the order of evaluation: the whole set shuffled, and only then cut."""
+    chosen = list(samples)
+    if benchmark.is_shuffled:
+        random.Random(seed).shuffle(chosen)
+    if limit_per_task is not None:
+        seen: Counter[str | None] = Counter()
+        kept = []
+        for sample in chosen:
+            seen[sample.task] += 1
+            if seen[sample.task] <= limit_per_task:
+                kept.append(sample)
+        chosen = kept
+    return chosen[:num_samples]
+
+
+def fingerprint_samples(samples: Sequence[Sample]) -> str:
+    """Return a hash of all questions, choices and references: another data set is never taken for the same one."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        parts = (sample.id, sample.prompt or sample.question, sample.choices, sample.reference, sample.ground_truth)
+        digest.update(repr(parts).encode())
+    return digest.hexdigest()[:16]
+
+
+def _build_sample(benchmark: Benchmark, index: int, item_id: str, row: dict[str, Any]) -> Sample:
+    question = _QUESTION_IN_PICTURE if benchmark.question is None else str(row[benchmark.question] or "")
+    if not question.strip():
+        raise ValueError(f"column {benchmark.question} is empty")
+    question = _BARE_ANSWER_REQUEST.sub("", question).rstrip()
+    choices = _read_choices(benchmark, row, question)
+    if benchmark.has_choices_in_question and not choices:  # written in some other way: its letter still counts
+        reference = resolve_reference(row[benchmark.answer], "value", ())
+    else:
+        reference = resolve_reference(row[benchmark.answer], benchmark.reference, choices)
+    if benchmark.lists_choices and choices:
+        lines = (f"({LETTERS[i]}) {text}" for i, text in enumerate(choices))
+        question = "\n".join([question, "Options:", *lines])
+    if benchmark.asks_for_tags:
+        question = f"{question} {_ANSWER_TAGS}"
+    task = None if benchmark.task is None else str(row[benchmark.task])
+    return Sample(
+        id=item_id,
+        question=question,
+        choices=choices,
+        reference=reference,
+        task=task,
+        read_encoded=list,
+        prompt=row.get(benchmark.prompt) if benchmark.prompt else None,
+        ground_truth=row.get(benchmark.ground_truth) if benchmark.ground_truth else None,
+        answer_cell=str(row[benchmark.answer]),
+        groups={name: grouping.name_group(index, row, task) for name, grouping in benchmark.groupings.items()},
+        cluster=benchmark.cluster.name_group(index, row, task) if benchmark.cluster else None,
+    )
+
+
+def _read_choices(benchmark: Benchmark, row: dict[str, Any], question: str) -> tuple[str, ...]:
+    if benchmark.has_choices_in_question:
+        return find_choices(question)
+    if benchmark.choice_columns:
+        cells = [row[column] for column in benchmark.choice_columns]
+        filled = [cell for cell in cells if cell is not None and str(cell).strip() not in ("", "nan")]
+        if cells[: len(filled)] != filled:
+            raise ValueError(f"a choice is missing before another one in {', '.join(benchmark.choice_columns)}")
+        return tuple(str(cell) for cell in filled)
+    if benchmark.choices is None:
+        return benchmark.fixed_choices
+    choices = parse_list(row[benchmark.choices])
+    if len(choices) > len(LETTERS):
+        raise ValueError(f"{len(choices)} choices, at most {len(LETTERS)} have a letter")
+    return _strip_letters(choices)
+
+
+def find_choices(question: str) -> tuple[str, ...]:
+    """Return the choices that a question lists as "A: ...", "(A) ..." or "A. ..."; () where it lists none."""
+    marks = list(_CHOICE_MARK.finditer(question))
+    for start in reversed(range(len(marks))):
+        if marks[start][1] != "A":
+            continue
+        chosen = [marks[start]]
+        for mark in marks[start + 1 :]:
+            if mark[1] == LETTERS[len(chosen)]:
+                chosen.append(mark)
+        ends = [mark.start() for mark in chosen[1:]] + [len(question)]
+        texts = [
+            question[mark.end() : end].split("\n")[0].rstrip(" ,;") for mark, end in zip(chosen, ends, strict=True)
+        ]
+        if len(texts) > 1:
+            return tuple(texts)
+    return ()
+
+
+def parse_list(value: Any) -> tuple[str, ...]:
+    """Return the texts of a list that may be written as JSON, as a Python literal or as numpy prints it.
+
+    In the last, `['a' 'b']`, no comma stands between the elements: Python alone would read one text "ab".
+    Errors: ValueError for anything else.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, str):
+        elements = list(value)
+        while elements and elements[-1] is None:
+            elements.pop()
+        if None in elements:
+            raise ValueError(f"{value!r} has an empty element before another one")
+        return tuple(str(element) for element in elements)
+    text = value.strip()
+    if not text:
+        return ()
+    if not (text.startswith("[") and text.endswith("]")):
+        raise ValueError(f"{value!r} is no list")
+    try:
+        return tuple(str(element) for element in json.loads(text))
+    except json.JSONDecodeError:
+        pass
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(text[1:-1]).readline))
+        strings = [token.string for token in tokens if token.type == tokenize.STRING]
+        others = [token.string for token in tokens if token.type in (tokenize.NAME, tokenize.NUMBER)]
+        if strings and not others:
+            return tuple(str(ast.literal_eval(string)) for string in strings)
+        return tuple(str(element) for element in ast.literal_eval(text))
+    except (SyntaxError, ValueError, tokenize.TokenError) as error:
+        raise ValueError(f"{value!r} is no list") from error
+
+
+def _strip_letters(choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Drop the letters of choices that all carry their own, such as "(A) dog"."""
+    found = [re.match(rf"\(?{LETTERS[i]}[).:]\s+(?=\S)", text) for i, text in enumerate(choices)]
+    if choices and all(found):
+        return tuple(text[match.end() :] for text, match in zip(choices, found, strict=True) if match)
+    return choices
+
+
+def _image_reader(images: Any, index: int, item_id: str, folder: Path) -> Callable[[], list[bytes]]:
+    def read() -> list[bytes]:
+        values = [value for column in images[index].values() for value in _as_list(column) if value is not None]
+        if not values:
+            raise ValueError(f"item {item_id}: no image")
+        return [_read_file(value, item_id, folder) for value in values]
+
+    return read
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _read_file(value: Any, item_id: str, folder: Path) -> bytes:
+    """Return the image file that a cell holds: itself, its base64 text or its path below the folder."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        try:
+            value = _decode_base64(value) or (folder / value).read_bytes()
+        except OSError as error:
+            raise ValueError(f"item {item_id}: its image cannot be read: {error}") from error
+    if not isinstance(value, bytes):
+        raise ValueError(f"item {item_id}: its image cannot be read: {value!r:.60} is neither a file nor a path")
+    return value
+
+
+def decode_image(data: bytes, item_id: str) -> "Image.Image":
+    """Return an image file's picture, upright and RGB. Errors: ValueError that names the item."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"item {item_id}: its image cannot be decoded: {error}") from error
+
+
+def _decode_base64(text: str) -> bytes | None:
+    """Return the bytes of a text that is an image in base64 and no path, or None."""
+    if len(text) < _SHORTEST_BASE64:
+        return None
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return None
+
+
+def read_rows(benchmark: Benchmark, data_path: str | None, split: str) -> Any:
+    """Return the `datasets.Dataset` of a split, its images left encoded."""
+    import datasets
+
+    rows: Any
+    if data_path is None:
+        rows = _read_hub(benchmark, split)
+    elif (Path(data_path) / "state.json").is_file():
+        rows = datasets.load_from_disk(data_path)
+    else:
+        files = find_files(Path(data_path), split)
+        rows = _read_files([str(path) for path in files])
+    for column in benchmark.images:
+        feature = rows.features.get(column)
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
+    return rows
+
+
+def _read_hub(benchmark: Benchmark, split: str) -> Any:
+    import datasets
+
+    if benchmark.archive:
+        raise ValueError(
+            f"{benchmark.repo} is published as {benchmark.archive}: unpack it and give its folder as --data_path"
+        )
+    if benchmark.data_file:
+        from huggingface_hub import hf_hub_download
+
+        options = {"repo_type": "dataset", "revision": benchmark.revision}
+        return _read_files([hf_hub_download(benchmark.repo, benchmark.data_file, **options)])
+    return datasets.load_dataset(benchmark.repo, benchmark.config, split=split, revision=benchmark.revision)
+
+
+def _read_files(files: list[str]) -> Any:
+    """Return the rows of files of one kind. Errors: ValueError for a file that cannot be read."""
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    suffix = Path(files[0]).suffix
+    options: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
+    try:
+        return datasets.load_dataset(_FILE_KINDS[suffix], data_files={"rows": files}, split="rows", **options)
+    except DatasetGenerationError as error:
+        raise ValueError(f"{files[0]}: cannot be read: {error.__cause__ or error}") from error
+
+
+def find_files(path: Path, split: str) -> list[Path]:
+    """Return the data files of a split: the file itself, or those of a folder whose names begin with the split."""
+    if path.is_file():
+        if path.suffix not in _FILE_KINDS:
+            raise ValueError(f"{path}: not one of {', '.join(_FILE_KINDS)}")
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such data file or folder")
+    for suffix in _FILE_KINDS:
+        found = sorted(path.rglob(f"*{suffix}"))
+        for alias in _SPLIT_ALIASES.get(split, (split,)):
+            if chosen := [file for file in found if re.match(rf"{re.escape(alias)}(-|\.)", file.name)]:
+                return chosen
+    names = sorted(file.name for file in path.rglob("*") if file.suffix in _FILE_KINDS)
+    raise FileNotFoundError(f"{path}: no data file of split {split!r}; found {', '.join(names) or 'none at all'}")

@@ -1,0 +1,1 @@
+"""Engines: local ones, replicas of them, and APIs."""

@@ -1,0 +1,193 @@
+"""API models as back ends: concurrent requests, or batches that later runs collect.
+
+A fault of one request is that item's error. A fault of the account, or the same fault many times in a row, ends the
+run with the provider's message; all answers so far are in the journal.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.benchmarks.samples import IMAGE_MARK, Sample, build_request
+from evaluation.engines.local import Answer, ModelOptions
+from evaluation.journal import write_json
+from spatialthinker.clients.model_api import Api, ApiRequest, ApiStop, OutageFault, Reply, RequestFault
+from spatialthinker.clients.providers import APIS
+
+MAX_SAME_ERRORS = 10
+"""Consecutive errors of one kind that end the run."""
+LAST_WAIT_S = 30.0
+"""Time that a run waits at its end for requests in flight."""
+
+MAX_BATCH_BYTES = 90_000_000
+MAX_BATCH_ITEMS = 10_000
+"""Below what both providers accept: 200 MB and 50,000 requests, 256 MB and 100,000."""
+
+
+class BatchPending(Exception):
+    """A batch that was submitted or has not ended; the message names the next command."""
+
+
+def make_request(sample: Sample, options: ModelOptions) -> tuple[str, ApiRequest]:
+    """Return the prompt and what is sent: images first, then the text without their marks.
+
+    Errors: ValueError if an image cannot be read; a question is never sent without its image.
+    """
+    request = build_request(sample, options.template)
+    text = request.prompt.replace(IMAGE_MARK, "").strip()
+    images = tuple(request.encoded)  # made upright and small enough where they are sent
+    return request.prompt, ApiRequest(text, images, max_tokens=options.max_tokens, temperature=options.temperature)
+
+
+def read_reply(prompt: str, reply: Reply, seconds: float = 0.0) -> Answer:
+    """Return the answer in a reply; a refusal is an answer too, a wrong one. A batch's answers take no time."""
+    used = reply.usage
+    return Answer(
+        prompt=prompt,
+        text=reply.text,
+        finish_reason="length" if reply.stop == "length" else "stop",
+        prompt_tokens=used.input + used.cache_read + used.cache_write,
+        response_tokens=used.output,
+        cost_usd=reply.cost_usd,
+        seconds=seconds,
+    )
+
+
+class ApiBackend:
+    """One provider with at most `options.concurrency` requests in flight."""
+
+    provider: str
+
+    def __init__(self, options: ModelOptions) -> None:
+        self.options = options
+        self.api: Api = APIS[self.provider](options.model_path, options.base_url, options.concurrency)
+
+    def answer(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Answer]]:
+        """Yield answers as they come.
+
+        Errors: ApiStop when going on makes no sense, BatchPending when a batch is not done.
+        """
+        with asyncio.Runner() as runner:
+            try:
+                if self.options.batch_file is not None:
+                    yield from self._use_batches(runner, list(samples), Path(self.options.batch_file))
+                else:
+                    yield from self._ask_all(runner, iter(samples))
+            finally:
+                runner.run(self.api.close())
+
+    def _ask_all(self, runner: asyncio.Runner, waiting: Iterator[Sample]) -> Iterator[tuple[Sample, Answer]]:
+        tasks: set[asyncio.Task[tuple[Sample, Answer]]] = set()
+        last_error, repeats = "", 0
+
+        async def step() -> set[asyncio.Task[tuple[Sample, Answer]]]:
+            while len(tasks) < self.options.concurrency and (sample := next(waiting, None)) is not None:
+                tasks.add(asyncio.create_task(self._ask(sample)))
+            if not tasks:
+                return set()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return done
+
+        async def finish() -> set[asyncio.Task[tuple[Sample, Answer]]]:
+            done, late = await asyncio.wait(tasks, timeout=LAST_WAIT_S) if tasks else (set(), set())
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+            return {task for task in done if task.exception() is None}
+
+        stop: ApiStop | None = None
+        try:
+            while stop is None and (done := runner.run(step())):
+                tasks -= done
+                for task in done:
+                    if isinstance(fault := task.exception(), ApiStop):
+                        stop = fault
+                        continue
+                    sample, answer = task.result()
+                    yield sample, answer
+                    kind = (answer.error or "").split(":")[0]
+                    repeats = repeats + 1 if kind and kind == last_error else int(bool(kind))
+                    last_error = kind
+                    if repeats >= MAX_SAME_ERRORS:
+                        stop = ApiStop(f"{repeats} errors of one kind in a row, the last: {answer.error}")
+            if stop is not None:
+                yield from (task.result() for task in runner.run(finish()))  # they are paid for
+                raise stop
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _ask(self, sample: Sample) -> tuple[Sample, Answer]:
+        start = time.monotonic()
+        try:
+            prompt, request = await asyncio.to_thread(make_request, sample, self.options)
+            reply = await self.api.ask(request)
+            return sample, read_reply(prompt, reply, time.monotonic() - start)
+        except ApiStop:
+            raise
+        except (RequestFault, OutageFault) as error:
+            return sample, Answer(error=f"{type(error).__name__}: item {sample.id}: {error}")
+        except ValueError as error:  # an unreadable image
+            return sample, Answer(error=str(error))
+
+    def _use_batches(
+        self, runner: asyncio.Runner, samples: Sequence[Sample], state: Path
+    ) -> Iterator[tuple[Sample, Answer]]:
+        """Collect the batches that `state` names, then submit what is in none; both are written down at once."""
+        batches: dict[str, list[str]] = json.loads(state.read_text()) if state.is_file() else {}
+        by_id = {sample.id: sample for sample in samples}
+        waiting = by_id.keys() - {item_id for item_ids in batches.values() for item_id in item_ids}
+        for batch, item_ids in list(batches.items()):
+            replies = runner.run(self.api.collect_batch(batch))
+            if replies is None:
+                continue
+            for item_id in by_id.keys() & set(item_ids):  # an item that is in the journal already is in no sample
+                yield by_id[item_id], self._read_batched(by_id[item_id], replies.get(item_id, "not in the batch"))
+            del batches[batch]
+            write_json(state, batches)
+        bodies: dict[str, Any] = {}
+        size = 0
+        for item_id in sorted(waiting):
+            try:
+                body = self.api.body(make_request(by_id[item_id], self.options)[1])
+            except ValueError as error:  # an unreadable image
+                yield by_id[item_id], Answer(error=str(error))
+                continue
+            length = len(json.dumps(body))
+            if bodies and (size + length > MAX_BATCH_BYTES or len(bodies) == MAX_BATCH_ITEMS):
+                self._submit(runner, bodies, batches, state)
+                bodies, size = {}, 0
+            bodies[item_id] = body
+            size += length
+        if bodies:
+            self._submit(runner, bodies, batches, state)
+        if batches:
+            count = sum(map(len, batches.values()))
+            raise BatchPending(f"{count} items are submitted as {', '.join(batches)}; run the same command later")
+        state.unlink(missing_ok=True)
+
+    def _submit(
+        self, runner: asyncio.Runner, bodies: dict[str, Any], batches: dict[str, list[str]], state: Path
+    ) -> None:
+        batches[runner.run(self.api.submit_batch(bodies))] = list(bodies)
+        write_json(state, batches)
+
+    def _read_batched(self, sample: Sample, reply: Reply | str) -> Answer:
+        if isinstance(reply, str):
+            return Answer(error=f"item {sample.id}: {reply}")
+        return read_reply(build_request(sample, self.options.template).prompt, reply)
+
+
+class OpenAiBackend(ApiBackend):
+    """Chat completions of OpenAI or of a compatible server."""
+
+    provider = "openai"
+
+
+class AnthropicBackend(ApiBackend):
+    """Anthropic's messages."""
+
+    provider = "anthropic"

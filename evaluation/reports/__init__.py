@@ -1,0 +1,1 @@
+"""Reports: summaries, comparisons of models, published figures."""

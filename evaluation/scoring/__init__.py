@@ -1,0 +1,1 @@
+"""Scoring: the strict answer rule and the released one."""

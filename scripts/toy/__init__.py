@@ -1,0 +1,1 @@
+"""The toy world: a tiny model, its training rows and its training, and what the quickstart shows of a run."""

@@ -1,0 +1,1 @@
+"""Storage: files that are whole or not there."""

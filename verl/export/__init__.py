@@ -1,0 +1,1 @@
+"""Export: a training checkpoint as a Hugging Face folder."""
