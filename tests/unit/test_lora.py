@@ -27,7 +27,7 @@ from verl.model.qwen_vl import ResponseLogProbs, attend_packed, load_model
 from verl.workers.actor import Actor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from verl.export import merger as model_merger
+import model_merger as command
 
 CONFIG = AdapterConfig(rank=4, alpha=8)
 
@@ -127,7 +127,7 @@ def test_the_merger_writes_the_policy_and_keeps_the_adapters(folder, tmp_path):
     save_adapters(model, gather_adapters(model, lambda tensor: tensor), actor_dir / ADAPTER_FOLDER)
     shutil.copytree(folder, actor_dir / "huggingface", ignore=shutil.ignore_patterns("*.safetensors"))
     kept = (actor_dir / "huggingface" / "generation_config.json").read_bytes()
-    assert model_merger.main(["--local_dir", str(actor_dir)]) == 0
+    assert command.main(["--local_dir", str(actor_dir)]) == 0
     merged = AutoModelForImageTextToText.from_pretrained(actor_dir / "huggingface", dtype="auto")
     attend_packed(merged)
     torch.testing.assert_close(log_probs(merged), log_probs(model), rtol=1e-5, atol=1e-5)

@@ -17,6 +17,8 @@ from tests.ranks import leave
 from tests.tiny_qwen import IMAGE_TOKEN, PATCH_DIM, VISION_END, VISION_START
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import model_merger as command
+
 from verl.export import merger as model_merger
 
 TIED, OUTPUT = "model.language_model.embed_tokens.weight", "lm_head.weight"
@@ -83,7 +85,7 @@ def test_merged_model_gives_the_same_logits(tmp_path, is_tied):
     model = tiny_model(is_tied)
     actor_dir = save_checkpoint(model, tmp_path / "actor")
     before = {path.name: path.read_bytes() for path in (actor_dir / "huggingface").iterdir()}
-    assert model_merger.main(["--local_dir", str(actor_dir)]) == 0
+    assert command.main(["--local_dir", str(actor_dir)]) == 0
     assert torch.equal(image_logits(load_merged(actor_dir)), image_logits(model))
     for name in ("generation_config.json", "tokenizer.json"):
         assert (actor_dir / "huggingface" / name).read_bytes() == before[name]
@@ -96,7 +98,7 @@ def test_shards_of_two_ranks_are_put_together(tmp_path):
     actor_dir = tmp_path / "actor"
     torch.multiprocessing.spawn(save_sharded, args=(actor_dir,), nprocs=2)
     assert len(list(actor_dir.glob("*.distcp"))) == 2
-    assert model_merger.main(["--local_dir", str(actor_dir)]) == 0
+    assert command.main(["--local_dir", str(actor_dir)]) == 0
     assert torch.equal(image_logits(load_merged(actor_dir)), image_logits(tiny_model()))
 
 
@@ -112,7 +114,7 @@ def test_a_tied_parameter_may_be_stored_under_either_name(tmp_path):
 def test_dtype_is_converted_and_written_into_the_config(tmp_path):
     model = tiny_model()
     actor_dir = save_checkpoint(model, tmp_path / "actor")
-    assert model_merger.main(["--local_dir", str(actor_dir), "--dtype", "bfloat16"]) == 0
+    assert command.main(["--local_dir", str(actor_dir), "--dtype", "bfloat16"]) == 0
     assert json.loads((actor_dir / "huggingface" / "config.json").read_text())["dtype"] == "bfloat16"
     merged = load_merged(actor_dir)
     assert merged.dtype == torch.bfloat16
@@ -155,23 +157,23 @@ def test_faults_are_named_and_nothing_is_written(tmp_path, capsys):
     }
     for message, change in faults.items():
         actor_dir = save_checkpoint(tiny_model(), tmp_path / change.__name__, change)
-        assert model_merger.main(["--local_dir", str(actor_dir)]) == 2
+        assert command.main(["--local_dir", str(actor_dir)]) == 2
         assert message in capsys.readouterr().err
         assert not list((actor_dir / "huggingface").glob("*.safetensors"))
         assert not list((actor_dir / "huggingface").glob(".merging-*"))
 
 
 def test_incomplete_checkpoints_are_refused(tmp_path, capsys):
-    assert model_merger.main(["--local_dir", str(tmp_path / "nowhere")]) == 2
+    assert command.main(["--local_dir", str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
     actor_dir = save_checkpoint(tiny_model(), tmp_path / "actor")
     (shard,) = actor_dir.glob("*.distcp")
     shard.write_bytes(shard.read_bytes()[:-10])
-    assert model_merger.main(["--local_dir", str(actor_dir)]) == 2
+    assert command.main(["--local_dir", str(actor_dir)]) == 2
     assert f"{shard.name} has" in capsys.readouterr().err
     shard.unlink()
-    assert model_merger.main(["--local_dir", str(actor_dir)]) == 2
+    assert command.main(["--local_dir", str(actor_dir)]) == 2
     assert "is absent" in capsys.readouterr().err
     (actor_dir / ".metadata").unlink()
-    assert model_merger.main(["--local_dir", str(actor_dir)]) == 2
+    assert command.main(["--local_dir", str(actor_dir)]) == 2
     assert "no .metadata" in capsys.readouterr().err

@@ -12,7 +12,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from tests.unit.test_model_merger import image_logits, load_merged, save_huggingface_part, tiny_model
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from verl.export import merger as model_merger
+import model_merger as command
+
 from verl.export import stored_weights
 
 RANK_FILES = Path(__file__).parents[1] / "rank_files"
@@ -51,7 +52,7 @@ def test_the_model_comes_back_exactly(tmp_path, mesh_shape, rename):
     model = tiny_model()
     actor_dir = save_ranks(model, tmp_path / "actor", mesh_shape, rename)
     before = (actor_dir / "huggingface" / "generation_config.json").read_bytes()
-    assert model_merger.main(["--local_dir", str(actor_dir)]) == 0
+    assert command.main(["--local_dir", str(actor_dir)]) == 0
     merged = load_merged(actor_dir)
     for name, value in model.state_dict().items():
         assert torch.equal(merged.state_dict()[name], value), name
@@ -73,14 +74,14 @@ def test_files_that_older_versions_of_torch_wrote_are_read(folder):
 def test_the_type_of_the_weights_is_kept(tmp_path):
     model = tiny_model().to(torch.bfloat16)
     actor_dir = save_ranks(model, tmp_path / "actor")
-    assert model_merger.main(["--local_dir", str(actor_dir)]) == 0
+    assert command.main(["--local_dir", str(actor_dir)]) == 0
     merged = load_merged(actor_dir)
     assert merged.dtype == torch.bfloat16
     assert all(torch.equal(merged.state_dict()[name], value) for name, value in model.state_dict().items())
 
 
 def refusal(actor_dir: Path, capsys) -> str:
-    assert model_merger.main(["--local_dir", str(actor_dir)]) == 2
+    assert command.main(["--local_dir", str(actor_dir)]) == 2
     assert not list((actor_dir / "huggingface").glob("*.safetensors"))
     return capsys.readouterr().err
 
