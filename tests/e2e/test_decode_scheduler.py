@@ -1,8 +1,11 @@
-"""The engine's scheduler plans what vLLM's own would plan, step for step, also when the KV cache runs out."""
+"""The engine's scheduler plans and counts what vLLM's own would, step for step, also when the KV cache runs out."""
 
 import random
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +13,16 @@ import torch
 pytestmark = pytest.mark.e2e
 TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"
 BLOCK, NUM_BLOCKS = 16, 24  # of 24 sequences of up to 100 tokens: some have to give their blocks back
-NUM_PROMPTS, NUM_SAMPLES, LONGEST, IMAGE = 6, 4, 128, 16
+NUM_PROMPTS, NUM_SAMPLES, LONGEST, IMAGE = 6, 4, 112, 16
 STOP = 352
 """Drawn at the fiftieth step."""
 LATE = 40
 """The step before which the last prompt comes."""
+ABORTED = {20: "4-3", 30: "0-1", 45: "5-0"}
+"""Step -> request that is aborted before it."""
+RESET = 60
+"""The step before which all lose their blocks, as for new weights."""
+FLAT = (type(None), bool, int, float, str, bytes)
 
 
 def make_scheduler(scheduler_class, is_async):
@@ -71,15 +79,45 @@ def make_requests(output_kind, change_hasher=lambda hasher: hasher):
                 pooling_params=None,
                 mm_features=[image],
                 block_hasher=hasher,
+                arrival_time=float(prompt),
             )
+
+
+def flatten(value: Any, path: str = "", seen: dict[int, str] | None = None) -> Iterator[tuple[str, Any]]:
+    """Paths and values of all that an object of vLLM's engine holds, whatever its attributes are called.
+
+    An object that was met before is its first path, so that links between objects are compared too.
+    """
+    seen = {} if seen is None else seen
+    if isinstance(value, FLAT):
+        yield path, value
+    elif isinstance(value, Mapping):
+        yield path, tuple(sorted(map(repr, value)))
+        for key, each in value.items():
+            yield from flatten(each, f"{path}[{key!r}]", seen)
+    elif isinstance(value, Set):
+        yield path, tuple(sorted(repr(getattr(each, "request_id", each)) for each in value))
+    elif isinstance(value, Sequence | deque):
+        yield path, len(value)
+        for index, each in enumerate(value):
+            yield from flatten(each, f"{path}[{index}]", seen)
+    elif type(value).__module__.startswith(("vllm.v1.", "verl.")):
+        if id(value) not in seen:
+            seen[id(value)] = path
+            names = getattr(value, "__dict__", None) or getattr(value, "__slots__", ())
+            for name in names:
+                yield from flatten(getattr(value, name), f"{path}.{name}", seen)
+        yield path, seen[id(value)]
 
 
 def run(scheduler_class, is_async, is_for_gpu, output_kind):
     """Every step's plan, every request's tokens and what its client was told; as many steps under way as in an engine.
 
-    What a client is told: tokens, how often, and why it ended.
+    What a client is told: tokens, how often, and why it ended. Last come the changes of the scheduler's and the
+    requests' attributes with each plan and each update.
     """
     from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.request import RequestStatus
 
     scheduler = make_scheduler(scheduler_class, is_async)
     scheduler.use_v2_model_runner = is_for_gpu  # it is told less of what it knows
@@ -88,13 +126,24 @@ def run(scheduler_class, is_async, is_for_gpu, output_kind):
     for request in requests[:-NUM_SAMPLES]:
         scheduler.add_request(request)
     plans, under_way, told = [], [], {request.request_id: ([], [], []) for request in requests}
-    preempted = 0
+    preempted, changes, last = 0, [], {}
+
+    def note_changes():
+        nonlocal last
+        before, last = last, dict(flatten({"scheduler": scheduler, "requests": requests}))
+        changes.append(dict(last.items() - before.items()))
+
     while scheduler.has_requests() or under_way:
         if len(plans) == LATE:
             for request in late:
                 scheduler.add_request(request)
+        if aborted := ABORTED.get(len(plans)):
+            assert scheduler.finish_requests(aborted, RequestStatus.FINISHED_ABORTED)
+        if len(plans) == RESET:
+            assert scheduler.reset_prefix_cache(reset_running_requests=True)
         plan = scheduler.schedule()
-        preempted += len(plan.preempted_req_ids or ())
+        note_changes()
+        preempted += len(plan.preempted_req_ids or ()) * (len(plans) != RESET)
         plans.append(asdict(plan) | {"order": list(plan.num_scheduled_tokens)})
         # A prompt that is not yet computed to its end gives no token.
         writing = [i for i in plan.num_scheduled_tokens if not scheduler.requests[i].is_prefill_chunk]
@@ -111,13 +160,28 @@ def run(scheduler_class, is_async, is_for_gpu, output_kind):
                     ids.extend(output.new_token_ids)
                     times.append(len(plans))
                     ends.extend([output.finish_reason, output.stop_reason] if output.finish_reason is not None else [])
-    return plans, [list(request.output_token_ids) for request in requests], told, preempted
+            note_changes()
+    return plans, [list(request.output_token_ids) for request in requests], told, preempted, changes
+
+
+def find_differences(changes, expected):
+    """(step, own changes, vLLM's) of the first steps that differ; what vLLM's scheduler never holds is left out."""
+    known = set().union(*expected)
+    own = [{path: value for path, value in step.items() if path in known} for step in changes]
+    assert len(own) == len(expected)
+    differing = [(step, *pair) for step, pair in enumerate(zip(own, expected, strict=True)) if pair[0] != pair[1]]
+    return [(step, dict(a.items() - b.items()), dict(b.items() - a.items())) for step, a, b in differing[:3]]
+
+
+@pytest.fixture(autouse=True)
+def same_hashes(monkeypatch):
+    monkeypatch.setenv("PYTHONHASHSEED", "0")  # or vLLM begins with another hash each time
 
 
 @pytest.mark.parametrize("is_final_only", [False, True])
 @pytest.mark.parametrize("is_for_gpu", [False, True])
 @pytest.mark.parametrize("is_async", [False, True])
-def test_plans_and_tokens_are_those_of_vllm(is_async, is_for_gpu, is_final_only, monkeypatch):
+def test_plans_counters_and_tokens_are_those_of_vllm(is_async, is_for_gpu, is_final_only, monkeypatch):
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -127,17 +191,20 @@ def test_plans_and_tokens_are_those_of_vllm(is_async, is_for_gpu, is_final_only,
     output_kind = RequestOutputKind.FINAL_ONLY if is_final_only else RequestOutputKind.DELTA
     own, theirs = (DecodeScheduler, AsyncScheduler) if is_async else (SyncDecodeScheduler, Scheduler)
     num_short = count_calls(monkeypatch, own, "_schedule_decode")
-    plans, tokens, told, preempted = run(own, is_async, is_for_gpu, output_kind)
-    expected_plans, expected_tokens, expected_told, _ = run(theirs, is_async, is_for_gpu, output_kind)
+    plans, tokens, told, preempted, changes = run(own, is_async, is_for_gpu, output_kind)
+    expected_plans, expected_tokens, expected_told, _, expected_changes = run(
+        theirs, is_async, is_for_gpu, output_kind
+    )
     assert preempted > 0
     assert len(num_short) > 10
-    assert all(tokens)
+    assert sum(map(bool, tokens)) >= len(tokens) - len(ABORTED)
     assert any(STOP in ends for _, _, ends in told.values())
     for step, (plan, expected) in enumerate(zip(plans, expected_plans, strict=True)):
         assert plan == expected, {key: (step, plan[key], expected[key]) for key in plan if plan[key] != expected[key]}
     assert tokens == expected_tokens
-    for number, (ids, times, ends) in told.items():
-        expected_ids, expected_times, expected_ends = expected_told[number]
+    assert not find_differences(changes, expected_changes)
+    for number in told.keys() - set(ABORTED.values()):
+        (ids, times, ends), (expected_ids, expected_times, expected_ends) = told[number], expected_told[number]
         assert (ids, ends) == (expected_ids, expected_ends)
         assert times[-1] == expected_times[-1]
         assert times == expected_times or is_final_only
@@ -145,12 +212,33 @@ def test_plans_and_tokens_are_those_of_vllm(is_async, is_for_gpu, is_final_only,
         assert sum(len(times) for _, times, _ in told.values()) < 4 * len(told)
 
 
-def test_a_prompt_that_is_hashed_once_has_the_hashes_of_each_of_its_samples(monkeypatch):
+@pytest.mark.parametrize("method", ["_update_request_with_output", "_update_after_schedule"])
+def test_a_counter_of_another_vllm_that_the_short_way_leaves_out_is_found(method, monkeypatch):
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.request import Request
+
+    from verl.workers.decode_scheduler import DecodeScheduler
+
+    known = getattr(AsyncScheduler, method)
+
+    def counted(self, first, *more):
+        for request in [first] if isinstance(first, Request) else map(self.requests.get, first.num_scheduled_tokens):
+            request.number_of_calls = getattr(request, "number_of_calls", 0) + 1
+        return known(self, first, *more)
+
+    monkeypatch.setattr(AsyncScheduler, method, counted)
+    ran = [run(scheduler, True, True, RequestOutputKind.FINAL_ONLY) for scheduler in (DecodeScheduler, AsyncScheduler)]
+    found = find_differences(*(changes for *_, changes in ran))
+    assert bool(found) == (method == "_update_request_with_output")  # the short way calls the other
+    assert all(path.endswith(".number_of_calls") for _, own, theirs in found for path in own.keys() | theirs.keys())
+
+
+def test_a_prompt_that_is_hashed_once_has_the_hashes_of_each_of_its_samples():
     from vllm.sampling_params import RequestOutputKind
 
     from verl.workers.rollout import hash_prompts_once
 
-    monkeypatch.setenv("PYTHONHASHSEED", "0")  # or vLLM begins with another hash each time
     hashed = []
 
     def change(hasher):

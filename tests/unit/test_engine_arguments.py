@@ -6,6 +6,7 @@ import pytest
 
 from verl.config.loading import load_config
 from verl.data.processor import load_run_processor
+from verl.model import internals
 from verl.trainer.engine_arguments import cudagraph_sizes, rollout_arguments
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -34,6 +35,22 @@ def test_engines_of_several_gpus_have_processes_of_their_own_and_talk_over_nccl_
 def test_engines_of_gpus_read_prompts_once_unless_they_shall_not(device, is_shared):
     engine = engine_of(device, *[] if is_shared else ["worker.rollout.shared_prompt=false"])
     assert ("worker_extension_cls" in engine) == (is_shared and device == "cuda")
+
+
+@pytest.mark.parametrize(("device", "name"), [("cuda", "DecodeScheduler"), ("cpu", "SyncDecodeScheduler")])
+def test_steps_are_scheduled_by_vllm_where_that_is_chosen(device, name):
+    assert engine_of(device)["scheduler_cls"] == f"verl.workers.decode_scheduler.{name}"
+    assert "scheduler_cls" not in engine_of(device, "worker.rollout.fast_scheduler=false")
+
+
+def test_another_vllm_runs_without_what_changes_it(monkeypatch, capsys):
+    monkeypatch.setattr(internals, "version", lambda package: "0.0")
+    internals.is_usable.cache_clear()
+    engine = engine_of("cuda")
+    internals.is_usable.cache_clear()
+    assert not {"scheduler_cls", "worker_extension_cls"} & engine.keys()
+    said = capsys.readouterr().out
+    assert "worker.rollout.fast_scheduler" in said and "worker.rollout.shared_prompt" in said
 
 
 @pytest.mark.parametrize("most", [1, 3, 8, 16, 17, 100, 256, 300, 1024])

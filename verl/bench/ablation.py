@@ -18,6 +18,7 @@ UNDONE = {
     "no activations kept": ("worker.actor.model.activation_budget_gb=0",),
     "layers not fused": ("worker.actor.model.use_fused_layers=false",),
     "prompts read by every sample": ("worker.rollout.shared_prompt=false",),
+    "scheduled by vLLM": ("worker.rollout.fast_scheduler=false",),
     "no CUDA graphs": ("worker.rollout.enforce_eager=true",),
     "offloaded as released": (
         "worker.actor.offload.offload_params=true",

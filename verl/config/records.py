@@ -318,6 +318,8 @@ class RolloutConfig:
     """Most responses that the engine writes at the same time."""
     shared_prompt: bool = True
     """Prefix sharing: an engine reads a prompt's keys and values once for n samples (FlashAttention 3, Hopper)."""
+    fast_scheduler: bool = True
+    """Fast scheduling: steps that only decode take a short path, prompts are hashed once; false leaves vLLM's own."""
     disable_log_stats: bool = True
     """Engine statistics kept out of the log."""
     val_override_config: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.5, "n": 1})

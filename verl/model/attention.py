@@ -16,10 +16,12 @@ from torch.nn.attention.varlen import varlen_attn  # also registers torch.ops.to
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from verl.model.internals import is_usable
 from verl.model.packing import GroupLayout
 
 TEXT_ATTENTION = "shared_prompt"
 VISION_ATTENTION = "varlen_flash"  # "flash" in the name makes transformers hand over all windows in one call
+FLASH_OF_GROUPS = "flash attention of groups"  # in internals.py
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 CAUSAL = (-1, 0)  # window left and right of a query (-1: unlimited); queries and keys are aligned at their ends
 EVERYTHING = (-1, -1)
@@ -32,9 +34,9 @@ def has_flash(device: torch.device, dtype: torch.dtype) -> bool:
 
 def describe_attention(device: torch.device, dtype: torch.dtype) -> str:
     """A description of the attention kernels in use, with the reason when they are not flash attention."""
-    if has_flash(device, dtype):
+    if has_flash(device, dtype) and is_usable(FLASH_OF_GROUPS):
         return "variable-length flash attention (torch)"
-    reason = "no GPU" if device.type != "cuda" else f"{dtype} or this GPU has no flash kernel"
+    reason = "no GPU" if device.type != "cuda" else f"{dtype}, this GPU or this torch has no flash kernel"
     return f"scaled dot-product attention over padded tables ({reason})"
 
 
@@ -203,7 +205,8 @@ def shared_prompt_attention(
         [1, T, heads, size] and None for the attention weights.
     """
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, size]
-    attend = _flash_shared if has_flash(q.device, q.dtype) else _padded_shared
+    is_flash = has_flash(q.device, q.dtype) and is_usable(FLASH_OF_GROUPS)
+    attend = _flash_shared if is_flash else _padded_shared
     return attend(q, k, v, layout, scaling).unsqueeze(0), None
 
 

@@ -10,22 +10,23 @@ from torch.nn.functional import linear, pad
 from transformers import PreTrainedModel
 
 from verl.model.families import vision_encoder
+from verl.model.internals import is_usable
 
 ALIGNMENT = 64
 """Multiple to which matmul widths are padded: bf16 matmuls are slow at widths that 8 does not divide."""
 
 
 def fuse_layers(model: PreTrainedModel) -> bool:
-    """Puts Liger's RMSNorm, SwiGLU and RoPE kernels into the model, in place; returns False for an unknown model.
+    """Puts Liger's RMSNorm, SwiGLU and RoPE kernels into the model, in place; returns False if it cannot.
 
     Unaligned widths in the vision encoder (3,420 in Qwen2.5-VL) are padded. The RoPE kernels replace functions of the
     model's module, and so apply to every model of its class in this process.
     """
-    try:
-        from liger_kernel.ops import LigerSiLUMulFunction
-        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-    except ImportError:
+    if not is_usable("fused layers"):
         return False
+    from liger_kernel.ops import LigerSiLUMulFunction
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
     fuse = MODEL_TYPE_TO_APPLY_LIGER_FN.get(model.config.model_type)
     if fuse is None:
         return False

@@ -6,8 +6,13 @@ from typing import Any
 from verl.config.records import Config
 from verl.data.processor import pixel_limits, threads_per_rank, vision_token_ids
 from verl.model.families import override_engine_config
+from verl.model.internals import is_usable
 
 ENGINE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+SCHEDULERS = {
+    "cpu": "verl.workers.decode_scheduler.SyncDecodeScheduler",
+    "cuda": "verl.workers.decode_scheduler.DecodeScheduler",
+}
 SHARED_PREFIX = "verl.workers.shared_prefix.SharedPrefixWorker"
 
 
@@ -41,9 +46,11 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         "seed": rollout.seed,
         "logprobs_mode": "processed_logprobs",
     }
+    if rollout.fast_scheduler and is_usable("fast scheduler"):
+        engine["scheduler_cls"] = SCHEDULERS[device]
     if device == "cuda":
         engine["gpu_memory_utilization"] = rollout.gpu_memory_utilization
-        if rollout.shared_prompt:
+        if rollout.shared_prompt and is_usable("shared-prefix attention"):
             engine["worker_extension_cls"] = SHARED_PREFIX  # the engine warns where it has no effect
         compilation: dict[str, Any] = {"cudagraph_capture_sizes": cudagraph_sizes(rollout.max_num_seqs)}
         engine["compilation_config"] = compilation

@@ -199,10 +199,14 @@ class _DecodeFastPath(Scheduler):
         return outputs_by_client
 
     def _continues(self, request: Any, tokens: list[int]) -> bool:
-        """True when the request gets one token now and more later; False at its first, when vLLM frees its images."""
+        """True when the request gets one token now and more later; False while vLLM has its images to free.
+
+        It holds them up to its first token, and again when it is resumed after a preemption.
+        """
         return (
             request.buffered_tokens is not None
             and request.prefill_stats is None
+            and not self.encoder_cache_manager.get_cached_input_ids(request)
             and len(tokens) == 1
             and tokens[0] not in request.stop_ids
             and request.status == RequestStatus.RUNNING

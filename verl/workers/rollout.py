@@ -83,11 +83,11 @@ class RolloutWorker:
             enable_sleep_mode=is_cuda,
             skip_mm_profiling=not is_cuda,
             weight_transfer_config={"backend": "ipc"} if is_cuda else None,
-            scheduler_cls=f"verl.workers.decode_scheduler.{'' if is_cuda else 'Sync'}DecodeScheduler",
             **self.engine_kwargs,
         )
-        core = self.llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]  # of an in-process client
-        core.request_block_hasher = hash_prompts_once(core.request_block_hasher)
+        if "scheduler_cls" in self.engine_kwargs:
+            core = self.llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]  # of an in-process client
+            core.request_block_hasher = hash_prompts_once(core.request_block_hasher)
         self.warn_without_shared_prompt()
         self.sleep()
 
