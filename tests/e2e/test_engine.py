@@ -53,6 +53,11 @@ def parts(tmp_path_factory):
     return start(tmp_path_factory.mktemp("data"), TOY_MODEL)
 
 
+@pytest.fixture(scope="module")
+def parts_with_stock_scheduler(tmp_path_factory):
+    return start(tmp_path_factory.mktemp("data"), TOY_MODEL, "worker.rollout.fast_scheduler=false")
+
+
 def sample(engine, prompts, seed=5):
     request = prompts.select([], ["raw_prompt_ids", "images"])
     request.meta_info = {"sampling": {"n": NUM_SAMPLES, "temperature": 0.8}, "seed": seed, "log_probs": True}
@@ -71,8 +76,12 @@ def largest_gap(engine_log_probs, expected, mask):
     return float((engine_log_probs - expected).abs()[mask.bool()].max())
 
 
-def test_log_probs_agree_before_and_after_new_weights(parts):
-    engine, data, processor = parts
+@pytest.mark.parametrize(
+    ("name", "scheduler"), [("parts", "SyncDecodeScheduler"), ("parts_with_stock_scheduler", "Scheduler")]
+)
+def test_log_probs_agree_before_and_after_new_weights(name, scheduler, request):
+    engine, data, processor = request.getfixturevalue(name)
+    assert type(engine.llm.llm_engine.engine_core.engine_core.scheduler).__name__ == scheduler
     prompts = collate_prompts(list(data), processor.tokenizer.pad_token_id)
     model = load_model(str(TOY_MODEL), torch.float32)
     samples = sample(engine, prompts)
