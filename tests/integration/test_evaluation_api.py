@@ -42,7 +42,7 @@ def serve(tmp_path, monkeypatch):
 
     def start(**options):
         calls = tmp_path / "calls.txt"
-        command = [sys.executable, "tests/mock_api.py", "--calls", str(calls)]
+        command = [sys.executable, "tests/support/mock_api.py", "--calls", str(calls)]
         command += [text for key, value in options.items() for text in (f"--{key}", str(value))]
         processes.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
         return processes[-1].stdout.readline().strip(), calls

@@ -1,16 +1,15 @@
 """Adapters: the model without them is the reference, with them merged it is the policy; nothing else is trained."""
 
 import shutil
-import sys
-from pathlib import Path
 
+import model_merger
 import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForImageTextToText
 
-from tests.tiny_model_folder import save_tiny_model
-from tests.unit.test_actor import make_groups, one_update, settings
+from tests.support.tiny_model_folder import save_tiny_model
+from tests.support.updates import make_groups, one_update, settings
 from verl.config.records import AdapterConfig, ConfigError
 from verl.distributed import checkpoint
 from verl.distributed.fsdp import full_weights
@@ -25,9 +24,6 @@ from verl.model.lora import (
 )
 from verl.model.qwen_vl import ResponseLogProbs, attend_packed, load_model
 from verl.workers.actor import Actor
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from verl.export import merger as model_merger
 
 CONFIG = AdapterConfig(rank=4, alpha=8)
 

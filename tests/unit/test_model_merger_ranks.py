@@ -1,21 +1,18 @@
 """Files of ranks as EasyR1 and SpatialThinker's release write them: merged exactly, or refused by name."""
 
-import sys
 from pathlib import Path
 
+import model_merger
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from tests.unit.test_model_merger import image_logits, load_merged, save_huggingface_part, tiny_model
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from verl.export import merger as model_merger
+from tests.support.merged_models import image_logits, load_merged, save_huggingface_part, tiny_model
 from verl.export import stored_weights
 
-RANK_FILES = Path(__file__).parents[1] / "rank_files"
+RANK_FILES = Path(__file__).parents[1] / "support" / "rank_files"
 MESHES = {"1": (1,), "2": (2,), "4": (4,), "1 x 2": (1, 2), "2 x 1": (2, 1), "2 x 2": (2, 2)}
 
 
