@@ -27,7 +27,8 @@ from verl.distributed.fsdp import open_store
 from verl.distributed.single_controller import Dispatch, WorkerGroup, WorkerSpec, register
 from verl.protocol import DataProto
 from verl.reward import RewardError
-from verl.trainer.ray_trainer import DivergenceError, GRPOTrainer, count_steps
+from verl.trainer.guards import DivergenceError
+from verl.trainer.ray_trainer import GRPOTrainer, count_steps
 from verl.trainer.saver import CheckpointError, find_start
 from verl.trainer.tracking import Tracker
 from verl.workers.fsdp_worker import FSDPWorker

@@ -1,6 +1,7 @@
 """What a step asks of the workers, what it makes of a divergence in the reward, and when it gives up."""
 
 import dataclasses
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from verl.config.records import Config
 from verl.protocol import DataProto
 from verl.protocol.row_values import as_objects
-from verl.trainer.ray_trainer import DivergenceError, GRPOTrainer, MemoryLimitError
+from verl.trainer.guards import DivergenceError, MemoryLimitError, check_memory
+from verl.trainer.ray_trainer import GRPOTrainer
 
 # Two prompts with two responses of 1 and 2 tokens; the policy's log-probs lie 0.5 above the reference's.
 MASK = torch.tensor([[[1, 0], [1, 1]]] * 2)
@@ -31,6 +33,8 @@ class Workers:
 
     def __getattr__(self, method: str) -> Any:
         def call(data: DataProto) -> Any:
+            if method in ("load_groups", "send_weights"):
+                return None
             self.asked.append(method)
             self.notes[method] = dict(data.meta_info)
             if method.startswith("update_"):
@@ -62,19 +66,45 @@ def make_trainer(
     )
     nothing: Any = None
     group: Any = workers
+    engines: Any = SleepingEngines()
     rows: Any = range(8)
-    loop = GRPOTrainer(config, group, nothing, nothing, rows, nothing, 0, nothing)
-    loop.global_step = 1
+    loop = GRPOTrainer(config, group, engines, nothing, rows, nothing, 0, nothing)
+    loop.step = 1
     return loop
 
 
 def run(loop: GRPOTrainer) -> tuple[DataProto, dict[str, float]]:
-    groups = DataProto.from_dict({"response_mask": MASK})
-    loop._add_log_probs_and_values(groups)
-    metrics = loop._compute_advantages(groups, SCORES)
-    metrics |= loop._update(groups)
-    loop._check_skipped(metrics)
-    return groups, metrics
+    """One step on two prompts whose responses and scores are known."""
+    prompt_mask = torch.ones(2, 1, dtype=torch.long)
+    groups = DataProto.from_dict({"response_mask": MASK, "prompt_mask": prompt_mask})
+    rollout: Any = SimpleNamespace(groups=groups, metrics={}, scores=lambda: {"overall": SCORES})
+    loop.batches.make = lambda generate: rollout
+    loop.batches.upcoming = lambda: DataProto.from_dict(
+        non_tensors={"raw_prompt_ids": as_objects([[7], [8], [9]]), "images": as_objects([[], [], []])}
+    )
+    return groups, loop.train_step()
+
+
+class SleepingEngines:
+    """Engines that remember which prompts they were to render ahead, and when someone waited for it."""
+
+    actors: list[Any] = []
+
+    def __init__(self):
+        self.events: list[Any] = []
+
+    def __len__(self) -> int:
+        return 2
+
+    def start(self, method: str, prompts: DataProto) -> Any:
+        self.events.append((method, prompts.non_tensor_batch["raw_prompt_ids"].tolist()))
+        return lambda: self.events.append("waited")
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.events.append(tags)
+
+    def sleep(self) -> None:
+        self.events.append("asleep")
 
 
 IN_REWARD = {"use_kl_loss": False, "kl_penalty": "kl", "kl_coef": 0.1, "adv_estimator": "dr_grpo"}
@@ -129,7 +159,7 @@ def test_a_divergence_in_the_reward_by_hand():
     assert metrics["actor/kl_penalty"] == pytest.approx(0.5) and metrics["actor/kl_coef"] == 0.1
     sent = workers.updates["update_actor"]
     assert sent.meta_info["kl_coef"] == 0.0 and "ref_log_probs" not in sent.batch.keys()
-    assert loop.kl_coef == 0.1  # fixed
+    assert loop.kl.coef == 0.1  # fixed
 
 
 def test_the_full_divergence_in_the_reward_by_hand():
@@ -142,19 +172,19 @@ def test_an_adaptive_weight_follows_the_divergence_in_reward_and_loss():
     adaptive = {"kl_type": "adaptive", "kl_target": 0.1, "kl_horizon": 40.0, "kl_coef": 0.1}
     loop = make_trainer(Workers(), IN_REWARD | adaptive)
     _, metrics = run(loop)  # 0.5 is far above 0.1: up by 0.2 x 4 responses / 40
-    assert metrics["actor/kl_coef"] == 0.1 and loop.kl_coef == pytest.approx(0.1 * 1.02)
+    assert metrics["actor/kl_coef"] == 0.1 and loop.kl.coef == pytest.approx(0.1 * 1.02)
     workers = Workers()
     loop = make_trainer(workers, {"use_kl_loss": True} | adaptive)
     _, metrics = run(loop)  # 0.05 is half of it: down by as much
     assert metrics["actor/kl_coef"] == workers.updates["update_actor"].meta_info["kl_coef"] == 0.1
-    assert loop.kl_coef == pytest.approx(0.1 * 0.98)
+    assert loop.kl.coef == pytest.approx(0.1 * 0.98)
 
 
 def test_the_critic_warms_up_alone():
     workers = Workers()
     loop = make_trainer(workers, {"adv_estimator": "gae"}, critic_warmup=3)
     for step in (1, 2, 3):
-        loop.global_step = step
+        loop.step = step
         run(loop)
     assert [name for name in workers.asked if name.startswith("update_")] == ["update_critic"] * 3 + ["update_actor"]
     sent = workers.updates["update_critic"]
@@ -175,52 +205,33 @@ def test_updates_that_were_left_out_are_said_and_end_the_run_in_the_end(capsys):
 
 
 def test_a_machine_that_is_nearly_full_ends_the_run_with_what_to_lower():
-    loop = make_trainer(Workers(), {}, max_host_memory_share=0.9)
     filled = {"perf/max_host_memory_share": 0.9, "perf/max_rank_memory_gb": 3.0, "perf/driver_memory_gb": 1.5}
-    loop._check_memory(filled)
+    check_memory(filled, 0.9, 1)
     with pytest.raises(MemoryLimitError) as caught:
-        loop._check_memory(filled | {"perf/max_host_memory_share": 0.953})
+        check_memory(filled | {"perf/max_host_memory_share": 0.953}, 0.9, 1)
     message = str(caught.value)
     for words in ("95% of a machine's memory", "trainer.max_host_memory_share=0.9", "3.0 GiB", "data.max_pixels"):
         assert words in message
 
 
-class SleepingEngines:
-    """Engines that remember which prompts they were to render ahead, and when someone waited for it."""
-
-    def __init__(self):
-        self.events: list[Any] = []
-
-    def __len__(self) -> int:
-        return 2
-
-    def start(self, method: str, prompts: DataProto) -> Any:
-        self.events.append((method, prompts.non_tensor_batch["raw_prompt_ids"].tolist()))
-        return lambda: self.events.append("waited")
-
-    actors: list[Any] = []
-
-    def wake_up(self, tags: list[str]) -> None:
-        self.events.append(tags)
-
-    def sleep(self) -> None:
-        pass
+def test_engines_render_the_next_prompts_while_the_ranks_train():
+    loop = make_trainer(Workers(), {}, max_steps=2)
+    engines: Any = loop.engines.group
+    run(loop)
+    first = [["weights"], ["kv_cache"], "asleep", ("render_ahead", [[7], [8], [9], [7]])]  # as many for each engine
+    assert engines.events == first
+    loop.step = 2
+    run(loop)
+    assert engines.events == [*first, "waited", ["weights"], ["kv_cache"], "asleep"]  # nothing after the last step
 
 
-def test_engines_render_the_next_prompts_while_the_ranks_train(monkeypatch):
-    loop, engines = make_trainer(Workers(), {}, max_steps=2), SleepingEngines()
-    monkeypatch.setattr(loop, "rollout", engines)
-    groups = DataProto.from_dict({"response_mask": MASK})
-    monkeypatch.setattr(loop, "_make_experience", lambda: (groups, {"overall": SCORES}, {}))
-    monkeypatch.setattr("verl.trainer.ray_trainer.compute_data_metrics", lambda *_: {})
-    drawn = {"raw_prompt_ids": as_objects([[7], [8], [9]]), "images": as_objects([[], [], []])}
-    monkeypatch.setattr(loop.batches, "upcoming", lambda: DataProto.from_dict(non_tensors=drawn))
-    loop._step()
-    assert engines.events == [("render_ahead", [[7], [8], [9], [7]])]  # an equal number for each engine
-    loop.global_step = 2
-    loop._step()
-    assert len(engines.events) == 1  # nothing comes after the last step
-    monkeypatch.setattr(loop, "actor", SimpleNamespace(send_weights=lambda _: engines.events.append("sent")))
-    with loop._engines_awake():
-        pass
-    assert engines.events[1:] == ["waited", ["weights"], "sent", ["kv_cache"]]
+def test_a_step_leaves_the_record_that_a_resumed_run_starts_from():
+    loop = make_trainer(Workers(), {})
+    run(loop)
+    assert (loop.trained.step, loop.trained.kl_coef) == (1, loop.kl.coef)
+    assert loop.trained.to_json() == {"kl_coef": 0.01, "num_drawn": 0, "global_step": 1}
+
+
+def test_fit_and_a_step_fit_on_one_screen():
+    source = inspect.getsource(GRPOTrainer.fit) + inspect.getsource(GRPOTrainer.train_step)
+    assert source.count("\n") <= 60

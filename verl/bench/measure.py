@@ -96,10 +96,26 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
         is_step: True trains; False runs only the rollout of each step.
     """
     from verl.trainer.main import build_datasets, build_reward, build_workers, start_ray
+    from verl.trainer.metrics import PhaseTimer
     from verl.trainer.ray_trainer import GRPOTrainer
+    from verl.trainer.saver import TrainState
+
+    class SpanTimer(PhaseTimer):
+        """Phases with the times at which they began and ended, printed as they end."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.spans: dict[str, list[tuple[float, float]]] = {}
+
+        @contextmanager
+        def __call__(self, name: str) -> Iterator[None]:
+            start = time.perf_counter()
+            with super().__call__(name):
+                yield
+            self.spans.setdefault(name, []).append((start, time.perf_counter()))
+            print(f"step {trainer.step} {name}: {time.perf_counter() - start:.2f} s", flush=True)
 
     class BenchTrainer(GRPOTrainer):
-        spans: dict[str, list[tuple[float, float]]]
         groups: Any
 
         def _validate(self) -> dict[str, float]:
@@ -109,28 +125,21 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
             if self.config.trainer.save_freq > 0:
                 super()._save(score)
 
-        def _step(self) -> dict[str, Any]:
+        def train_step(self) -> dict[str, Any]:
             if is_step:
-                return super()._step()
-            with self._timer("gen"), self._engines_awake():
-                self.batches.make(self._generate)
-            self._render_ahead()
-            self.finish_rendering()  # not timed: in training it overlaps with the update
+                return super().train_step()
+            with self.timer("gen"), self.engines.awake():
+                self.batches.make(self.engines.generate)
+            if self.step < self.num_steps:
+                self.engines.render_ahead(self.batches.upcoming())
+                self.engines.finish_rendering()  # not timed: in training it overlaps with the update
             self.unlogged = dict.fromkeys(ROLLOUT_METRICS, 0.0)
-            self.trained_step = self.global_step
+            self.trained = TrainState(self.step, self.batches.position, self.kl.coef)
             return self.unlogged
 
-        def _add_log_probs_and_values(self, groups: Any) -> None:
+        def _finish_step(self, groups: Any, scores: Any, metrics: dict[str, Any]) -> dict[str, Any]:
             self.groups = groups
-            super()._add_log_probs_and_values(groups)
-
-        @contextmanager
-        def _timer(self, name: str) -> Iterator[None]:
-            start = time.perf_counter()
-            with super()._timer(name):
-                yield
-            self.spans.setdefault(name, []).append((start, time.perf_counter()))
-            print(f"step {self.global_step} {name}: {time.perf_counter() - start:.2f} s", flush=True)
+            return super()._finish_step(groups, scores, metrics)
 
     reward = build_reward(config)
     train_set, val_set = build_datasets(config, processor)
@@ -138,7 +147,7 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
     actor, rollout = build_workers(config, device, processor, config.trainer.max_steps, None)
     arguments = (config, actor, rollout, reward, train_set, val_set, processor.tokenizer.pad_token_id, recorder)
     trainer = BenchTrainer(*arguments)  # type: ignore[arg-type]
-    trainer.spans = {}
+    trainer.timer = trainer.engines.timer = SpanTimer()
     return trainer
 
 
@@ -155,7 +164,7 @@ def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]
     seconds = {}
     carrier = groups.select(["response_mask"], [])
     carrier.batch["advantages"] = torch.randn(carrier.batch["response_mask"].shape[:2])
-    carrier.meta_info |= {"step": 1, "kl_coef": trainer.kl_coef}
+    carrier.meta_info |= {"step": 1, "kl_coef": trainer.kl.coef}
     for name, key, method in (
         ("old", "old_log_probs", trainer.actor.compute_log_probs),
         ("ref", "ref_log_probs", trainer.actor.compute_ref_log_probs),
@@ -178,6 +187,7 @@ def summarise(config: Any, trainer: Any, recorder: MetricsRecorder, memory: GpuM
     from transformers import AutoConfig
 
     from verl.model.flops import group_flops, rollout_bytes
+    from verl.trainer.ray_trainer import num_old_prompts
 
     steps = recorder.steps[1:] or recorder.steps
     data, rollout, actor = config.data, config.worker.rollout, config.worker.actor
@@ -192,7 +202,9 @@ def summarise(config: Any, trainer: Any, recorder: MetricsRecorder, memory: GpuM
     read = rollout_bytes(model.get_text_config(), *lengths, num_sequences, num_prompts) / rollout.tensor_parallel_size
     outputs = data.rollout_batch_size * rollout.n * data.max_response_length / ranks
     inputs = data.rollout_batch_size * (data.max_prompt_length + rollout.n * data.max_response_length) / ranks
-    old = trainer.num_old_prompts / data.rollout_batch_size
+    old = num_old_prompts(config) / data.rollout_batch_size
+
+    spans = trainer.timer.spans
 
     def seconds(name: str) -> float:
         return statistics.median(step.get(f"timing_s/{name}", 0.0) for step in steps)
@@ -219,7 +231,7 @@ def summarise(config: Any, trainer: Any, recorder: MetricsRecorder, memory: GpuM
             "mfu": round(flops / time_s / ROOFLINE_FLOPS, 3) if flops and time_s and name != "rollout" else None,
             "flops_floor_s": round(flops / ROOFLINE_FLOPS, 2) if flops else None,
             "bytes_floor_s": round(read / ROOFLINE_BYTES, 2) if name == "rollout" else None,
-            "peak_gib": round(memory.peak(trainer.spans.get(span, [])[1:] or trainer.spans.get(span, [])), 1),
+            "peak_gib": round(memory.peak(spans.get(span, [])[1:] or spans.get(span, [])), 1),
         }
         for name, (time_s, tokens, flops, span) in rows.items()
     }

@@ -113,7 +113,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     from verl.data.dataset import DataError
     from verl.distributed.single_controller import WorkerError
     from verl.reward import RewardError
-    from verl.trainer.ray_trainer import DivergenceError, MemoryLimitError
+    from verl.trainer.guards import DivergenceError, MemoryLimitError
     from verl.trainer.saver import CheckpointError
 
     return ConfigError, DataError, RewardError, WorkerError, CheckpointError, DivergenceError, MemoryLimitError

@@ -3,7 +3,9 @@
 Letters: G groups (prompts of a step), n samples, P padded prompt tokens, R padded response tokens.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import psutil
 import torch
@@ -13,6 +15,24 @@ from verl.protocol import DataProto
 
 TIMED_PER_RESPONSE_TOKEN = ("gen", "reward")
 TIMED_PER_TOKEN = ("old", "ref", "values", "adv", "update_critic", "update_actor")
+
+
+class PhaseTimer:
+    """Seconds of the phases of a step by name; a phase that is entered again adds up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Context of a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def reset(self) -> None:
+        """Forgets all phases, at the start of a step."""
+        self.seconds = {}
 
 
 def compute_data_metrics(groups: DataProto, max_prompt_length: int, max_response_length: int) -> dict[str, float]:

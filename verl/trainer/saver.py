@@ -3,15 +3,30 @@
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from verl.config.records import ConfigError, TrainerConfig
 from verl.distributed import checkpoint
 from verl.distributed.single_controller import WorkerError, WorkerGroup
+from verl.trainer.batches import BatchMaker, Position
 
 MAX_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """A resumed run's start, beside the ranks' own files: the trained steps, the place in the data, the KL weight."""
+
+    step: int
+    position: Position
+    kl_coef: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Its part of trainer_state.json; surplus groups have a file of their own."""
+        return {"kl_coef": self.kl_coef, "num_drawn": self.position.num_drawn, "global_step": self.step}
 
 
 class CheckpointError(RuntimeError):
@@ -36,36 +51,30 @@ class CheckpointSaver:
         self.fault = ""
         self.thread: threading.Thread | None = None
 
-    def save(
-        self,
-        step: int,
-        state: dict[str, Any],
-        score: float | None = None,
-        write: Callable[[Path], None] = lambda folder: None,
-    ) -> None:
-        """Starts the checkpoint of `step`; returns once training may modify the weights.
+    def save(self, state: TrainState, config: dict[str, Any], score: float | None = None) -> None:
+        """Starts the checkpoint of a state; returns once training may modify the weights.
 
         Args:
-            state: of the trainer, serialisable as JSON.
+            state: of the trainer.
+            config: of the run, serialisable as JSON.
             score: of a validation at this step; the highest marks the best checkpoint.
-            write: writes further files into the checkpoint's folder.
 
         Raises:
             CheckpointError: this or the previous checkpoint failed, with on_save_error=stop.
         """
         self.finish_pending()
         is_best = score is not None and (self.best is None or score > self.best["score"])
-        best = {"step": step, "score": score} if is_best else self.best
-        state = state | {"global_step": step, "best": best, "model_only": self.settings.save_model_only}
+        best = {"step": state.step, "score": score} if is_best else self.best
+        content = {"config": config, **state.to_json(), "best": best, "model_only": self.settings.save_model_only}
         try:
-            folder = checkpoint.begin(self.root, step)
-            write(folder)
+            folder = checkpoint.begin(self.root, state.step)
+            state.position.write_surplus(folder)
         except OSError as error:
-            self._report(step, str(error))
+            self._report(state.step, str(error))
             return
         for group in self.groups:
             group.save(str(folder), self.settings.save_model_only)
-        self.thread = threading.Thread(target=self._finalize, args=(folder, step, state), daemon=True)
+        self.thread = threading.Thread(target=self._finalize, args=(folder, state.step, content), daemon=True)
         self.thread.start()
         if not self.settings.save_in_background:
             self.finish_pending()
@@ -125,6 +134,17 @@ class CheckpointSaver:
         if self.settings.on_save_error == "stop":
             raise CheckpointError(f"{text}; trainer.on_save_error=continue would go on")
         print(f"Warning: {text}; going on, as trainer.on_save_error=continue asks", flush=True)  # noqa: T201
+
+
+def restore(folder: Path, saver: CheckpointSaver, batches: BatchMaker, actor: WorkerGroup) -> tuple[TrainState, str]:
+    """Brings saver, batches and ranks to a checkpoint; returns its state, and a note on what it lacks."""
+    content = checkpoint.read_trainer_state(folder)
+    saver.saved_step, saver.best = content["global_step"], content.get("best")
+    batches.restore(folder, content["num_drawn"])
+    is_model_only = content.get("model_only", False)
+    actor.restore(str(folder), is_model_only)
+    note = "; it holds no optimizer, which starts anew" if is_model_only else ""
+    return TrainState(content["global_step"], batches.position, content.get("kl_coef", 0.0)), note
 
 
 def find_start(settings: TrainerConfig) -> Path | None:

@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 
+from verl.config.records import Config
+from verl.data.dataset import RLHFDataset, collate_prompts
 from verl.protocol import DataProto
-from verl.reward import PendingRewards
+from verl.reward import PendingRewards, RewardManager
+from verl.trainer.batches import Generate, train_sampling
 
 
 @dataclass
@@ -16,6 +19,21 @@ class Validation:
 
     metrics: dict[str, float]
     records: list[dict[str, Any]]
+
+
+def validate(
+    config: Config, val_set: RLHFDataset, pad_token_id: int, generate: Generate, reward: RewardManager
+) -> Validation:
+    """Scores of the policy on the validation prompts, in batches of data.val_batch_size."""
+    rollout, size = config.worker.rollout, config.data.val_batch_size
+    sampling = train_sampling(rollout) | {"n": 1} | rollout.val_override_config
+    size = len(val_set) if size < 0 else size
+    answered = []
+    for start in range(0, len(val_set), size):
+        rows = range(start, min(start + size, len(val_set)))
+        groups = generate(collate_prompts([val_set[row] for row in rows], pad_token_id), sampling, 0)
+        answered.append((groups, reward.submit(groups)))
+    return collect_scores(answered)
 
 
 def collect_scores(answered: Sequence[tuple[DataProto, PendingRewards]]) -> Validation:

@@ -1,0 +1,56 @@
+"""Rollout engines as the loop sees them: awake with synced weights to sample, asleep while the ranks train."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from verl.config.records import WorkerConfig
+from verl.distributed.single_controller import WorkerGroup
+from verl.protocol import DataProto, pad_dataproto_to_divisor, unpad_dataproto
+from verl.trainer.metrics import PhaseTimer
+
+
+class Engines:
+    """The group of engines.
+
+    Args:
+        settings: seed of the engines, and whether training reads their log-probs.
+        group: the engines' actors.
+        ranks: training ranks, which send the weights.
+        timer: counts weight_sync and sleep.
+    """
+
+    def __init__(self, settings: WorkerConfig, group: WorkerGroup, ranks: WorkerGroup, timer: PhaseTimer):
+        self.settings, self.group, self.ranks, self.timer = settings, group, ranks, timer
+        self.finish_rendering: Callable[[], Any] = lambda: None
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Context with the engines awake and their weights synced; sleep mode discards weights, so each time."""
+        self.finish_rendering()
+        with self.timer("weight_sync"):
+            self.group.wake_up(["weights"])
+            self.ranks.send_weights(self.group.actors)
+            self.group.wake_up(["kv_cache"])
+        yield
+        with self.timer("sleep"):
+            self.group.sleep()
+
+    def generate(self, prompts: DataProto, sampling: dict[str, Any], seed: int) -> DataProto:
+        """Prompts with n responses each; the engines must be awake."""
+        request, num_padded = self._request(prompts)
+        request.meta_info = {
+            "sampling": sampling,
+            "seed": self.settings.rollout.seed * 1_000_003 + seed,
+            "log_probs": self.settings.actor.tis_imp_ratio_cap is not None,
+        }
+        responses = unpad_dataproto(self.group.generate(request), num_padded)
+        return prompts.select().union(responses)
+
+    def render_ahead(self, prompts: DataProto) -> None:
+        """Starts preprocessing of the next step's prompts, which goes on while the engines sleep."""
+        self.finish_rendering = self.group.start("render_ahead", self._request(prompts)[0])
+
+    def _request(self, prompts: DataProto) -> tuple[DataProto, int]:
+        """Engine inputs, padded to a multiple of the number of engines, and the number of padding rows."""
+        return pad_dataproto_to_divisor(prompts.select([], ["raw_prompt_ids", "images"]), len(self.group))
