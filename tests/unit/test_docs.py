@@ -232,6 +232,8 @@ def check_script(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPa
         load_config(["config=configs/toy_cpu.yaml", *given.overrides], tuple(REWARDS))
     elif script == "scripts/run_tests.sh":
         check_pytest([word for word in arguments if word != "--unit"])
+    elif script == "scripts/check.sh":
+        assert arguments in ([], ["--all"], ["--style"])
     elif config := re.search(r"verl\.trainer\.main (.*)\"\$@\"", text):
         load_config([*config[1].split(), *arguments], tuple(REWARDS))
     elif "scripts/sft.py" in text:

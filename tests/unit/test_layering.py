@@ -99,7 +99,8 @@ def test_unit_tests_are_named_after_what_they_test(tracked: list[Path]):
         if parts[0] in PACKAGES - {"configs", "tests"}:
             names |= {parts[-1], f"{parts[0]}_{parts[-1]}", f"{parts[-2]}_{parts[-1]}"}
             names |= {parts[-2], f"{parts[0]}_{parts[-2]}"}
-    stems = [path.stem.removeprefix("test_") for path in (ROOT / "tests" / "unit").glob("test_*.py")]
+    tests = [path for path in tracked if path.parent == ROOT / "tests" / "unit" and path.name.startswith("test_")]
+    stems = [path.stem.removeprefix("test_") for path in tests]
     assert not [stem for stem in stems if not any(f"{stem}_".startswith(f"{name}_") for name in names)]
 
 
