@@ -90,10 +90,7 @@ finish() {
 
 run_check "setup" bash scripts/setup.sh || finish
 if ! $only_unit; then
-    run_check "ruff check" .venv/bin/ruff check
-    run_check "ruff format" .venv/bin/ruff format --check
-    run_check "lint-imports" .venv/bin/lint-imports
-    run_check "pyright" .venv/bin/pyright
+    run_check "style, types" bash scripts/check.sh --style
 fi
 cores=$(env -u OMP_NUM_THREADS nproc) # nproc itself would answer with that variable
 run_pytest "unit tests" "$unit_limit_s" "not integration and not e2e and not gpu and not nightly" \

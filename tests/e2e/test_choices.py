@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from tests.e2e.training import ROOT, finish, learned, make_data, metrics, start
-from tests.tiny_model_folder import save_tiny_model
+from tests.support.tiny_model_folder import save_tiny_model
+from tests.support.training import ROOT, finish, learned, make_data, metrics, start
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
 

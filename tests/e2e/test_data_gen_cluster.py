@@ -29,7 +29,7 @@ def cluster() -> Iterator[None]:
 def api(tmp_path) -> Iterator[tuple[str, Path]]:
     """The address of a stand-in for a provider's API, and the file of answered requests."""
     calls = tmp_path / "calls.txt"
-    command = [sys.executable, "tests/mock_api.py", "--calls", str(calls)]
+    command = [sys.executable, "tests/support/mock_api.py", "--calls", str(calls)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     yield process.stdout.readline().strip() + "/v1", calls

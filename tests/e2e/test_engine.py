@@ -7,8 +7,8 @@ import torch
 
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
-from tests.tiny_model_folder import save_tiny_model
-from tests.tiny_qwen import FAMILIES
+from tests.support.tiny_model_folder import save_tiny_model
+from tests.support.tiny_qwen import FAMILIES
 from verl.config.loading import load_config
 from verl.data.dataset import RLHFDataset, collate_prompts
 from verl.data.processor import load_run_processor, vision_token_ids

@@ -9,7 +9,7 @@ from evaluation.engines.local import HuggingFaceBackend, ModelOptions
 from evaluation.engines.replicas import DataParallelBackend
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
-from tests.tiny_model_folder import save_tiny_model
+from tests.support.tiny_model_folder import save_tiny_model
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.e2e.training import make_data
-from tests.engines import check_cycles, workers
+from tests.support.engines import check_cycles, workers
+from tests.support.training import make_data
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
 

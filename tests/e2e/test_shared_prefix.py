@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.shared_prefix import (
+from tests.support.shared_prefix import (
     BLOCK,
     SYSTEM,
     attend,

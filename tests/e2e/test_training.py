@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.e2e.training import ROOT, find_worker, finish, kill, learned, make_data, metrics, start, wait_for
+from tests.support.training import ROOT, find_worker, finish, kill, learned, make_data, metrics, start, wait_for
 
 pytestmark = pytest.mark.e2e
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.training import finish, make_data, metrics, start
-from tests.engines import check_cycles, workers
-from tests.gpu import BF16, LEARNING, ON_GPU, SHORT, check_rise
-from tests.host_memory import ALWAYS, RELEASED
+from tests.support.cpu_offload import ALWAYS, RELEASED
+from tests.support.engines import check_cycles, workers
+from tests.support.gpus import BF16, LEARNING, ON_GPU, SHORT, check_rise
+from tests.support.training import finish, make_data, metrics, start
 
 pytestmark = pytest.mark.gpu
 

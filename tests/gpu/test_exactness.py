@@ -3,12 +3,10 @@
 import pytest
 import torch
 
+from tests.support.gpus import relative
+
 pytestmark = pytest.mark.gpu
 HEADS, KEY_HEADS, SIZE = 16, 2, 128
-
-
-def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((actual.float() - expected.float()).norm() / expected.float().norm())
 
 
 def run_attention(attend, tensors, upstream, layout):

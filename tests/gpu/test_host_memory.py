@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.gpu import counts
-from tests.host_memory import check_host_memory
+from tests.support.cpu_offload import check_host_memory
+from tests.support.gpus import counts
 from verl.trainer.main import WITHOUT_MULTICAST
 
 pytestmark = pytest.mark.gpu

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.training import find_worker, finish, make_data, metrics, start, wait_for
-from tests.engines import check_cycles, workers
-from tests.gpu import BF16, LEARNING, NUM_GPUS, ON_GPU, SHORT, check_rise, counts
-from tests.updates import check_checkpoints, check_passes
+from tests.support.engines import check_cycles, workers
+from tests.support.gpus import BF16, LEARNING, NUM_GPUS, ON_GPU, SHORT, check_rise, counts
+from tests.support.training import find_worker, finish, make_data, metrics, start, wait_for
+from tests.support.updates import check_checkpoints, check_passes
 
 pytestmark = [
     pytest.mark.gpu,

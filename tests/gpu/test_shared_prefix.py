@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.gpu.test_exactness import relative
-from tests.shared_prefix import attend, draw_tensors, make_metadata, make_parts, make_step, run
+from tests.support.gpus import relative
+from tests.support.shared_prefix import attend, draw_tensors, make_metadata, make_parts, make_step, run
 
 pytestmark = pytest.mark.gpu
 SAMPLES = [(3, 8), (1, 1), (0, 2), (6, 5), (2, 1), (2, 1), (4, 3), (5, 70)]

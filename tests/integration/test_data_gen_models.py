@@ -33,7 +33,7 @@ class Mock:
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.calls = folder / "calls.txt"
         self.calls.touch()
-        command = [sys.executable, "tests/mock_api.py", "--calls", str(self.calls), *arguments]
+        command = [sys.executable, "tests/support/mock_api.py", "--calls", str(self.calls), *arguments]
         environment = os.environ | {"PYTHONPATH": os.getcwd()}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert self.process.stdout is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from evaluation import evals
-from evaluation.engines import api as api_backends
+from evaluation.engines import api
 from evaluation.journal import read_journal
 from spatialthinker.clients import model_api
 from spatialthinker.clients.model_api import ApiRequest, RequestFault, encode_image
@@ -42,7 +42,7 @@ def serve(tmp_path, monkeypatch):
 
     def start(**options):
         calls = tmp_path / "calls.txt"
-        command = [sys.executable, "tests/mock_api.py", "--calls", str(calls)]
+        command = [sys.executable, "tests/support/mock_api.py", "--calls", str(calls)]
         command += [text for key, value in options.items() for text in (f"--{key}", str(value))]
         processes.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
         return processes[-1].stdout.readline().strip(), calls
@@ -101,7 +101,7 @@ def test_a_killed_run_loses_at_most_what_was_under_way(data_dir, tmp_path, serve
 def test_batches_are_submitted_once_and_collected_by_the_same_command(
     data_dir, tmp_path, serve, provider, capsys, monkeypatch
 ):
-    monkeypatch.setattr(api_backends, "MAX_BATCH_ITEMS", 2)
+    monkeypatch.setattr(api, "MAX_BATCH_ITEMS", 2)
     address, calls = serve()
     given = arguments(data_dir, tmp_path, address, "--num_samples", "5", "--batch_api", provider=provider)
     assert evals.main(given) == 0 and "5 items are submitted as b0, b1, b2" in capsys.readouterr().out

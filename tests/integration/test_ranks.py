@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.updates import check_checkpoints, check_passes
+from tests.support.updates import check_checkpoints, check_passes
 
 pytestmark = pytest.mark.integration
 MORE = pytest.mark.nightly

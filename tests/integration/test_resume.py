@@ -10,8 +10,8 @@ import time
 import psutil
 import pytest
 
-from tests.e2e.training import learned, metrics
-from tests.forked_run import fork, kill, kill_at, make_config, make_inputs, run
+from tests.support.forked_run import fork, kill, kill_at, make_config, make_inputs, run
+from tests.support.training import learned, metrics
 from verl.distributed import checkpoint
 
 pytestmark = pytest.mark.integration

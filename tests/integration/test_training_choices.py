@@ -6,9 +6,9 @@ import signal
 import pytest
 import torch
 
-from tests.e2e.training import learned, metrics
-from tests.forked_run import kill_at, make_config, make_inputs, run
-from tests.host_memory import RELEASED
+from tests.support.cpu_offload import RELEASED
+from tests.support.forked_run import kill_at, make_config, make_inputs, run
+from tests.support.training import learned, metrics
 from verl.export.stored_weights import read_weights
 from verl.model.qwen_vl import load_model
 

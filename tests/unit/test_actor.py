@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.ranks import run_ranks
-from tests.tiny_qwen import FAMILIES
-from tests.updates import (
+from tests.support.ranks import run_ranks
+from tests.support.tiny_qwen import FAMILIES
+from tests.support.updates import (
     CHOICES,
     CHOICES_OVER_RANKS,
     CUT,

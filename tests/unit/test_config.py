@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from verl.config.choices import read_names
 from verl.config.fields import find_keys
 from verl.config.loading import config_to_dict, load_config
 from verl.config.records import Config, ConfigError, DataConfig
@@ -360,3 +361,9 @@ def test_import_of_the_configuration_is_light():
     program = "import sys, verl.config.records, verl.config.loading; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, text=True)
     assert not {"torch", "ray", "transformers", "vllm", "numpy", "omegaconf"} & set(loaded.stdout.split())
+
+
+def test_choices_are_the_names_of_a_table_and_a_missing_table_is_named():
+    assert read_names("divergences", "KL_ESTIMATORS")[:2] == ("kl", "abs")
+    with pytest.raises(LookupError, match="verl/algos/losses.py has no table LOSSES"):
+        read_names("losses", "LOSSES")

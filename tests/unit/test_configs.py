@@ -1,4 +1,4 @@
-"""Every shipped configuration loads, and holds only what it changes."""
+"""Every shipped configuration loads, and holds only what it changes; the paper's run holds the defaults."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from verl.config.records import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(ROOT.glob("configs/*.yaml"))
+PAPERS_RUN = ROOT / "configs" / "spatialthinker_3b.yaml"
 
 
 def read_leaves(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -40,7 +41,13 @@ def test_config_loads(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     load_config([f"config={path}", *(f"{key}={value}" for key, value in stand_ins.items())])
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_papers_run_is_the_defaults_spelled_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    assert load_config([f"config={PAPERS_RUN}"]) == load_config([])
+    assert len(read_yaml(PAPERS_RUN)) > 25
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path != PAPERS_RUN], ids=lambda path: path.name)
 def test_config_holds_only_what_differs(path: Path):
     defaults = read_leaves(config_to_dict(Config()))
     same = {key for key, value in read_yaml(path).items() if key in defaults and defaults[key] == value}

@@ -22,6 +22,7 @@ from data_gen.generate_data import CLUSTER_COMMANDS, Commands
 from evaluation.benchmarks.rows import BENCHMARKS
 from evaluation.command_line import accepts, parse_arguments
 from spatialthinker.rewards import REWARDS
+from verl.algos.losses import POLICY_LOSSES
 from verl.config.loading import load_config
 from verl.config.old_keys import DERIVED_KEYS, RENAMED_KEYS, SETTLED_KEYS
 from verl.config.records import Config
@@ -232,6 +233,8 @@ def check_script(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPa
         load_config(["config=configs/toy_cpu.yaml", *given.overrides], tuple(REWARDS))
     elif script == "scripts/run_tests.sh":
         check_pytest([word for word in arguments if word != "--unit"])
+    elif script == "scripts/check.sh":
+        assert arguments in ([], ["--all"], ["--style"])
     elif config := re.search(r"verl\.trainer\.main (.*)\"\$@\"", text):
         load_config([*config[1].split(), *arguments], tuple(REWARDS))
     elif "scripts/sft.py" in text:
@@ -316,6 +319,13 @@ def test_the_readme_is_short_and_has_what_the_release_promises():
 def test_every_file_that_a_page_names_is_there(page: Path):
     named = re.findall(rf"`((?:{'|'.join(PACKAGES)}|configs|tests)/[\w/.]+\.(?:py|yaml|jinja))`", page.read_text())
     assert not [name for name in named if not (ROOT / name).is_file()]
+
+
+def test_the_page_of_data_generation_names_every_file_at_its_place():
+    table = (ROOT / "docs" / "data_generation.md").read_text().split("| file | what it owns |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`([\w/]+\.py)`", table))
+    files = {path.relative_to(ROOT / "data_gen") for path in (ROOT / "data_gen").rglob("*.py")}
+    assert named == {str(path) for path in files if path.name != "__init__.py"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -410,6 +420,7 @@ def test_the_worked_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("evaluation.benchmarks.rows.BENCHMARKS", dict(BENCHMARKS))
     monkeypatch.setattr("spatialthinker.rewards.REWARDS", dict(REWARDS))
+    monkeypatch.setattr("verl.algos.losses.POLICY_LOSSES", dict(POLICY_LOSSES))
     namespace: dict[str, Any] = {}
     own_reward, *examples = blocks(page, "python")
     for example in examples:

@@ -12,7 +12,7 @@ from evaluation.benchmarks.samples import IMAGE_MARK, build_request, find_choice
 from evaluation.command_line import parse_arguments
 from evaluation.engines.local import Answer
 from evaluation.engines.replicas import LOCAL_BACKENDS
-from tests.benchmark_rows import ROWS, write_benchmark
+from tests.support.benchmark_rows import ROWS, write_benchmark
 
 STYLES = (
     "{letter}",

@@ -21,7 +21,7 @@ from evaluation.benchmarks.templates import check_template_file, render_question
 from spatialthinker.prompts import PROMPTS
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
-from tests.benchmark_rows import PICTURE, ROWS, png, write_benchmark
+from tests.support.benchmark_rows import PICTURE, ROWS, png, write_benchmark
 
 
 @pytest.fixture(autouse=True)

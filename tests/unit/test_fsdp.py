@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny_qwen import FAMILIES, VISION_FAMILIES, tiny_model
+from tests.support.tiny_qwen import FAMILIES, VISION_FAMILIES, tiny_model
 from verl.distributed import fsdp
 from verl.distributed.fsdp import clip_grad_norm
 from verl.model.qwen_vl import ResponseLogProbs

@@ -16,6 +16,8 @@ HEAVY = ("torch", "ray", "vllm", "transformers", "datasets", "spacy")
 PACKAGES = {"verl", "spatialthinker", "data_gen", "evaluation", "scripts", "configs", "tests"}
 REQUIRED = PACKAGES | {"pyproject.toml", "setup.py", "README.md", "LICENSE", "requirements", ".ci", ".python-version"}
 ALLOWED = REQUIRED | {"docs", "CONTRIBUTING.md", "CHANGELOG.md", ".gitignore", ".pre-commit-config.yaml"}
+OF_THE_TREE = {"configs", "docs", "layering", "lock", "programs", "recipes", "scripts"}
+"""Names of unit tests that concern the whole tree."""
 MAX_TREE_BYTES = 20 * 1024**2
 # Written in pieces, so that this file does not name them.
 HOSTS = [
@@ -88,6 +90,18 @@ def test_files_that_run_as_scripts_hide_no_installed_package(tracked: list[Path]
     folders = [ROOT / name for name in ("scripts", "evaluation", "data_gen")]
     stems = {path.stem for path in tracked if path.suffix == ".py" and path.parent in folders} - {"__init__"}
     assert not stems & installed
+
+
+def test_unit_tests_are_named_after_what_they_test(tracked: list[Path]):
+    """A test is test_NAME or test_NAME_ASPECT; NAME is a module, a room or a script, with its room in front or not."""
+    names = set(OF_THE_TREE)
+    for parts in (path.relative_to(ROOT).with_suffix("").parts for path in tracked if path.suffix in (".py", ".sh")):
+        if parts[0] in PACKAGES - {"configs", "tests"}:
+            names |= {parts[-1], f"{parts[0]}_{parts[-1]}", f"{parts[-2]}_{parts[-1]}"}
+            names |= {parts[-2], f"{parts[0]}_{parts[-2]}"}
+    tests = [path for path in tracked if path.parent == ROOT / "tests" / "unit" and path.name.startswith("test_")]
+    stems = [path.stem.removeprefix("test_") for path in tests]
+    assert not [stem for stem in stems if not any(f"{stem}_".startswith(f"{name}_") for name in names)]
 
 
 @pytest.mark.parametrize("folder", ["e2e", "gpu"])

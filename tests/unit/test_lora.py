@@ -1,16 +1,15 @@
 """Adapters: the model without them is the reference, with them merged it is the policy; nothing else is trained."""
 
 import shutil
-import sys
-from pathlib import Path
 
+import model_merger
 import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForImageTextToText
 
-from tests.tiny_model_folder import save_tiny_model
-from tests.unit.test_actor import make_groups, one_update, settings
+from tests.support.tiny_model_folder import save_tiny_model
+from tests.support.updates import make_groups, one_update, settings
 from verl.config.records import AdapterConfig, ConfigError
 from verl.distributed import checkpoint
 from verl.distributed.fsdp import full_weights
@@ -25,9 +24,6 @@ from verl.model.lora import (
 )
 from verl.model.qwen_vl import ResponseLogProbs, attend_packed, load_model
 from verl.workers.actor import Actor
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import model_merger as command
 
 CONFIG = AdapterConfig(rank=4, alpha=8)
 
@@ -127,7 +123,7 @@ def test_the_merger_writes_the_policy_and_keeps_the_adapters(folder, tmp_path):
     save_adapters(model, gather_adapters(model, lambda tensor: tensor), actor_dir / ADAPTER_FOLDER)
     shutil.copytree(folder, actor_dir / "huggingface", ignore=shutil.ignore_patterns("*.safetensors"))
     kept = (actor_dir / "huggingface" / "generation_config.json").read_bytes()
-    assert command.main(["--local_dir", str(actor_dir)]) == 0
+    assert model_merger.main(["--local_dir", str(actor_dir)]) == 0
     merged = AutoModelForImageTextToText.from_pretrained(actor_dir / "huggingface", dtype="auto")
     attend_packed(merged)
     torch.testing.assert_close(log_probs(merged), log_probs(model), rtol=1e-5, atol=1e-5)

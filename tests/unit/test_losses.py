@@ -8,7 +8,7 @@ import torch
 
 from verl.algos.losses import (
     LOSS_AVG_MODES,
-    LOSS_TYPES,
+    POLICY_LOSSES,
     average_denominator,
     average_weights,
     compute_clipped_loss,
@@ -86,18 +86,18 @@ class TestClipped:
 class TestByName:
     def test_the_names_are_those_of_the_configuration(self):
         hints = typing.get_type_hints(ActorConfig)
-        assert typing.get_args(hints["loss_type"]) == LOSS_TYPES
+        assert typing.get_args(hints["loss_type"]) == tuple(POLICY_LOSSES)
         assert typing.get_args(hints["loss_avg_mode"]) == LOSS_AVG_MODES
         assert typing.get_args(typing.get_type_hints(CriticConfig)["loss_avg_mode"]) == LOSS_AVG_MODES
 
-    @pytest.mark.parametrize("loss_type", LOSS_TYPES)
+    @pytest.mark.parametrize("loss_type", POLICY_LOSSES)
     def test_on_policy_the_gradient_of_a_response_is_minus_its_advantage_per_token(self, loss_type):
         loss, gradient, details = policy_loss(loss_type, [1.0] * 5, [2.0] * 3 + [-1.0] * 2, [3, 2])
         assert gradient == pytest.approx([-2.0] * 3 + [1.0] * 2)
         assert details["ppo_kl"].tolist() == [0.0] * 5
         assert all(math.isfinite(value) for value in loss)
 
-    @pytest.mark.parametrize("loss_type", LOSS_TYPES)
+    @pytest.mark.parametrize("loss_type", POLICY_LOSSES)
     def test_responses_do_not_see_each_other_and_their_order_does_not_matter(self, loss_type):
         ratios, advantages = [1.5, 0.6, 1.1, 0.4, 1.3], [1.0, 1.0, 1.0, -2.0, -2.0]
         together = policy_loss(loss_type, ratios, advantages, [3, 2])
@@ -147,7 +147,7 @@ class TestByName:
         assert loss == pytest.approx([-4 * positive, 2 * negative])
         assert gradient == pytest.approx([-8 * positive * (1 - positive), 8 * negative * (1 - negative)])
 
-    @pytest.mark.parametrize("loss_type", LOSS_TYPES)
+    @pytest.mark.parametrize("loss_type", POLICY_LOSSES)
     @pytest.mark.parametrize("difference", [-1e4, -20.0, 20.0, 1e4])
     def test_extreme_ratios_keep_loss_and_gradient_finite(self, loss_type, difference):
         log_probs = torch.full((2,), difference, requires_grad=True)

@@ -3,7 +3,7 @@
 import pytest
 from transformers import PretrainedConfig
 
-from tests.tiny_model_folder import save_tiny_model
+from tests.support.tiny_model_folder import save_tiny_model
 from verl.config.loading import load_config
 from verl.config.records import ConfigError
 from verl.data.processor import load_processor

@@ -9,8 +9,8 @@ from datasets import Dataset
 from PIL import Image
 
 from spatialthinker.synthetic import generate
-from tests.tiny_model_folder import save_tiny_model
-from tests.tiny_qwen import FAMILIES, VISION_FAMILIES
+from tests.support.tiny_model_folder import save_tiny_model
+from tests.support.tiny_qwen import FAMILIES, VISION_FAMILIES
 from verl.config.records import ConfigError
 from verl.data.dataset import DataError, RLHFDataset
 from verl.data.processor import TextProcessor, load_processor, pixel_limits, vision_token_ids

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.packed_rows import GRIDS, MERGE, make_rows, packed_log_probs, packed_model
-from tests.tiny_qwen import (
+from tests.support.packed_rows import GRIDS, MERGE, make_rows, packed_log_probs, packed_model
+from tests.support.tiny_qwen import (
     FAMILIES,
     IMAGE_TOKEN,
     VISION_FAMILIES,

@@ -16,6 +16,7 @@ from verl.trainer import main as program
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path for path in ROOT.glob("scripts/*.sh") if path.name.endswith(("grpo.sh", "sft.sh")))
 RECIPES += sorted(ROOT.glob("scripts/spatialthinker_3b_[!g]*.sh"))
+GRPO_RECIPES = [path for path in RECIPES if "sft" not in path.name]
 
 
 def arguments_of(script: Path, tmp_path: Path, *given: str) -> list[str]:
@@ -44,7 +45,12 @@ def test_a_recipe_is_strict_one_command_and_passes_its_arguments_on(script, tmp_
     assert arguments_of(script, tmp_path, "a b", "c=d")[-2:] == ["a b", "c=d"]
 
 
-@pytest.mark.parametrize("script", [path for path in RECIPES if "sft" not in path.name], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", GRPO_RECIPES, ids=lambda path: path.name)
+def test_a_recipe_takes_its_numbers_from_the_file_of_its_name(script, tmp_path):
+    assert arguments_of(script, tmp_path)[2:] == [f"config=configs/{script.stem.removesuffix('_grpo')}.yaml"]
+
+
+@pytest.mark.parametrize("script", GRPO_RECIPES, ids=lambda path: path.name)
 def test_a_recipe_is_the_papers_run_except_for_what_its_name_says(script, tmp_path, monkeypatch):
     config = config_of(script.name, tmp_path, monkeypatch, "trainer.max_steps=75")
     assert (config.data.rollout_batch_size, config.worker.rollout.n, config.num_ranks) == (512, 8, 4)
@@ -76,7 +82,7 @@ def test_what_the_recipes_change(tmp_path, monkeypatch):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("script", [path for path in RECIPES if "sft" not in path.name], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", GRPO_RECIPES, ids=lambda path: path.name)
 def test_a_recipe_shows_what_it_would_do(script, tmp_path, monkeypatch, capsys):
     """On the toy model and drawn rows in the public data set's columns, since neither may be fetched here."""
     for split, count in (("train", 512), ("val", 4)):

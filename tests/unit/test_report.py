@@ -4,12 +4,9 @@ import json
 import math
 import random
 import re
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import report
 
 from spatialthinker.rewards import REWARDS, RewardInput

@@ -11,7 +11,7 @@ from spatialthinker.response import (
     parse_response,
     section,
 )
-from tests.regex_steps import StepCounter, count_steps
+from tests.support.regex_steps import StepCounter, count_steps
 
 SHORT_CHARS = 240
 MOST_GROWTH = 2.5

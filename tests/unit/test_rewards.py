@@ -13,7 +13,7 @@ from spatialthinker.rewards import REWARDS, RewardInput, check_ground_truth, for
 from spatialthinker.rewards.bench import random_input
 from spatialthinker.rewards.equality import is_equal_answer
 
-GOLDEN_FILE = Path(__file__).parent / "data" / "golden_rewards.jsonl"
+GOLDEN_FILE = Path(__file__).parents[1] / "support" / "golden_rewards.jsonl"
 GOLDEN = [json.loads(line) for line in GOLDEN_FILE.open()]
 TRUTH_KEYS = {"spatial_sgg": "ground_truth", "r1v": "answer", "r1v_scene": "ground_truth", "math": "answer"}
 PROBLEM = "<image> Look.\nImage size: (100 x 100)\nQ. Where?"

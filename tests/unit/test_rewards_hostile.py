@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hostile_responses import hostile_input, hostile_response
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from spatialthinker import matching, scene_graph
 from spatialthinker.matching import label_vectors
 from spatialthinker.rewards import REWARDS, RewardInput, equality, format_failure
 from spatialthinker.rewards.bench import random_input, random_scene
+from tests.support.hostile_responses import hostile_input, hostile_response
 
 PACKAGE = spatialthinker.__path__[0]
 BATCH = 25

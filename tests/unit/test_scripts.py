@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from select_tests import select_tests
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [*sorted(ROOT.glob("scripts/**/*.sh")), ROOT / ".ci" / "run"]
@@ -55,10 +55,28 @@ def test_ci_runs_the_test_script():
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("bash scripts/run_tests.sh")
 
 
-def test_commit_hooks_are_the_checks_of_the_test_script():
-    hooks = re.findall(r"entry: (.+)", (ROOT / ".pre-commit-config.yaml").read_text())
-    checks = re.findall(r'run_check "[\w -]+" (\.venv.+)', (ROOT / "scripts" / "run_tests.sh").read_text())
-    assert hooks == checks != []
+def test_commit_hooks_and_the_test_script_run_the_checks_of_check():
+    (hook,) = re.findall(r"entry: (.+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert hook == "bash scripts/check.sh --style"
+    run_tests = (ROOT / "scripts" / "run_tests.sh").read_text()
+    assert f'run_check "style, types" {hook}\n' in run_tests
+    for program in ("ruff", "lint-imports", "pyright"):
+        assert f".venv/bin/{program}" in (ROOT / "scripts" / "check.sh").read_text()
+        assert f".venv/bin/{program}" not in run_tests
+
+
+def test_a_change_selects_the_tests_that_import_it_or_carry_its_name():
+    def select(*changed: str) -> set[str]:
+        found = {Path(path).stem.removeprefix("test_") for path in select_tests(changed)}
+        return found - {"configs", "draw_structure", "layering", "recipes", "scripts"}
+
+    assert select("verl/algos/divergences.py") == {"divergences"}
+    assert select("scripts/report.py") == {"report"}
+    assert select("scripts/quickstart.sh") == {"quickstart"}
+    assert select("docs/data.md") == {"docs"}
+    assert select("tests/unit/test_lora.py") == {"lora"}
+    assert {"stored_weights", "merger", "processor"} <= select("tests/support/tiny_qwen.py")
+    assert select("configs/toy_cpu.yaml") == set()
 
 
 class Checkout:
@@ -228,7 +246,8 @@ def test_setup_refuses_an_unknown_target(checkout: Checkout):
 
 def run_test_script(folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     (folder / "scripts").mkdir(parents=True)
-    shutil.copy(ROOT / "scripts" / "run_tests.sh", folder / "scripts")
+    for name in ("run_tests.sh", "check.sh"):
+        shutil.copy(ROOT / "scripts" / name, folder / "scripts")
     write_program(folder / "scripts" / "setup.sh", "exit 0\n")
     for name in ("ruff", "lint-imports"):
         write_program(folder / ".venv" / "bin" / name, "#!/bin/sh\nexit 0\n")
@@ -250,19 +269,18 @@ def test_run_tests_goes_on_after_a_failure_and_counts(tmp_path: Path):
     assert finished.returncode == 1
     assert len(calls) == 3
     table = finished.stdout.split("result\n")[1].splitlines()
-    results = {line[:20].strip(): line[20:].split()[1] for line in table[:8]}
+    results = {line[:20].strip(): line[20:].split()[1] for line in table[:5]}
     assert results == {
         "setup": "ok",
-        "ruff check": "ok",
-        "ruff format": "ok",
-        "lint-imports": "ok",
-        "pyright": "failed",
+        "style, types": "failed",  # pyright
         "unit tests": "failed",
         "integration tests": "failed",  # nothing collected
         "e2e tests": "failed",  # nothing collected
     }
-    # Four checks and four tests passed; pyright, two tests and the two empty stages failed.
-    assert table[-1] == "8 passed, 5 failed, 3 skipped"
+    assert all(f"{name}: ok" in finished.stdout for name in ("ruff check", "ruff format", "lint-imports"))
+    assert "failed: pyright" in finished.stderr
+    # Setup and four tests passed; the style, two tests and the two empty stages failed.
+    assert table[-1] == "5 passed, 5 failed, 3 skipped"
 
 
 def test_run_tests_passes_arguments_on(tmp_path: Path):
@@ -271,35 +289,3 @@ def test_run_tests_passes_arguments_on(tmp_path: Path):
     assert len(calls) == 1 and calls[0].endswith("-k one name")
     assert "pyright" not in finished.stdout
     assert finished.stdout.splitlines()[-1] == "5 passed, 2 failed, 3 skipped"
-
-
-def test_reward_hacking_draws_every_setting(tmp_path, capsys):
-    import reward_hacking
-
-    reward_hacking.main(["--steps", "1", "--seeds", "1", "--out", str(tmp_path / "figure.png")])
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
-    assert [line[:30].strip() for line in capsys.readouterr().out.splitlines()] == list(reward_hacking.SETTINGS)
-
-
-def test_reward_hacking_reads_the_right_answer_from_the_true_boxes():
-    from reward_hacking import CATEGORIES, Writer, generate
-
-    from spatialthinker.rewards import REWARDS
-
-    rng = np.random.default_rng(0)
-    writers = [Writer(puzzle, row, 0.0, 1.0, rng) for puzzle, row in generate(100, 1, categories=CATEGORIES)]
-    alone = REWARDS["spatial_sgg"]([writer.write(1, 0.0) for writer in writers])
-    assert min(result["overall"] for result in alone) > 0.999
-    crowded = REWARDS["spatial_sgg"]([writer.write(4, 0.0) for writer in writers])
-    assert [result["accuracy"] for result in crowded] == [float(w.puzzle.category != "count") for w in writers]
-
-
-def test_reward_hacking_pays_without_count_and_gate_only():
-    import reward_hacking
-    from reward_hacking import CATEGORIES, SETTINGS, SWEPT, generate, last, train
-
-    rows = list(generate(50, 0, categories=CATEGORIES))
-    constants = reward_hacking.PERCEPTION_ERROR, reward_hacking.READ_SHARE
-    ungated, full = (last(train(rows, SETTINGS[name], 40, 0, *constants)) for name in SWEPT)
-    assert ungated[2] > 2.0 > 1.5 > full[2]
-    assert ungated[1] < full[1]

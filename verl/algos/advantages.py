@@ -5,6 +5,7 @@ values are [G, n, R] with the right-padded response mask.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -62,6 +63,23 @@ GROUP_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "dr_grpo": compute_dr_grpo_advantages,
     "rloo": compute_rloo_advantages,
 }
+"""Choices of algorithm.adv_estimator that compare the rewards [G, n] of a group and need nothing else."""
+
+
+@dataclass(frozen=True)
+class EstimatorInputs:
+    """What an estimator may read beyond a group's rewards; penalties are already taken off."""
+
+    rewards: Tensor
+    """[G, n]."""
+    token_rewards: Tensor
+    mask: Tensor
+    gamma: float
+    lam: float
+    baselines: Tensor | None
+    """[G] greedy rewards, for remax."""
+    values: Tensor | None
+    """[G, n, R] of the critic, for gae."""
 
 
 def compute_remax_advantages(rewards: Tensor, baselines: Tensor) -> Tensor:
@@ -109,6 +127,29 @@ def compute_gae_advantages(
     return whiten(advantages, mask), advantages + values
 
 
+def _remax(inputs: EstimatorInputs) -> tuple[Tensor, Tensor]:
+    assert inputs.baselines is not None
+    advantages = compute_remax_advantages(inputs.rewards, inputs.baselines)
+    return advantages, advantages
+
+
+def _reinforce_plus_plus(inputs: EstimatorInputs) -> tuple[Tensor, Tensor]:
+    return compute_reinforce_plus_plus_advantages(inputs.token_rewards, inputs.mask, inputs.gamma)
+
+
+def _gae(inputs: EstimatorInputs) -> tuple[Tensor, Tensor]:
+    assert inputs.values is not None
+    return compute_gae_advantages(inputs.token_rewards, inputs.values, inputs.mask, inputs.gamma, inputs.lam)
+
+
+OTHER_ESTIMATORS: dict[str, Callable[[EstimatorInputs], tuple[Tensor, Tensor]]] = {
+    "remax": _remax,
+    "reinforce_plus_plus": _reinforce_plus_plus,
+    "gae": _gae,
+}
+"""The other choices; each gives advantages and returns, [G, n] or [G, n, R]."""
+
+
 def compute_advantages(
     estimator: str,
     rewards: Tensor,
@@ -122,7 +163,7 @@ def compute_advantages(
     """Advantages and returns of the named estimator: [G, n] for one per response, else [G, n, R].
 
     Args:
-        estimator: a key of GROUP_ESTIMATORS, remax, reinforce_plus_plus or gae.
+        estimator: a key of GROUP_ESTIMATORS or OTHER_ESTIMATORS.
         rewards: [G, n].
         mask: [G, n, R] of the responses.
         penalties: [G, n, R] subtracted from token rewards (KL in the reward).
@@ -130,18 +171,12 @@ def compute_advantages(
         values: [G, n, R] of the critic, for gae.
     """
     token_rewards = spread_rewards(rewards, mask, penalties)
-    if estimator == "gae":
-        assert values is not None
-        return compute_gae_advantages(token_rewards, values, mask, gamma, lam)
-    if estimator == "reinforce_plus_plus":
-        return compute_reinforce_plus_plus_advantages(token_rewards, mask, gamma)
     totals = rewards if penalties is None else token_rewards.sum(dim=-1)
-    if estimator == "remax":
-        assert baselines is not None
-        advantages = compute_remax_advantages(totals, baselines)
-    else:
+    if estimator in GROUP_ESTIMATORS:
         advantages = GROUP_ESTIMATORS[estimator](totals)
-    return advantages, advantages
+        return advantages, advantages
+    inputs = EstimatorInputs(totals, token_rewards, mask, gamma, lam, baselines, values)
+    return OTHER_ESTIMATORS[estimator](inputs)
 
 
 def spread_rewards(rewards: Tensor, mask: Tensor, penalties: Tensor | None = None) -> Tensor:

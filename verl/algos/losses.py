@@ -3,6 +3,9 @@
 Letters: N response tokens, packed, S responses. The caller divides sums by average_denominator of the mini-batch.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,8 +13,24 @@ from verl.algos.divergences import clamp_log_ratio
 
 Details = dict[str, Tensor]
 
-LOSS_TYPES = ("default", "gspo", "gspo_token", "cispo", "sapo")
 LOSS_AVG_MODES = ("token", "seq", "fixed_length")
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What a policy loss may read: [N] tensors of the tokens, and its constants."""
+
+    log_probs: Tensor
+    log_ratio: Tensor
+    """log_probs - old_log_probs."""
+    advantages: Tensor
+    lengths: Tensor
+    """[S] tokens of each response."""
+    clip_low: float
+    clip_high: float
+    clip_dual: float
+    tau_positive: float
+    tau_negative: float
 
 
 def compute_policy_loss(
@@ -28,15 +47,8 @@ def compute_policy_loss(
 ) -> tuple[Tensor, Details]:
     """Per-token policy loss and its metrics, with importance sampling ratio r = exp(log_probs - old_log_probs).
 
-        default     PPO clip of token-level ratios
-        gspo        PPO clip of the sequence-level ratio: the geometric mean of its token-level ratios.
-                    GSPO, https://arxiv.org/abs/2507.18071, equations 5 and 7
-        gspo_token  the same value, gradient through each token's own log-prob; equations 13 and 14
-        cispo       see compute_cispo_loss
-        sapo        see compute_sapo_loss
-
     Args:
-        loss_type: one of LOSS_TYPES.
+        loss_type: a key of POLICY_LOSSES.
         log_probs, old_log_probs, advantages: [N].
         lengths: [S] tokens of each response.
     Returns:
@@ -44,17 +56,11 @@ def compute_policy_loss(
         KL(old || current)) and, with clipping, those of compute_clipped_loss.
     """
     log_ratio = log_probs - old_log_probs
-    details = {"ppo_kl": -log_ratio.detach()}
-    if loss_type == "cispo":
-        return compute_cispo_loss(log_probs, log_ratio, advantages, clip_low, clip_high), details
-    if loss_type == "sapo":
-        return compute_sapo_loss(log_ratio, advantages, tau_positive, tau_negative), details
-    if loss_type != "default":
-        response_log_ratio = mean_per_response(log_ratio, lengths).repeat_interleave(lengths)
-        own_gradient = log_probs - log_probs.detach()
-        log_ratio = response_log_ratio if loss_type == "gspo" else response_log_ratio.detach() + own_gradient
-    loss, clipped = compute_clipped_loss(log_ratio, advantages, clip_low, clip_high, clip_dual)
-    return loss, details | clipped
+    inputs = LossInputs(
+        log_probs, log_ratio, advantages, lengths, clip_low, clip_high, clip_dual, tau_positive, tau_negative
+    )
+    loss, details = POLICY_LOSSES[loss_type](inputs)
+    return loss, {"ppo_kl": -log_ratio.detach()} | details
 
 
 def compute_clipped_loss(
@@ -84,27 +90,64 @@ def compute_clipped_loss(
     }
 
 
-def compute_cispo_loss(
-    log_probs: Tensor, log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float
-) -> Tensor:
+def compute_ppo_loss(inputs: LossInputs) -> tuple[Tensor, Details]:
+    """PPO clip of token-level ratios."""
+    return _clip(inputs, inputs.log_ratio)
+
+
+def compute_gspo_loss(inputs: LossInputs) -> tuple[Tensor, Details]:
+    """PPO clip of the sequence-level ratio: the geometric mean of its token-level ratios.
+
+    GSPO, https://arxiv.org/abs/2507.18071, equations 5 and 7.
+    """
+    return _clip(inputs, _response_log_ratio(inputs))
+
+
+def compute_gspo_token_loss(inputs: LossInputs) -> tuple[Tensor, Details]:
+    """The value of GSPO, with a gradient through each token's own log-prob; equations 13 and 14."""
+    own_gradient = inputs.log_probs - inputs.log_probs.detach()
+    return _clip(inputs, _response_log_ratio(inputs).detach() + own_gradient)
+
+
+def _response_log_ratio(inputs: LossInputs) -> Tensor:
+    return mean_per_response(inputs.log_ratio, inputs.lengths).repeat_interleave(inputs.lengths)
+
+
+def _clip(inputs: LossInputs, log_ratio: Tensor) -> tuple[Tensor, Details]:
+    return compute_clipped_loss(log_ratio, inputs.advantages, inputs.clip_low, inputs.clip_high, inputs.clip_dual)
+
+
+def compute_cispo_loss(inputs: LossInputs) -> tuple[Tensor, Details]:
     """CISPO loss: REINFORCE with a clipped importance sampling ratio, which carries no gradient (sg).
 
     L = -A sg(clamp(r, 1 - clip_low, 1 + clip_high)) log p, r = exp(log_ratio).
     Clipped tokens keep their gradient. clip_low = 1 sets no lower bound, as in the paper:
     CISPO of MiniMax-M1, https://arxiv.org/abs/2506.13585, equations 4 and 5.
     """
-    weight = clamp_log_ratio(log_ratio.detach()).exp().clamp(1 - clip_low, 1 + clip_high)
-    return -advantages * weight * log_probs
+    ratio = clamp_log_ratio(inputs.log_ratio.detach()).exp()
+    weight = ratio.clamp(1 - inputs.clip_low, 1 + inputs.clip_high)
+    return -inputs.advantages * weight * inputs.log_probs, {}
 
 
-def compute_sapo_loss(log_ratio: Tensor, advantages: Tensor, tau_positive: float, tau_negative: float) -> Tensor:
+def compute_sapo_loss(inputs: LossInputs) -> tuple[Tensor, Details]:
     """SAPO loss, a soft gate in place of clipping: L = -A 4 / tau sigmoid(tau (r - 1)), r = exp(log_ratio).
 
     tau is tau_positive for A >= 0, else tau_negative. At r = 1 the gradient equals that of the unclipped surrogate.
     SAPO, https://arxiv.org/abs/2511.20347.
     """
-    tau = torch.where(advantages >= 0, tau_positive, tau_negative)
-    return -advantages * 4 / tau * torch.sigmoid(tau * torch.expm1(clamp_log_ratio(log_ratio)))
+    tau = torch.where(inputs.advantages >= 0, inputs.tau_positive, inputs.tau_negative)
+    gate = torch.sigmoid(tau * torch.expm1(clamp_log_ratio(inputs.log_ratio)))
+    return -inputs.advantages * 4 / tau * gate, {}
+
+
+POLICY_LOSSES: dict[str, Callable[[LossInputs], tuple[Tensor, Details]]] = {
+    "default": compute_ppo_loss,
+    "gspo": compute_gspo_loss,
+    "gspo_token": compute_gspo_token_loss,
+    "cispo": compute_cispo_loss,
+    "sapo": compute_sapo_loss,
+}
+"""The choices of worker.actor.loss_type. A loss returns [N] losses and, in their shape, its metrics."""
 
 
 def compute_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> tuple[Tensor, Details]:

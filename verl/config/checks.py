@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+from verl.config.choices import read_names
 from verl.config.records import Config, DataConfig
 
 _SAMPLING_LIMITS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
@@ -106,7 +107,7 @@ def _batch_faults(config: Config) -> Iterator[str]:
 
 def _algorithm_faults(config: Config) -> Iterator[str]:
     algorithm, n = config.algorithm, config.worker.rollout.n
-    if algorithm.adv_estimator in ("grpo", "grpo_passk", "dr_grpo", "rloo") and n == 1:
+    if algorithm.adv_estimator in read_names("advantages", "GROUP_ESTIMATORS") and n == 1:
         yield (
             f"worker.rollout.n = 1: {algorithm.adv_estimator} compares responses of one prompt, got a group of 1; "
             "raise worker.rollout.n"

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from pydantic.dataclasses import dataclass
 
+from verl.config.choices import read_names
+
 _DTYPE_SPELLINGS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", None: "fp32"}
 _DTYPE_SPELLINGS |= {16: "fp16", "16": "fp16", 32: "fp32", "32": "fp32"}
 
@@ -28,6 +30,11 @@ DecayRate = Annotated[float, Field(ge=0, lt=1)]
 TrainDtype = Annotated[Literal["bf16", "fp32"], BeforeValidator(_spell_dtype)]
 RolloutDtype = Annotated[Literal["bf16", "fp16", "fp32"], BeforeValidator(_spell_dtype)]
 Logger = Literal["console", "file", "tensorboard", "wandb", "mlflow", "swanlab"]
+# Choices that follow from the tables of verl.algos, where pyright wants them written out.
+# pyright: reportInvalidTypeForm=false
+Estimator = Literal[*read_names("advantages", "GROUP_ESTIMATORS"), *read_names("advantages", "OTHER_ESTIMATORS")]
+LossType = Literal[*read_names("losses", "POLICY_LOSSES")]
+KLPenalty = Literal[*read_names("divergences", "KL_ESTIMATORS"), "full"]
 LossAverage = Literal["token", "seq", "fixed_length"]
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
@@ -79,7 +86,7 @@ class DataConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class AlgorithmConfig:
-    adv_estimator: Literal["grpo", "grpo_passk", "dr_grpo", "rloo", "remax", "reinforce_plus_plus", "gae"] = "grpo"
+    adv_estimator: Estimator = "grpo"
     """Advantage estimator, see `verl.algos.advantages`; gae trains a critic."""
     gamma: Share = 1.0
     """Discount of later rewards, for gae and reinforce_plus_plus."""
@@ -89,7 +96,7 @@ class AlgorithmConfig:
     """Training without a reference model; wins over the other KL keys."""
     use_kl_loss: bool = True
     """Divergence from the reference as a term of the loss; otherwise the rewards are reduced by it."""
-    kl_penalty: Literal["kl", "abs", "mse", "low_var_kl", "chi2", "full"] = "low_var_kl"
+    kl_penalty: KLPenalty = "low_var_kl"
     """Estimator of the divergence, see `verl.algos.divergences`; full is exact, from both whole distributions."""
     kl_coef: NonNegativeFloat = 1e-2
     """Weight of the divergence from the reference; at the start of the run, if it is adaptive."""
@@ -220,7 +227,7 @@ class ActorConfig:
     """Upper clip range: the probability ratio is clipped at 1 plus this."""
     clip_ratio_dual: Annotated[float, Field(gt=1)] = 3.0
     """Dual clip: with a negative advantage A the loss of a token is at most -A times this."""
-    loss_type: Literal["default", "gspo", "gspo_token", "cispo", "sapo"] = "default"
+    loss_type: LossType = "default"
     """Surrogate loss, see `verl.algos.losses.compute_policy_loss`; default with two clip ranges is DAPO's."""
     tau_positive: PositiveFloat = 1.0
     """Temperature of sapo's gate for advantages of 0 and above."""

@@ -1,6 +1,6 @@
 """Padding-free attention: shared-prefix (cascade) attention of the decoder, window attention of the vision encoder.
 
-Letters as in batching.py: G prompts, S responses, P and R their tokens, T tokens of the packed row.
+Letters as in packing.py: G prompts, S responses, P and R their tokens, T tokens of the packed row.
 
 A prompt is the shared prefix of its responses and is computed once. On a GPU in bfloat16 or float16 both use torch's
 variable-length flash attention, elsewhere scaled dot-product attention (SDPA) over padded tensors. Values and

@@ -1,6 +1,6 @@
 """Supported model classes: their vision encoder, decoder and packed forward pass.
 
-Letters as in batching.py: T tokens of a packed row; D hidden size.
+Letters as in packing.py: T tokens of a packed row; D hidden size.
 """
 
 import difflib

@@ -1,6 +1,6 @@
 """Qwen-VL models: image preprocessing, M-RoPE positions, and policy and value models over packed rows.
 
-Letters as in batching.py: T packed tokens, S responses, N response tokens; D hidden size, V vocabulary.
+Letters as in packing.py: T packed tokens, S responses, N response tokens; D hidden size, V vocabulary.
 """
 
 import io

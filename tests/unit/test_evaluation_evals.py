@@ -18,7 +18,7 @@ from evaluation.engines.local import Answer, ModelOptions
 from evaluation.engines.replicas import MAX_CPU_WEIGHTS_BYTES, count_cpu_engines
 from spatialthinker.schema import parquet_path, read_parquet, write_parquet
 from spatialthinker.synthetic import generate, gold_response
-from tests.tiny_model_folder import save_tiny_model
+from tests.support.tiny_model_folder import save_tiny_model
 
 ITEMS = 10
 SIX_KEYS = ["prompt", "correct_answer", "reasoning", "pred_answer", "correct", "task"]

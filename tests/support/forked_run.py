@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers import AutoProcessor
 
 from spatialthinker.synthetic import generate
-from tests.tiny_model_folder import save_tiny_model
+from tests.support.tiny_model_folder import save_tiny_model
 from verl.config.loading import config_to_dict, load_config
 from verl.config.records import Config, ConfigError
 from verl.data.dataset import RLHFDataset
@@ -34,7 +34,7 @@ from verl.trainer.tracking import Tracker
 from verl.workers.fsdp_worker import FSDPWorker
 
 FORK = multiprocessing.get_context("fork")  # importing torch anew takes longer than a run
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESPONSE_TOKENS = 12
 
 

@@ -1,22 +1,18 @@
 """Files of ranks as EasyR1 and SpatialThinker's release write them: merged exactly, or refused by name."""
 
-import sys
 from pathlib import Path
 
+import model_merger
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from tests.unit.test_model_merger import image_logits, load_merged, save_huggingface_part, tiny_model
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import model_merger as command
-
+from tests.support.merged_models import image_logits, load_merged, save_huggingface_part, tiny_model
 from verl.export import stored_weights
 
-RANK_FILES = Path(__file__).parents[1] / "rank_files"
+RANK_FILES = Path(__file__).parents[1] / "support" / "rank_files"
 MESHES = {"1": (1,), "2": (2,), "4": (4,), "1 x 2": (1, 2), "2 x 1": (2, 1), "2 x 2": (2, 2)}
 
 
@@ -52,7 +48,7 @@ def test_the_model_comes_back_exactly(tmp_path, mesh_shape, rename):
     model = tiny_model()
     actor_dir = save_ranks(model, tmp_path / "actor", mesh_shape, rename)
     before = (actor_dir / "huggingface" / "generation_config.json").read_bytes()
-    assert command.main(["--local_dir", str(actor_dir)]) == 0
+    assert model_merger.main(["--local_dir", str(actor_dir)]) == 0
     merged = load_merged(actor_dir)
     for name, value in model.state_dict().items():
         assert torch.equal(merged.state_dict()[name], value), name
@@ -74,14 +70,14 @@ def test_files_that_older_versions_of_torch_wrote_are_read(folder):
 def test_the_type_of_the_weights_is_kept(tmp_path):
     model = tiny_model().to(torch.bfloat16)
     actor_dir = save_ranks(model, tmp_path / "actor")
-    assert command.main(["--local_dir", str(actor_dir)]) == 0
+    assert model_merger.main(["--local_dir", str(actor_dir)]) == 0
     merged = load_merged(actor_dir)
     assert merged.dtype == torch.bfloat16
     assert all(torch.equal(merged.state_dict()[name], value) for name, value in model.state_dict().items())
 
 
 def refusal(actor_dir: Path, capsys) -> str:
-    assert command.main(["--local_dir", str(actor_dir)]) == 2
+    assert model_merger.main(["--local_dir", str(actor_dir)]) == 2
     assert not list((actor_dir / "huggingface").glob("*.safetensors"))
     return capsys.readouterr().err
 

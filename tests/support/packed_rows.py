@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.tiny_qwen import IMAGE_TOKEN, VISION_END, VISION_FAMILIES, VISION_START, patch_dim, tiny_model
+from tests.support.tiny_qwen import IMAGE_TOKEN, VISION_END, VISION_FAMILIES, VISION_START, patch_dim, tiny_model
 from verl.model.packing import pack, plan_micro_batches
 from verl.model.qwen_vl import ResponseLogProbs, attend_packed, expand_image_tokens, mrope_positions
 

@@ -37,7 +37,7 @@ def build_tokenizer():
 def build_config(tokenizer, family):
     import transformers
 
-    from tests.tiny_qwen import CLASSES, config_arguments
+    from tests.support.tiny_qwen import CLASSES, config_arguments
 
     config_name, class_name = CLASSES[family]
     arguments = config_arguments(family, tie_word_embeddings=True)

@@ -1,4 +1,7 @@
-"""The Triton kernels in Triton's own interpreter, on a CPU: `TRITON_INTERPRET=1 python -m tests.triton_kernels`."""
+"""The Triton kernels in Triton's own interpreter, on a CPU.
+
+TRITON_INTERPRET=1 python -m tests.support.triton_kernels
+"""
 
 import torch
 from torch.testing import assert_close

@@ -1,6 +1,6 @@
 """A local stand-in for the APIs of Anthropic and OpenAI, batches included, with faults on demand.
 
-    python tests/mock_api.py --port 0 --latency_s 1 --faults 0.3 --calls calls.txt
+    python tests/support/mock_api.py --port 0 --latency_s 1 --faults 0.3 --calls calls.txt
 
 Prints its address. Answers are made from the scene in the request by the templates, and so depend on the request
 alone; a fault depends on the request and on how often it came. Every answered request leaves a line in `--calls`.
@@ -22,7 +22,7 @@ from typing import Any
 
 from aiohttp import web
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it is run as a file
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # it is run as a file
 
 from data_gen.questions.draft import Draft
 from data_gen.questions.templates import TEMPLATES

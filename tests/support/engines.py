@@ -9,7 +9,7 @@ from pathlib import Path
 import ray
 import torch
 
-from tests.e2e.training import ROOT
+from tests.support.training import ROOT
 from verl.bench.measure import MEMORY_IN_USE, own_gpus
 from verl.config.loading import load_config
 from verl.data.dataset import RLHFDataset, collate_prompts

@@ -14,9 +14,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
-from tests.e2e.training import make_data
-from tests.ranks import leave
-from tests.updates import distance
+from tests.support.ranks import leave
+from tests.support.training import make_data
+from tests.support.updates import distance
 from verl.config.loading import load_config
 from verl.data.dataset import RLHFDataset, collate_prompts
 from verl.distributed.fsdp import full_tensor, full_weights, join_store, open_store

@@ -76,7 +76,7 @@ def make_parts(device: str, dtype: torch.dtype) -> tuple[Any, Any, Any]:
 
     from verl.workers.shared_prefix import SharedPrefixAttention, SharedPrefixBuilder
 
-    model = ModelConfig(model=str(Path(__file__).parents[1] / "configs" / "toy_model"), max_model_len=BLOCK * WIDTH)
+    model = ModelConfig(model=str(Path(__file__).parents[2] / "configs" / "toy_model"), max_model_len=BLOCK * WIDTH)
     model.get_num_attention_heads = lambda _: HEADS  # type: ignore[method-assign]
     model.get_num_kv_heads = lambda _: KEY_HEADS  # type: ignore[method-assign]
     model.get_head_size = lambda: SIZE  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ import pytest
 from spatialthinker.rewards import REWARDS, RewardInput
 from spatialthinker.rewards.__main__ import main
 
-GOLDEN_FILE = Path(__file__).parent / "data" / "golden_rewards.jsonl"
+GOLDEN_FILE = Path(__file__).parents[1] / "support" / "golden_rewards.jsonl"
 
 
 @pytest.fixture

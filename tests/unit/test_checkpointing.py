@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from tests.packed_rows import make_rows, packed_log_probs, packed_model
-from tests.tiny_qwen import FAMILIES
+from tests.support.packed_rows import make_rows, packed_log_probs, packed_model
+from tests.support.tiny_qwen import FAMILIES
 from verl.model.checkpointing import CHECKPOINTING, LEVELS, measure_layers, set_checkpointing
 
 TOKENS, PATCHES = 100, 64

@@ -5,8 +5,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
-from tests.ranks import run_ranks
-from tests.updates import TOY, scorer
+from tests.support.ranks import run_ranks
+from tests.support.updates import TOY, scorer
 from verl.distributed.cpu_offload import OffloadedTensors, Offloader, PinnedBuffer, _pin
 from verl.distributed.fsdp import full_weights, shard
 from verl.distributed.optim import KahanAdamW, allocate_states, state_tensors

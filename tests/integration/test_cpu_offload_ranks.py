@@ -1,6 +1,6 @@
 """Models and optimizers that wait between passes compute what others do, with two ranks and through a checkpoint."""
 
-from tests.host_memory import check_host_memory
+from tests.support.cpu_offload import check_host_memory
 
 
 def test_what_waits_between_passes_computes_the_same(tmp_path):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from tests.ranks import run_ranks
-from tests.tiny_qwen import (
+from tests.support.ranks import run_ranks
+from tests.support.tiny_qwen import (
     FAMILIES,
     IMAGE_TOKEN,
     VISION_END,
@@ -40,7 +40,7 @@ from verl.workers.critic import Critic, ValueSettings
 
 TOY = "toy"
 """The family of the warmed-up model that the repository holds."""
-TOY_MODEL = Path(__file__).parents[1] / "configs" / "toy_model"
+TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"
 TOY_TOKENS = (6, 3, 4)
 """Image, start and end of vision."""
 NUM_GROUPS, NUM_SAMPLES, WIDTH, GRID = 4, 3, 9, (1, 4, 4)

@@ -1,0 +1,1 @@
+"""Fakes, small models, recorded files and starters of runs that several tests share."""
