@@ -193,9 +193,9 @@ def split_path(value: str) -> tuple[str, bool, str]:
 
 def write_comparison(args: argparse.Namespace) -> str:
     """Write the four files; return the table. Errors: ValueError or OSError with one message."""
-    from evaluation.journal import write_json, write_text
     from evaluation.reports.compare_page import build_page
     from evaluation.reports.comparison import compare_models, find_journals, group_models, read_run
+    from spatialthinker.storage.files import write_json, write_text
 
     if args.page_items < 0:
         raise ValueError(f"--page_items {args.page_items}: need at least 0")

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,8 +197,8 @@ def answer_and_summarize(job: Job, backend: "Backend | None") -> "tuple[list[Rec
 
 def run(args: argparse.Namespace, jobs: list[Job], backend: "Backend | None") -> int:
     """Answer, grade, write and print; return the exit code."""
-    from evaluation.journal import write_json, write_released_json, write_text
     from evaluation.reports.summary import format_markdown, format_table
+    from spatialthinker.storage.files import write_json, write_text
 
     summaries = {}
     for job in jobs:
@@ -208,7 +208,7 @@ def run(args: argparse.Namespace, jobs: list[Job], backend: "Backend | None") ->
         paths = {
             ending: locate_output(args, job.dataset, ending) for ending in (".json", ".summary.json", ".summary.md")
         }
-        write_released_json(paths[".json"], records)
+        write_json(paths[".json"], [asdict(record) for record in records])
         write_json(paths[".summary.json"], summary)
         write_text(paths[".summary.md"], format_markdown(summary))
         print(f"\n{job.dataset}, {args.template}, {args.model_path}: answered in {time.monotonic() - start:.1f} s")

@@ -5,8 +5,7 @@ flight; resuming reads the journal, keeps the answers and requests the rest agai
 """
 
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -130,27 +129,6 @@ def _check_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -
     if differences:
         text = "\n  ".join(differences)
         raise ValueError(f"{path} was made with other settings; resume with them or choose another name:\n  {text}")
-
-
-def write_released_json(path: Path, records: Iterable[Record]) -> None:
-    """Write the list of records, each with the released six keys and ours, atomically."""
-    write_json(path, [asdict(record) for record in records])
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that appears complete or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
 
 
 def fingerprint_weights(model_dir: Path) -> str | None:

@@ -21,8 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
+
 from toy.before_after import format_table, summarize_validation
 from toy.process_tree import BYTES_PER_GB, MemorySampler, kill_owned, owned_environment
+
+from spatialthinker.storage.files import whole_file
 
 CONFIG = Path("configs/toy_cpu.yaml")
 STAGES = {
@@ -46,18 +50,6 @@ class QuickstartError(Exception):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-def read_json(path: Path, default: Any) -> Any:
-    """Returns the parsed file, or `default` where there is none."""
-    return json.loads(path.read_text()) if path.exists() else default
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes the file in one step, so that a reader never sees half of it."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
 
 
 def copy_output(source: IO[bytes], log_path: Path) -> None:
@@ -123,7 +115,17 @@ class Run:
                     shutil.rmtree(path)
                 elif path.name != "lock":
                     path.unlink()
-        self._usage_before = read_json(self.folder / "usage.json", self._usage_before)
+        self._usage_before = self.read("usage.json") or self._usage_before
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Returns the content of a JSON file of the folder; empty where there is none."""
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Writes a JSON file of the folder in one step, not waiting for the disk: usage.json comes every second."""
+        with whole_file(self.folder / name) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n")
 
     def usage(self, peak_bytes: int) -> dict[str, float]:
         """Returns seconds and peak memory of all calls so far, this one included."""
@@ -134,7 +136,7 @@ class Run:
         }
 
     def save_usage(self, peak_bytes: int) -> None:
-        write_json(self.folder / "usage.json", self.usage(peak_bytes))
+        self.write("usage.json", self.usage(peak_bytes))
 
     def stage(self, name: str, arguments: list[str], output: Path) -> None:
         """Runs one stage, unless the same command has finished before and its output is still there."""
@@ -142,7 +144,7 @@ class Run:
         label = f"[{names.index(name) + 1}/{len(names)}] {name}"
         settings = [*arguments, CONFIG.read_text()] if name == "train" else arguments
         fingerprint = hashlib.sha256("\0".join(settings).encode()).hexdigest()
-        done: dict[str, Any] = read_json(self.folder / "stages.json", {})
+        done = self.read("stages.json")
         earlier = done.get(name, {"fingerprint": fingerprint, "seconds": None})
         is_same = earlier["fingerprint"] == fingerprint
         if is_same and earlier["seconds"] is not None and output.exists():
@@ -151,7 +153,7 @@ class Run:
         if not is_same and name == "train" and output.exists():
             print(f"{label}: goes on from checkpoints of other settings; --fresh would start over")
         kept = {other: done[other] for other in names[: names.index(name)] if other in done}
-        write_json(self.folder / "stages.json", kept | {name: {"fingerprint": fingerprint, "seconds": None}})
+        self.write("stages.json", kept | {name: {"fingerprint": fingerprint, "seconds": None}})
         log_path = self.folder / f"{name}.log"
         print(f"\n{label}: {STAGES[name]}\n{label}: output in {output}, log in {log_path}", flush=True)
 
@@ -160,7 +162,7 @@ class Run:
         seconds = round(time.monotonic() - started, 1)
         if not output.exists():
             raise QuickstartError(f"{label}: ended without an error, but {output} does not exist; see {log_path}")
-        write_json(self.folder / "stages.json", kept | {name: {"fingerprint": fingerprint, "seconds": seconds}})
+        self.write("stages.json", kept | {name: {"fingerprint": fingerprint, "seconds": seconds}})
         self.ran_stages.append(name)
         print(f"{label}: done in {seconds} s, in {output}", flush=True)
 
@@ -245,20 +247,19 @@ def run_stages(run: Run, overrides: list[str]) -> dict[str, Any]:
 def quickstart(run: Run, overrides: list[str], fresh: bool) -> None:
     """Runs what is missing in the run folder, writes summary.json and prints the table."""
     lock_file = run.lock()
-    summary_path = run.folder / "summary.json"
     run.clean(fresh)
     sampler = MemorySampler(on_sample=run.save_usage)
     sampler.start()
     try:
         summary = run_stages(run, overrides)
-        if run.ran_stages or not summary_path.exists():
-            write_json(summary_path, summary | run.usage(sampler.peak_bytes))
+        if run.ran_stages or not run.read("summary.json"):
+            run.write("summary.json", summary | run.usage(sampler.peak_bytes))
     finally:
         sampler.stop()
         kill_owned(run.owner)
     shutil.rmtree(run.ray_folder, ignore_errors=True)
-    print("\n" + format_table(read_json(summary_path, {})))
-    print(f"summary: {summary_path}", flush=True)
+    print("\n" + format_table(run.read("summary.json")))
+    print(f"summary: {run.folder / 'summary.json'}", flush=True)
     lock_file.close()
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from spatialthinker.storage.files import whole_file
+
 CATEGORIES = (
     "relation",
     "reach",
@@ -143,12 +145,10 @@ def write_parquet(rows: Sequence[VqaRow], path: str | Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     records = [asdict(row) | {"images": {"bytes": row.images, "path": None}} for row in rows]
-    partial = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(records, schema=parquet_schema()), partial, row_group_size=1000)
-    partial.replace(path)
+    table = pa.Table.from_pylist(records, schema=parquet_schema())
+    with whole_file(path := Path(path)) as partial:
+        pq.write_table(table, partial, row_group_size=1000)
     return path
 
 

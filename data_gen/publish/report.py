@@ -18,7 +18,7 @@ from data_gen.scenes.sources import Source
 from spatialthinker.clients.prices import Usage
 from spatialthinker.scene_graph import parse_scene
 from spatialthinker.schema import CATEGORIES, LETTERS
-from spatialthinker.storage.files import whole_file
+from spatialthinker.storage.files import write_text
 from spatialthinker.visualize import (
     data_uri,
     escape,
@@ -158,6 +158,5 @@ def write_report(path: Path, source: Source, out: Path, number: int, seed: int) 
         "<h2>A sample</h2><p>Dashed: the evidence, which is the reference scene. Green: the right option.</p>",
         f'<div class="grid narrow">{"".join(cards)}</div>',
     ]
-    with whole_file(out) as partial:
-        partial.write_text(html_page(f"Questions of {path.name}", "\n".join(body), _STYLE), encoding="utf-8")
+    write_text(out, html_page(f"Questions of {path.name}", "\n".join(body), _STYLE))
     return out
