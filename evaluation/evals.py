@@ -34,7 +34,7 @@ from spatialthinker.versions import check_versions
 if TYPE_CHECKING:
     from evaluation.benchmarks.samples import Sample
     from evaluation.engines.local import Answer, Backend
-    from evaluation.journal import Journal, Record
+    from evaluation.journal import AnswerJournal, Record
 
 DENSE_REWARD = "spatial_sgg"
 ENGINE_PACKAGES = ("torch", "torchvision", "torchaudio", "torchcodec", "transformers", "datasets")
@@ -109,7 +109,7 @@ class Job:
     samples: "list[Sample]"
     settings: dict[str, Any]
     group_sizes: dict[str, Counter[str]]
-    journal: "Journal"
+    journal: "AnswerJournal"
     missing: "list[Sample]"
 
 
@@ -134,7 +134,7 @@ def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None]":
 def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
     """Return the job of one data set, its rows read and checked."""
     from evaluation.benchmarks.samples import load_samples, select_samples
-    from evaluation.journal import Journal
+    from evaluation.journal import AnswerJournal
 
     benchmark = BENCHMARKS[dataset]
     if args.revision:
@@ -143,7 +143,7 @@ def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
     settings = collect_settings(args, dataset, every)
     samples = select_samples(every, benchmark, args.seed, args.num_samples, args.limit_per_task)
     sizes = {name: Counter(sample.groups[name] for sample in every) for name in benchmark.groupings}
-    journal = Journal(locate_output(args, dataset, ".jsonl"), settings, args.resume or args.batch_api)
+    journal = AnswerJournal(locate_output(args, dataset, ".jsonl"), settings, args.resume or args.batch_api)
     missing = [sample for sample in samples if not journal.is_answered(sample.id)]
     return Job(dataset, benchmark, samples, settings, sizes, journal, missing)
 

@@ -12,13 +12,14 @@ from PIL import Image
 from data_gen.curate.export import find_images
 from data_gen.curate.selection import digest
 from data_gen.curate.tables import Table, tables
-from data_gen.journal import ACCEPTED, Line, newest_lines
+from data_gen.journal import ACCEPTED, newest_lines
 from data_gen.questions.records import Record, find_journal, read_records
 from data_gen.scenes.sources import Source
 from spatialthinker.clients.prices import Usage
 from spatialthinker.scene_graph import parse_scene
 from spatialthinker.schema import CATEGORIES, LETTERS
 from spatialthinker.storage.files import write_text
+from spatialthinker.storage.journal import Line
 from spatialthinker.visualize import (
     data_uri,
     escape,

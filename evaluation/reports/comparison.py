@@ -101,7 +101,7 @@ def find_journals(names: Iterable[str]) -> list[Path]:
 
 def read_run(path: Path) -> Run:
     """Return the run of a journal. Errors: ValueError for a file that is none, or one without answers."""
-    settings, records, _ = read_journal(path)
+    settings, records = read_journal(path)
     if "dataset" not in settings or "model_path" not in settings:
         raise ValueError(f"{path}: its settings name no dataset or no model_path; not a journal of evals.py")
     answered = {item_id: record for item_id, record in records.items() if record.status == "ok"}
