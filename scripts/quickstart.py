@@ -67,7 +67,7 @@ def copy_output(source: IO[bytes], log_path: Path) -> None:
 
 
 @dataclass
-class Run:
+class RunFolder:
     """One run folder: which stages are done, what they cost, and the processes that belong to it.
 
     `stages.json` holds per stage the fingerprint of its command and, when it has finished, its seconds; `usage.json`
@@ -207,7 +207,7 @@ def newest_checkpoint(folder: Path) -> Path:
     return steps[max(steps)]
 
 
-def run_stages(run: Run, overrides: list[str]) -> dict[str, Any]:
+def run_stages(run: RunFolder, overrides: list[str]) -> dict[str, Any]:
     """Runs all stages in order and returns the summary without the costs."""
     data = run.folder / "data"
     sizes = ["--train", str(TRAIN_ROWS), "--val", str(VAL_ROWS), "--seed", str(DATA_SEED)]
@@ -244,7 +244,7 @@ def run_stages(run: Run, overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def quickstart(run: Run, overrides: list[str], fresh: bool) -> None:
+def quickstart(run: RunFolder, overrides: list[str], fresh: bool) -> None:
     """Runs what is missing in the run folder, writes summary.json and prints the table."""
     lock_file = run.lock()
     run.clean(fresh)
@@ -281,7 +281,7 @@ def main() -> int:
     arguments, overrides = parse_arguments()
     os.chdir(Path(__file__).resolve().parent.parent)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    run = Run(arguments.run_dir, arguments.started or time.time(), arguments.python)
+    run = RunFolder(arguments.run_dir, arguments.started or time.time(), arguments.python)
     try:
         quickstart(run, overrides, arguments.fresh)
     except QuickstartError as error:

@@ -60,7 +60,7 @@ class Progress:
         )
 
 
-class Run:
+class LiveRun:
     """One run of a model over a source."""
 
     def __init__(self, options: GenerationOptions, source: Source, journal: SceneJournal, api: Api) -> None:
@@ -155,7 +155,7 @@ def run_model(options: GenerationOptions, source: Source, journal: SceneJournal,
 
     async def go() -> None:
         try:
-            await Run(options, source, journal, api).go()
+            await LiveRun(options, source, journal, api).go()
         finally:
             await api.close()
 

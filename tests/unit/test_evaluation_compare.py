@@ -18,8 +18,8 @@ from evaluation.benchmarks.samples import fingerprint_samples, load_samples
 from evaluation.engines.local import Answer
 from evaluation.journal import AnswerJournal, Record
 from evaluation.reports.comparison import (
+    AnsweredRun,
     Model,
-    Run,
     compare_models,
     compare_runs,
     find_journals,
@@ -50,7 +50,7 @@ AVERAGES_OF_14 = {
 
 def fake_run(
     marks: str, model: str = "a/base", benchmark: str = "mmvp", cluster_size: int | None = None, **settings
-) -> Run:
+) -> AnsweredRun:
     """A run whose item i is right (1), wrong (0) or without an answer (-); neighbours form clusters of a size."""
     records = {
         str(i): Record("", "A", "", "A" if mark == "1" else "B", int(mark), None, id=str(i), kind="letter")
@@ -60,7 +60,7 @@ def fake_run(
         if mark != "-"
     }
     fixed = {"dataset": benchmark, "model_path": model, "template": "reasoning", "data_fingerprint": "d"}
-    return Run(Path(f"{model}_{benchmark}.jsonl"), fixed | settings, records, marks.count("-"))
+    return AnsweredRun(Path(f"{model}_{benchmark}.jsonl"), fixed | settings, records, marks.count("-"))
 
 
 def write_journal(folder: Path, data_dir: Path, name: str, share_right: float, **settings) -> Path:
