@@ -1,13 +1,10 @@
 """HTML page: distributions of the rows, reasons of rejection, and a sample of rows on their images."""
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from PIL import Image
 
 from data_gen.curate.export import find_images
 from data_gen.curate.selection import digest
@@ -19,6 +16,7 @@ from spatialthinker.clients.prices import Usage
 from spatialthinker.scene_graph import parse_scene
 from spatialthinker.schema import CATEGORIES, LETTERS
 from spatialthinker.storage.files import write_text
+from spatialthinker.storage.images import open_image
 from spatialthinker.storage.journal import Line
 from spatialthinker.visualize import (
     data_uri,
@@ -114,7 +112,7 @@ def html_record(record: Record, image: bytes, number: int) -> str:
     """The card of one row: its image with the evidence, question, options and relations."""
     graph = parse_scene(json.dumps(record.scene), is_reference=True)
     size = record.width, record.height
-    with Image.open(io.BytesIO(image)) as opened:
+    with open_image(image) as opened:
         uri = data_uri(image, (opened.format or "png").lower())
     picture = svg_scene(svg_image(f"picture-{number}", uri, size), size, reference=graph)
     options = "".join(

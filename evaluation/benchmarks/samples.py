@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.benchmarks.rows import FULL_TEMPLATE, Benchmark
 from evaluation.benchmarks.templates import IMAGE_MARK, render_question
 from evaluation.scoring.strict import LETTERS, Reference, resolve_reference
+from spatialthinker.storage.images import BrokenImage, open_image, upright
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -292,12 +293,10 @@ def _read_file(value: Any, item_id: str, folder: Path) -> bytes:
 
 def decode_image(data: bytes, item_id: str) -> "Image.Image":
     """Return an image file's picture, upright and RGB. Errors: ValueError that names the item."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+        with open_image(data) as image:
+            return upright(image)
+    except BrokenImage as error:
         raise ValueError(f"item {item_id}: its image cannot be decoded: {error}") from error
 
 

@@ -1,6 +1,5 @@
 """The page of a comparison: table, figure and the items to browse, in one file without anything beside it."""
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from evaluation.journal import Record
 from evaluation.reports.comparison import Model
 from spatialthinker.response import LETTERS, parse_response
 from spatialthinker.scene_graph import SceneGraph, parse_scene
+from spatialthinker.storage.images import encode
 from spatialthinker.visualize import (
     data_uri,
     escape,
@@ -204,9 +204,7 @@ def _encode(image: "Image.Image") -> bytes:
     """Return the image for the page, made smaller where it is larger than MAX_SIDE_PX."""
     small = image.copy()
     small.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=_WEBP_QUALITY, lossless=max(small.size) <= LOSSLESS_SIDE_PX)
-    return buffer.getvalue()
+    return encode(small, "WEBP", quality=_WEBP_QUALITY, lossless=max(small.size) <= LOSSLESS_SIDE_PX)
 
 
 def _scene(text: str | None, is_reference: bool = False) -> SceneGraph | None:

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and journals that outlive a kill at any byte."""
+"""Files that appear complete or not at all, journals that outlive a kill at any byte, images turned upright."""
 
 import errno
 import os
@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data_gen.journal import SceneJournal
 from evaluation.journal import AnswerJournal, Record
 from spatialthinker.storage.files import whole_file, write_json, write_text
+from spatialthinker.storage.images import BrokenImage, encode, open_image, orientation, upright, upright_size
 from spatialthinker.storage.journal import name_differences, read_lines
 
 
@@ -104,3 +106,23 @@ def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path, monkeypatch: pytes
             journal.add(Record("", "A", "A", "A", 1, None, id="0"))
         monkeypatch.undo()
         assert path.read_bytes() == before and not journal.is_answered("0")
+
+
+def jpeg(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(Image.new("RGB", (30, 20), "red"), "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_an_image_is_turned_upright(number: int):
+    with open_image(jpeg(number)) as image:
+        assert orientation(image) == number
+        assert upright_size(image) == upright(image).size == ((20, 30) if number > 4 else (30, 20))
+        assert upright(image).mode == "RGB"
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", jpeg(1)[:200]])
+def test_a_broken_image_raises_one_error(data: bytes):
+    with pytest.raises(BrokenImage), open_image(data) as image:
+        upright(image)
