@@ -128,27 +128,24 @@ class SceneJournal(Journal):
     def append(self, line: Line) -> None:
         """Append one line, if need be in the room of the reserve. Raises JournalFault where no room is to be had."""
         deadline = time.monotonic() + DISK_WAIT_S
-        while (fault := self._append_if_room(line)) is not None:
-            is_lost = not self.is_full or time.monotonic() > deadline
-            if self._reserve is not None:
-                self._reserve.close()
-                self._reserve, self.is_full = None, True
-            elif is_lost:
-                raise JournalFault(f"{self.path} cannot be written: {fault.strerror}") from fault
-            else:
-                print(f"the disk of {self.path} is full: waiting for room", file=sys.stderr)  # noqa: T201
-                time.sleep(_DISK_RETRY_S)
+        while True:
+            try:
+                super().append(line)
+                break
+            except OSError as error:
+                if error.errno not in DISK_IS_FULL:
+                    raise
+                if self._reserve is not None:
+                    self._reserve.close()
+                    self._reserve, self.is_full = None, True
+                elif not self.is_full or time.monotonic() > deadline:
+                    raise JournalFault(f"{self.path} cannot be written: {error.strerror}") from error
+                else:
+                    print(f"the disk of {self.path} is full: waiting for room", file=sys.stderr)  # noqa: T201
+                    time.sleep(_DISK_RETRY_S)
         if time.monotonic() - self._synced > _SYNC_S:
             os.fsync(self._fd)
             self._synced = time.monotonic()
-
-    def _append_if_room(self, line: Line) -> OSError | None:
-        try:
-            super().append(line)
-        except OSError as error:
-            if error.errno not in DISK_IS_FULL:
-                raise
-            return error
 
     def check_room(self) -> None:
         """Raise JournalFault once the reserve had to be given up: nothing more may be asked."""
