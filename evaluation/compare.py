@@ -203,7 +203,6 @@ def write_comparison(args: argparse.Namespace) -> str:
     comparison = compare_models(models, choose_published(args.published, models))
     samples = read_samples(args, models) if args.page_items else {}
     table = format_markdown(comparison)
-    args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "table.json", comparison)
     write_text(args.out / "table.md", table)
     draw_figure(comparison, args.out / "figure.png")

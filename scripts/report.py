@@ -307,9 +307,8 @@ def write_report(run_dir: Path, out_dir: Path) -> Path:
     """Write the page and its pictures; return the page's path."""
     run = read_run(run_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    page = build_page(run, out_dir)
     path = out_dir / "index.html"
-    write_text(path, page)
+    write_text(path, build_page(run, out_dir))
     return path
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from string import ascii_uppercase
 
 from spatialthinker.storage.files import whole_file
 
@@ -57,7 +58,8 @@ COLUMNS = tuple(field.name for field in fields(VqaRow))
 
 def question_with_options(question: str, options: Sequence[str]) -> str:
     """The question, a line `Options:`, then one `(A) text` per line."""
-    return "\n".join([question, "Options:", *(f"({LETTERS[i]}) {text}" for i, text in enumerate(options))])
+    lines = (f"({letter}) {text}" for letter, text in zip(ascii_uppercase, options, strict=False))
+    return "\n".join([question, "Options:", *lines])
 
 
 def build_row(

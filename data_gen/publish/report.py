@@ -18,15 +18,7 @@ from spatialthinker.schema import CATEGORIES, LETTERS
 from spatialthinker.storage.files import write_text
 from spatialthinker.storage.images import open_image
 from spatialthinker.storage.journal import Line
-from spatialthinker.visualize import (
-    data_uri,
-    escape,
-    html_page,
-    html_table,
-    relation_text,
-    svg_image,
-    svg_scene,
-)
+from spatialthinker.visualize import data_uri, escape, html_page, html_table, relation_text, svg_image, svg_scene
 
 _STYLE = """
 .bar { display: inline-block; height: .7em; background: var(--reference); border-radius: 2px; min-width: 1px; }

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.benchmarks.rows import FULL_TEMPLATE, Benchmark
-from evaluation.benchmarks.templates import IMAGE_MARK, render_question
+from evaluation.benchmarks.templates import render_question
 from evaluation.scoring.strict import LETTERS, Reference, resolve_reference
+from spatialthinker.prompts import IMAGE_MARK
+from spatialthinker.schema import question_with_options
 from spatialthinker.storage.images import BrokenImage, open_image, upright
 
 if TYPE_CHECKING:
@@ -164,8 +166,7 @@ def _build_sample(benchmark: Benchmark, index: int, item_id: str, row: dict[str,
     else:
         reference = resolve_reference(row[benchmark.answer], benchmark.reference, choices)
     if benchmark.lists_choices and choices:
-        lines = (f"({LETTERS[i]}) {text}" for i, text in enumerate(choices))
-        question = "\n".join([question, "Options:", *lines])
+        question = question_with_options(question, choices)
     if benchmark.asks_for_tags:
         question = f"{question} {_ANSWER_TAGS}"
     task = None if benchmark.task is None else str(row[benchmark.task])

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evaluation.benchmarks.samples import IMAGE_MARK
 from evaluation.journal import Record
 from evaluation.reports.comparison import Model
+from spatialthinker.prompts import IMAGE_MARK
 from spatialthinker.response import LETTERS, parse_response
 from spatialthinker.scene_graph import SceneGraph, parse_scene
+from spatialthinker.schema import question_with_options
 from spatialthinker.storage.images import encode
 from spatialthinker.visualize import (
     data_uri,
@@ -218,10 +219,10 @@ def _html_question(item: Item, reference: SceneGraph | None) -> str:
     question = item.sample.question if item.sample else record.prompt.replace(IMAGE_MARK, "")
     answer = record.correct_answer
     if item.sample and answer in LETTERS[: len(item.sample.choices)]:
-        choices = [f"({LETTERS[index]}) {text}" for index, text in enumerate(item.sample.choices)]
-        answer = choices[LETTERS.index(answer)]
-        if item.sample.choices[0] not in question:
-            question += "\n".join(["", "Options:", *choices])
+        choices, index = item.sample.choices, LETTERS.index(answer)
+        answer = f"({LETTERS[index]}) {choices[index]}"
+        if choices[0] not in question:
+            question = question_with_options(question, choices)
     truth = f"answer: {answer}"
     if reference and reference.relations:
         truth += "; " + "; ".join(relation_text(relation) for relation in reference.relations)
