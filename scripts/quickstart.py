@@ -1,7 +1,8 @@
 """Drives the quickstart: data, training, merge, evaluation, report, then the table of before and after.
 
 Every stage is a program of its own. A stage that is done is not run again; an interrupted training goes on from its
-newest checkpoint, which is the trainer's own work. `--fresh` starts over.
+newest checkpoint, which is the trainer's own work. `--fresh` starts over. No shell script could end the daemons that
+a killed run left, measure the peak memory of all processes, and keep progress bars out of the logs.
 """
 
 import argparse
@@ -84,7 +85,6 @@ class RunFolder:
         digest = hashlib.sha256(self.owner.encode()).hexdigest()[:8]
         # Ray's sockets live below this folder and allow 107 characters, which a deep run folder would exceed.
         self.ray_folder = Path(tempfile.gettempdir()) / f"spatialthinker-{digest}"
-        self._usage_before = {"seconds": 0.0, "peak_memory_gb": 0.0}
 
     def lock(self) -> IO[str]:
         """Returns the open lock file; raises when a living quickstart holds this folder."""
@@ -115,7 +115,7 @@ class RunFolder:
                     shutil.rmtree(path)
                 elif path.name != "lock":
                     path.unlink()
-        self._usage_before = self.read("usage.json") or self._usage_before
+        self._usage_before = {"seconds": 0.0, "peak_memory_gb": 0.0} | self.read("usage.json")
 
     def read(self, name: str) -> dict[str, Any]:
         """Returns the content of a JSON file of the folder; empty where there is none."""
@@ -134,9 +134,6 @@ class RunFolder:
             "seconds": round(before["seconds"] + time.time() - self.started_s, 1),
             "peak_memory_gb": round(max(before["peak_memory_gb"], peak_bytes / BYTES_PER_GB), 2),
         }
-
-    def save_usage(self, peak_bytes: int) -> None:
-        self.write("usage.json", self.usage(peak_bytes))
 
     def stage(self, name: str, arguments: list[str], output: Path) -> None:
         """Runs one stage, unless the same command has finished before and its output is still there."""
@@ -248,7 +245,7 @@ def quickstart(run: RunFolder, overrides: list[str], fresh: bool) -> None:
     """Runs what is missing in the run folder, writes summary.json and prints the table."""
     lock_file = run.lock()
     run.clean(fresh)
-    sampler = MemorySampler(on_sample=run.save_usage)
+    sampler = MemorySampler(on_sample=lambda peak_bytes: run.write("usage.json", run.usage(peak_bytes)))
     sampler.start()
     try:
         summary = run_stages(run, overrides)
@@ -284,12 +281,9 @@ def main() -> int:
     run = RunFolder(arguments.run_dir, arguments.started or time.time(), arguments.python)
     try:
         quickstart(run, overrides, arguments.fresh)
-    except QuickstartError as error:
+    except (QuickstartError, ValueError) as error:
         print(f"\n[quickstart] {error}", file=sys.stderr)
-        return error.exit_code
-    except ValueError as error:
-        print(f"\n[quickstart] {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print("\n[quickstart] interrupted; the same command again goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT
