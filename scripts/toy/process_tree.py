@@ -30,8 +30,7 @@ def find_owned(owner: str) -> list[psutil.Process]:
         with suppress(psutil.Error, OSError):
             if process.environ().get(OWNER_VARIABLE) == owner:
                 found.update((process, *process.children(recursive=True)))
-    this_process = psutil.Process()
-    return list(found - {this_process, *this_process.parents()})
+    return list(found - {psutil.Process(), *psutil.Process().parents()})
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -47,8 +46,7 @@ def kill_owned(owner: str) -> int:
     """
     killed: set[int] = set()
     for _ in range(5):
-        processes = find_owned(owner)
-        if not processes:
+        if not (processes := find_owned(owner)):
             break
         for process in processes:
             with suppress(psutil.NoSuchProcess):

@@ -37,10 +37,8 @@ class Journal:
         """
         os.ftruncate(self._fd, 0 if is_overwritten else sum(map(len, whole_lines(self.path))))
         lines = read_lines(self.path)
-        header = next(lines, None)
-        if header is None:
-            self.append({"settings": settings})
-            return [], lines
+        if (header := next(lines, None)) is None:
+            self.append(header := {"settings": settings})
         return name_differences(header["settings"], settings), lines
 
     def append(self, line: Line) -> None:
