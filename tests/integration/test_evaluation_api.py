@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import api_backends, evals
+from evaluation import evals
+from evaluation.engines import api as api_backends
 from evaluation.journal import read_journal
 from spatialthinker.clients import model_api
 from spatialthinker.clients.model_api import ApiRequest, RequestFault, encode_image
