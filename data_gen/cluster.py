@@ -19,7 +19,7 @@ from typing import Any
 from data_gen.curate.validation import ValidationOptions, validate
 from data_gen.generate.generation import check_output, connect, open_journal, run_provider
 from data_gen.generate.options import GenerationOptions
-from data_gen.journal import ACCEPTED, Journal, newest_lines
+from data_gen.journal import ACCEPTED, SceneJournal, newest_lines
 from data_gen.questions.records import journal_of, read_records, read_settings, write_csv
 from data_gen.scenes.sources import Row, Source, open_source
 
@@ -131,7 +131,7 @@ def run_blocks(task: Callable[[dict[str, int]], dict[str, Any]], blocks: Sequenc
 
 def gather(out: Path, blocks: Sequence[Block], settings: dict[str, Any], is_overwritten: bool) -> None:
     """Write one journal and CSV from those of the blocks; lines that are there already stay."""
-    with Journal(journal_of(out), settings, is_overwritten) as journal:
+    with SceneJournal(journal_of(out), settings, is_overwritten) as journal:
         for block in blocks:
             path = journal_of(block.csv(out))
             for line in newest_lines(path) if path.is_file() else ():

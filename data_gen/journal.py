@@ -1,14 +1,12 @@
-"""The truth about a run: an append-only file of JSON lines; CSV, parquet and reports are made from it.
+"""The truth about a run: a journal of outcomes; CSV, parquet and reports are made from it.
 
-The first line holds the settings, every further line one outcome of one image (or record); its newest line counts.
-A line is appended by one write and is complete or, after a kill, cut off at the end of the file, where the next run
-removes it. Two processes never write the same journal.
+Every line behind the settings is one outcome of one image (or record); its newest line counts. Two processes never
+write the same journal.
 
 Answers that are paid for must find room: a run over a model keeps a reserve on the disk. When the disk is full, the
 reserve is given up for the answers in flight, `is_full` is set, and the run sends no further requests.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -22,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from spatialthinker.storage.files import DISK_IS_FULL
+from spatialthinker.storage.journal import Journal, JournalFault, Line, is_journal, read_lines
 
-Line = dict[str, Any]
 ACCEPTED, QUARANTINED, FAILED = "accepted", "quarantined", "error"
 """accepted: a row; quarantined: no row, with a reason, and not asked again; error: asked again by the next run."""
 
@@ -35,11 +33,6 @@ DISK_WAIT_S = 600.0
 
 _DISK_RETRY_S = 5.0
 _SYNC_S = 1.0
-_HEAD = b'{"settings": '
-
-
-class JournalFault(ValueError):
-    """A journal that cannot be used as asked; the message names the file and the way out."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +46,8 @@ class Entry:
     """Category and level of the accepted row."""
 
 
-class Journal:
-    """One run's journal by the lines' `key`, which names an image or a record; opening it for writing locks it."""
+class SceneJournal(Journal):
+    """One run's outcomes by the lines' `key`, which names an image or a record; opening it locks it."""
 
     def __init__(self, path: Path, settings: Line, is_overwritten: bool = False, reserve_bytes: int = 0) -> None:
         """Open or go on with a journal.
@@ -62,14 +55,13 @@ class Journal:
         Raises JournalFault where it is something else, belongs to other settings, is in use, or finds no room for
         the reserve.
         """
-        self.path = path
+        super().__init__(path)
         self.entries: dict[str, Entry] = {}
         self.cost_usd = 0.0
         self.is_full = False
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() and not is_journal(path):
             raise JournalFault(f"{path} is there and no journal of this program; name another output")
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self.open()
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -78,31 +70,17 @@ class Journal:
         self._synced = time.monotonic()
         try:
             self._reserve = self._take_reserve(reserve_bytes)
-            self._open(settings, is_overwritten)
+            differences, lines = self.begin(settings, is_overwritten)
+            if differences:
+                raise JournalFault(
+                    f"{path} was written with other settings ({'; '.join(differences)}); name another --out, or pass "
+                    "--overwrite to start over and lose it"
+                )
+            for line in lines:
+                self._note(line)
         except BaseException:
             os.close(self._fd)
             raise
-
-    def _open(self, settings: Line, is_overwritten: bool) -> None:
-        if is_overwritten:
-            os.ftruncate(self._fd, 0)
-        else:
-            os.ftruncate(self._fd, whole_bytes(self.path))
-        lines = read_lines(self.path)
-        header = next(lines, None)
-        if header is None:
-            self._write({"settings": settings})
-            return
-        found = header.get("settings", {})
-        differing = [k for k in {**found, **settings} if found.get(k) != settings.get(k)]
-        if differing:
-            raise JournalFault(
-                f"{self.path} was written with other settings ("
-                + "; ".join(f"{k}: {found.get(k)!r} there, {settings.get(k)!r} now" for k in differing)
-                + "); name another --out, or pass --overwrite to start over and lose it"
-            )
-        for line in lines:
-            self._note(line)
 
     def _take_reserve(self, num_bytes: int) -> Any:
         if not num_bytes:
@@ -130,8 +108,8 @@ class Journal:
         return entry is not None and entry.status != FAILED
 
     def add(self, line: Line) -> None:
-        """Append one outcome; it survives a kill of this process from here on."""
-        self._write(line)
+        """Append one outcome."""
+        self.append(line)
         self._note(line)
 
     def outcomes(self) -> Counter[str]:
@@ -142,44 +120,32 @@ class Journal:
         """Hand the lines to the disk and let others open the journal."""
         if self._reserve is not None:
             self._reserve.close()
-        os.fsync(self._fd)
-        os.close(self._fd)
+        super().close()
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "SceneJournal":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _write(self, line: Line) -> None:
-        data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    def append(self, line: Line) -> None:
+        """Append one line, if need be in the room of the reserve. Raises JournalFault where no room is to be had."""
         deadline = time.monotonic() + DISK_WAIT_S
-        while (fault := self._append(data)) is not None:
-            is_lost = not self.is_full or time.monotonic() > deadline
-            if self._reserve is not None:
-                self._reserve.close()
-                self._reserve, self.is_full = None, True
-            elif is_lost:
-                raise JournalFault(f"{self.path} cannot be written: {fault.strerror}") from fault
-            else:
-                print(f"the disk of {self.path} is full: waiting for room", file=sys.stderr)  # noqa: T201
-                time.sleep(_DISK_RETRY_S)
+        while True:
+            try:
+                super().append(line)
+                break
+            except OSError as error:
+                if error.errno not in DISK_IS_FULL:
+                    raise
+                if self._reserve is not None:
+                    self._reserve.close()
+                    self._reserve, self.is_full = None, True
+                elif not self.is_full or time.monotonic() > deadline:
+                    raise JournalFault(f"{self.path} cannot be written: {error.strerror}") from error
+                else:
+                    print(f"the disk of {self.path} is full: waiting for room", file=sys.stderr)  # noqa: T201
+                    time.sleep(_DISK_RETRY_S)
         if time.monotonic() - self._synced > _SYNC_S:
             os.fsync(self._fd)
             self._synced = time.monotonic()
-
-    def _append(self, data: bytes) -> OSError | None:
-        """Append all of the data, or nothing of it and return the full disk's error."""
-        end = os.fstat(self._fd).st_size
-        try:
-            if os.write(self._fd, data) == len(data):
-                return None
-            os.ftruncate(self._fd, end)
-        except OSError as error:
-            if error.errno not in DISK_IS_FULL:
-                raise
-            return error
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def check_room(self) -> None:
         """Raise JournalFault once the reserve had to be given up: nothing more may be asked."""
@@ -188,37 +154,6 @@ class Journal:
                 f"the disk of {self.path} is full; every answer so far is saved. Make room, then give the same "
                 "command again"
             )
-
-
-def is_journal(path: Path) -> bool:
-    """True for a journal file; an empty one, or one cut off in its first line, is one too."""
-    with path.open("rb") as file:
-        return _HEAD.startswith(file.read(len(_HEAD)))
-
-
-def whole_bytes(path: Path) -> int:
-    """The length of a file up to its last line end: what follows was cut off."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        for end in range(size, 0, -(1 << 16)):
-            start = max(0, end - (1 << 16))
-            file.seek(start)
-            place = file.read(end - start).rfind(b"\n")
-            if place >= 0:
-                return start + place + 1
-    return 0
-
-
-def read_lines(path: Path) -> Iterator[Line]:
-    """The complete lines of a journal, settings first. Raises JournalFault for one that is no JSON."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            if not raw.endswith(b"\n"):
-                return
-            try:
-                yield json.loads(raw)
-            except json.JSONDecodeError as error:
-                raise JournalFault(f"{path}, line {number}: {error}") from None
 
 
 def newest_lines(path: Path) -> Iterator[Line]:

@@ -193,9 +193,9 @@ def split_path(value: str) -> tuple[str, bool, str]:
 
 def write_comparison(args: argparse.Namespace) -> str:
     """Write the four files; return the table. Errors: ValueError or OSError with one message."""
-    from evaluation.journal import write_json, write_text
     from evaluation.reports.compare_page import build_page
     from evaluation.reports.comparison import compare_models, find_journals, group_models, read_run
+    from spatialthinker.storage.files import write_json, write_text
 
     if args.page_items < 0:
         raise ValueError(f"--page_items {args.page_items}: need at least 0")
@@ -203,7 +203,6 @@ def write_comparison(args: argparse.Namespace) -> str:
     comparison = compare_models(models, choose_published(args.published, models))
     samples = read_samples(args, models) if args.page_items else {}
     table = format_markdown(comparison)
-    args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "table.json", comparison)
     write_text(args.out / "table.md", table)
     draw_figure(comparison, args.out / "figure.png")

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from spatialthinker.versions import check_versions
 if TYPE_CHECKING:
     from evaluation.benchmarks.samples import Sample
     from evaluation.engines.local import Answer, Backend
-    from evaluation.journal import Journal, Record
+    from evaluation.journal import AnswerJournal, Record
 
 DENSE_REWARD = "spatial_sgg"
 ENGINE_PACKAGES = ("torch", "torchvision", "torchaudio", "torchcodec", "transformers", "datasets")
@@ -109,7 +109,7 @@ class Job:
     samples: "list[Sample]"
     settings: dict[str, Any]
     group_sizes: dict[str, Counter[str]]
-    journal: "Journal"
+    journal: "AnswerJournal"
     missing: "list[Sample]"
 
 
@@ -134,7 +134,7 @@ def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None]":
 def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
     """Return the job of one data set, its rows read and checked."""
     from evaluation.benchmarks.samples import load_samples, select_samples
-    from evaluation.journal import Journal
+    from evaluation.journal import AnswerJournal
 
     benchmark = BENCHMARKS[dataset]
     if args.revision:
@@ -143,7 +143,7 @@ def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
     settings = collect_settings(args, dataset, every)
     samples = select_samples(every, benchmark, args.seed, args.num_samples, args.limit_per_task)
     sizes = {name: Counter(sample.groups[name] for sample in every) for name in benchmark.groupings}
-    journal = Journal(locate_output(args, dataset, ".jsonl"), settings, args.resume or args.batch_api)
+    journal = AnswerJournal(locate_output(args, dataset, ".jsonl"), settings, args.resume or args.batch_api)
     missing = [sample for sample in samples if not journal.is_answered(sample.id)]
     return Job(dataset, benchmark, samples, settings, sizes, journal, missing)
 
@@ -197,8 +197,8 @@ def answer_and_summarize(job: Job, backend: "Backend | None") -> "tuple[list[Rec
 
 def run(args: argparse.Namespace, jobs: list[Job], backend: "Backend | None") -> int:
     """Answer, grade, write and print; return the exit code."""
-    from evaluation.journal import write_json, write_released_json, write_text
     from evaluation.reports.summary import format_markdown, format_table
+    from spatialthinker.storage.files import write_json, write_text
 
     summaries = {}
     for job in jobs:
@@ -208,7 +208,7 @@ def run(args: argparse.Namespace, jobs: list[Job], backend: "Backend | None") ->
         paths = {
             ending: locate_output(args, job.dataset, ending) for ending in (".json", ".summary.json", ".summary.md")
         }
-        write_released_json(paths[".json"], records)
+        write_json(paths[".json"], [asdict(record) for record in records])
         write_json(paths[".summary.json"], summary)
         write_text(paths[".summary.md"], format_markdown(summary))
         print(f"\n{job.dataset}, {args.template}, {args.model_path}: answered in {time.monotonic() - start:.1f} s")

@@ -1,15 +1,12 @@
-"""Files of a run: an append-only journal, and from it the released JSON list.
-
-The journal's first line holds the settings, every further line one item. A killed run loses at most the items in
-flight; resuming reads the journal, keeps the answers and requests the rest again.
-"""
+"""Answers of a run: a line each in its journal, which a resumed run reads to request only what is missing."""
 
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Literal
+
+from spatialthinker.storage.journal import Journal, Line, name_differences, whole_lines
 
 
 @dataclass(frozen=True)
@@ -48,64 +45,52 @@ class Record:
 _FIELDS = frozenset(field.name for field in fields(Record))
 
 
-class Journal:
-    """The JSONL file of one run; it is opened for writing as a context manager and not before."""
+class AnswerJournal(Journal):
+    """The journal of one run; it is opened for writing as a context manager and not before."""
 
-    def __init__(self, path: Path, settings: dict[str, Any], is_resumed: bool) -> None:
+    def __init__(self, path: Path, settings: Line, is_resumed: bool) -> None:
         """Read, when resuming, the answered items of an earlier run with the same settings.
 
         Errors: ValueError that names each setting in which an existing journal differs.
         """
-        self.path = path
+        super().__init__(path)
         self.settings = settings
         self.records: dict[str, Record] = {}
-        self._end = 0
-        self._file: TextIO | None = None
-        if is_resumed and path.is_file() and path.stat().st_size:
-            found, self.records, self._end = read_journal(path)
-            _check_settings(path, found, settings)
+        self._is_new = not (is_resumed and path.is_file() and any(whole_lines(path)))
+        if self._is_new:
+            return
+        found, self.records = read_journal(path)
+        if differences := name_differences(found, settings):
+            text = "\n  ".join(sorted(differences))
+            raise ValueError(
+                f"{path} was made with other settings; resume with them or choose another name:\n  {text}"
+            )
 
-    def __enter__(self) -> "Journal":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._end == 0 and self.path.is_file():  # its answers may have cost hours or money
+    def __enter__(self) -> "AnswerJournal":
+        if self._is_new and self.path.is_file():  # its answers may have cost hours or money
             self.path.replace(self.path.with_name(f"{self.path.name}.previous"))
-        self._file = self.path.open("r+" if self._end else "w", encoding="utf-8")
-        self._file.truncate(self._end)  # drops a line that a kill cut off
-        self._file.seek(self._end)
-        if self._end == 0:
-            self._write({"settings": self.settings})
+        self.open()
+        self.begin(self.settings)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        assert self._file is not None
-        self._file.close()
-
     def add(self, record: Record) -> None:
-        """Append one item; it survives a kill of this process from here on."""
-        self._write(asdict(record))
+        """Append one item."""
+        self.append(asdict(record))
         self.records[record.id] = record
 
     def is_answered(self, item_id: str) -> bool:
         """True for an item with an answer; one that ended in an error is requested again."""
         return item_id in self.records and self.records[item_id].status == "ok"
 
-    def _write(self, line: dict[str, Any]) -> None:
-        assert self._file is not None, "the journal is not open"
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._file.flush()
 
-
-def read_journal(path: Path) -> tuple[dict[str, Any], dict[str, Record], int]:
-    """Return the settings, the newest record of each item and the byte length of the whole lines.
+def read_journal(path: Path) -> tuple[Line, dict[str, Record]]:
+    """Return the settings and the newest record of each item.
 
     Errors: ValueError for a file that is no journal or a broken line before the last.
     """
-    settings: dict[str, Any] | None = None
+    settings: Line | None = None
     records: dict[str, Record] = {}
-    end = 0
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             value = json.loads(line)
             if settings is None:
@@ -115,42 +100,9 @@ def read_journal(path: Path) -> tuple[dict[str, Any], dict[str, Record], int]:
                 records[record.id] = record
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: not a line of a journal ({error})") from error
-        end += len(line)
     if settings is None:
         raise ValueError(f"{path}: not a journal; start without --resume")
-    return settings, records, end
-
-
-def _check_settings(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    differences = [
-        f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now"
-        for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key)
-    ]
-    if differences:
-        text = "\n  ".join(differences)
-        raise ValueError(f"{path} was made with other settings; resume with them or choose another name:\n  {text}")
-
-
-def write_released_json(path: Path, records: Iterable[Record]) -> None:
-    """Write the list of records, each with the released six keys and ours, atomically."""
-    write_json(path, [asdict(record) for record in records])
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that appears complete or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    return settings, records
 
 
 def fingerprint_weights(model_dir: Path) -> str | None:

@@ -10,7 +10,6 @@ RANDOM_MODELS in verl.bench.inputs stands for random weights in that shape, whic
 """
 
 import argparse
-import io
 import json
 import re
 import shutil
@@ -29,6 +28,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
 from spatialthinker.schema import VqaRow, parquet_path, write_parquet
+from spatialthinker.storage.images import encode
 from spatialthinker.synthetic import generate
 from verl.bench.inputs import RANDOM_MODELS, describe_random_model, draw_weights
 
@@ -68,9 +68,7 @@ def make_rows(count: int, image: str | None) -> Iterator[VqaRow]:
         if image is not None:
             width, height = map(int, image.split("x"))
             coarse = rng.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
-            buffer = io.BytesIO()
-            Image.fromarray(coarse).resize((width, height)).save(buffer, "JPEG")
-            row = replace(row, images=buffer.getvalue())
+            row = replace(row, images=encode(Image.fromarray(coarse).resize((width, height)), "JPEG"))
         yield row
 
 

@@ -1,7 +1,8 @@
 """Drives the quickstart: data, training, merge, evaluation, report, then the table of before and after.
 
 Every stage is a program of its own. A stage that is done is not run again; an interrupted training goes on from its
-newest checkpoint, which is the trainer's own work. `--fresh` starts over.
+newest checkpoint, which is the trainer's own work. `--fresh` starts over. No shell script could end the daemons that
+a killed run left, measure the peak memory of all processes, and keep progress bars out of the logs.
 """
 
 import argparse
@@ -21,8 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
+
 from toy.before_after import format_table, summarize_validation
 from toy.process_tree import BYTES_PER_GB, MemorySampler, kill_owned, owned_environment
+
+from spatialthinker.storage.files import whole_file
 
 CONFIG = Path("configs/toy_cpu.yaml")
 STAGES = {
@@ -48,18 +53,6 @@ class QuickstartError(Exception):
         self.exit_code = exit_code
 
 
-def read_json(path: Path, default: Any) -> Any:
-    """Returns the parsed file, or `default` where there is none."""
-    return json.loads(path.read_text()) if path.exists() else default
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes the file in one step, so that a reader never sees half of it."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
-
-
 def copy_output(source: IO[bytes], log_path: Path) -> None:
     """Copies a program's output to the terminal as it comes, and to a log without the refreshes of progress bars."""
     pending = b""
@@ -75,7 +68,7 @@ def copy_output(source: IO[bytes], log_path: Path) -> None:
 
 
 @dataclass
-class Run:
+class RunFolder:
     """One run folder: which stages are done, what they cost, and the processes that belong to it.
 
     `stages.json` holds per stage the fingerprint of its command and, when it has finished, its seconds; `usage.json`
@@ -92,7 +85,6 @@ class Run:
         digest = hashlib.sha256(self.owner.encode()).hexdigest()[:8]
         # Ray's sockets live below this folder and allow 107 characters, which a deep run folder would exceed.
         self.ray_folder = Path(tempfile.gettempdir()) / f"spatialthinker-{digest}"
-        self._usage_before = {"seconds": 0.0, "peak_memory_gb": 0.0}
 
     def lock(self) -> IO[str]:
         """Returns the open lock file; raises when a living quickstart holds this folder."""
@@ -123,7 +115,17 @@ class Run:
                     shutil.rmtree(path)
                 elif path.name != "lock":
                     path.unlink()
-        self._usage_before = read_json(self.folder / "usage.json", self._usage_before)
+        self._usage_before = {"seconds": 0.0, "peak_memory_gb": 0.0} | self.read("usage.json")
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Returns the content of a JSON file of the folder; empty where there is none."""
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Writes a JSON file of the folder in one step, not waiting for the disk: usage.json comes every second."""
+        with whole_file(self.folder / name) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n")
 
     def usage(self, peak_bytes: int) -> dict[str, float]:
         """Returns seconds and peak memory of all calls so far, this one included."""
@@ -133,16 +135,13 @@ class Run:
             "peak_memory_gb": round(max(before["peak_memory_gb"], peak_bytes / BYTES_PER_GB), 2),
         }
 
-    def save_usage(self, peak_bytes: int) -> None:
-        write_json(self.folder / "usage.json", self.usage(peak_bytes))
-
     def stage(self, name: str, arguments: list[str], output: Path) -> None:
         """Runs one stage, unless the same command has finished before and its output is still there."""
         names = list(STAGES)
         label = f"[{names.index(name) + 1}/{len(names)}] {name}"
         settings = [*arguments, CONFIG.read_text()] if name == "train" else arguments
         fingerprint = hashlib.sha256("\0".join(settings).encode()).hexdigest()
-        done: dict[str, Any] = read_json(self.folder / "stages.json", {})
+        done = self.read("stages.json")
         earlier = done.get(name, {"fingerprint": fingerprint, "seconds": None})
         is_same = earlier["fingerprint"] == fingerprint
         if is_same and earlier["seconds"] is not None and output.exists():
@@ -151,7 +150,7 @@ class Run:
         if not is_same and name == "train" and output.exists():
             print(f"{label}: goes on from checkpoints of other settings; --fresh would start over")
         kept = {other: done[other] for other in names[: names.index(name)] if other in done}
-        write_json(self.folder / "stages.json", kept | {name: {"fingerprint": fingerprint, "seconds": None}})
+        self.write("stages.json", kept | {name: {"fingerprint": fingerprint, "seconds": None}})
         log_path = self.folder / f"{name}.log"
         print(f"\n{label}: {STAGES[name]}\n{label}: output in {output}, log in {log_path}", flush=True)
 
@@ -160,7 +159,7 @@ class Run:
         seconds = round(time.monotonic() - started, 1)
         if not output.exists():
             raise QuickstartError(f"{label}: ended without an error, but {output} does not exist; see {log_path}")
-        write_json(self.folder / "stages.json", kept | {name: {"fingerprint": fingerprint, "seconds": seconds}})
+        self.write("stages.json", kept | {name: {"fingerprint": fingerprint, "seconds": seconds}})
         self.ran_stages.append(name)
         print(f"{label}: done in {seconds} s, in {output}", flush=True)
 
@@ -205,7 +204,7 @@ def newest_checkpoint(folder: Path) -> Path:
     return steps[max(steps)]
 
 
-def run_stages(run: Run, overrides: list[str]) -> dict[str, Any]:
+def run_stages(run: RunFolder, overrides: list[str]) -> dict[str, Any]:
     """Runs all stages in order and returns the summary without the costs."""
     data = run.folder / "data"
     sizes = ["--train", str(TRAIN_ROWS), "--val", str(VAL_ROWS), "--seed", str(DATA_SEED)]
@@ -242,23 +241,22 @@ def run_stages(run: Run, overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def quickstart(run: Run, overrides: list[str], fresh: bool) -> None:
+def quickstart(run: RunFolder, overrides: list[str], fresh: bool) -> None:
     """Runs what is missing in the run folder, writes summary.json and prints the table."""
     lock_file = run.lock()
-    summary_path = run.folder / "summary.json"
     run.clean(fresh)
-    sampler = MemorySampler(on_sample=run.save_usage)
+    sampler = MemorySampler(on_sample=lambda peak_bytes: run.write("usage.json", run.usage(peak_bytes)))
     sampler.start()
     try:
         summary = run_stages(run, overrides)
-        if run.ran_stages or not summary_path.exists():
-            write_json(summary_path, summary | run.usage(sampler.peak_bytes))
+        if run.ran_stages or not run.read("summary.json"):
+            run.write("summary.json", summary | run.usage(sampler.peak_bytes))
     finally:
         sampler.stop()
         kill_owned(run.owner)
     shutil.rmtree(run.ray_folder, ignore_errors=True)
-    print("\n" + format_table(read_json(summary_path, {})))
-    print(f"summary: {summary_path}", flush=True)
+    print("\n" + format_table(run.read("summary.json")))
+    print(f"summary: {run.folder / 'summary.json'}", flush=True)
     lock_file.close()
 
 
@@ -280,15 +278,12 @@ def main() -> int:
     arguments, overrides = parse_arguments()
     os.chdir(Path(__file__).resolve().parent.parent)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    run = Run(arguments.run_dir, arguments.started or time.time(), arguments.python)
+    run = RunFolder(arguments.run_dir, arguments.started or time.time(), arguments.python)
     try:
         quickstart(run, overrides, arguments.fresh)
-    except QuickstartError as error:
+    except (QuickstartError, ValueError) as error:
         print(f"\n[quickstart] {error}", file=sys.stderr)
-        return error.exit_code
-    except ValueError as error:
-        print(f"\n[quickstart] {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print("\n[quickstart] interrupted; the same command again goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -23,6 +23,7 @@ from toy.charts import DARK, LIGHT, Series, draw_changes, draw_curves, draw_pict
 from spatialthinker.response import SECTIONS, parse_response
 from spatialthinker.scene_graph import SceneGraph, parse_scene
 from spatialthinker.schema import read_parquet
+from spatialthinker.storage.files import write_text
 from spatialthinker.visualize import (
     draw_scene,
     escape,
@@ -306,11 +307,8 @@ def write_report(run_dir: Path, out_dir: Path) -> Path:
     """Write the page and its pictures; return the page's path."""
     run = read_run(run_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    page = build_page(run, out_dir)
     path = out_dir / "index.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, build_page(run, out_dir))
     return path
 
 

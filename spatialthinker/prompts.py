@@ -3,6 +3,7 @@
 import re
 from string import Template
 
+IMAGE_MARK = "<image>"
 _ANSWER_SHAPE = "<answer> ({correct_option}) {correct_answer} </answer>"
 
 _REASONING_RULES = (

@@ -8,6 +8,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from string import ascii_uppercase
+
+from spatialthinker.storage.files import whole_file
 
 CATEGORIES = (
     "relation",
@@ -55,7 +58,8 @@ COLUMNS = tuple(field.name for field in fields(VqaRow))
 
 def question_with_options(question: str, options: Sequence[str]) -> str:
     """The question, a line `Options:`, then one `(A) text` per line."""
-    return "\n".join([question, "Options:", *(f"({LETTERS[i]}) {text}" for i, text in enumerate(options))])
+    lines = (f"({letter}) {text}" for letter, text in zip(ascii_uppercase, options, strict=False))
+    return "\n".join([question, "Options:", *lines])
 
 
 def build_row(
@@ -143,12 +147,10 @@ def write_parquet(rows: Sequence[VqaRow], path: str | Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     records = [asdict(row) | {"images": {"bytes": row.images, "path": None}} for row in rows]
-    partial = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(records, schema=parquet_schema()), partial, row_group_size=1000)
-    partial.replace(path)
+    table = pa.Table.from_pylist(records, schema=parquet_schema())
+    with whole_file(path := Path(path)) as partial:
+        pq.write_table(table, partial, row_group_size=1000)
     return path
 
 

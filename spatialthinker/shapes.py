@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from io import BytesIO
 
 from PIL import Image, ImageDraw
+
+from spatialthinker.storage.images import encode
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -134,6 +135,4 @@ def draw(canvas: Canvas, shapes: Sequence[Shape]) -> Image.Image:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    return encode(image, "PNG", compress_level=1)

@@ -6,13 +6,13 @@ readers. Everything is drawn on an enlarged copy, so that a picture of 112 x 112
 
 import base64
 import html
-import io
 import math
 from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 from spatialthinker.scene_graph import Relation, SceneGraph
+from spatialthinker.storage.images import encode
 
 PREDICTED_COLOR = "#e8590c"
 REFERENCE_COLOR = "#1864ab"
@@ -173,9 +173,7 @@ def relation_text(relation: Relation) -> str:
 
 def png_bytes(image: Image.Image) -> bytes:
     """Return the image as a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return encode(image, "PNG", optimize=True)
 
 
 def data_uri(picture: bytes, kind: str = "png") -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.curate.selection import digest
-from data_gen.journal import ACCEPTED, QUARANTINED, Journal, Line, newest_lines
+from data_gen.journal import ACCEPTED, QUARANTINED, SceneJournal, newest_lines
 from data_gen.questions.checks import check_count
 from data_gen.questions.draft import Draft
 from data_gen.questions.quotas import split_in_proportion
@@ -15,6 +15,7 @@ from data_gen.questions.records import Record, find_journal, journal_of, read_re
 from data_gen.scenes.scene import Scene
 from spatialthinker.scene_graph import Relation, SceneObject
 from spatialthinker.storage.files import claim_output
+from spatialthinker.storage.journal import Line
 
 
 def record_key(record: Record) -> str:
@@ -29,7 +30,7 @@ def record_line(record: Record, index: int, status: str = ACCEPTED, **more: Any)
 
 def write_stage(path: Path, lines: Iterable[Line], settings: Line, is_overwritten: bool) -> None:
     """Write a stage's journal and, from it, its CSV."""
-    with Journal(journal_of(path), settings, is_overwritten) as journal:
+    with SceneJournal(journal_of(path), settings, is_overwritten) as journal:
         for line in lines:
             journal.add(line)
     write_csv(read_records(path), path)
@@ -75,7 +76,7 @@ def revise_counts(path: Path) -> Counter[str]:
     journal_path = find_journal(path)
     if journal_path is not None:
         keys = [line["key"] for line in _accepted_lines(journal_path)]
-        with Journal(journal_path, read_settings(path)) as journal:
+        with SceneJournal(journal_path, read_settings(path)) as journal:
             for i, fault in faults.items():
                 journal.add({"key": keys[i], "index": i, "status": QUARANTINED, "reason": fault})
     else:

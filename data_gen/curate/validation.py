@@ -14,7 +14,7 @@ from data_gen.arguments import read_bool, read_budget, read_choice, read_count
 from data_gen.curate.export import export_parquet, find_images, image_source
 from data_gen.curate.filters import record_key, record_line
 from data_gen.curate.selection import digest, reorder
-from data_gen.journal import ACCEPTED, FAILED, QUARANTINED, RESERVE_BYTES, Journal, Line, newest_lines
+from data_gen.journal import ACCEPTED, FAILED, QUARANTINED, RESERVE_BYTES, SceneJournal, newest_lines
 from data_gen.questions.records import Record, journal_of, read_records, write_csv
 from data_gen.scenes.sources import Source
 from spatialthinker.clients.model_api import Api, ApiRequest, OutageFault, Reply, RequestFault, merge_usage
@@ -22,6 +22,7 @@ from spatialthinker.clients.providers import APIS
 from spatialthinker.response import extract_choice
 from spatialthinker.schema import LETTERS, parquet_path, question_with_options
 from spatialthinker.storage.files import claim_output
+from spatialthinker.storage.journal import Line
 
 SYSTEM_PROMPT = """\
 You get a picture and a multiple-choice question about it. Look closely and choose the one option that is true of the \
@@ -159,7 +160,7 @@ def read_choice_index(text: str, options: tuple[str, ...]) -> int | None:
     return None if letter is None else LETTERS.index(letter)
 
 
-def validate(options: ValidationOptions, source: Source | None = None) -> Journal:
+def validate(options: ValidationOptions, source: Source | None = None) -> SceneJournal:
     """Judge every record that the journal has not settled, write the kept ones and return the closed journal.
 
     The images come from `source`, or from where options and input file say.
@@ -176,7 +177,7 @@ def validate(options: ValidationOptions, source: Source | None = None) -> Journa
         claim_output(options.output_file, options.is_overwritten)
     settings = options.settings() | {"source": source.locator}
     reserve = options.concurrency * RESERVE_BYTES
-    with Journal(journal_path, settings, options.is_overwritten, reserve) as journal:
+    with SceneJournal(journal_path, settings, options.is_overwritten, reserve) as journal:
         try:
             asyncio.run(_judge_all(options, source, records, journal, api))
         finally:
@@ -186,7 +187,7 @@ def validate(options: ValidationOptions, source: Source | None = None) -> Journa
     return journal
 
 
-def _print_result(options: ValidationOptions, journal: Journal, number: int) -> None:
+def _print_result(options: ValidationOptions, journal: SceneJournal, number: int) -> None:
     outcomes = journal.outcomes()
     print(f"{options.output_file}: {outcomes[ACCEPTED]} of {number} rows kept, {journal.cost_usd:.4f} dollars")  # noqa: T201
     if outcomes[FAILED]:
@@ -205,7 +206,7 @@ def _write_output(path: Path, kept: list[Record], source: Source) -> None:
 
 
 async def _judge_all(
-    options: ValidationOptions, source: Source, records: list[Record], journal: Journal, api: Api
+    options: ValidationOptions, source: Source, records: list[Record], journal: SceneJournal, api: Api
 ) -> None:
     judge = Judge(api, options)
     waiting: dict[str, list[tuple[int, Record]]] = {}

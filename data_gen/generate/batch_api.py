@@ -18,12 +18,13 @@ from data_gen.generate.estimate import OUTPUT_TOKENS, STATIC_TOKENS
 from data_gen.generate.options import GenerationOptions
 from data_gen.generate.outcomes import quarantined_line, walk
 from data_gen.generate.requests import MAX_ASKS, NO_QUESTION, Wish, choose_wish, judge, make_request, repaired
-from data_gen.journal import RESERVE_BYTES, Journal, Line, read_lines
+from data_gen.journal import RESERVE_BYTES, SceneJournal
 from data_gen.questions.quotas import Steering
 from data_gen.scenes.scene import Scene, read_scene
 from data_gen.scenes.sources import Source
 from spatialthinker.clients.model_api import Api, ApiRequest, ApiStop, OutageFault, Reply, merge_usage
 from spatialthinker.clients.prices import Usage, cost_usd
+from spatialthinker.storage.journal import Line, read_lines
 
 MAX_BATCH_REQUESTS = 1000
 """With images of 100 kB a batch has about 130 MB; the providers take 200 and more."""
@@ -95,7 +96,7 @@ class BatchRun:
     """One run of the command with --batch_api=True."""
 
     def __init__(
-        self, options: GenerationOptions, source: Source, journal: Journal, batches: Journal, api: Api
+        self, options: GenerationOptions, source: Source, journal: SceneJournal, batches: SceneJournal, api: Api
     ) -> None:
         self.options, self.source, self.journal, self.batches, self.api = options, source, journal, batches, api
         self.open: dict[str, Batch] = {}
@@ -251,10 +252,10 @@ class BatchRun:
         return True
 
 
-def run_batches(options: GenerationOptions, source: Source, journal: Journal, api: Api) -> None:
+def run_batches(options: GenerationOptions, source: Source, journal: SceneJournal, api: Api) -> None:
     """Collect and submit batches once."""
 
-    async def go(batches: Journal) -> None:
+    async def go(batches: SceneJournal) -> None:
         try:
             await BatchRun(options, source, journal, batches, api).go()
         except OutageFault as error:
@@ -263,5 +264,5 @@ def run_batches(options: GenerationOptions, source: Source, journal: Journal, ap
             await api.close()
 
     reserve = MAX_BATCH_REQUESTS * RESERVE_BYTES // 16
-    with Journal(batches_path(options.out), options.settings(), options.is_overwritten, reserve) as batches:
+    with SceneJournal(batches_path(options.out), options.settings(), options.is_overwritten, reserve) as batches:
         asyncio.run(go(batches))

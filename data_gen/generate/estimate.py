@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 
 from data_gen.generate.options import GenerationOptions
 from data_gen.generate.requests import choose_wish, make_request
-from data_gen.journal import JournalFault
 from data_gen.questions.prompts import REPLY_SCHEMA, SYSTEM_PROMPT
 from data_gen.questions.quotas import Steering
 from data_gen.scenes.scene import Scene, SceneFault, read_scene
 from data_gen.scenes.sources import Source
 from spatialthinker.clients.prices import MILLION, Price, Usage, cost_usd, find_price
+from spatialthinker.storage.journal import JournalFault
 
 RELEASED_IMAGES = 56_224
 RELEASED_USAGE = Usage(input=235_000_000, output=5_000_000)

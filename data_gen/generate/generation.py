@@ -4,10 +4,11 @@ import time
 
 from data_gen.generate.options import GenerationOptions
 from data_gen.generate.rules import run_templates
-from data_gen.journal import RESERVE_BYTES, Journal, JournalFault, Line
+from data_gen.journal import RESERVE_BYTES, SceneJournal
 from data_gen.questions.records import find_journal, journal_of, read_records, write_csv
 from data_gen.scenes.sources import Source, open_source
 from spatialthinker.clients.model_api import Api
+from spatialthinker.storage.journal import JournalFault, Line
 
 
 def generate(options: GenerationOptions) -> None:
@@ -43,13 +44,13 @@ def connect(options: GenerationOptions) -> Api | None:
     return api
 
 
-def open_journal(options: GenerationOptions, further: Line | None = None) -> Journal:
+def open_journal(options: GenerationOptions, further: Line | None = None) -> SceneJournal:
     """The run's journal, with `further` settings and with room on the disk for the answers under way."""
     reserve = 0 if options.provider == "template" else options.concurrency * RESERVE_BYTES
-    return Journal(journal_of(options.out), options.settings() | (further or {}), options.is_overwritten, reserve)
+    return SceneJournal(journal_of(options.out), options.settings() | (further or {}), options.is_overwritten, reserve)
 
 
-def run_provider(options: GenerationOptions, source: Source, journal: Journal, api: Api | None) -> None:
+def run_provider(options: GenerationOptions, source: Source, journal: SceneJournal, api: Api | None) -> None:
     """Ask what the journal does not know yet."""
     if api is None:
         run_templates(source, journal, options.data_cap, options.relation_percent, options.seed)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from data_gen.generate.options import GenerationOptions
 from data_gen.generate.outcomes import quarantined_line, walk
 from data_gen.generate.requests import NO_QUESTION, ask_scene, choose_wish, make_request
-from data_gen.journal import ACCEPTED, FAILED, Journal, JournalFault, Line
+from data_gen.journal import ACCEPTED, FAILED, SceneJournal
 from data_gen.questions.quotas import LOOKBACK, Steering
 from data_gen.scenes.scene import Scene
 from data_gen.scenes.sources import Source
 from spatialthinker.clients.model_api import Api, ApiStop
+from spatialthinker.storage.journal import JournalFault, Line
 
 MAX_FAILURES_IN_A_ROW = 20
 """So many scenes without an answer, each after all its retries, end the run: the provider is down."""
@@ -59,10 +60,10 @@ class Progress:
         )
 
 
-class Run:
+class LiveRun:
     """One run of a model over a source."""
 
-    def __init__(self, options: GenerationOptions, source: Source, journal: Journal, api: Api) -> None:
+    def __init__(self, options: GenerationOptions, source: Source, journal: SceneJournal, api: Api) -> None:
         self.options, self.source, self.journal, self.api = options, source, journal, api
         self.steering = Steering(options.relation_percent)
         total = min(source.num_rows, options.data_cap or source.num_rows) if source.num_rows is not None else None
@@ -147,14 +148,14 @@ class Run:
         return True
 
 
-def run_model(options: GenerationOptions, source: Source, journal: Journal, api: Api) -> None:
+def run_model(options: GenerationOptions, source: Source, journal: SceneJournal, api: Api) -> None:
     """Ask a model about every scene of a source."""
     if options.concurrency > LOOKBACK:
         raise JournalFault(f"--concurrency {options.concurrency}: at most {LOOKBACK} requests at once")
 
     async def go() -> None:
         try:
-            await Run(options, source, journal, api).go()
+            await LiveRun(options, source, journal, api).go()
         finally:
             await api.close()
 

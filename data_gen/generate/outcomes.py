@@ -3,11 +3,12 @@
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
-from data_gen.journal import ACCEPTED, QUARANTINED, Journal, Line
+from data_gen.journal import ACCEPTED, QUARANTINED, SceneJournal
 from data_gen.questions.draft import Draft
 from data_gen.questions.records import make_record
 from data_gen.scenes.scene import Scene, SceneFault, read_image_id, read_scene
 from data_gen.scenes.sources import Source
+from spatialthinker.storage.journal import Line
 
 
 def accepted_line(draft: Draft, scene: Scene, index: int, provenance: Mapping[str, str]) -> Line:
@@ -29,7 +30,7 @@ def quarantined_line(image_id: str, index: int, reason: str, **more: Any) -> Lin
 
 def walk(
     source: Source,
-    journal: Journal,
+    journal: SceneJournal,
     settle: Callable[[Line], None],
     cap: int | None = None,
     waiting: Container[str] = (),

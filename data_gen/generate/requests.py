@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from data_gen.generate.outcomes import accepted_line, quarantined_line
-from data_gen.journal import FAILED, Line
+from data_gen.journal import FAILED
 from data_gen.questions.checks import find_faults
 from data_gen.questions.predicates import SPATIAL
 from data_gen.questions.prompts import (
@@ -21,6 +21,7 @@ from data_gen.questions.quotas import Steering
 from data_gen.questions.templates import TEMPLATES, named_objects
 from data_gen.scenes.scene import Scene
 from spatialthinker.clients.model_api import Api, ApiRequest, OutageFault, Reply, RequestFault, merge_usage
+from spatialthinker.storage.journal import Line
 
 MAX_ASKS = 2
 """The first request and one repair round."""

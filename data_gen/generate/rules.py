@@ -4,18 +4,19 @@ import random
 from dataclasses import replace
 
 from data_gen.generate.outcomes import accepted_line, quarantined_line, walk
-from data_gen.journal import Journal, Line
+from data_gen.journal import SceneJournal
 from data_gen.questions.checks import find_faults
 from data_gen.questions.draft import Draft
 from data_gen.questions.quotas import Steering
 from data_gen.questions.templates import TEMPLATES
 from data_gen.scenes.scene import Scene
 from data_gen.scenes.sources import Source
+from spatialthinker.storage.journal import Line
 
 TEMPLATE_VERSION = "rules-2"
 
 
-def run_templates(source: Source, journal: Journal, cap: int | None, relation_percent: float, seed: int) -> None:
+def run_templates(source: Source, journal: SceneJournal, cap: int | None, relation_percent: float, seed: int) -> None:
     """Ask every scene one question; each scene's outcome is in the journal before the next is read."""
     steering = Steering(relation_percent)
     provenance = {"source": source.locator, "provider": "template", "model": "rules", "seed": str(seed)}

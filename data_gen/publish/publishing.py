@@ -11,10 +11,10 @@ from data_gen.arguments import check_repo, read_bool, read_count, read_share
 from data_gen.curate.export import export_csv, export_parquet, image_source, save_dataset
 from data_gen.curate.selection import Selection, select
 from data_gen.curate.tables import format_tables, markdown_table, tables
-from data_gen.journal import read_lines
 from data_gen.questions.records import PROVENANCE, find_journal, read_records, read_settings
 from spatialthinker.schema import parquet_path
 from spatialthinker.storage.files import claim_output
+from spatialthinker.storage.journal import read_lines
 
 FOLDER = "hf_data"
 _HEAD = """\

@@ -1,33 +1,24 @@
 """HTML page: distributions of the rows, reasons of rejection, and a sample of rows on their images."""
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from data_gen.curate.export import find_images
 from data_gen.curate.selection import digest
 from data_gen.curate.tables import Table, tables
-from data_gen.journal import ACCEPTED, Line, newest_lines
+from data_gen.journal import ACCEPTED, newest_lines
 from data_gen.questions.records import Record, find_journal, read_records
 from data_gen.scenes.sources import Source
 from spatialthinker.clients.prices import Usage
 from spatialthinker.scene_graph import parse_scene
 from spatialthinker.schema import CATEGORIES, LETTERS
-from spatialthinker.storage.files import whole_file
-from spatialthinker.visualize import (
-    data_uri,
-    escape,
-    html_page,
-    html_table,
-    relation_text,
-    svg_image,
-    svg_scene,
-)
+from spatialthinker.storage.files import write_text
+from spatialthinker.storage.images import open_image
+from spatialthinker.storage.journal import Line
+from spatialthinker.visualize import data_uri, escape, html_page, html_table, relation_text, svg_image, svg_scene
 
 _STYLE = """
 .bar { display: inline-block; height: .7em; background: var(--reference); border-radius: 2px; min-width: 1px; }
@@ -113,7 +104,7 @@ def html_record(record: Record, image: bytes, number: int) -> str:
     """The card of one row: its image with the evidence, question, options and relations."""
     graph = parse_scene(json.dumps(record.scene), is_reference=True)
     size = record.width, record.height
-    with Image.open(io.BytesIO(image)) as opened:
+    with open_image(image) as opened:
         uri = data_uri(image, (opened.format or "png").lower())
     picture = svg_scene(svg_image(f"picture-{number}", uri, size), size, reference=graph)
     options = "".join(
@@ -158,6 +149,5 @@ def write_report(path: Path, source: Source, out: Path, number: int, seed: int) 
         "<h2>A sample</h2><p>Dashed: the evidence, which is the reference scene. Green: the right option.</p>",
         f'<div class="grid narrow">{"".join(cards)}</div>',
     ]
-    with whole_file(out) as partial:
-        partial.write_text(html_page(f"Questions of {path.name}", "\n".join(body), _STYLE), encoding="utf-8")
+    write_text(out, html_page(f"Questions of {path.name}", "\n".join(body), _STYLE))
     return out

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_gen.journal import ACCEPTED, is_journal, newest_lines, read_lines
+from data_gen.journal import ACCEPTED, newest_lines
 from data_gen.questions.draft import Draft, strip_letters
 from data_gen.scenes.scene import Scene, reference_scene
 from spatialthinker.prompts import parse_image_size, render_prompt
 from spatialthinker.response import section
 from spatialthinker.schema import COLUMNS, LETTERS, VqaRow, build_row, question_with_options
 from spatialthinker.storage.files import whole_file
+from spatialthinker.storage.journal import is_journal, read_lines
 
 PROVENANCE = ("source", "provider", "model", "prompt_version", "seed")
 """Columns after the fifteen public ones; texts."""

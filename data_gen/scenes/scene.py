@@ -6,7 +6,6 @@ texts of lists) as in Visual Genome's VG150:
     {"id": "traffic light.1", "bbox": [x1, y1, x2, y2]}    {"subject": id, "predicate": text, "object": id}
 """
 
-import io
 import json
 import math
 import re
@@ -15,17 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from data_gen.scenes.naming import may_be_confused
 from spatialthinker.geometry import Box
 from spatialthinker.scene_graph import Relation, SceneObject
+from spatialthinker.storage.images import BrokenImage, open_image, upright_size
 
 IMAGE_COLUMNS = ("image", "images")
 MIN_SIDE_PX = 1.0
 """Objects that are thinner inside the image are left out."""
-
-_EXIF_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
 
 
 class SceneFault(ValueError):
@@ -104,14 +100,13 @@ def read_image(row: dict[str, Any], root: Path = Path(".")) -> tuple[bytes, int,
     """The encoded image and the width and height of its upright form; SceneFault for a missing or broken one."""
     value = image_bytes(row, root)
     try:
-        with Image.open(io.BytesIO(value)) as image:
-            width, height = image.size
-            sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
-            image.draft("L", (width // 8, height // 8))  # reads a JPEG to its end at an eighth of the work
+        with open_image(value) as image:
+            width, height = upright_size(image)
+            image.draft("L", (image.width // 8, image.height // 8))  # reads a JPEG to its end at an eighth of the work
             image.load()
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BrokenImage as error:
         raise SceneFault(f"its image cannot be decoded: {error}") from None
-    return (value, height, width) if sideways else (value, width, height)
+    return value, width, height
 
 
 def image_bytes(row: dict[str, Any], root: Path = Path(".")) -> bytes:

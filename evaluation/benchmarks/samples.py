@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.benchmarks.rows import FULL_TEMPLATE, Benchmark
-from evaluation.benchmarks.templates import IMAGE_MARK, render_question
+from evaluation.benchmarks.templates import render_question
 from evaluation.scoring.strict import LETTERS, Reference, resolve_reference
+from spatialthinker.prompts import IMAGE_MARK
+from spatialthinker.schema import question_with_options
+from spatialthinker.storage.images import BrokenImage, open_image, upright
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -163,8 +166,7 @@ def _build_sample(benchmark: Benchmark, index: int, item_id: str, row: dict[str,
     else:
         reference = resolve_reference(row[benchmark.answer], benchmark.reference, choices)
     if benchmark.lists_choices and choices:
-        lines = (f"({LETTERS[i]}) {text}" for i, text in enumerate(choices))
-        question = "\n".join([question, "Options:", *lines])
+        question = question_with_options(question, choices)
     if benchmark.asks_for_tags:
         question = f"{question} {_ANSWER_TAGS}"
     task = None if benchmark.task is None else str(row[benchmark.task])
@@ -292,12 +294,10 @@ def _read_file(value: Any, item_id: str, folder: Path) -> bytes:
 
 def decode_image(data: bytes, item_id: str) -> "Image.Image":
     """Return an image file's picture, upright and RGB. Errors: ValueError that names the item."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+        with open_image(data) as image:
+            return upright(image)
+    except BrokenImage as error:
         raise ValueError(f"item {item_id}: its image cannot be decoded: {error}") from error
 
 

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from spatialthinker.prompts import PROMPTS, render_prompt
+from spatialthinker.prompts import IMAGE_MARK, PROMPTS, render_prompt
 from spatialthinker.response import LETTERS
 
-IMAGE_MARK = "<image>"
 VARIABLES = ("question", "choices", "letters", "width", "height", "sizes")
 
 

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmarks.samples import IMAGE_MARK, Sample, build_request
+from evaluation.benchmarks.samples import Sample, build_request
 from evaluation.engines.local import Answer, ModelOptions
-from evaluation.journal import write_json
 from spatialthinker.clients.model_api import Api, ApiRequest, ApiStop, OutageFault, Reply, RequestFault
 from spatialthinker.clients.providers import APIS
+from spatialthinker.prompts import IMAGE_MARK
+from spatialthinker.storage.files import write_json
 
 MAX_SAME_ERRORS = 10
 """Consecutive errors of one kind that end the run."""

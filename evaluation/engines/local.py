@@ -16,7 +16,8 @@ from importlib.util import find_spec
 from itertools import batched, islice
 from typing import Any, Protocol
 
-from evaluation.benchmarks.samples import IMAGE_MARK, Request, Sample, build_request
+from evaluation.benchmarks.samples import Request, Sample, build_request
+from spatialthinker.prompts import IMAGE_MARK
 
 WINDOW_BATCHES = 8
 """Batches that are decoded and sorted by length together: more of them waste less padding and hold more images."""

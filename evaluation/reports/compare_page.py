@@ -1,15 +1,16 @@
 """The page of a comparison: table, figure and the items to browse, in one file without anything beside it."""
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evaluation.benchmarks.samples import IMAGE_MARK
 from evaluation.journal import Record
 from evaluation.reports.comparison import Model
+from spatialthinker.prompts import IMAGE_MARK
 from spatialthinker.response import LETTERS, parse_response
 from spatialthinker.scene_graph import SceneGraph, parse_scene
+from spatialthinker.schema import question_with_options
+from spatialthinker.storage.images import encode
 from spatialthinker.visualize import (
     data_uri,
     escape,
@@ -204,9 +205,7 @@ def _encode(image: "Image.Image") -> bytes:
     """Return the image for the page, made smaller where it is larger than MAX_SIDE_PX."""
     small = image.copy()
     small.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=_WEBP_QUALITY, lossless=max(small.size) <= LOSSLESS_SIDE_PX)
-    return buffer.getvalue()
+    return encode(small, "WEBP", quality=_WEBP_QUALITY, lossless=max(small.size) <= LOSSLESS_SIDE_PX)
 
 
 def _scene(text: str | None, is_reference: bool = False) -> SceneGraph | None:
@@ -220,10 +219,10 @@ def _html_question(item: Item, reference: SceneGraph | None) -> str:
     question = item.sample.question if item.sample else record.prompt.replace(IMAGE_MARK, "")
     answer = record.correct_answer
     if item.sample and answer in LETTERS[: len(item.sample.choices)]:
-        choices = [f"({LETTERS[index]}) {text}" for index, text in enumerate(item.sample.choices)]
-        answer = choices[LETTERS.index(answer)]
-        if item.sample.choices[0] not in question:
-            question += "\n".join(["", "Options:", *choices])
+        choices, index = item.sample.choices, LETTERS.index(answer)
+        answer = f"({LETTERS[index]}) {choices[index]}"
+        if choices[0] not in question:
+            question = question_with_options(question, choices)
     truth = f"answer: {answer}"
     if reference and reference.relations:
         truth += "; " + "; ".join(relation_text(relation) for relation in reference.relations)

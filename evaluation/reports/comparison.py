@@ -25,7 +25,7 @@ _ENDINGS = (".jsonl", ".summary.json", ".summary.md", ".json")
 
 
 @dataclass(frozen=True)
-class Run:
+class AnsweredRun:
     """One model's answers to one benchmark."""
 
     path: Path
@@ -45,7 +45,7 @@ class Model:
 
     label: str
     settings: dict[str, Any]
-    runs: dict[str, Run] = field(default_factory=dict)
+    runs: dict[str, AnsweredRun] = field(default_factory=dict)
     """By benchmark."""
 
 
@@ -99,25 +99,25 @@ def find_journals(names: Iterable[str]) -> list[Path]:
     return list(found)
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> AnsweredRun:
     """Return the run of a journal. Errors: ValueError for a file that is none, or one without answers."""
-    settings, records, _ = read_journal(path)
+    settings, records = read_journal(path)
     if "dataset" not in settings or "model_path" not in settings:
         raise ValueError(f"{path}: its settings name no dataset or no model_path; not a journal of evals.py")
     answered = {item_id: record for item_id, record in records.items() if record.status == "ok"}
     if not answered:
         raise ValueError(f"{path}: none of its {len(records)} items has an answer")
-    return Run(path, settings, answered, len(records) - len(answered))
+    return AnsweredRun(path, settings, answered, len(records) - len(answered))
 
 
-def group_models(runs: Sequence[Run]) -> list[Model]:
+def group_models(runs: Sequence[AnsweredRun]) -> list[Model]:
     """Return the models in the order of their first runs.
 
     Errors: ValueError for two runs of one model on one benchmark, and for runs of one benchmark on different data.
     """
     models: dict[str, Model] = {}
     labels = _name_models([_model_settings(run) for run in runs])
-    first: dict[str, Run] = {}
+    first: dict[str, AnsweredRun] = {}
     for run in runs:
         settings = _model_settings(run)
         model = models.setdefault(repr(settings), Model(labels[repr(settings)], settings))
@@ -134,7 +134,7 @@ def group_models(runs: Sequence[Run]) -> list[Model]:
     return list(models.values())
 
 
-def _model_settings(run: Run) -> dict[str, Any]:
+def _model_settings(run: AnsweredRun) -> dict[str, Any]:
     return {key: run.settings[key] for key in sorted(run.settings) if key not in _DATA_SETTINGS}
 
 
@@ -164,7 +164,7 @@ def short_name(model_path: str) -> str:
     return name
 
 
-def measure_accuracy(run: Run) -> Accuracy:
+def measure_accuracy(run: AnsweredRun) -> Accuracy:
     """Return the accuracy over a run's answered items."""
     records = run.records.values()
     correct = sum(record.correct for record in records)
@@ -184,7 +184,7 @@ def measure_accuracy(run: Run) -> Accuracy:
     )
 
 
-def compare_runs(baseline: Run, run: Run) -> Difference | None:
+def compare_runs(baseline: AnsweredRun, run: AnsweredRun) -> Difference | None:
     """Return the paired comparison on common items; None without any.
 
     p-value: McNemar's exact test, the two-sided binomial test of gained among gained + lost at 1/2
@@ -210,7 +210,7 @@ ClusterKinds = Counter[tuple[int, int]]
 """Number of clusters with this sum and this number of items: clusters that agree in both are exchangeable."""
 
 
-def _count_cluster_kinds(baseline: Run | None, run: Run) -> ClusterKinds:
+def _count_cluster_kinds(baseline: AnsweredRun | None, run: AnsweredRun) -> ClusterKinds:
     """Return the clusters of a run's right answers, or of its differences from a baseline on common items."""
     sums: dict[str, int] = defaultdict(int)
     sizes: Counter[str] = Counter()

@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from spatialthinker.prompts import PROMPTS
+from spatialthinker.prompts import IMAGE_MARK, PROMPTS
 from spatialthinker.synthetic import generate, gold_response
 
 SPECIAL_TOKENS = (
@@ -73,7 +73,7 @@ def fixed_texts() -> list[str]:
     """Instructions that every prompt repeats: the paragraphs around the size and the question, and the system turn."""
     texts = [f"system\n{SYSTEM_PROMPT}"]
     for name in ("spatial_thinker_full", "spatial_thinker"):
-        pieces = re.split(r"<image>|\$\w+", PROMPTS[name])
+        pieces = re.split(rf"{IMAGE_MARK}|\$\w+", PROMPTS[name])
         texts += [paragraph for piece in pieces for paragraph in re.split(r"(?<=\n\n)", piece) if len(paragraph) > 12]
     return list(dict.fromkeys(texts))
 

@@ -1,9 +1,13 @@
-"""Memory of a tree of processes, and the end of processes that a killed run left behind."""
+"""Memory of a tree of processes, and the end of processes that a killed run left behind.
+
+psutil measures and kills them; what it cannot tell is whose run a daemon belongs to that outlived its parents, as
+Ray's do. A mark in the environment tells.
+"""
 
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 
 import psutil
 
@@ -21,25 +25,18 @@ def owned_environment(owner: str) -> dict[str, str]:
 
 def find_owned(owner: str) -> list[psutil.Process]:
     """Returns the living processes that carry `owner`'s mark, and their descendants, this process left out."""
-    found: dict[int, psutil.Process] = {}
+    found: set[psutil.Process] = set()
     for process in psutil.process_iter():
-        try:
+        with suppress(psutil.Error, OSError):
             if process.environ().get(OWNER_VARIABLE) == owner:
-                for member in (process, *process.children(recursive=True)):
-                    found[member.pid] = member
-        except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-            continue
-    this_process = psutil.Process()
-    for process in (this_process, *this_process.parents()):
-        found.pop(process.pid, None)
-    return list(found.values())
+                found.update((process, *process.children(recursive=True)))
+    return list(found - {psutil.Process(), *psutil.Process().parents()})
 
 
 def is_alive(process: psutil.Process) -> bool:
-    try:
+    with suppress(psutil.NoSuchProcess):
         return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return False
 
 
 def kill_owned(owner: str) -> int:
@@ -49,15 +46,12 @@ def kill_owned(owner: str) -> int:
     """
     killed: set[int] = set()
     for _ in range(5):
-        processes = find_owned(owner)
-        if not processes:
+        if not (processes := find_owned(owner)):
             break
         for process in processes:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
-            killed.add(process.pid)
+                killed.add(process.pid)
         # Read only: psutil.wait_procs would take a child's exit status away from its subprocess.Popen.
         deadline = time.monotonic() + 5
         while any(map(is_alive, processes)) and time.monotonic() < deadline:
@@ -65,26 +59,15 @@ def kill_owned(owner: str) -> int:
     return len(killed)
 
 
-def read_pss_bytes(process: psutil.Process) -> int:
-    """Returns a process's proportional set size: a page that k processes share counts 1/k. Falls back to RSS."""
-    try:
-        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return process.memory_info().rss
-    except psutil.Error:
-        return 0
-
-
 def read_tree_bytes(root: psutil.Process) -> int:
-    """Returns the sum of PSS over `root` and all its descendants, so shared memory is counted once."""
-    try:
-        return sum(read_pss_bytes(process) for process in (root, *root.children(recursive=True)))
-    except psutil.NoSuchProcess:
-        return 0
+    """Returns the sum of PSS over `root` and its descendants: a page that k of them share counts 1/k in each."""
+    total = 0
+    with suppress(psutil.NoSuchProcess):
+        for process in (root, *root.children(recursive=True)):
+            with suppress(psutil.Error):
+                memory = process.memory_full_info()
+                total += getattr(memory, "pss", memory.rss)
+    return total
 
 
 class MemorySampler(threading.Thread):

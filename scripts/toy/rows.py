@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from spatialthinker.prompts import render_prompt
+from spatialthinker.prompts import IMAGE_MARK, render_prompt
 from spatialthinker.schema import CATEGORIES, VqaRow
 from spatialthinker.shapes import COLOURS, DEFAULT_CANVAS, KINDS, Shape, draw
 from spatialthinker.synthetic import generate, gold_response
@@ -37,7 +37,7 @@ _worker: dict[str, Any] = {}  # set before the pool forks
 
 def chat_text(processor: Any, problem: str) -> str:
     """The chat text of `problem` with one image, up to the start of the reply."""
-    content = [{"type": "image"}, {"type": "text", "text": problem.removeprefix("<image>")}]
+    content = [{"type": "image"}, {"type": "text", "text": problem.removeprefix(IMAGE_MARK)}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 

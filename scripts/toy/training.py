@@ -178,7 +178,7 @@ def save_weights(model: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-class Journal:
+class BuildLog:
     """Prints reports and keeps them in build_log.jsonl."""
 
     def __init__(self, folder: Path) -> None:
@@ -194,7 +194,7 @@ class Journal:
 
 
 def train(
-    model: Any, rows: Rows, examiner: Examiner, journal: Journal, options: argparse.Namespace, teacher: str
+    model: Any, rows: Rows, examiner: Examiner, log: BuildLog, options: argparse.Namespace, teacher: str
 ) -> None:
     """Minimise the reply loss on one teacher's replies, with the cell loss beside it while the gold phase starts."""
     device, is_gold = rows.pixels.device, teacher == "gold"
@@ -234,7 +234,7 @@ def train(
             report |= {f"sampled_{key}": value for key, value in examiner.measure(model, 1.0).items()}
             save_weights(model, options.out / f"{teacher}_{step}")
             thresholds = [value for value in thresholds if value > report["accuracy"]]
-        journal.write(report)
+        log.write(report)
         if is_last:
             break
 
@@ -247,10 +247,10 @@ def build(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
     options.out.mkdir(parents=True, exist_ok=True)
-    journal = Journal(options.out)
+    log = BuildLog(options.out)
     processor = toy_model.copy_parts(options.init, options.out) if options.init else toy_model.save_parts(options.out)
     rows = Rows(options.rows, options.seed, processor, options.workers)  # forks, so before CUDA starts
-    journal.write({"rows": len(rows), "tokens_per_row": rows.tokens["gold"].shape[1]})
+    log.write({"rows": len(rows), "tokens_per_row": rows.tokens["gold"].shape[1]})
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.init:
@@ -261,7 +261,7 @@ def build(options: argparse.Namespace) -> None:
         eos_token_id=processor.tokenizer.eos_token_id, pad_token_id=processor.tokenizer.pad_token_id
     )
     rows, examiner = rows.to(device), Examiner(processor, options.examine_rows, device)
-    journal.write({"parameters": sum(p.numel() for p in model.parameters()), "device": str(device)})
+    log.write({"parameters": sum(p.numel() for p in model.parameters()), "device": str(device)})
     for teacher in ("gold", "careless"):
-        train(model, rows, examiner, journal, options, teacher)
+        train(model, rows, examiner, log, options, teacher)
     save_weights(model, options.out)

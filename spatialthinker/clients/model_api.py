@@ -10,7 +10,6 @@ again by the next run.
 
 import asyncio
 import base64
-import io
 import math
 import os
 import random
@@ -23,9 +22,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageOps
-
 from spatialthinker.clients.prices import Price, Usage, cost_usd, find_price
+from spatialthinker.storage.images import BrokenImage, encode, open_image, orientation, upright
 
 MAX_TRIES = 14
 MAX_WAIT_S = 60.0
@@ -34,7 +32,6 @@ _FIRST_WAIT_S = 0.5
 _TELL_S = 30.0
 _PLAIN_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 _PLAIN_MODES = ("RGB", "L")
-_EXIF_ORIENTATION_TAG = 0x0112
 _OUT_OF_MONEY = re.compile(r"credit balance|insufficient_quota|billing|exceeded your current quota", re.IGNORECASE)
 """Phrases in the providers' errors (status 400, 402 or 429) for an account without credit."""
 _NO_KEY = "none"
@@ -274,22 +271,20 @@ def encode_image(data: bytes, max_bytes: int, max_px: int) -> tuple[str, str]:
     Errors: RequestFault for what cannot be decoded.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             kind = _PLAIN_FORMATS.get(image.format or "")
-            is_upright = image.getexif().get(_EXIF_ORIENTATION_TAG, 1) == 1
             fits = len(data) <= max_bytes and max(image.size) <= max_px
-            if kind is not None and image.mode in _PLAIN_MODES and is_upright and fits:
+            if kind is not None and image.mode in _PLAIN_MODES and orientation(image) == 1 and fits:
                 image.load()
                 return kind, base64.b64encode(data).decode()
-            picture = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            picture = upright(image)
+    except BrokenImage as error:
         raise RequestFault(f"the image cannot be decoded: {error}") from None
     picture.thumbnail((max_px, max_px))
-    for kind, options in (("image/png", {"format": "PNG"}), ("image/jpeg", {"format": "JPEG", "quality": 95})):
-        buffer = io.BytesIO()
-        picture.save(buffer, **options)
-        if buffer.tell() <= max_bytes:
-            return kind, base64.b64encode(buffer.getvalue()).decode()
+    for kind, options in (("PNG", {}), ("JPEG", {"quality": 95})):
+        encoded = encode(picture, kind, **options)
+        if len(encoded) <= max_bytes:
+            return _PLAIN_FORMATS[kind], base64.b64encode(encoded).decode()
     return encode_image(data, max_bytes, max(picture.size) * 3 // 4)
 
 

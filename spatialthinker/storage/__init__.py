@@ -1,1 +1,1 @@
-"""Storage: files that are whole or not there."""
+"""What the programs put on the disk: files that are whole or not there, journals, images."""

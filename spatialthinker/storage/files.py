@@ -1,10 +1,12 @@
 """Outputs that are never overwritten unasked and never half there."""
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -37,3 +39,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that appears complete or not at all, and lasts once it has appeared."""
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that appears complete or not at all, and lasts once it has appeared."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from data_gen.generate_data import main
-from data_gen.journal import newest_lines, read_lines
+from data_gen.journal import newest_lines
 from data_gen.questions.records import read_records
 from spatialthinker.clients.model_api import ApiStop, RequestFault
 from spatialthinker.clients.prices import PRICES, Usage, cost_usd
 from spatialthinker.clients.providers import APIS
+from spatialthinker.storage.journal import read_lines
 
 pytestmark = pytest.mark.integration
 

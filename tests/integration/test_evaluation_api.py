@@ -146,7 +146,7 @@ def test_what_is_paid_for_when_the_account_is_closed_is_kept(data_dir, tmp_path,
     address, calls = serve(latency_s=0.3, credit=20)
     assert evals.main(arguments(data_dir, tmp_path, address, "--concurrency", "16")) == 2
     assert "no credit left" in capsys.readouterr().err
-    _, records, _ = read_journal(tmp_path / "run.jsonl")
+    _, records = read_journal(tmp_path / "run.jsonl")
     assert len(records) == len(calls.read_text().split()) == 20
 
 

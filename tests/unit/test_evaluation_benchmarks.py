@@ -8,10 +8,11 @@ import pytest
 
 from evaluation import evals
 from evaluation.benchmarks.rows import BENCHMARKS, FULL_TEMPLATE
-from evaluation.benchmarks.samples import IMAGE_MARK, build_request, find_choices
+from evaluation.benchmarks.samples import build_request, find_choices
 from evaluation.command_line import parse_arguments
 from evaluation.engines.local import Answer
 from evaluation.engines.replicas import LOCAL_BACKENDS
+from spatialthinker.prompts import IMAGE_MARK
 from tests.support.benchmark_rows import ROWS, write_benchmark
 
 STYLES = (

@@ -16,10 +16,10 @@ from evaluation import compare, evals
 from evaluation.benchmarks.rows import BENCHMARKS
 from evaluation.benchmarks.samples import fingerprint_samples, load_samples
 from evaluation.engines.local import Answer
-from evaluation.journal import Journal, Record
+from evaluation.journal import AnswerJournal, Record
 from evaluation.reports.comparison import (
+    AnsweredRun,
     Model,
-    Run,
     compare_models,
     compare_runs,
     find_journals,
@@ -50,7 +50,7 @@ AVERAGES_OF_14 = {
 
 def fake_run(
     marks: str, model: str = "a/base", benchmark: str = "mmvp", cluster_size: int | None = None, **settings
-) -> Run:
+) -> AnsweredRun:
     """A run whose item i is right (1), wrong (0) or without an answer (-); neighbours form clusters of a size."""
     records = {
         str(i): Record("", "A", "", "A" if mark == "1" else "B", int(mark), None, id=str(i), kind="letter")
@@ -60,7 +60,7 @@ def fake_run(
         if mark != "-"
     }
     fixed = {"dataset": benchmark, "model_path": model, "template": "reasoning", "data_fingerprint": "d"}
-    return Run(Path(f"{model}_{benchmark}.jsonl"), fixed | settings, records, marks.count("-"))
+    return AnsweredRun(Path(f"{model}_{benchmark}.jsonl"), fixed | settings, records, marks.count("-"))
 
 
 def write_journal(folder: Path, data_dir: Path, name: str, share_right: float, **settings) -> Path:
@@ -70,7 +70,7 @@ def write_journal(folder: Path, data_dir: Path, name: str, share_right: float, *
     rows = read_parquet(parquet_path(data_dir, "val"))
     fixed = {"dataset": "stvqa", "template": "spatial_thinker_full", "model_path": f"models/{name}"}
     fixed["data_fingerprint"] = fingerprint_samples(samples)
-    with Journal(folder / f"{name}.jsonl", fixed | settings, is_resumed=False) as journal:
+    with AnswerJournal(folder / f"{name}.jsonl", fixed | settings, is_resumed=False) as journal:
         for index, (sample, row) in enumerate(zip(samples, rows, strict=True)):
             text = re.sub(r"\b\d+(?=[,\]])", lambda m: str(max(0, int(m[0]) + rng.randint(-4, 4))), gold_response(row))
             if rng.random() > share_right:
@@ -287,7 +287,7 @@ def test_bad_input_is_named_and_ends_with_2(arguments, message, runs_dir, data_d
 
 
 def test_a_journal_without_answers_is_named(tmp_path, capsys):
-    with Journal(tmp_path / "x.jsonl", {"dataset": "stvqa", "model_path": "m"}, is_resumed=False) as journal:
+    with AnswerJournal(tmp_path / "x.jsonl", {"dataset": "stvqa", "model_path": "m"}, is_resumed=False) as journal:
         journal.add(Record("", "A", "", "", 0, None, id="0", status="error", error="broken"))
     assert compare.main([str(tmp_path / "x"), "--out", str(tmp_path / "out")]) == 2
     assert "none of its 1 items has an answer" in capsys.readouterr().err
@@ -317,7 +317,7 @@ def test_a_question_of_two_images_shows_both_and_a_broken_one_says_so(tmp_path):
     datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "data" / "val.parquet")
     samples = load_samples("blink-multi-view", BENCHMARKS["blink-multi-view"], str(tmp_path / "data"))
     settings = {"dataset": "blink-multi-view", "model_path": "a/b", "data_fingerprint": fingerprint_samples(samples)}
-    with Journal(tmp_path / "x.jsonl", settings, is_resumed=False) as journal:
+    with AnswerJournal(tmp_path / "x.jsonl", settings, is_resumed=False) as journal:
         for sample in samples:
             journal.add(evals.grade(sample, Answer("p", "(A)", "stop"), BENCHMARKS["stvqa"]))
     assert compare.main([str(tmp_path / "x"), "--data_path", str(tmp_path / "data"), "--out", str(tmp_path)]) == 0
@@ -328,7 +328,7 @@ def test_a_question_of_two_images_shows_both_and_a_broken_one_says_so(tmp_path):
 
 
 def test_a_benchmark_of_another_version_is_compared_without_images(tmp_path, capsys):
-    with Journal(tmp_path / "x.jsonl", {"dataset": "old", "model_path": "m"}, is_resumed=False) as journal:
+    with AnswerJournal(tmp_path / "x.jsonl", {"dataset": "old", "model_path": "m"}, is_resumed=False) as journal:
         journal.add(Record("<image>Is it?", "A", "A", "A", 1, None, id="0", kind="letter"))
     assert compare.main([str(tmp_path / "x"), "--out", str(tmp_path)]) == 0
     assert "no such benchmark" in capsys.readouterr().err

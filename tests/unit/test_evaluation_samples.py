@@ -9,7 +9,6 @@ from PIL import Image
 
 from evaluation.benchmarks.rows import BENCHMARKS, FULL_TEMPLATE
 from evaluation.benchmarks.samples import (
-    IMAGE_MARK,
     _build_sample,
     build_request,
     find_files,
@@ -18,7 +17,7 @@ from evaluation.benchmarks.samples import (
     select_samples,
 )
 from evaluation.benchmarks.templates import check_template_file, render_question
-from spatialthinker.prompts import PROMPTS
+from spatialthinker.prompts import IMAGE_MARK, PROMPTS
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
 from tests.support.benchmark_rows import PICTURE, ROWS, png, write_benchmark

@@ -24,7 +24,7 @@ MAX_SHOWN_CHARACTERS = 800
 
 
 @dataclass(frozen=True)
-class Run:
+class LoggerRun:
     """The run as loggers see it: project, experiment, folder, configuration."""
 
     project: str
@@ -36,7 +36,7 @@ class Run:
 class ConsoleLogger:
     """Prints one line per group of metrics and step, above a progress bar."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: LoggerRun):
         tqdm.write(f"{run.project} / {run.experiment}: checkpoints and logs in {run.folder}")
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
@@ -65,7 +65,7 @@ class FileLogger:
     A run resumed at an earlier step first drops the lines of later steps. Numbers that are not finite become null.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: LoggerRun):
         run.folder.mkdir(parents=True, exist_ok=True)
         self.files = {kind: run.folder / f"{kind}.jsonl" for kind in ("experiment_log", "generations")}
         self.is_aligned = False
@@ -95,7 +95,7 @@ class FileLogger:
 class TensorBoardLogger:
     """Writes scalars and samples to the folder `tensorboard`."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: LoggerRun):
         self.folder = run.folder / "tensorboard"
         self.writer: Any = None
         self.purge_step: int | None = None
@@ -181,7 +181,7 @@ class Tracker:
     ):
         check_loggers(loggers)
         self.folder = Path(folder)
-        run = Run(project, experiment, Path(folder), config)
+        run = LoggerRun(project, experiment, Path(folder), config)
         self.loggers = [LOGGERS[name](run) for name in dict.fromkeys(loggers)]
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
