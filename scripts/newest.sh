@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tries the newest releases: resolves them all without the lock, runs unit tests and one real engine on them, and prints
-# what changed and what breaks. Installs into runs/newest/venv alone (7 GB); .venv stays as it is. Not part of CI.
+# Tries the newest releases: resolves them all without the lock, runs unit tests and one real engine on them, and
+# prints what changed and what breaks. Installs into runs/newest/venv alone (7 GB); .venv stays. Not part of CI.
 # Usage: bash scripts/newest.sh
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
