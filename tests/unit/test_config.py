@@ -86,11 +86,10 @@ def test_values_are_yaml_of_the_annotated_type(argument, section, name, value):
         ("data.rollout_batch_size=8.0", ["data.rollout_batch_size = 8.0", "whole number"]),
         ("data.shuffle=maybe", ["data.shuffle", "true or false"]),
         ("data.seed=true", ["data.seed", "whole number"]),
-        ("data.prompt_key=12", ["data.prompt_key = 12", "quote"]),
         ("data.prompt_key=null", ["data.prompt_key", "text"]),
         ("data=4", ["data = 4", "section"]),
         ("data.seed", ["data.seed", "key=value"]),
-        ("data.train_files=@train", ["data.train_files = '@train'", "quotes"]),
+        ("data.train_files=@train", ["data.train_files = '@train'", "is no file, folder or hub name"]),
         ("config=no/such.yaml", ["no/such.yaml", "cannot be read"]),
         ("trainer.logger=console", ["trainer.logger", "[console]"]),
         ("trainer.logger=[console,wandbb]", ["trainer.logger", "console, file, tensorboard"]),
@@ -310,7 +309,7 @@ def test_every_number_is_bounded_that_has_no_meaning_beyond():
         ("worker.actor.optim.betas=null", "must be a list of 2 values"),
         ("data.shuffle=1", "must be true or false"),
         ("data.shuffle='true'", "must be true or false"),
-        ("data.image_dir=5", "must be text, or null; quote it: '\"5\"'"),
+        ("data.image_dir=5", "there is no such folder"),
         ("worker.rollout.val_override_config=[n]", "must be a dictionary"),
         ("worker.rollout.dtype=int8", "must be one of bf16, fp16, fp32"),
         ("worker.actor.fsdp.torch_dtype=[fp32]", "must be one of bf16, fp32"),
@@ -367,3 +366,54 @@ def test_choices_are_the_names_of_a_table_and_a_missing_table_is_named():
     assert read_names("divergences", "KL_ESTIMATORS")[:2] == ("kl", "abs")
     with pytest.raises(LookupError, match="verl/algos/losses.py has no table LOSSES"):
         read_names("losses", "LOSSES")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "run #2 of 3",
+        "2025_01_01",
+        "12",
+        "1e5",
+        "true",
+        "yes",
+        "[a, b]",
+        "{a: b}",
+        "a: b",
+        "x, y",
+        "- z",
+        "&a",
+        "@x",
+        "%y",
+        "$z",
+    ],
+)
+def test_text_on_the_command_line_stays_as_it_stands(text):
+    assert load_config([f"trainer.experiment_name={text}"]).trainer.experiment_name == text
+    assert load_config([f"trainer.experiment_name='{text}'"]).trainer.experiment_name == text
+    assert load_config([f'trainer.experiment_name="{text}"']).trainer.experiment_name == text
+
+
+def test_a_prompt_on_the_command_line_is_no_dictionary():
+    prompt = "Answer: yes or no # in one word"
+    assert load_config([f"data.format_prompt={prompt}"]).data.format_prompt == prompt
+    assert load_config(["data.format_prompt=null"]).data.format_prompt is None
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text("{}")
+    settings = ["data.train_files=~/rows.jsonl@train", "trainer.save_checkpoint_path=~/runs/{experiment_name}"]
+    config = load_config([*settings, "trainer.experiment_name=a"])
+    assert config.data.train_files == f"{tmp_path}/rows.jsonl@train"
+    assert config.trainer.save_checkpoint_path == f"{tmp_path}/runs/a"
+
+
+def test_a_null_folder_for_checkpoints_is_the_default(tmp_path):
+    file = tmp_path / "upstream.yaml"
+    file.write_text("trainer:\n  save_checkpoint_path: null\n")
+    for given in ([f"config={file}"], ["trainer.save_checkpoint_path=null"]):
+        assert load_config(given).trainer.save_checkpoint_path == load_config([]).trainer.save_checkpoint_path
+    other = tmp_path / "mine.yaml"
+    other.write_text("trainer: {save_checkpoint_path: there}\n")
+    assert load_config([f"config={other}"]).trainer.save_checkpoint_path.endswith("/there")

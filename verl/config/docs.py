@@ -20,7 +20,7 @@ USAGE = """\
 Usage: python3 -m verl.trainer.main [config=FILE] [key=value ...]
 
   config=FILE              YAML file with the keys to set; all others keep their defaults
-  key=value                such as worker.rollout.n=16; wins over the file, values are YAML
+  key=value                such as worker.rollout.n=16; wins over the file; values are YAML, text stays as it stands
   trainer.dry_run=true     prints what the run would do and need, and stops before anything starts
   --help [SECTION | KEY]   prints all keys, those of a section such as worker.rollout, or one
   --list                   prints the recipes, the rewards and the choices
@@ -75,7 +75,8 @@ def render_page() -> str:
         "Written by `python3 -m verl.config.docs --write` from `verl/config/records.py`; the same text is in "
         "`python3 -m verl.trainer.main --help`.",
         "A run is described by `config=FILE` and `key=value` arguments, of which the arguments win. Values are YAML, "
-        "dictionaries are merged key by key, and an unknown key or a value that is not taken ends the program with "
+        "but text on the command line is taken as it stands. Dictionaries are merged key by key, and an unknown key "
+        "or a value that is not taken ends the program with "
         "code 2 before anything starts. Defaults are the paper's run.",
     ]
     for section, members in _by_section(keys).items():

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from verl.config.checks import find_faults, find_notices, split_path
 from verl.config.fields import Key, find_keys, find_sections, suggest
-from verl.config.old_keys import take_old_keys
+from verl.config.old_keys import nest, take_old_keys
 from verl.config.records import Config, ConfigError, TrainerConfig
 
 # Keys that name a file or folder, and the mark after which something else may follow.
@@ -34,7 +34,8 @@ def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = Non
     """The checked configuration that `config=FILE a.b=value ...` asks for.
 
     The command line wins over the file, the file over the defaults; dictionaries are merged key by key. Values are
-    parsed as YAML. A path that exists becomes absolute, so that workers started in another folder find it.
+    parsed as YAML, but for text on the command line, which is taken as it stands: `#`, `:`, `[` and digits mean
+    nothing in it. A path that exists becomes absolute, so that workers started in another folder find it.
 
     Args:
         argv: the arguments, without the program's name.
@@ -76,6 +77,7 @@ def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str,
 
     command_line: dict[str, Any] = {}
     file: dict[str, Any] = {}
+    texts = {name for name, known in find_keys().items() if known.kind.noun == "text"}
     for token in argv:
         key, equals, text = token.partition("=")
         if not equals or not key:
@@ -87,6 +89,8 @@ def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str,
                 if not isinstance(content, dict):
                     raise YAMLError("the file must hold sections such as data: and trainer:")
                 file = {str(name): value for name, value in content.items()}
+            elif key in texts:
+                command_line = _merge(command_line, nest(key, _read_text(text)))
             else:
                 content = OmegaConf.to_container(OmegaConf.from_dotlist([token]), resolve=True)
                 command_line = _merge(command_line, content)
@@ -96,6 +100,13 @@ def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str,
             reason = getattr(error, "problem", None) or " ".join(str(error).split())
             faults[key] = f"{key} = {text!r}: is not YAML ({reason}); put quotes around the text inside the value"
     return [file, command_line]
+
+
+def _read_text(text: str) -> str | None:
+    """Text of the command line without quotes around it; null, or nothing, is None."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    return None if text in ("", "null") else text
 
 
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
@@ -159,8 +170,9 @@ def _resolve_paths(section: Any, trainer: TrainerConfig, prefix: str = "") -> An
         elif key == "trainer.save_checkpoint_path":
             for name in ("project_name", "experiment_name"):
                 value = value.replace(f"{{{name}}}", getattr(trainer, name))
-            changes[item.name] = os.path.abspath(value)
+            changes[item.name] = os.path.abspath(os.path.expanduser(value))
         elif key in _PATH_KEYS and value:
+            value = os.path.expanduser(value)
             path, suffix = split_path(value, _PATH_KEYS[key])
             changes[item.name] = os.path.abspath(path) + suffix if os.path.exists(path) else value
     return dataclasses.replace(section, **changes)

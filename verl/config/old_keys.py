@@ -91,6 +91,9 @@ DERIVED_KEYS: dict[str, str] = {
 }
 """Key -> the key or keys that it follows from."""
 
+NULL_IS_DEFAULT = ("trainer.save_checkpoint_path",)
+"""Keys that upstream's files set to null for the default that they have here."""
+
 _ABSENT = object()
 
 
@@ -126,7 +129,18 @@ def take_old_keys(source: dict[str, Any], faults: dict[str, str]) -> dict[str, A
             faults[old] = f"{old}: is the old name of {new}, and both are given; drop {old}"
         _notice("%s %s; taken as that", old, explain_old_key(old))
         _put(source, new, value)
+    for key in NULL_IS_DEFAULT:
+        value = _pop(source, key)
+        if value is not _ABSENT and value is not None:
+            _put(source, key, value)
     return source
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """Nested dictionaries with the value at a dotted key."""
+    section: dict[str, Any] = {}
+    _put(section, key, value)
+    return section
 
 
 def _notice(text: str, *values: str | None) -> None:
