@@ -1,1 +1,1 @@
-"""What the programs put on the disk: files that are whole or not there, journals, images."""
+"""Storage: atomically written files, journals, images."""

@@ -131,7 +131,7 @@ def test_prompts_rendered_ahead_are_sampled_alike_and_hashed_once(parts, monkeyp
 
 
 def test_samples_of_a_prompt_are_neighbours_and_share_its_whole_blocks(parts, monkeypatch):
-    """What an engine's steps look like to the attention of groups; a CPU's attention itself is another."""
+    """Steps of an engine as the attention of groups sees them; a CPU's attention itself is another."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
 
     from verl.workers.shared_prefix import split_prefixes

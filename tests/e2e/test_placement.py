@@ -1,4 +1,4 @@
-"""Which GPUs actors see, and whose failure a call names; Ray believes that this machine has two GPUs."""
+"""GPUs that actors see, and the failed actor that a call names; Ray believes that this machine has two GPUs."""
 
 import os
 import time

@@ -57,7 +57,7 @@ def test_the_merged_model_is_the_trained_actor(unbroken, tmp_path):
 
 
 def test_validation_sees_the_last_update(data, unbroken, tmp_path):
-    """What the run measured after its last step is what its checkpoint measures in a run of its own."""
+    """The validation after a run's last step is what its checkpoint measures in a run of its own."""
     run = tmp_path / "again"
     shutil.copytree(unbroken, run)
     measured = {key: value for key, value in metrics(unbroken)[3].items() if key.startswith("val/")}

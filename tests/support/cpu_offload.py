@@ -43,7 +43,7 @@ BETWEEN_PASSES += [f"worker.{role}.offload.offload_optimizer=true" for role in (
 ALWAYS = [f"worker.{role}.fsdp.enable_cpu_offload=true" for role in ROLES]
 RELEASED = ["worker.actor.offload.offload_params=true", "worker.actor.offload.offload_optimizer=true"]
 RELEASED += ["worker.ref.fsdp.enable_cpu_offload=true"]
-"""What the released recipe has wait in host memory between passes, and keeps there always."""
+"""Parts that the released recipe keeps in host memory between passes, and always."""
 POLICY, REFERENCE, CRITIC = {"policy", "policy's states"}, {"reference"}, {"critic", "critic's states"}
 ALL = POLICY | REFERENCE | CRITIC
 CASES: dict[str, tuple[list[str], set[str], set[str]]] = {
@@ -56,7 +56,7 @@ CASES: dict[str, tuple[list[str], set[str], set[str]]] = {
     "adapters between passes": ([ADAPTERS, *BETWEEN_PASSES], POLICY | REFERENCE, set()),
     "adapters always": ([ADAPTERS, *ALWAYS], set(), POLICY | REFERENCE),
 }
-"""What is chosen; what then waits in host memory between passes; what lies there always, beside a GPU."""
+"""Choices; the parts that are then in host memory between passes; those that always are, beside a GPU."""
 
 
 def make_groups(data: Path, processor: Any, max_prompt_length: int) -> DataProto:
@@ -84,7 +84,7 @@ def weights(worker: FSDPWorker) -> torch.Tensor:
 
 
 def places(worker: FSDPWorker) -> dict[str, list[str]]:
-    """Where each part of the worker is now: on a kind of device, or nowhere but in its pinned buffer."""
+    """Places of the worker's parts now: on a kind of device, or nowhere but in its pinned buffer."""
     parts: dict[str, Iterable[torch.Tensor]] = {
         "policy": worker.policy.parameters(),
         "policy's states": state_tensors(worker.optimizer),
@@ -109,7 +109,7 @@ def _place(tensor: torch.Tensor) -> str:
 
 
 def train(worker: FSDPWorker, groups: DataProto, folder: Path) -> dict[str, Any]:
-    """What is seen in a step of every pass, a checkpoint, another step, and once more from the checkpoint on.
+    """Values of a step of every pass, a checkpoint, another step, and once more from the checkpoint on.
 
     The last step reads old log-probs without those of the first of its two updates, the one before it all of them.
     """

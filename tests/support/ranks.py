@@ -1,4 +1,4 @@
-"""What the tests with several ranks share."""
+"""Helpers of the tests with several ranks."""
 
 import os
 import time
@@ -29,7 +29,7 @@ def leave() -> NoReturn:
 def run_ranks(
     function: Callable[..., Any], num_ranks: int, folder: Path, *arguments: Any, device: str = "cpu"
 ) -> list[Any]:
-    """What `function(mesh, rank, num_ranks, *arguments)` returns on each rank, over gloo or NCCL."""
+    """Results of `function(mesh, rank, num_ranks, *arguments)` on each rank, over gloo or NCCL."""
     own = folder / f"ranks_{time.monotonic_ns()}"
     own.mkdir()
     # Importing torch anew takes longer than most functions, but a process that has seen a GPU cannot be forked.

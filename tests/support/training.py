@@ -110,6 +110,6 @@ def metrics(run: Path) -> dict[int, dict[str, float]]:
 
 
 def learned(row: dict[str, float]) -> dict[str, float]:
-    """What must repeat exactly: all but times, speeds and memory."""
+    """Metrics that must repeat exactly: all but times, speeds and memory."""
     clocks = ("timing_", "perf/")
     return {key: value for key, value in row.items() if not key.startswith(clocks)}

@@ -273,7 +273,7 @@ def join_passes(of_ranks: list[dict[str, dict[str, Any]]]) -> dict[tuple[str, st
 def toy_training(
     mesh: DeviceMesh, rank: int, num_ranks: int, read_from: Path | None, write_to: Path | None
 ) -> dict[str, Any]:
-    """What a trainer holds after it has read a checkpoint, or made a first update, and after another update.
+    """State that a trainer holds after it has read a checkpoint, or made a first update, and after another update.
 
     The checkpoint that it writes lies between the two.
     """

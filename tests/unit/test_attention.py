@@ -1,4 +1,4 @@
-"""What the kernels' calls are put together to, over plain float64 in the place of the kernels."""
+"""Attention put together from the kernels' calls, over plain float64 in the place of the kernels."""
 
 from itertools import pairwise
 from typing import Any

@@ -1,4 +1,4 @@
-"""How a step gets its groups: order, filtering, surplus, baselines; engine and rewards have known values."""
+"""Groups of a step: order, filtering, surplus, baselines; engine and rewards have known values."""
 
 import dataclasses
 from typing import Any

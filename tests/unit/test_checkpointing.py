@@ -1,4 +1,4 @@
-"""What is kept of a pass changes no gradient, and how much is computed again."""
+"""Activation checkpointing changes no gradient, and only how much is recomputed."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def attention_flop(query, key, value, *_, **__):
-    """What FlopCounterMode lacks for a CPU."""
+    """Operation counts that FlopCounterMode lacks for a CPU."""
     return sdpa_flop_count(query, key, value)
 
 

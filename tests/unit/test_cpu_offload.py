@@ -93,7 +93,7 @@ def test_copies_are_made_in_the_same_memory_and_each_is_whole_in_itself():
 
 
 def copies(mesh, rank: int, num_ranks: int) -> torch.Tensor:
-    """What a sharded state's copy holds when the state has changed meanwhile."""
+    """Contents of a sharded state's copy when the state has changed meanwhile."""
     model = scorer(family=TOY)
     shard(model, mesh, torch.float32, torch.float32)
     kept = PinnedBuffer().copy_state(dict(model.named_parameters()))

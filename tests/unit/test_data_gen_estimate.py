@@ -1,4 +1,4 @@
-"""What a model is told, how its replies are read, and what both cost."""
+"""Prompts, the reading of replies, and the price of both."""
 
 import json
 import re

@@ -130,7 +130,7 @@ def code() -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where commands are given: a checkout in which a quickstart and a benchmark have run."""
+    """Folder in which commands are given: a checkout in which a quickstart and a benchmark have run."""
     for name in ("configs", "scripts", "evaluation", "data_gen", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "runs" / "quickstart" / "data").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What the engines are started with."""
+"""Arguments that the engines are started with."""
 
 from pathlib import Path
 

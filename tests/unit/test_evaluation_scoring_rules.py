@@ -1,4 +1,4 @@
-"""What each answer is worth: by strict scoring, and beside it by the released rule."""
+"""Score of each kind of answer: by strict scoring, and beside it by the released rule."""
 
 import pytest
 

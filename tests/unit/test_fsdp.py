@@ -1,4 +1,4 @@
-"""What is gathered as a whole, and the norm of gradients."""
+"""FSDP: parameters that are gathered whole, and the norm of gradients."""
 
 import math
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What the GPU's kernels compute, without a GPU."""
+"""Results of the GPU's kernels, without a GPU."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What holds for the tree as a whole: light imports, names, sizes, nothing of one machine."""
+"""Rules for the tree as a whole: light imports, names, sizes, nothing of one machine."""
 
 import importlib.metadata
 import pkgutil

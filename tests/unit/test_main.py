@@ -1,4 +1,4 @@
-"""What a user gets wrong ends the program with code 2 and one message, before Ray or an engine starts."""
+"""A user's mistake ends the program with code 2 and one message, before Ray or an engine starts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a step logs, by hand-worked numbers."""
+"""Metrics of a step, by hand-worked numbers."""
 
 import pytest
 import torch

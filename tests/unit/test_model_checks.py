@@ -1,4 +1,4 @@
-"""What a model cannot do is said from its config.json, before a weight is read; versions before that."""
+"""Limits of a model are named from its config.json, before a weight is read."""
 
 import pytest
 from transformers import PretrainedConfig

@@ -1,4 +1,4 @@
-"""What a step asks of the workers, what it makes of a divergence in the reward, and when it gives up."""
+"""Calls of a step to the workers, KL in the reward, and the guards that end a run."""
 
 import dataclasses
 import inspect

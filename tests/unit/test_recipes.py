@@ -20,7 +20,7 @@ GRPO_RECIPES = [path for path in RECIPES if "sft" not in path.name]
 
 
 def arguments_of(script: Path, tmp_path: Path, *given: str) -> list[str]:
-    """What the recipe calls python3 with."""
+    """Arguments that the recipe calls python3 with."""
     stand_in = tmp_path / "python3"
     stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@" >"$CALLED_WITH"\n')
     stand_in.chmod(0o755)

@@ -102,7 +102,7 @@ PIECES = (
 
 
 def is_scene_by_json(text):
-    """Whether Python's own JSON reader and the released checks, one by one, take a scene."""
+    """True when Python's own JSON reader and the released checks, one by one, take a scene."""
     try:
         scene = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""How the engine is fed, without an engine."""
+"""Requests to the engine, without an engine."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What travels in a step holds each image once per prompt, however many responses it has."""
+"""Data of a step: each image once per prompt, however many responses it has."""
 
 import pickle
 

@@ -68,7 +68,7 @@ GROUP_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class EstimatorInputs:
-    """What an estimator may read beyond a group's rewards; penalties are already taken off."""
+    """Inputs of an estimator beyond a group's rewards; penalties are already subtracted."""
 
     rewards: Tensor
     """[G, n]."""

@@ -18,7 +18,7 @@ LOSS_AVG_MODES = ("token", "seq", "fixed_length")
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a policy loss may read: [N] tensors of the tokens, and its constants."""
+    """Inputs of a policy loss: [N] tensors of the tokens, and its constants."""
 
     log_probs: Tensor
     log_ratio: Tensor

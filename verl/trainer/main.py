@@ -52,7 +52,7 @@ class ScoreFunction:
 
 
 def check_spatial_row(problem: str, ground_truth: str, sizes: Sequence[tuple[int, int]]) -> str | None:
-    """What is doubtful about the frame of this row's boxes; ValueError when `spatial_sgg` cannot score answers to it.
+    """Doubt about the frame of this row's boxes, if any; ValueError when `spatial_sgg` cannot score answers to it.
 
     Args:
         sizes: width and height of the row's images.
@@ -214,7 +214,7 @@ def choose_device(config: Config) -> str:
 
 @dataclass(frozen=True)
 class GoldScore:
-    """What the configured reward gives to a response that states a prompt's ground truth."""
+    """Reward of a response that states a prompt's ground truth, by the configured function."""
 
     manager: Any
     reward: RewardConfig
