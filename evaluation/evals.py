@@ -29,6 +29,7 @@ from evaluation.command_line import (
     locate_output,
     parse_arguments,
 )
+from spatialthinker.network import use_cache_without_network
 from spatialthinker.versions import check_versions
 
 if TYPE_CHECKING:
@@ -223,6 +224,12 @@ def run(args: argparse.Namespace, jobs: list[Job], backend: "Backend | None") ->
     return 2 if any(summary["errors"] for summary in summaries.values()) else 0
 
 
+def hub_names(args: argparse.Namespace) -> list[str | None]:
+    """Names of the model and the data, which may be those of the hub."""
+    models = [args.model_path, args.processor_name] if args.provider in LOCAL_PROVIDERS else []
+    return [*models, *(BENCHMARKS[name].repo for name in args.dataset if not args.data_path)]
+
+
 def choose_gpu(index: int | None) -> None:
     """Leave one GPU visible if one is chosen; must come before torch is imported."""
     if index is None:
@@ -241,6 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         print(list_choices())
         return 0
     choose_gpu(args.cuda)
+    use_cache_without_network(hub_names(args))
     try:
         jobs, backend = prepare(args)
     except (ValueError, FileNotFoundError) as error:

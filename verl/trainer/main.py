@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spatialthinker.network import use_cache_without_network
 from spatialthinker.versions import find_version_faults
 from verl.config.loading import config_to_dict, load_config
 from verl.config.records import Config, ConfigError, RewardConfig
@@ -77,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return USER_ERROR
+    use_cache_without_network(hub_names(config))
     from verl.trainer.interrupt import Interrupted
 
     try:
@@ -106,6 +108,12 @@ def print_help(arguments: Sequence[str]) -> int:
         return USER_ERROR
     print(text, end="")  # noqa: T201
     return 0
+
+
+def hub_names(config: Config) -> list[str | None]:
+    """Names of the run's models and data, which may be those of the hub."""
+    model, critic = config.worker.actor.model, config.worker.critic.model
+    return [model.model_path, model.tokenizer_path, critic.model_path, config.data.train_files, config.data.val_files]
 
 
 def user_errors() -> tuple[type[Exception], ...]:
