@@ -117,7 +117,7 @@ class Job:
 def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None]":
     """Return the jobs and the engine, None where the journals have every answer.
 
-    Errors: ValueError or FileNotFoundError with one message for the user.
+    Errors: ValueError or OSError with one message for the user.
     """
     check_arguments(args)
     if args.provider in LOCAL_PROVIDERS:
@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     use_cache_without_network(hub_names(args))
     try:
         jobs, backend = prepare(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:  # OSError: files, and hub names without a network
         print(f"evals: {error}", file=sys.stderr)
         return 2
     if args.provider in LOCAL_PROVIDERS:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.scenes.scene import IMAGE_COLUMNS
+from spatialthinker.network import use_cache_without_network
 from spatialthinker.schema import CATEGORIES
 from spatialthinker.shapes import DEFAULT_CANVAS, Shape, draw, encode_png, gap_px
 from spatialthinker.synthetic import make_puzzle
@@ -134,6 +135,7 @@ def _checked(item: Any, path: Path, place: str) -> Row:
 
 
 def _open_dataset(locator: str, path: Path, split: str) -> Source:
+    use_cache_without_network([str(path)])
     import datasets
 
     if path.is_dir():
