@@ -15,7 +15,7 @@ from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
-from verl.trainer.sft_options import build_help_parser
+from verl.trainer.sft_options import SftOptions, build_help_parser
 
 DESCRIPTION = "Supervised baseline with LoRA."
 
@@ -26,8 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(arguments):
         build_help_parser(DESCRIPTION).print_help()
         return 0
+    from spatialthinker.network import use_cache_without_network
     from spatialthinker.versions import check_versions
 
+    given, _ = build_help_parser(DESCRIPTION).parse_known_args(arguments)
+    defaults = SftOptions()
+    use_cache_without_network([given.model_path or defaults.model_path, given.train_files or defaults.train_files])
     try:
         check_versions("torch", "torchvision", "torchaudio", "transformers", "datasets", "peft")
         from transformers import HfArgumentParser

@@ -22,7 +22,7 @@ def use_cache_without_network(names: Iterable[str | None]) -> None:
     Args:
         names: of models and data sets, with or without `@split`; those that exist as paths are no hub names.
     """
-    remote = [name for name in names if name and not _is_local(name)]
+    remote = [name for name in names if name and name.count("/") <= 1 and not _is_local(name)]
     if not remote or os.environ.get(OFFLINE[0]) or any(map(os.environ.get, PROXIES)):
         return
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT)

@@ -71,6 +71,7 @@ def test_nothing_is_tried_where_it_is_not_needed(hub, reason, tmp_path, monkeypa
         f"-m verl.trainer.main worker.actor.model.model_path={HUB_NAME} trainer.dry_run=true",
         "evaluation/evals.py --dataset stvqa --template reasoning --model_path configs/toy_model",
         f"evaluation/evals.py --dataset stvqa --template reasoning --model_path {HUB_NAME} --data_path DATA",
+        "scripts/sft.py --use_cpu --bf16 false --output_dir DATA/out",
         f"data_gen/generate_data.py preprocess_data --provider=template --source={HUB_NAME}",
     ],
     ids=lambda command: command.partition(" --")[0][:60],
