@@ -28,11 +28,10 @@ CHECKOUT_EXTRAS = ("train", "eval", "data")
 
 def read_requirements(is_editable: bool) -> list[str]:
     """The library's requirements, behind them the checkout's for an editable install."""
-    folder = Path(__file__).parent
-    lines = (folder / "requirements" / "library.txt").read_text().splitlines()
-    requirements = [line for line in lines if line and not line.startswith("#")]
+    content = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8"))
+    requirements = content["tool"]["spatialthinker"]["library"]
     if is_editable:
-        extras = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        extras = content["project"]["optional-dependencies"]
         requirements += [requirement for extra in CHECKOUT_EXTRAS for requirement in extras[extra]]
     return list(dict.fromkeys(requirements))
 

@@ -21,6 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
+from spatialthinker.versions import find_version_faults
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the toy model's folder: tokenizer, processor, weights.")
@@ -40,6 +42,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
+    if faults := find_version_faults(("torch", "torchvision", "torchaudio", "transformers")):
+        parser.error("\n".join(faults))
     from toy.training import build
 
     build(options)

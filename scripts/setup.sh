@@ -55,8 +55,7 @@ target=${SETUP_TARGET:-$(choose_target)}
 lock=requirements/$target.txt
 
 # The folder is part of the stamp: the programs in .venv/bin name it, so a moved copy has to be made anew.
-pins=$(cat pyproject.toml setup.py .python-version "$lock" requirements/library.txt scripts/setup.sh |
-    sha256sum | cut -c1-32)
+pins=$(cat pyproject.toml setup.py .python-version "$lock" scripts/setup.sh | sha256sum | cut -c1-32)
 wanted="$target $pins $PWD"
 is_current() { [[ -x $venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; }
 

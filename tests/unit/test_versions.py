@@ -87,6 +87,8 @@ TOY = "configs/toy_model"
         f"-m verl.trainer.main trainer.dry_run=true worker.actor.model.model_path={TOY}",
         f"evaluation/evals.py --dataset stvqa --model_path {TOY} --provider huggingface --template reasoning",
         f"scripts/model_merger.py --local_dir {TOY}",
+        "-m verl.bench step --config configs/bench_toy_cpu.yaml --image 112x112",
+        "scripts/build_toy_model.py --out OUT",
         f"scripts/sft.py --output_dir OUT --model_path {TOY}",
     ],
     ids=lambda command: command.partition(" --")[0],

@@ -297,7 +297,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     from verl.config.loading import config_to_dict, load_config
     from verl.data.processor import load_run_processor, pixel_limits
     from verl.model.qwen_vl import image_grid
-    from verl.trainer.main import choose_device
+    from verl.trainer.main import check_versions, choose_device
 
     config_file, overrides, dump = arguments.config, arguments.overrides, arguments.dump
     folder = Path("runs/bench")
@@ -316,6 +316,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     if arguments.gpus:
         scaled = scale_load(config, arguments.gpus)
         config = load_config([f"config={config_file}", *fixed, *overrides, *scaled])
+    check_versions(config)
     device = choose_device(config)
     for model in random_models:
         draw_weights(model)

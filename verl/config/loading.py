@@ -142,7 +142,7 @@ def _field_path(location: tuple[int | str, ...], keys: Mapping[str, Key]) -> lis
 
 
 def _reason(detail: Any, key: str, keys: Mapping[str, Key]) -> str:
-    """Pydantic's error in this house's words: what must hold instead."""
+    """Message of a pydantic error: the type or limit that must hold instead."""
     fault, value = detail["type"], detail["input"]
     if fault == "unexpected_keyword_argument":
         return f"unknown key; {suggest(key, keys)}"

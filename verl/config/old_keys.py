@@ -107,7 +107,7 @@ def explain_old_key(key: str) -> str | None:
 
 
 def take_old_keys(source: dict[str, Any], faults: dict[str, str]) -> dict[str, Any]:
-    """The source in this house's keys, with one notice for each old key; what cannot be taken goes to faults."""
+    """The source with new keys in place of old ones, one notice for each; those that cannot be taken go to faults."""
     for key in DERIVED_KEYS:
         value = _pop(source, key)
         if value is not _ABSENT:

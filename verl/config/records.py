@@ -280,7 +280,7 @@ class CriticConfig:
 @dataclass(frozen=True, config=STRICT)
 class RewardConfig:
     score_function: str = "spatial_sgg"
-    """Name of a reward of the house."""
+    """Name of a built-in reward."""
     reward_function: str | None = None
     """`FILE.py:NAME`, a reward of your own, NAME being `main` when left out; wins over score_function."""
     reward_function_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -194,8 +194,7 @@ def prepare(config: Config) -> tuple[str, Any, Any, Path | None]:
         except ConfigError as error:
             faults.extend(error.faults)
 
-    if config.trainer.check_versions:
-        faults += find_version_faults(knob="trainer.check_versions=false")
+    find(lambda: check_versions(config))
     find(lambda: check_loggers(config.trainer.logger))
     device = find(lambda: choose_device(config))
     model_shape = find(lambda: measure_checked_model(config))
@@ -204,6 +203,12 @@ def prepare(config: Config) -> tuple[str, Any, Any, Path | None]:
     if faults:
         raise ConfigError(faults)
     return device, processor, model_shape, start
+
+
+def check_versions(config: Config) -> None:
+    """Passes when the packages are those that were tried, or trainer.check_versions is off; ConfigError otherwise."""
+    if config.trainer.check_versions and (faults := find_version_faults(knob="trainer.check_versions=false")):
+        raise ConfigError(faults)
 
 
 def choose_device(config: Config) -> str:
