@@ -54,6 +54,8 @@ target=${SETUP_TARGET:-$(choose_target)}
 [[ $target == cpu || $target == gpu ]] || fail "SETUP_TARGET is '$target'; it must be cpu or gpu"
 lock=requirements/$target.txt
 
+[[ -w . ]] || fail "$PWD cannot be written to, and .venv and runs/ are made in it; work in a copy: git clone $PWD COPY"
+
 # The folder is part of the stamp: the programs in .venv/bin name it, so a moved copy has to be made anew.
 pins=$(cat pyproject.toml setup.py .python-version "$lock" scripts/setup.sh | sha256sum | cut -c1-32)
 wanted="$target $pins $PWD"
@@ -66,7 +68,6 @@ fi
 
 [[ "$(uname -s) $(uname -m)" == "Linux x86_64" ]] || fail "the locks are for Linux on x86_64, this is" \
     "$(uname -s) on $(uname -m); there, 'pip install .' installs the rewards alone"
-[[ -w . ]] || fail "$PWD cannot be written to, and .venv and runs/ are made in it; work in a copy: git clone $PWD COPY"
 
 # One setup at a time in a folder; the lock is this file itself and goes with the last process that holds it.
 exec 9<scripts/setup.sh
