@@ -9,11 +9,12 @@ images that experiment_config.json names, and the summaries in RUN/evaluation wh
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
@@ -24,20 +25,10 @@ from spatialthinker.response import SECTIONS, parse_response
 from spatialthinker.scene_graph import SceneGraph, parse_scene
 from spatialthinker.schema import read_parquet
 from spatialthinker.storage.files import write_text
-from spatialthinker.visualize import (
-    draw_scene,
-    escape,
-    html_image,
-    html_page,
-    html_scene_key,
-    html_table,
-    png_bytes,
-    relation_text,
-)
+from spatialthinker.storage.images import open_image
+from spatialthinker.visualize import Layout, image_uri, lay_out, render_page
 
-if TYPE_CHECKING:
-    from PIL import Image
-
+TEMPLATE = Path(__file__).parent / "toy" / "report.html.jinja"
 NUM_ROLLOUTS = 8
 REWARD_PARTS = ("format", "count", "accuracy", "spatial_score")
 METRIC_NAMES = {
@@ -60,7 +51,7 @@ class RunFiles:
     comparison: dict[str, Any]
     """Validation before and after: see before_after.summarize_validation."""
     evaluations: list[dict[str, Any]]
-    images: "dict[tuple[str, str], bytes]"
+    images: dict[tuple[str, str], bytes]
     """Encoded image by (problem, ground truth)."""
 
 
@@ -68,11 +59,20 @@ class RunFiles:
 class Rollout:
     """One held-out question, the newest answer to it and, if it was logged, the one before training."""
 
-    image: "Image.Image"
+    image: bytes
     question: str
     ground_truth: str
-    before: dict[str, Any] | None
-    after: dict[str, Any]
+    lines: list[dict[str, Any]]
+    """The answers as they were logged, the newest last."""
+
+    @property
+    def reference(self) -> SceneGraph | None:
+        return parse_scene(parse_response(self.ground_truth).scene_text, is_reference=True)
+
+    def lay_out(self, predicted: SceneGraph | None) -> Layout:
+        """Return the reference's boxes and those of one answer."""
+        with open_image(self.image) as image:
+            return lay_out(image.size, predicted, self.reference)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return objects
 
 
-def read_images(config_path: Path) -> "dict[tuple[str, str], bytes]":
+def read_images(config_path: Path) -> dict[tuple[str, str], bytes]:
     """Return the validation images of the run that a configuration describes."""
     if not config_path.is_file():
         raise FileNotFoundError(f"{config_path} is missing; the trainer writes it (trainer.logger must hold file)")
@@ -131,22 +131,12 @@ def choose_rollouts(run: RunFiles) -> list[Rollout]:
 
     Errors: ValueError if none of them belongs to an image of the validation data.
     """
-    from io import BytesIO
-
-    from PIL import Image
-
     first_step, last_step = (pick(line["step"] for line in run.generations) for pick in (min, max))
     key_of = lambda line: (line["problem"], line["ground_truth"])  # noqa: E731
     earlier = {key_of(line): line for line in run.generations if line["step"] == first_step != last_step}
     newest = {key_of(line): line for line in run.generations if line["step"] == last_step}
     rollouts = [
-        Rollout(
-            image=Image.open(BytesIO(run.images[key])).convert("RGB"),
-            question=key[0].rpartition("\nQ. ")[2],
-            ground_truth=key[1],
-            before=earlier.get(key),
-            after=line,
-        )
+        Rollout(run.images[key], key[0].rpartition("\nQ. ")[2], key[1], [*filter(None, [earlier.get(key)]), line])
         for key, line in newest.items()
         if key in run.images
     ]
@@ -155,17 +145,8 @@ def choose_rollouts(run: RunFiles) -> list[Rollout]:
     return rollouts[:NUM_ROLLOUTS]
 
 
-def draw_rollout(rollout: Rollout, line: dict[str, Any]) -> "Image.Image":
-    """Return the question's image with the reference's boxes and those of one answer."""
-    return draw_scene(rollout.image, predicted_scene(line), reference_scene(rollout))
-
-
 def predicted_scene(line: dict[str, Any]) -> SceneGraph | None:
     return parse_scene(parse_response(line["response"]).scene_text)
-
-
-def reference_scene(rollout: Rollout) -> SceneGraph | None:
-    return parse_scene(parse_response(rollout.ground_truth).scene_text, is_reference=True)
 
 
 def draw_charts(run: RunFiles, theme: Any) -> Iterator[tuple[str, str, bytes]]:
@@ -191,116 +172,66 @@ def draw_charts(run: RunFiles, theme: Any) -> Iterator[tuple[str, str, bytes]]:
     yield "before_after", title, draw_changes(theme, title, "mean with 95 % interval", changes)
 
 
-def html_headline(run: RunFiles) -> str:
-    """Return the title and the run in one sentence."""
-    facts = run.comparison["metrics"]["overall"]
-    low, high = facts["gain_interval"]
-    steps = max(line["step"] for line in run.log if "val/reward_score" in line)
-    verdict = "good" if low > 0 else "bad" if high < 0 else "soft"
-    gain = f'<span class="{verdict}">{facts["gain"]:+.3f}</span> (95 % interval {low:+.3f} to {high:+.3f})'
-    return (
-        f"<h1>GRPO with the dense spatial reward: {escape(run.name)}</h1>"
-        f"<p>Over {steps} training steps the mean reward on {run.comparison['held_out_samples']} held-out questions "
-        f"went from {facts['before']:.3f} to {facts['after']:.3f}: {gain}.</p>"
-    )
-
-
-def html_comparison(run: RunFiles) -> str:
-    """Return the table of before and after."""
+def change_rows(run: RunFiles) -> list[tuple[str, ...]]:
+    """Return the table of before and after; second lines hold intervals."""
 
     def cell(facts: dict[str, Any], name: str, sign: str = "") -> str:
         low, high = facts[f"{name}_interval"]
         return f"{facts[name]:{sign}.3f}\n{low:{sign}.3f} to {high:{sign}.3f}"
 
-    metrics = run.comparison["metrics"]
-    rows = [
-        (METRIC_NAMES[key], cell(metrics[key], "before"), cell(metrics[key], "after"), cell(metrics[key], "gain", "+"))
-        for key in METRIC_NAMES
-        if key in metrics
-    ]
-    note = (
-        f"{run.comparison['held_out_samples']} held-out questions, the same before and after. Means with their 95 % "
-        "intervals: bootstrap over questions, for the gain over the paired differences."
-    )
-    return f'<p class="soft">{note}</p>' + html_table(("", "before", "after", "gain"), rows)
+    found = [(name, run.comparison["metrics"].get(key)) for key, name in METRIC_NAMES.items()]
+    return [(n, cell(m, "before"), cell(m, "after"), cell(m, "gain", "+")) for n, m in found if m is not None]
 
 
-def html_evaluation(summary: dict[str, Any]) -> str:
+def evaluation_rows(summary: dict[str, Any]) -> list[tuple[Any, ...]]:
     """Return one evaluation's accuracy per task."""
-    rows = [
+    return [
         (name, task["n"], f"{task['accuracy']:.3f}", f"{task['accuracy_low']:.3f} to {task['accuracy_high']:.3f}")
         for name, task in [*summary["tasks"].items(), ("all", summary)]
     ]
-    settings = summary["settings"]
-    note = (
-        f"{settings['dataset']}, template {settings['template']}, {settings['provider']}: {summary['answered']} of "
-        f"{summary['items']} items answered, {summary['parse_failure_rate']:.1%} of the answers could not be read."
-    )
-    if conflicts := summary["kinds"].get("conflict", 0):
-        note += f" In {conflicts} answers letter and text disagree: here the letter counts, in the reward both do."
-    return f'<p class="soft">{escape(note)}</p>' + html_table(("task", "n", "accuracy", "95 % interval"), rows)
 
 
-def html_response(line: dict[str, Any], is_open: bool) -> str:
-    """Return one answer's scores and its text, the section tags set apart."""
-    score = line["score"]
-    parts = ", ".join(f"{METRIC_NAMES.get(key, key)} {value:.2f}" for key, value in score.items())
-    verdict = '<span class="good">right</span>' if score.get("accuracy", 0) else '<span class="bad">wrong</span>'
-    text = escape(line["response"])
-    for tag in SECTIONS:
-        for mark in (f"&lt;{tag}&gt;", f"&lt;/{tag}&gt;"):
-            text = text.replace(mark, f'<span class="soft">{mark}</span>')
-    note = "" if predicted_scene(line) else '<p class="soft">Its scene graph cannot be read.</p>'
-    details = f"<details{' open' if is_open else ''}><summary>response</summary><pre>{text}</pre></details>"
-    return f"<p>{verdict} <span class='soft'>{escape(parts)}</span></p>{note}{details}"
-
-
-def html_rollout(rollout: Rollout, number: int) -> str:
-    """Return the card of one question."""
-    graph = reference_scene(rollout)
-    relations = "; ".join(relation_text(relation) for relation in graph.relations) if graph else ""
-    answer = parse_response(rollout.ground_truth).answer or rollout.ground_truth
-    question, _, options = rollout.question.partition("\nOptions:\n")
-    truth = f"reference: {answer}" + (f"; {relations}" if relations else "")
-    sides = [(f"step {line['step']}", line) for line in (rollout.before, rollout.after) if line is not None]
-    columns = "".join(
-        f"<div><h3>{escape(title)}</h3>"
-        f"{html_image(png_bytes(draw_rollout(rollout, line)), f'{title}: boxes predicted and true')}"
-        f"{html_response(line, is_open=line is rollout.after)}</div>"
-        for title, line in sides
-    )
-    return (
-        f'<article class="card"><h3>{number}. {escape(question)}</h3>'
-        f'<p>{escape(" · ".join(options.split(chr(10))))}</p><p class="soft">{escape(truth)}</p>'
-        f'<div class="grid">{columns}</div></article>'
-    )
+def describe_rollout(rollout: Rollout) -> dict[str, Any]:
+    """Return what the page shows of a question."""
+    tags = re.compile(f"(</?(?:{'|'.join(SECTIONS)})>)")
+    answers = []
+    for line in rollout.lines:
+        scene = predicted_scene(line)
+        # of the pieces of a response every second one is a tag
+        answers.append(
+            line | {"scene": scene, "layout": rollout.lay_out(scene), "pieces": tags.split(line["response"])}
+        )
+    return {
+        "image": image_uri(rollout.image),
+        "question": rollout.question,
+        "reference": rollout.reference,
+        "answer": parse_response(rollout.ground_truth).answer or rollout.ground_truth,
+        "answers": answers,
+    }
 
 
 def build_page(run: RunFiles, out_dir: Path) -> str:
     """Return the page; the pictures are written to `out_dir` on the way."""
     dark = {name: picture for name, _, picture in draw_charts(run, DARK)}
-    cards = {}
-    for name, description, picture in draw_charts(run, LIGHT):
-        (out_dir / f"{name}.png").write_bytes(picture)
-        cards[name] = f'<div class="card">{html_image(picture, description, dark[name])}</div>'
-    changes = cards.pop("before_after")
+    light = {name: (description, picture) for name, description, picture in draw_charts(run, LIGHT)}
     rollouts = choose_rollouts(run)
-    captions = [f"{r.question.partition(chr(10))[0]}\n{parse_response(r.after['response']).answer}" for r in rollouts]
-    sheet = draw_pictures([draw_rollout(r, r.after) for r in rollouts], captions)
-    (out_dir / "rollouts.png").write_bytes(sheet)
-    evaluations = "".join(html_evaluation(summary) for summary in run.evaluations)
-    body = [
-        html_headline(run),
-        "<h2>Training</h2>",
-        f'<div class="grid">{"".join(cards.values())}</div>',
-        "<h2>Before and after</h2>",
-        f'<div class="grid"><div>{html_comparison(run)}</div>{changes}</div>',
-        f"<h2>Evaluation of the merged model</h2>{evaluations}" if evaluations else "",
-        "<h2>Grounded answers</h2>",
-        html_scene_key(),
-        f'<div class="stack">{"".join(html_rollout(r, i) for i, r in enumerate(rollouts, 1))}</div>',
+    captions = [
+        f"{r.question.partition(chr(10))[0]}\n{parse_response(r.lines[-1]['response']).answer}" for r in rollouts
     ]
-    return html_page(f"SpatialThinker: {run.name}", "\n".join(body))
+    sheet = draw_pictures([(r.image, r.lay_out(predicted_scene(r.lines[-1]))) for r in rollouts], captions)
+    for name, picture in [*((name, picture) for name, (_, picture) in light.items()), ("rollouts", sheet)]:
+        (out_dir / f"{name}.png").write_bytes(picture)
+    return render_page(
+        TEMPLATE,
+        title=f"SpatialThinker: {run.name}",
+        run=run,
+        names=METRIC_NAMES,
+        steps=max(line["step"] for line in run.log if "val/reward_score" in line),
+        charts={name: (*found, dark[name]) for name, found in light.items()},
+        changes=change_rows(run),
+        evaluation_rows=evaluation_rows,
+        rollouts=map(describe_rollout, rollouts),
+    )
 
 
 def write_report(run_dir: Path, out_dir: Path) -> Path:

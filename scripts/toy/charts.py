@@ -4,16 +4,15 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spatialthinker.visualize import PREDICTED_COLOR, REFERENCE_COLOR
-
-if TYPE_CHECKING:
-    from PIL import Image
+from spatialthinker.storage.images import open_image
+from spatialthinker.visualize import Layout, color_of
 
 DPI = 200
 _SIZE_IN = (4.8, 3.3)  # small, so that the letters stay large when a phone shrinks the picture
 _STYLES = ("-", "--", "-.", ":")
+_BOX_STYLES = ("--", "-")  # reference, predicted
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,12 @@ def _finish(figure: Any, axes: Any, theme: Theme) -> bytes:
         figure.legend(
             handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=10, labelcolor=theme.ink
         )
+    return _png_of(figure)
+
+
+def _png_of(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=theme.paper)
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
@@ -118,27 +121,35 @@ def draw_changes(theme: Theme, title: str, xlabel: str, changes: Mapping[str, Ma
     return _finish(figure, axes, theme)
 
 
-def draw_pictures(pictures: "Sequence[Image.Image]", captions: Sequence[str], columns: int = 4) -> bytes:
-    """Return a sheet of pictures with their captions and the key of the two kinds of boxes."""
+def draw_pictures(pictures: Sequence[tuple[bytes, Layout]], captions: Sequence[str], columns: int = 4) -> bytes:
+    """Return a sheet of pictures with their boxes and captions, and the key of the two kinds of boxes."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
 
     rows = -(-len(pictures) // columns)
     figure = Figure(
         figsize=(3.2 * columns, 4.1 * rows + 0.5), dpi=DPI * 3 // 4, layout="constrained", facecolor="white"
     )
-    for index in range(rows * columns):
-        axes = figure.add_subplot(rows, columns, index + 1)
+    figure.subplots(rows, columns, squeeze=False)
+    for axes, (picture, layout), caption in zip(figure.axes, pictures, captions, strict=False):
+        with open_image(picture) as image:
+            axes.imshow(image.convert("RGB"), extent=(0, layout.width, layout.height, 0))
+        for _, (x1, y1, x2, y2), is_predicted in layout.boxes:
+            style = {"edgecolor": color_of(is_predicted), "linestyle": _BOX_STYLES[is_predicted], "linewidth": 1.5}
+            halo = [withStroke(linewidth=3, foreground="white")]
+            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, path_effects=halo, **style))
+        for text, (x1, y1, x2, y2), is_predicted in layout.labels:
+            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, color=color_of(is_predicted), linewidth=0))
+            axes.text((x1 + x2) / 2, (y1 + y2) / 2, text, color="white", fontsize=8, ha="center", va="center")
+        lines = [wrapped for line in caption.split("\n") for wrapped in textwrap.wrap(line, 38)[:3]]
+        axes.set_title("\n".join(lines), fontsize=10, loc="left", color="#1b1f24")
+    for axes in figure.axes:
         axes.axis("off")
-        if index < len(pictures):
-            axes.imshow(pictures[index])
-            lines = [wrapped for line in captions[index].split("\n") for wrapped in textwrap.wrap(line, 38)[:3]]
-            axes.set_title("\n".join(lines), fontsize=10, loc="left", color="#1b1f24")
-    kinds: list[tuple[str, str, Any]] = [("predicted", PREDICTED_COLOR, "-"), ("reference", REFERENCE_COLOR, "--")]
-    handles: list[Any] = [
-        Line2D([], [], color=color, linestyle=style, lw=2.5, label=name) for name, color, style in kinds
+    handles = [
+        Line2D([], [], color=color_of(is_predicted), linestyle=_BOX_STYLES[is_predicted], linewidth=2.5, label=label)
+        for label, is_predicted in (("predicted", True), ("reference", False))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=12)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return _png_of(figure)

@@ -89,7 +89,8 @@ def test_a_wheel_holds_the_library_alone(checkout: Path, tmp_path: Path):
     assert {name.split("/")[0] for name in names} == {"spatialthinker", "spatialthinker-0.1.0.dist-info"}
     assert {
         f"spatialthinker/{path.relative_to(ROOT / 'spatialthinker')}"
-        for path in (ROOT / "spatialthinker").rglob("*.py")
+        for ending in ("*.py", "*.jinja")
+        for path in (ROOT / "spatialthinker").rglob(ending)
     } <= set(names)
 
 
@@ -99,7 +100,9 @@ def test_a_wheel_is_built_from_a_source_archive_too(checkout: Path, tmp_path: Pa
     options = ["--no-deps", "--no-build-isolation", "-w", tmp_path]
     run(sys.executable, "-m", "pip", "wheel", *options, tmp_path / name, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
-    metadata = zipfile.ZipFile(wheel).read("spatialthinker-0.1.0.dist-info/METADATA").decode()
+    archive = zipfile.ZipFile(wheel)
+    metadata = archive.read("spatialthinker-0.1.0.dist-info/METADATA").decode()
+    assert "spatialthinker/page.html.jinja" in archive.namelist()
     assert "Requires-Dist: msgspec>=0.19" in metadata
 
 

@@ -1,23 +1,25 @@
 """Boxes land where the graph says, labels stay on the picture, and text never becomes markup."""
 
+from pathlib import Path
+from xml.etree import ElementTree
+
 import pytest
-from PIL import Image, ImageColor
+from PIL import Image
 
 from spatialthinker.scene_graph import Relation, SceneGraph, parse_scene
+from spatialthinker.storage.images import encode
 from spatialthinker.visualize import (
-    MIN_SIDE_PX,
+    CANVAS_PX,
     PREDICTED_COLOR,
     REFERENCE_COLOR,
     data_uri,
-    draw_scene,
-    html_image,
-    html_page,
-    html_table,
-    png_bytes,
+    image_uri,
+    lay_out,
     relation_text,
-    svg_image,
-    svg_scene,
+    render_page,
 )
+
+PNG = encode(Image.new("RGB", (4, 4)), "PNG")
 
 
 def scene(*boxes: list[float]) -> SceneGraph:
@@ -27,61 +29,83 @@ def scene(*boxes: list[float]) -> SceneGraph:
     return graph
 
 
-def colors_on_column(picture: Image.Image, x: int) -> set[tuple[int, ...]]:
-    return {picture.getpixel((x, y)) for y in range(picture.height)}  # type: ignore[misc]
+def page_of(folder: Path, body: str, **values: object) -> str:
+    """A page whose body is this template text, with all pieces at hand."""
+    (folder / "test.html.jinja").write_text(
+        '{% extends "page.html.jinja" %}{% from "pieces.html.jinja" import picture, scene, scene_key, table %}'
+        "{% block body %}" + body + "{% endblock %}"
+    )
+    return render_page(folder / "test.html.jinja", title="a <b> title", **values)
 
 
-def test_small_pictures_are_enlarged_by_a_whole_factor():
-    assert draw_scene(Image.new("RGB", (112, 112))).size == (448, 448)
-    assert draw_scene(Image.new("RGB", (100, 60))).size == (500, 300)
-    assert draw_scene(Image.new("RGB", (800, 600))).size == (800, 600)
+def drawn(folder: Path, *graphs: SceneGraph | None, size: tuple[int, int] = (112, 112)) -> ElementTree.Element:
+    """The SVG element of a predicted and a reference graph."""
+    page = page_of(folder, "{{ scene(layout, 'data:,', 'x\"<') }}", layout=lay_out(size, *graphs))
+    return ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + len("</svg>")])
 
 
-def test_boxes_are_drawn_at_their_place_in_their_colour():
-    blank = Image.new("RGB", (112, 112), "black")
-    predicted, reference = (ImageColor.getrgb(color) for color in (PREDICTED_COLOR, REFERENCE_COLOR))
-    picture = draw_scene(blank, predicted=scene([28, 28, 56, 84]))
-    assert predicted in colors_on_column(picture, 28 * 4) and predicted in colors_on_column(picture, 56 * 4)
-    assert colors_on_column(picture, 100 * 4) == {(0, 0, 0)}
-    both = draw_scene(blank, scene([10, 50, 40, 80]), scene([60, 50, 90, 80]))
-    assert predicted in colors_on_column(both, 10 * 4) and reference in colors_on_column(both, 60 * 4)
-    assert blank.getpixel((28, 28)) == (0, 0, 0)  # the image itself stays as it is
+def outlines(svg: ElementTree.Element) -> list[tuple[str, ...]]:
+    """Place, colour and dashes of the outlines, halos left out."""
+    found = [rect.attrib for rect in svg.findall("rect") if rect.get("fill") == "none"]
+    names = ("x", "y", "width", "height", "stroke", "stroke-dasharray")
+    return [tuple(rect.get(name, "") for name in names) for rect in found if rect["stroke"] != "#ffffff"]
+
+
+@pytest.mark.parametrize(
+    ("size", "canvas"), [((112, 112), (448, 448)), ((100, 60), (448, 269)), ((800, 600), (448, 336))]
+)
+def test_every_picture_gets_a_canvas_of_one_longer_side(tmp_path, size, canvas):
+    layout = lay_out(size)
+    assert (layout.width, layout.height) == canvas and max(canvas) == CANVAS_PX
+    assert drawn(tmp_path, size=size).get("viewBox") == f"0 0 {canvas[0]} {canvas[1]}"
+
+
+def test_boxes_are_drawn_at_their_place_in_their_colour(tmp_path):
+    svg = drawn(tmp_path, scene([28, 28, 56, 84]), scene([60, 50, 90, 80]))
+    assert outlines(svg) == [
+        ("240", "200", "120", "120", REFERENCE_COLOR, "10"),
+        ("112", "112", "112", "224", PREDICTED_COLOR, ""),
+    ]
+    halos = [rect for rect in svg.findall("rect") if rect.get("stroke") == "#ffffff"]
+    assert [rect.get("x") for rect in halos] == ["240", "112"]
+    assert list(svg)[1:3] == halos  # below every line
 
 
 @pytest.mark.parametrize("box", [[90, 90, 20, 20], [-50, -50, 500, 500], [200, 200, 300, 300], [5, 5, 5, 5]])
-def test_whatever_a_model_predicts_can_be_drawn(box):
-    picture = draw_scene(Image.new("RGB", (112, 112)), predicted=scene(box))
-    assert picture.size == (MIN_SIDE_PX, MIN_SIDE_PX)
-    assert ImageColor.getrgb(PREDICTED_COLOR) in {color for _, color in picture.getcolors(1 << 20) or ()}
+def test_whatever_a_model_predicts_can_be_drawn(tmp_path, box):
+    (found,) = outlines(drawn(tmp_path, scene(box)))
+    x, y, width, height = map(int, found[:4])
+    assert 0 <= x <= x + width <= CANVAS_PX and 0 <= y <= y + height <= CANVAS_PX
+    (label,) = lay_out((112, 112), scene(box)).labels
+    assert all(0 <= edge <= CANVAS_PX for edge in label[1])
 
 
-def test_nothing_to_draw_leaves_the_picture():
-    picture = draw_scene(Image.new("RGB", (448, 448), "red"), None, scene())
-    assert colors_on_column(picture, 100) == {(255, 0, 0)}
+def test_nothing_to_draw_leaves_the_picture(tmp_path):
+    assert [part.tag for part in drawn(tmp_path, None, scene())] == ["image"]
 
 
-def test_html_is_escaped_and_complete():
-    page = html_page("a <b> title", html_table(("x", "<y>"), [("1", "a & b")]))
+def test_html_is_escaped_and_complete(tmp_path):
+    page = page_of(tmp_path, "{{ table(['x', '<y>'], [('1', 'a & b\nsmall')]) }}")
     assert page.startswith("<!doctype html>") and "a &lt;b&gt; title" in page
-    assert "&lt;y&gt;" in page and "a &amp; b" in page and 'name="viewport"' in page
-    png = png_bytes(Image.new("RGB", (4, 4)))
-    assert data_uri(png).startswith("data:image/png;base64,iVBOR")
-    assert html_image(png, 'a "quote"', png).count("data:image/png") == 2
-    assert "&quot;quote&quot;" in html_image(png, 'a "quote"')
+    assert "&lt;y&gt;" in page and "a &amp; b<br><small>small</small>" in page and 'name="viewport"' in page
+    assert PREDICTED_COLOR in page and REFERENCE_COLOR in page
+    assert data_uri(PNG).startswith("data:image/png;base64,iVBOR") and image_uri(PNG) == data_uri(PNG)
+    both = page_of(tmp_path, "{{ picture(png, png, 'a \"quote\"') }}", png=PNG)
+    assert both.count("data:image/png") == 2 and "a &#34;quote&#34;" in both
 
 
 def test_relation_text():
     assert relation_text(Relation("circle.1", "left of", "square.2")) == "circle.1 left of square.2"
 
 
-def test_svg_scenes_are_scaled_to_one_canvas_and_hold_no_markup():
-    picture = svg_image('x"<', "data:image/png;base64,AA==", (896, 448))
-    assert 'id="x&quot;&lt;"' in picture and 'width="448" height="224"' in picture
+def test_scenes_share_names_and_an_image_and_hold_no_markup(tmp_path):
     graph = scene([100, 50, 300, 150])
-    drawn = svg_scene(picture, (896, 448), predicted=graph, reference=graph)
-    assert drawn.startswith('<svg viewBox="0 0 448 224"') and drawn.count(picture) == 1
-    box = 'x="50" y="25" width="100" height="50" fill="none"'
-    assert drawn.count(box) == 4  # two boxes and their halos
-    assert drawn.count("stroke-dasharray") == 1 and drawn.count("<text") == 1  # the reference shares the name
+    svg = drawn(tmp_path, graph, graph, size=(896, 448))
+    assert svg.find("image").attrib["id"] == 'x"<' and svg.find("image").attrib["height"] == "224"  # type: ignore[union-attr]
+    assert [found[:4] for found in outlines(svg)] == [("50", "25", "100", "50")] * 2
+    assert [text.text for text in svg.findall("text")] == ["shape.0"]  # the reference shares the name
     foreign = parse_scene('{"objects": [{"id": "<b>", "bbox": [0, 0, 9, 9]}]}', is_reference=True)
-    assert "<b>" not in svg_scene("", (112, 112), reference=foreign)
+    page = page_of(tmp_path, "{{ scene(layout, name='first') }}", layout=lay_out((112, 112), reference=foreign))
+    assert (
+        "&lt;b&gt;" in page and "<b>" not in page.replace("a &lt;b&gt; title", "") and '<use href="#first"/>' in page
+    )
