@@ -62,6 +62,18 @@ def question_with_options(question: str, options: Sequence[str]) -> str:
     return "\n".join([question, "Options:", *lines])
 
 
+def find_label_faults(category: object, level: object, rating: object) -> list[str]:
+    """A sentence for each of the three that is outside the contract."""
+    faults = []
+    if category not in CATEGORIES:
+        faults.append(f"category {category!r} is not one of {', '.join(CATEGORIES)}")
+    if level not in LEVELS:
+        faults.append(f"level {level!r} is not one of {', '.join(LEVELS)}")
+    if rating not in RATINGS:
+        faults.append(f"rating {rating!r} is not an integer from {RATINGS.start} to {RATINGS.stop - 1}")
+    return faults
+
+
 def build_row(
     *,
     image_id: str,
@@ -81,13 +93,7 @@ def build_row(
     and holds the question's evidence only. Raises ValueError, naming the row, for a category, level, rating, option
     list or answer index outside the contract.
     """
-    faults = []
-    if category not in CATEGORIES:
-        faults.append(f"category {category!r} is not one of {', '.join(CATEGORIES)}")
-    if level not in LEVELS:
-        faults.append(f"level {level!r} is not one of {', '.join(LEVELS)}")
-    if rating not in RATINGS:
-        faults.append(f"rating {rating!r} is not an integer from {RATINGS.start} to {RATINGS.stop - 1}")
+    faults = find_label_faults(category, level, rating)
     if not 2 <= len(options) <= len(LETTERS) or len(set(options)) != len(options):
         faults.append(f"options {list(options)!r} are not 2 to {len(LETTERS)} different texts")
     elif not 0 <= answer_index < len(options):

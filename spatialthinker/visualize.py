@@ -39,9 +39,7 @@ class Layout:
     labels: list[Labelled]
 
 
-def lay_out(
-    size: tuple[int, int], predicted: SceneGraph | None = None, reference: SceneGraph | None = None
-) -> Layout:
+def lay_out(size: tuple[int, int], predicted: SceneGraph | None = None, reference: SceneGraph | None = None) -> Layout:
     """Return the layout of both graphs, whose boxes are in pixels of an image of this size.
 
     Corners in the wrong order are swapped and boxes beyond the border end at it, so that whatever a model predicted

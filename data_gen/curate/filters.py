@@ -2,14 +2,14 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_gen.curate.selection import digest
 from data_gen.journal import ACCEPTED, QUARANTINED, SceneJournal, newest_lines
 from data_gen.questions.checks import check_count
-from data_gen.questions.draft import Draft
+from data_gen.questions.draft import Draft, question_of
 from data_gen.questions.quotas import split_in_proportion
 from data_gen.questions.records import Record, find_journal, journal_of, read_records, read_settings, write_csv
 from data_gen.scenes.scene import Scene
@@ -40,22 +40,17 @@ def scene_of(record: Record) -> Scene:
     """The whole graph of a record, or its reference scene where the file holds no more."""
     graph = record.full_scene or record.scene
     objects = tuple(SceneObject(item["id"], tuple(item["bbox"])) for item in graph["objects"])
-    relations = tuple(Relation(r["subject"], r["predicate"], r["object"]) for r in graph["relationships"])
-    return Scene(record.image_id, b"", record.width, record.height, objects, relations)
+    return Scene(record.image_id, b"", record.width, record.height, objects, _relations(graph))
 
 
 def draft_of(record: Record) -> Draft:
     """The record as a draft, its evidence the objects of its reference scene."""
-    return Draft(
-        category=record.category,
-        level=record.level,
-        question=record.question,
-        options=record.options,
-        answer_index=record.answer_index,
-        rating=record.rating,
-        evidence=tuple(item["id"] for item in record.scene["objects"]),
-        relations=tuple(Relation(r["subject"], r["predicate"], r["object"]) for r in record.scene["relationships"]),
-    )
+    evidence = tuple(item["id"] for item in record.scene["objects"])
+    return Draft(**question_of(record), evidence=evidence, relations=_relations(record.scene))
+
+
+def _relations(graph: dict[str, Any]) -> tuple[Relation, ...]:
+    return tuple(Relation(r["subject"], r["predicate"], r["object"]) for r in graph["relationships"])
 
 
 def count_fault(record: Record) -> str | None:
@@ -75,7 +70,7 @@ def revise_counts(path: Path) -> Counter[str]:
     faults = {i: fault for i, record in enumerate(records) if (fault := count_fault(record))}
     journal_path = find_journal(path)
     if journal_path is not None:
-        keys = [line["key"] for line in _accepted_lines(journal_path)]
+        keys = [line["key"] for line in newest_lines(journal_path) if line["status"] == ACCEPTED]
         with SceneJournal(journal_path, read_settings(path)) as journal:
             for i, fault in faults.items():
                 journal.add({"key": keys[i], "index": i, "status": QUARANTINED, "reason": fault})
@@ -90,19 +85,12 @@ def revise_counts(path: Path) -> Counter[str]:
     return Counter(faults.values())
 
 
-def _accepted_lines(path: Path) -> Iterator[Line]:
-    return (line for line in newest_lines(path) if line["status"] == ACCEPTED)
-
-
-def best_rated(records: Sequence[Record], top_k: int, seed: int = 0) -> list[Record]:
+def best_rated(records: Sequence[Record], top_k: int) -> list[Record]:
     """The top_k records by rating, each category with its share, in the order in which they came."""
-    available = Counter(record.category for record in records)
-    quota = split_in_proportion(min(top_k, len(records)), available)
-    ranked = sorted(records, key=lambda record: (-record.rating, digest(record, seed, "top")))
-    taken: Counter[str] = Counter()
+    room = split_in_proportion(min(top_k, len(records)), Counter(record.category for record in records))
     kept: set[int] = set()
-    for record in ranked:
-        if taken[record.category] < quota.get(record.category, 0):
-            taken[record.category] += 1
+    for record in sorted(records, key=lambda record: (-record.rating, digest(record, 0, "top"))):
+        if room.get(record.category, 0) > 0:
+            room[record.category] -= 1
             kept.add(id(record))
     return [record for record in records if id(record) in kept]

@@ -10,35 +10,25 @@ Table = list[tuple[str, int, float]]
 """Name, number, percent."""
 
 
+_COLUMNS: dict[str, tuple[Callable[[Record], str], Sequence[str]]] = {
+    "category": (lambda record: record.category, CATEGORIES),
+    "level": (lambda record: record.level, LEVELS),
+    "rating": (lambda record: str(record.rating), tuple(map(str, RATINGS))),
+    "letter": (lambda record: LETTERS[record.answer_index], LETTERS),
+    "options": (lambda record: str(len(record.options)), ("2", "3", "4")),
+}
+"""Name of a table -> its column of a record, and the values that are always shown."""
+
+
 def tables(records: Iterable[Record]) -> dict[str, Table]:
     """Number and percent of records by category, level, rating, right letter and number of options."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in _READERS}
-    total = 0
+    counts: dict[str, Counter[str]] = {name: Counter() for name in _COLUMNS}
     for record in records:
-        total += 1
-        for name, read in _READERS.items():
+        for name, (read, _) in _COLUMNS.items():
             counts[name][read(record)] += 1
-    return {
-        name: [(value, counts[name][value], 100 * counts[name][value] / max(total, 1)) for value in known]
-        + [(value, n, 100 * n / total) for value, n in sorted(counts[name].items()) if value not in known]
-        for name, known in _KNOWN.items()
-    }
-
-
-_READERS: dict[str, Callable[[Record], str]] = {
-    "category": lambda record: record.category,
-    "level": lambda record: record.level,
-    "rating": lambda record: str(record.rating),
-    "letter": lambda record: LETTERS[record.answer_index],
-    "options": lambda record: str(len(record.options)),
-}
-_KNOWN: dict[str, Sequence[str]] = {
-    "category": CATEGORIES,
-    "level": LEVELS,
-    "rating": tuple(map(str, RATINGS)),
-    "letter": LETTERS,
-    "options": ("2", "3", "4"),
-}
+    total = max(counts["category"].total(), 1)
+    values = {name: [*known, *sorted(counts[name].keys() - set(known))] for name, (_, known) in _COLUMNS.items()}
+    return {name: [(v, counts[name][v], 100 * counts[name][v] / total) for v in values[name]] for name in _COLUMNS}
 
 
 def format_tables(found: dict[str, Table]) -> str:
@@ -49,9 +39,3 @@ def format_tables(found: dict[str, Table]) -> str:
         blocks.append("\n".join([name, *lines]))
     total = sum(number for _, number, _ in next(iter(found.values())))
     return "\n".join([f"{total} rows", *blocks])
-
-
-def markdown_table(name: str, table: Table) -> str:
-    """One table as Markdown."""
-    rows = [f"| {value} | {number} | {percent:.1f} % |" for value, number, percent in table]
-    return "\n".join([f"| {name} | rows | share |", "|---|---|---|", *rows])

@@ -3,9 +3,10 @@
 import csv
 from collections import Counter
 from collections.abc import Iterator
+from itertools import batched
 from pathlib import Path
-from typing import Any
 
+from data_gen.curate.export import ROW_GROUP_ROWS
 from data_gen.curate.selection import SPLITS
 from data_gen.publish.publishing import upload_folder
 from data_gen.scenes.sources import Row, Source, open_source
@@ -18,15 +19,12 @@ LEVEL_GROUPS = {"easy": ("easy",), "hard": ("medium", "hard")}
 
 def open_splits(name: str) -> dict[str, Source]:
     """The splits of a data set. Raises ValueError where it has none, or lacks the public columns."""
-    folder = Path(name)
-    splits = {}
+    folder, splits = Path(name), {}
     for split in SPLITS:
-        if folder.is_dir():
-            files = sorted(folder.glob(f"{split}-*.parquet"))
-            if files:
-                splits[split] = open_source(str(files[0]))
-        else:
+        if not folder.is_dir():
             splits[split] = open_source(f"{name}@{split}")
+        elif files := sorted(folder.glob(f"{split}-*.parquet")):
+            splits[split] = open_source(str(files[0]))
     if not splits:
         raise ValueError(f"--dataset_name {name}: the folder holds no train-*.parquet or val-*.parquet")
     for split, source in splits.items():
@@ -77,10 +75,5 @@ def _write_rows(path: Path, rows: Iterator[Row]) -> None:
 
     schema = parquet_schema()
     with whole_file(path) as partial, pq.ParquetWriter(partial, schema) as writer:
-        waiting: list[dict[str, Any]] = []
-        for row in rows:
-            waiting.append({column: row[column] for column in schema.names})
-            if len(waiting) == 200:
-                writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
-                waiting.clear()
-        writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
+        for batch in batched(rows, ROW_GROUP_ROWS):
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))

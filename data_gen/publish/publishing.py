@@ -7,31 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from data_gen.arguments import check_repo, read_bool, read_count, read_share
 from data_gen.curate.export import export_csv, export_parquet, image_source, save_dataset
 from data_gen.curate.selection import Selection, select
-from data_gen.curate.tables import format_tables, markdown_table, tables
+from data_gen.curate.tables import format_tables, tables
 from data_gen.questions.records import PROVENANCE, find_journal, read_records, read_settings
 from spatialthinker.schema import parquet_path
 from spatialthinker.storage.files import claim_output
 from spatialthinker.storage.journal import read_lines
 
 FOLDER = "hf_data"
-_HEAD = """\
----
-task_categories: [visual-question-answering]
-language: [en]
-tags: [spatial-reasoning, scene-graph]
-configs:
-- config_name: default
-  data_files:
-{files}
----
-# Spatial questions from scene graphs
-
-{rows} multiple-choice questions about where things are, one right option each, with the scene graph that the answer
-rests on. The fifteen columns of STVQA-7K come first; {provenance} follow.
-"""
 
 
 @dataclass(frozen=True)
@@ -131,34 +118,14 @@ def describe_price(journal: Path | None) -> str:
 
 def write_card(path: Path, selection: Selection, summary: dict[str, Any]) -> None:
     """Write the card beside the data."""
+    template = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
     records = [record for rows in selection.splits.values() for record in rows]
-    files = "\n".join(f"  - split: {s}\n    path: {s}-*.parquet" for s, rows in selection.splits.items() if rows)
-    head = _HEAD.format(files=files, rows=len(records), provenance=", ".join(PROVENANCE))
-    sizes = ", ".join(f"{len(rows)} {split}" for split, rows in selection.splits.items())
-    parts = [head, f"Splits: {sizes}; all rows of one image share a split.", "## Origin", _origin(selection)]
-    generation = summary["generation"]
-    if generation:
-        parts.append(f"Settings of the last stage: `{json.dumps(generation)}`")
-    parts += ["## Price", summary["price"]]
-    parts.append("## Contents")
-    parts += [markdown_table(name, table) for name, table in tables(records).items()]
-    if summary["shortfalls"]:
-        lacking = ", ".join(f"{name} {number}" for name, number in summary["shortfalls"].items())
-        parts.append(f"Rows short of their quotas, taken from other categories: {lacking}.")
-    if summary["left_out"]:
-        parts.append("Left out: " + "; ".join(f"{n} ({why})" for why, n in summary["left_out"].items()) + ".")
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _origin(selection: Selection) -> str:
-    origins = Counter(
-        tuple(record.provenance.get(name, "") for name in PROVENANCE)
-        for records in selection.splits.values()
-        for record in records
-    )
-    lines = [f"| {' | '.join(PROVENANCE)} | rows |", "|" + "---|" * (len(PROVENANCE) + 1)]
-    lines += [f"| {' | '.join(values)} | {number} |" for values, number in origins.most_common()]
-    return "\n".join(lines)
+    origins = Counter(tuple(record.provenance.get(name, "") for name in PROVENANCE) for record in records)
+    values = summary | {"splits": selection.splits, "records": records, "tables": tables(records)}
+    values |= {"provenance": PROVENANCE, "origins": origins.most_common()}
+    values["generation"] = json.dumps(summary["generation"]) if summary["generation"] else ""
+    card = jinja2.Template(template, trim_blocks=True, lstrip_blocks=True).render(values)
+    path.write_text(card.rstrip() + "\n", encoding="utf-8")
 
 
 def print_selection(selection: Selection, folder: Path) -> None:

@@ -8,66 +8,37 @@ import re
 from collections.abc import Callable
 
 from data_gen.questions.draft import Draft
-from data_gen.questions.predicates import (
-    OPPOSITE,
-    SPATIAL,
-    box_families,
-    centre,
-    gap_px,
-    place_of,
-)
+from data_gen.questions.predicates import OPPOSITE, SPATIAL, box_families, centre, gap_px, place_of
 from data_gen.scenes.naming import is_called, is_plural, may_be_confused, singular
 from data_gen.scenes.scene import Scene
 from spatialthinker.geometry import Box
 from spatialthinker.scene_graph import SceneObject
-from spatialthinker.schema import CATEGORIES, LETTERS, LEVELS, RATINGS
+from spatialthinker.schema import LETTERS, find_label_faults
 
 MAX_QUESTION_CHARS, MAX_OPTION_CHARS = 400, 120
 _OBJECT_ID = re.compile(r"\b[a-z_]+\.\d+\b")
-_NUMBER_WORDS = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-)
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _LARGER = re.compile(r"\b(larger|bigger|greater|taller|longer|wider|higher)\b")
 _SMALLER = re.compile(r"\b(smaller|tinier|littler|shorter|narrower)\b")
 _SAME = re.compile(r"\b(same|equal|equally|similar|identical)\b")
-_HEIGHT, _WIDTH = (
-    re.compile(r"\b(tall|taller|shorter|high|higher|height)\b"),
-    re.compile(r"\b(wide|wider|narrower|width)\b"),
-)
+_HEIGHT = re.compile(r"\b(tall|taller|shorter|high|higher|height)\b")
+_WIDTH = re.compile(r"\b(wide|wider|narrower|width)\b")
 SIZE_MARGIN = 1.1
 """Sizes and distances that differ by less decide nothing: boxes are drawn by hand."""
 
 
 def find_faults(draft: Draft, scene: Scene) -> list[str]:
     """Every reason for which the draft must not become a row; geometry is asked only of a draft in the right form."""
-    faults = find_form_faults(draft) or find_evidence_faults(draft, scene)
-    if not faults and (check := GEOMETRY.get(draft.category)) is not None:
-        fault = check(draft, scene)
-        faults = [fault] if fault else []
-    return faults
+    if faults := find_form_faults(draft) or find_evidence_faults(draft, scene):
+        return faults
+    check = GEOMETRY.get(draft.category)
+    fault = check(draft, scene) if check else None
+    return [fault] if fault else []
 
 
 def find_form_faults(draft: Draft) -> list[str]:
     """Reasons that the draft alone shows."""
-    faults = []
-    if draft.category not in CATEGORIES:
-        faults.append(f"category {draft.category!r} is not one of {', '.join(CATEGORIES)}")
-    if draft.level not in LEVELS:
-        faults.append(f"level {draft.level!r} is not one of {', '.join(LEVELS)}")
-    if draft.rating not in RATINGS:
-        faults.append(f"rating {draft.rating!r} is not an integer from 1 to 10")
+    faults = find_label_faults(draft.category, draft.level, draft.rating)
     if not draft.question.strip() or len(draft.question) > MAX_QUESTION_CHARS:
         faults.append(f"the question has {len(draft.question)} characters, need 1 to {MAX_QUESTION_CHARS}")
     if match := _OBJECT_ID.search(draft.question):
@@ -124,8 +95,8 @@ def check_count(draft: Draft, scene: Scene) -> str | None:
     if not kinds:
         return f"the question counts none of the evidence: {', '.join(x.label for x in objects)}"
     members = [item for item in scene.objects if is_called(item.label, kinds[0])]
-    if any(is_plural(item.label) for item in members):
-        return f"a box named {next(x.label for x in members if is_plural(x.label))!r} stands for an unknown number"
+    if several := [item.label for item in members if is_plural(item.label)]:
+        return f"a box named {several[0]!r} stands for an unknown number"
     if numbers[draft.answer_index] != len(members):
         return f"the answer is {draft.answer!r}, but the graph has {len(members)} of {kinds[0]!r}"
     if len(objects) != len(members):
@@ -167,12 +138,10 @@ def check_size(draft: Draft, scene: Scene) -> str | None:
     if direction is None:
         return f"the answer {draft.answer!r} is no comparative of size"
     shown = 0 if 1 / SIZE_MARGIN <= ratio <= SIZE_MARGIN else 1 if ratio > 1 else -1
-    is_near = 1 / (SIZE_MARGIN**2) <= ratio <= SIZE_MARGIN**2
-    if direction == shown or (direction == 0 and is_near):
+    if direction == shown or (direction == 0 and 1 / (SIZE_MARGIN**2) <= ratio <= SIZE_MARGIN**2):
         return None
-    return (
-        f"the answer {draft.answer!r} contradicts the boxes: ratio {ratio:.2f} of {objects[0].id} to {objects[1].id}"
-    )
+    ids = f"{objects[0].id} to {objects[1].id}"
+    return f"the answer {draft.answer!r} contradicts the boxes: ratio {ratio:.2f} of {ids}"
 
 
 def _comparative(text: str) -> int | None:
@@ -199,11 +168,8 @@ def check_distance(draft: Draft, scene: Scene) -> str | None:
     spans = {x.id: math.dist(centre(x.box), centre(target.box)) for x in others}
     gaps = {x.id: gap_px(x.box, target.box) for x in others}
     for other in others:
-        if other is chosen[0]:
-            continue
         first, second = (other.id, chosen[0].id) if is_farthest else (chosen[0].id, other.id)
-        by_centre = spans[first] * SIZE_MARGIN <= spans[second]
-        if not by_centre or gaps[first] > gaps[second]:
+        if first != second and (spans[first] * SIZE_MARGIN > spans[second] or gaps[first] > gaps[second]):
             return f"the boxes do not show that {first} is nearer to {target.id} than {second}"
     return None
 
@@ -227,19 +193,8 @@ def check_instance_location(draft: Draft, scene: Scene) -> str | None:
     return f"option {others[0]!r} is true as well" if others else None
 
 
-_PLACE_WORDS = {
-    "left": "left",
-    "right": "right",
-    "top": "top",
-    "upper": "top",
-    "bottom": "bottom",
-    "lower": "bottom",
-    "center": "center",
-    "centre": "center",
-    "central": "center",
-    "middle": "center",
-}
-
+_PLACE_WORDS = {word: word for word in ("left", "right", "top", "bottom", "center")}
+_PLACE_WORDS |= {"upper": "top", "lower": "bottom"} | dict.fromkeys(("centre", "central", "middle"), "center")
 
 _PLACE_TOLERANCE = 0.5
 """Distance, in thirds of the side, of a centre outside the named part: "left" is said of the left half."""

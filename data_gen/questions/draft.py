@@ -2,8 +2,12 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from spatialthinker.scene_graph import Relation
+
+QUESTION = ("question", "options", "answer_index", "category", "level", "rating")
+"""Fields that a draft, a record and a row have in common."""
 
 _LETTERED = re.compile(r"\s*[\[(]?\s*([A-Ha-h])\s*[\]).:]\s*(?=\S)")
 
@@ -26,6 +30,11 @@ class Draft:
     @property
     def answer(self) -> str:
         return self.options[self.answer_index]
+
+
+def question_of(item: Any) -> dict[str, Any]:
+    """The common fields of a draft or a record."""
+    return {name: getattr(item, name) for name in QUESTION}
 
 
 def strip_letters(options: list[str]) -> list[str]:

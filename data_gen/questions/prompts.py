@@ -90,37 +90,23 @@ Each request ends with the category and level that the data set needs. Use them 
 question well. If it does not, take the first of the further categories that works, and set category and level to \
 what your question really is."""
 
+
+def _object_of(**properties: Any) -> dict[str, Any]:
+    """The schema of an object that holds exactly these properties."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
 _TEXT = {"type": "string"}
-_RELATION = {
-    "type": "object",
-    "properties": {"subject": _TEXT, "predicate": _TEXT, "object": _TEXT},
-    "required": ["subject", "predicate", "object"],
-    "additionalProperties": False,
-}
-REPLY_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "question": _TEXT,
-        "options": {"type": "array", "items": _TEXT},
-        "answer": {"type": "string", "enum": list(LETTERS)},
-        "category": {"type": "string", "enum": list(CATEGORIES)},
-        "level": {"type": "string", "enum": list(LEVELS)},
-        "rating": {"type": "integer"},
-        "evidence_ids": {"type": "array", "items": _TEXT},
-        "evidence_relations": {"type": "array", "items": _RELATION},
-    },
-    "required": [
-        "question",
-        "options",
-        "answer",
-        "category",
-        "level",
-        "rating",
-        "evidence_ids",
-        "evidence_relations",
-    ],
-    "additionalProperties": False,
-}
+REPLY_SCHEMA = _object_of(
+    question=_TEXT,
+    options={"type": "array", "items": _TEXT},
+    answer={"type": "string", "enum": list(LETTERS)},
+    category={"type": "string", "enum": list(CATEGORIES)},
+    level={"type": "string", "enum": list(LEVELS)},
+    rating={"type": "integer"},
+    evidence_ids={"type": "array", "items": _TEXT},
+    evidence_relations={"type": "array", "items": _object_of(subject=_TEXT, predicate=_TEXT, object=_TEXT)},
+)
 
 
 def request_text(scene: Scene, asked: tuple[str, str], further: Sequence[str], has_image: bool) -> str:

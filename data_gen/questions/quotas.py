@@ -67,10 +67,6 @@ class Steering:
                 self.categories.counts[pair[0]] += step
                 self.levels.counts[pair[1]] += step
 
-    @property
-    def num_open(self) -> int:
-        return len(self._asked)
-
 
 @dataclass(frozen=True)
 class Allocation:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.journal import ACCEPTED, newest_lines
-from data_gen.questions.draft import Draft, strip_letters
+from data_gen.questions.draft import Draft, question_of, strip_letters
 from data_gen.scenes.scene import Scene, reference_scene
 from spatialthinker.prompts import parse_image_size, render_prompt
 from spatialthinker.response import section
@@ -67,13 +67,8 @@ class Record:
             image_id=self.image_id,
             image=image,
             problem=render_prompt("spatial_thinker_full", question, self.width, self.height),
-            question=self.question,
-            options=self.options,
-            answer_index=self.answer_index,
             scene=self.scene,
-            category=self.category,
-            level=self.level,
-            rating=self.rating,
+            **question_of(self),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,12 +87,7 @@ def make_record(draft: Draft, scene: Scene, provenance: Mapping[str, str]) -> Re
         image_id=scene.image_id,
         width=scene.width,
         height=scene.height,
-        question=draft.question,
-        options=draft.options,
-        answer_index=draft.answer_index,
-        category=draft.category,
-        level=draft.level,
-        rating=draft.rating,
+        **question_of(draft),
         scene=reference_scene(tuple(scene.by_id[i] for i in draft.evidence), draft.relations),
         full_scene=scene.graph(),
         provenance=provenance,

@@ -6,7 +6,7 @@ taken for, and offers only options that are safely wrong.
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, permutations
 
 from data_gen.questions.draft import Draft
@@ -77,17 +77,17 @@ def _pairs(scene: Scene) -> list[tuple[SceneObject, SceneObject, Relation]]:
 
 def _stated(scene: Scene, a: SceneObject, b: SceneObject) -> set[str]:
     """The families of all relations listed from a to b, and the opposites of those from b to a."""
-    forward = {
-        SPATIAL[r.predicate]
-        for r in scene.relations
-        if (r.subject, r.object) == (a.id, b.id) and r.predicate in SPATIAL
-    }
-    backward = {
-        SPATIAL[r.predicate]
-        for r in scene.relations
-        if (r.subject, r.object) == (b.id, a.id) and r.predicate in SPATIAL
-    }
-    return forward | {OPPOSITE[family] for family in backward if family in OPPOSITE}
+    spatial = [(r.subject, r.object, SPATIAL[r.predicate]) for r in scene.relations if r.predicate in SPATIAL]
+    forward = {family for *ends, family in spatial if ends == [a.id, b.id]}
+    return forward | {OPPOSITE[family] for *ends, family in spatial if ends == [b.id, a.id] and family in OPPOSITE}
+
+
+def _placed_pairs(scene: Scene) -> Iterator[tuple[SceneObject, SceneObject, Relation, set[str]]]:
+    """Pairs with a spatial relation that neither the boxes nor another relation contradict, and all their families."""
+    for a, b, r in _pairs(scene):
+        family, stated = SPATIAL.get(r.predicate), _stated(scene, a, b)
+        if family and OPPOSITE.get(family) not in stated and box_families(a.box, b.box).get(family) is not False:
+            yield a, b, r, stated
 
 
 def _draft(
@@ -100,36 +100,19 @@ def _draft(
     relations: Sequence[Relation] = (),
     is_close: bool = False,
 ) -> Draft:
-    level = level_of(scene, len(evidence), is_close)
-    return Draft(
-        category=category,
-        level=level,
-        question=question,
-        options=(answer, *wrong),
-        answer_index=0,
-        rating=_RATING[level],
-        evidence=tuple(item.id for item in evidence),
-        relations=tuple(relations),
-    )
+    level, ids = level_of(scene, len(evidence), is_close), tuple(item.id for item in evidence)
+    return Draft(category, level, question, (answer, *wrong), 0, _RATING[level], ids, tuple(relations))
 
 
 def relation(scene: Scene, rng: random.Random) -> list[Draft]:
     """Position of one object relative to another: a listed spatial relation."""
     drafts = []
-    for a, b, r in _pairs(scene):
-        stated = _stated(scene, a, b)
-        family = SPATIAL.get(r.predicate)
-        if family is None or OPPOSITE.get(family) in stated or box_families(a.box, b.box).get(family) is False:
-            continue
+    for a, b, r, stated in _placed_pairs(scene):
         wrong = [SPOKEN[other] for other in false_families(stated, a.box, b.box)][:3]
         if wrong:
-            question = rng.choice(
-                (
-                    f"Where is the {a.label} relative to the {b.label}?",
-                    f"How is the {a.label} placed with respect to the {b.label}?",
-                )
-            )
-            is_close = gap_px(a.box, b.box) == 0 and family not in ("on", "inside")
+            forms = ("Where is the {} relative to the {}?", "How is the {} placed with respect to the {}?")
+            question = rng.choice(forms).format(a.label, b.label)
+            is_close = gap_px(a.box, b.box) == 0 and SPATIAL[r.predicate] not in ("on", "inside")
             drafts.append(_draft(scene, "relation", question, r.predicate, wrong, (a, b), (r,), is_close))
     return drafts
 
@@ -203,9 +186,7 @@ def instance_location(scene: Scene, rng: random.Random) -> list[Draft]:
         if place is None or not is_mostly_in_place(item.box, scene.width, scene.height):
             continue
         wrong = rng.sample([other for other in PLACES if other != place], 3)
-        question = rng.choice(
-            (f"Where in the image is the {item.label}?", f"In which part of the image is the {item.label}?")
-        )
+        question = rng.choice(("Where in the image", "In which part of the image")) + f" is the {item.label}?"
         is_close = place_of(item.box, scene.width, scene.height, margin=0.08) is None
         drafts.append(_draft(scene, "instance_location", question, place, wrong, (item,), is_close=is_close))
     return drafts
@@ -267,11 +248,7 @@ def count(scene: Scene, rng: random.Random) -> list[Draft]:
 def existence(scene: Scene, rng: random.Random) -> list[Draft]:
     """Existence of a relation between two objects: a listed one, or its safe contrary."""
     drafts = []
-    for a, b, r in _pairs(scene):
-        stated = _stated(scene, a, b)
-        family = SPATIAL.get(r.predicate)
-        if family is None or OPPOSITE.get(family) in stated or box_families(a.box, b.box).get(family) is False:
-            continue
+    for a, b, r, stated in _placed_pairs(scene):
         false = false_families(stated, a.box, b.box)
         is_true = not false or rng.random() < 0.5
         predicate = r.predicate if is_true else SPOKEN[false[0]]
@@ -281,14 +258,5 @@ def existence(scene: Scene, rng: random.Random) -> list[Draft]:
     return drafts
 
 
-TEMPLATES: dict[str, Callable[[Scene, random.Random], list[Draft]]] = {
-    "relation": relation,
-    "reach": reach,
-    "size": size,
-    "orientation": orientation,
-    "instance_location": instance_location,
-    "depth": depth,
-    "distance": distance,
-    "count": count,
-    "existence": existence,
-}
+_RULES = (relation, reach, size, orientation, instance_location, depth, distance, count, existence)
+TEMPLATES: dict[str, Callable[[Scene, random.Random], list[Draft]]] = {rule.__name__: rule for rule in _RULES}
