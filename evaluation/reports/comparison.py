@@ -7,7 +7,7 @@ compared on the items that both answered.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,36 +47,6 @@ class Model:
     settings: dict[str, Any]
     runs: dict[str, AnsweredRun] = field(default_factory=dict)
     """By benchmark."""
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """A share of right answers with its 95 % Wilson interval."""
-
-    n: int
-    correct: int
-    accuracy: float
-    low: float
-    high: float
-    errors: int
-    parse_failure_rate: float
-    response_tokens_mean: float
-    cost_usd: float
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A model against the baseline on the items that both answered."""
-
-    n: int
-    gained: int
-    """Items that only the model has right."""
-    lost: int
-    """Items that only the baseline has right."""
-    difference: float
-    low: float
-    high: float
-    p_value: float
 
 
 def find_journals(names: Iterable[str]) -> list[Path]:
@@ -164,33 +134,31 @@ def short_name(model_path: str) -> str:
     return name
 
 
-def measure_accuracy(run: AnsweredRun) -> Accuracy:
-    """Return the accuracy over a run's answered items."""
+def measure_accuracy(run: AnsweredRun) -> dict[str, Any]:
+    """Return the accuracy over a run's answered items, with its 95 % Wilson interval from low to high."""
     records = run.records.values()
-    correct = sum(record.correct for record in records)
-    unread = sum(record.kind in PARSE_FAILURES for record in records)
-    n = len(records)
+    n, correct = len(records), sum(record.correct for record in records)
     low, high = wilson_interval(correct, n)
-    return Accuracy(
-        n=n,
-        correct=correct,
-        accuracy=correct / n,
-        low=low,
-        high=high,
-        errors=run.errors,
-        parse_failure_rate=unread / n,
-        response_tokens_mean=sum(record.response_tokens for record in records) / n,
-        cost_usd=sum(record.cost_usd for record in records),
-    )
+    return {
+        "n": n,
+        "correct": correct,
+        "accuracy": correct / n,
+        "low": low,
+        "high": high,
+        "errors": run.errors,
+        "parse_failure_rate": sum(record.kind in PARSE_FAILURES for record in records) / n,
+        "response_tokens_mean": sum(record.response_tokens for record in records) / n,
+        "cost_usd": sum(record.cost_usd for record in records),
+    }
 
 
-def compare_runs(baseline: AnsweredRun, run: AnsweredRun) -> Difference | None:
+def compare_runs(baseline: AnsweredRun, run: AnsweredRun) -> dict[str, Any] | None:
     """Return the paired comparison on common items; None without any.
 
-    p-value: McNemar's exact test, the two-sided binomial test of gained among gained + lost at 1/2
-    (https://doi.org/10.1007/BF02295996). Items of one cluster depend on each other: where there are any, the signs of
-    the clusters' differences are drawn instead, which is the same test when every cluster is one item. Interval:
-    percentiles of the bootstrap over clusters.
+    gained and lost: items that only the run, or only the baseline, has right. p_value: McNemar's exact test, the
+    two-sided binomial test of gained among gained + lost at 1/2 (https://doi.org/10.1007/BF02295996). Items of one
+    cluster depend on each other: where there are any, the signs of the clusters' differences are drawn instead, which
+    is the same test when every cluster is one item. low and high: percentiles of the bootstrap over clusters.
     """
     import numpy as np
 
@@ -201,9 +169,9 @@ def compare_runs(baseline: AnsweredRun, run: AnsweredRun) -> Difference | None:
     gained = sum(run.records[i].correct > baseline.records[i].correct for i in common)
     lost = sum(run.records[i].correct < baseline.records[i].correct for i in common)
     rng = np.random.default_rng(0)
-    low, high = np.percentile(_resample_means(rng, kinds), PERCENTILES)
-    p_value = _test_signs(rng, kinds)
-    return Difference(len(common), gained, lost, (gained - lost) / len(common), float(low), float(high), p_value)
+    difference = (gained - lost) / len(common)
+    interval = _mean_interval([difference], _resample_means(rng, kinds), "difference")
+    return {"n": len(common), "gained": gained, "lost": lost, **interval, "p_value": _test_signs(rng, kinds)}
 
 
 ClusterKinds = Counter[tuple[int, int]]
@@ -264,13 +232,13 @@ def compare_models(models: Sequence[Model], published: Sequence[str] = ()) -> di
     rows: dict[str, Any] = {}
     for name in benchmarks:
         differences = {
-            model.label: asdict(result)
+            model.label: result
             for model in models[1:]
             if name in model.runs and name in baseline.runs
             if (result := compare_runs(baseline.runs[name], model.runs[name])) is not None
         }
         rows[name] = {
-            "accuracy": {m.label: asdict(measure_accuracy(m.runs[name])) for m in models if name in m.runs},
+            "accuracy": {m.label: measure_accuracy(m.runs[name]) for m in models if name in m.runs},
             "difference": differences,
             "published": {m: PUBLISHED[name][m] / 100 for m in published if m in PUBLISHED.get(name, {})},
         }
@@ -306,22 +274,19 @@ def _average(models: Sequence[Model], rows: Mapping[str, Any], published: Sequen
     if len(names) < 2:
         return None
     rng = np.random.default_rng(0)
-    accuracy, difference = {}, {}
-    for model in models:
-        parts = [rows[name]["accuracy"][model.label] for name in names]
-        kinds = [_count_cluster_kinds(None, model.runs[name]) for name in names]
-        draws = np.mean([_resample_means(rng, part) for part in kinds], axis=0)
-        accuracy[model.label] = _mean_interval([part["accuracy"] for part in parts], draws, "accuracy")
-    for model in models[1:]:
-        parts = [rows[name]["difference"].get(model.label) for name in names]
-        if None in parts:
-            continue
-        kinds = [_count_cluster_kinds(models[0].runs[name], model.runs[name]) for name in names]
-        draws = np.mean([_resample_means(rng, part) for part in kinds], axis=0)
-        difference[model.label] = _mean_interval([part["difference"] for part in parts], draws, "difference")
+    result: dict[str, Any] = {"benchmarks": names, "accuracy": {}, "difference": {}}
+    for quantity, averaged in (("accuracy", models), ("difference", models[1:])):
+        for model in averaged:
+            parts = [rows[name][quantity].get(model.label) for name in names]
+            if None in parts:
+                continue
+            baselines = [models[0].runs[name] if quantity == "difference" else None for name in names]
+            kinds = [_count_cluster_kinds(base, model.runs[name]) for base, name in zip(baselines, names, strict=True)]
+            draws = np.mean([_resample_means(rng, part) for part in kinds], axis=0)
+            result[quantity][model.label] = _mean_interval([part[quantity] for part in parts], draws, quantity)
     complete = [model for model in published if all(model in rows[name]["published"] for name in names)]
     means = {model: float(np.mean([rows[name]["published"][model] for name in names])) for model in complete}
-    return {"benchmarks": names, "accuracy": accuracy, "difference": difference, "published": means}
+    return result | {"published": means}
 
 
 def _mean_interval(values: Sequence[float], draws: "np.ndarray", name: str) -> dict[str, float]:

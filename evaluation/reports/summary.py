@@ -11,7 +11,7 @@ Z_95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interva
 PARSE_FAILURES = ("unparsed", "truncated")
 
 
-def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion; (0, 1) without trials.
 
     centre = (p + z^2 / 2n) / (1 + z^2 / n), half width = z / (1 + z^2 / n) sqrt(p (1 - p) / n + z^2 / 4n^2)
@@ -19,20 +19,20 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     """
     if trials == 0:
         return 0.0, 1.0
-    p = successes / trials
+    p, z = successes / trials, Z_95
     scale = 1 + z * z / trials
     centre = (p + z * z / (2 * trials)) / scale
     half = z / scale * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def mean_interval(values: Sequence[float], z: float = Z_95) -> tuple[float, float, float]:
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return (mean, low, high): mean +- z s / sqrt(n), s with n - 1; without a spread to measure all three agree."""
     n = len(values)
     mean = sum(values) / n if n else 0.0
     if n < 2:
         return mean, mean, mean
-    half = z * math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    half = Z_95 * math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
     return mean, mean - half, mean + half
 
 
