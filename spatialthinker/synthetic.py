@@ -11,11 +11,11 @@ import argparse
 import json
 import math
 import random
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from spatialthinker.prompts import render_prompt
+from spatialthinker.response import section
 from spatialthinker.schema import CATEGORIES, VqaRow, build_row, parquet_path, question_with_options, write_parquet
 from spatialthinker.shapes import COLOURS, DEFAULT_CANVAS, FACINGS, KINDS, Canvas, Shape, draw, encode_png, gap_px
 
@@ -313,15 +313,12 @@ def generate(
         yield puzzle, make_row(puzzle, canvas, f"{split}-{seed}-{index:06d}", answer_index, rng)
 
 
-_SCENE = re.compile(r"<scene>(.*?)</scene>", re.DOTALL)
-
-
 def gold_response(row: VqaRow) -> str:
     """A complete reply to a synthetic row that earns the full reward: observe, scene, think, answer."""
-    match = _SCENE.search(row.answer_option_text)
-    if match is None:
+    text = section(row.answer_option_text, "scene")
+    if text is None:
         raise ValueError(f"row {row.image_id} has no <scene> in answer_option_text")
-    scene = json.loads(match[1])
+    scene = json.loads(text)
 
     def name(object_id: str) -> str:
         return object_id.split(".")[0].replace("_", " ")
@@ -341,7 +338,7 @@ def gold_response(row: VqaRow) -> str:
         thought = f"The {name(scene['objects'][0]['id'])} is at the {row.answer_text_only}."
     blocks = {
         "observe": f"I see {observed}.",
-        "scene": match[1],
+        "scene": text,
         "think": thought,
         "answer": row.answer_option_text_only,
     }

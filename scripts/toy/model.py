@@ -1,5 +1,6 @@
 """The toy model's parts, all of the real classes: tokenizer, processor, chat template, configuration.
 
+The last two are those of configs/toy_model; the template follows Qwen2.5-VL's in the structure of a conversation.
 Nothing here is trained, apart from the tokenizer's merges; `build_toy_model.py` trains the weights.
 """
 
@@ -10,6 +11,7 @@ from pathlib import Path
 from spatialthinker.prompts import IMAGE_MARK, PROMPTS
 from spatialthinker.synthetic import generate, gold_response
 
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "toy_model"
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -21,7 +23,7 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 IMAGE_PX = 112
-SYSTEM_PROMPT = "You are a helpful assistant."
+SYSTEM_PROMPT = "You are a helpful assistant."  # as the chat template has it
 
 # Pre-tokens, tried in this order: a tag with its line breaks, a JSON key with what surrounds it, a number (so that a
 # coordinate is one token), a word with the blank before it, line breaks, other characters.
@@ -38,36 +40,6 @@ _PRE_TOKENS = "|".join(
     )
 )
 
-# Written after the structure that Qwen2.5-VL's template gives a conversation.
-CHAT_TEMPLATE = (
-    """{%- macro part(item) -%}
-{%- if item.type == 'image' or 'image' in item or 'image_url' in item -%}
-<|vision_start|><|image_pad|><|vision_end|>
-{%- elif item.type == 'video' or 'video' in item -%}
-<|vision_start|><|video_pad|><|vision_end|>
-{%- elif 'text' in item -%}
-{{ item.text }}
-{%- endif -%}
-{%- endmacro -%}
-{%- if messages[0].role != 'system' -%}
-{{ '<|im_start|>system\\n"""
-    + SYSTEM_PROMPT
-    + """<|im_end|>\\n' }}
-{%- endif -%}
-{%- for message in messages -%}
-{{ '<|im_start|>' + message.role + '\\n' }}
-{%- if message.content is string -%}
-{{ message.content }}
-{%- else -%}
-{%- for item in message.content -%}{{ part(item) }}{%- endfor -%}
-{%- endif -%}
-{{ '<|im_end|>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{ '<|im_start|>assistant\\n' }}
-{%- endif -%}"""
-)
-
 
 def fixed_texts() -> list[str]:
     """Instructions that every prompt repeats: the paragraphs around the size and the question, and the system turn."""
@@ -78,7 +50,7 @@ def fixed_texts() -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def build_tokenizer(rows: int = 6000):
+def build_tokenizer():
     """A byte-level BPE in which every word, number and piece of JSON of the synthetic rows is one token.
 
     The fixed instructions are single tokens too: a prompt then costs a tenth of what its letters would.
@@ -102,7 +74,7 @@ def build_tokenizer(rows: int = 6000):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     corpus = [" ".join(map(str, range(IMAGE_PX + 1)))] * 2 + ["<|im_start|>user\n<|im_start|>assistant\n"] * 2
-    for _, row in generate(rows, seed=0, split="tokenizer"):
+    for _, row in generate(6000, seed=0, split="tokenizer"):
         corpus += [row.question_with_options, gold_response(row)]
     backend.train_from_iterator(corpus, trainer)
     backend.add_tokens([AddedToken(text, normalized=False, special=False) for text in fixed_texts()])
@@ -126,50 +98,21 @@ def build_processor(tokenizer):
         image_processor=Qwen2VLImageProcessor(size=dict(size)),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(size=dict(size)),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=(FOLDER / "chat_template.jinja").read_text(encoding="utf-8"),
     )
 
 
 def build_config(tokenizer):
-    """A Qwen2.5-VL of 2.8 M parameters: four text layers, three tower blocks, heads of 32 throughout."""
+    """The Qwen2.5-VL of FOLDER, 2.8 M parameters, with this tokenizer's number of tokens.
+
+    It has four text layers, three tower blocks and heads of 32 throughout. Channels of height and width sit at the
+    slow end of RoPE's spectrum; a small theta keeps neighbouring cells of a four by four grid apart there.
+    """
     from transformers import Qwen2_5_VLConfig
 
-    def token(text: str) -> int:
-        return tokenizer.convert_tokens_to_ids(text)
-
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": 8 * -(-len(tokenizer) // 8),
-            "hidden_size": 192,
-            "intermediate_size": 512,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 4096,
-            "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": True,
-            # Channels of height and width sit at the slow end of the spectrum; a small theta keeps neighbouring
-            # cells of a four by four grid apart there.
-            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]},
-            "bos_token_id": token("<|endoftext|>"),
-            "eos_token_id": token("<|im_end|>"),
-            "pad_token_id": token("<|endoftext|>"),
-        },
-        vision_config={
-            "depth": 3,
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_heads": 4,
-            "out_hidden_size": 192,
-            "window_size": 112,
-            "fullatt_block_indexes": [2],
-        },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True,
-    )
+    config = Qwen2_5_VLConfig.from_pretrained(FOLDER)
+    config.text_config.vocab_size = 8 * -(-len(tokenizer) // 8)
+    return config
 
 
 def save_parts(folder: Path):
