@@ -18,19 +18,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import chdir
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
 from spatialthinker.schema import VqaRow, parquet_path, write_parquet
-from spatialthinker.storage.images import encode
 from spatialthinker.synthetic import generate
-from verl.bench.inputs import RANDOM_MODELS, describe_random_model, draw_weights
+from verl.bench.inputs import RANDOM_MODELS, describe_random_model, draw_weights, random_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY_MODEL = ROOT / "configs" / "toy_model"
@@ -39,36 +37,13 @@ MAX_PIXELS = 12_845_056
 SAMPLE_S = 0.2
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One engine on one number of items."""
-
-    items: int
-    seconds: float
-    response_tokens: float
-    prompt_tokens: float
-    """Both a mean over the items."""
-    peak_gb: float
-    """Anonymous memory of all processes of the run: pages of mapped files can be dropped at any time."""
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.items * self.response_tokens / self.seconds
-
-    def __str__(self) -> str:
-        shape = f"{self.items} items of {self.prompt_tokens:.0f} + {self.response_tokens:.0f} tokens"
-        rates = f"{self.items / self.seconds:.2f} items/s, {self.tokens_per_s:.0f} tokens/s"
-        return f"{shape}: {self.seconds:.1f} s, {rates}, peak {self.peak_gb:.2f} GiB"
-
-
 def make_rows(count: int, image: str | None) -> Iterator[VqaRow]:
     """Yield scenes with their questions; with a size such as 800x600 a random picture in place of each scene."""
     rng = np.random.default_rng(0)
     for _, row in generate(count, seed=5, split="val"):
         if image is not None:
             width, height = map(int, image.split("x"))
-            coarse = rng.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
-            row = replace(row, images=encode(Image.fromarray(coarse).resize((width, height)), "JPEG"))
+            row = replace(row, images=random_picture(rng, (width, height)))
         yield row
 
 
@@ -90,8 +65,11 @@ def make_model(model_path: str, image: str | None, max_pixels: int, folder: Path
     return model
 
 
-def measure(provider: str, items: int, args: argparse.Namespace, model: Path, folder: Path) -> Measurement:
-    """Return the measurement of one run in processes of its own."""
+def measure(provider: str, items: int, args: argparse.Namespace, model: Path, folder: Path) -> tuple[float, str]:
+    """Return the tokens a second of one run in processes of its own, and a line on it.
+
+    The peak is that of anonymous memory of all its processes: pages of mapped files can be dropped at any time.
+    """
     # Not the training prompt: its answers are rewarded as well, which is no work of the engine.
     name = f"{provider}_{items}"
     command = [sys.executable, "evaluation/evals.py", "--dataset", "stvqa", "--template", "reasoning"]
@@ -111,7 +89,12 @@ def measure(provider: str, items: int, args: argparse.Namespace, model: Path, fo
         raise SystemExit(text[-3000:])
     records = json.loads((folder / f"{name}.json").read_text())
     response, prompt = (sum(record[key] for record in records) / items for key in ("response_tokens", "prompt_tokens"))
-    return Measurement(items, float(found[1]), response, prompt, peak_bytes / 2**30)
+    seconds = float(found[1])
+    rate = items * response / seconds
+    return rate, (
+        f"{items} items of {prompt:.0f} + {response:.0f} tokens: {seconds:.1f} s, {items / seconds:.2f} items/s, "
+        f"{rate:.0f} tokens/s, peak {peak_bytes / 2**30:.2f} GiB"
+    )
 
 
 def read_anonymous_bytes(process: psutil.Process) -> int:
@@ -148,9 +131,8 @@ def main() -> None:
             for items in counts:
                 if provider == "huggingface" and args.huggingface_items:
                     items = min(items, args.huggingface_items)
-                result = measure(provider, items, args, model, folder)
-                rates[provider] = result.tokens_per_s
-                print(f"{provider:12} {result}", flush=True)
+                rates[provider], line = measure(provider, items, args, model, folder)
+                print(f"{provider:12} {line}", flush=True)
     if len(rates) > 1:
         first, second = rates
         print(f"{first} answers {rates[first] / rates[second]:.1f} times as fast as {second}")

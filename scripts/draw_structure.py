@@ -21,14 +21,12 @@ def find_arrows(package: str) -> tuple[set[str], set[tuple[str, str]]]:
     import grimp
 
     graph = grimp.build_graph(package, cache_dir=None)
-    room_of = {name: name.split(".")[1] for name in graph.modules if "." in name}
-    pairs = {
-        (room, room_of[imported])
-        for name, room in room_of.items()
-        for imported in graph.find_modules_directly_imported_by(name)
-        if imported in room_of
-    }
-    return set(room_of.values()), {(room, other) for room, other in pairs if room != other}
+    rooms = sorted(graph.find_children(package))
+    for room in rooms:
+        graph.squash_module(room)
+    pairs = {(a, b) for a in rooms for b in graph.find_modules_directly_imported_by(a) if b in rooms and a != b}
+    name = len(package) + 1
+    return {room[name:] for room in rooms}, {(a[name:], b[name:]) for a, b in pairs}
 
 
 def find_backward_arrows(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:

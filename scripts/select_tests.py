@@ -20,12 +20,12 @@ OF_THE_TREE = ("configs", "draw_structure", "layering", "recipes", "scripts")
 
 def find_changed_files() -> list[str]:
     """The files that differ from the last commit that is on main too, and those that git does not know yet."""
-    base = _git("merge-base", "HEAD", "main") or ["HEAD"]
-    return [*_git("diff", "--name-only", *base), *_git("ls-files", "--others", "--exclude-standard")]
 
+    def git(*arguments: str) -> list[str]:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.split()
 
-def _git(*arguments: str) -> list[str]:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    base = git("merge-base", "HEAD", "main") or ["HEAD"]
+    return [*git("diff", "--name-only", *base), *git("ls-files", "--others", "--exclude-standard")]
 
 
 def read_imports(path: Path) -> set[str]:
@@ -46,17 +46,14 @@ def select_tests(changed: Iterable[str]) -> list[str]:
     for path in map(Path, changed):
         parts = path.with_suffix("").parts
         if path.suffix == ".py":
-            modules |= {
-                ".".join(parts).removesuffix(".__init__"),
-                path.stem if parts[0] == "scripts" else ".".join(parts),
-            }
+            module = ".".join(parts)
+            modules |= {module.removesuffix(".__init__"), path.stem if parts[0] == "scripts" else module}
         if path.suffix in (".py", ".sh") and path.stem != "__init__":
             names |= {path.stem, f"{parts[0]}_{path.stem}", *(f"{room}_{path.stem}" for room in parts[-2:-1])}
         names |= {"docs"} if path.suffix == ".md" else set()
         selected |= {ROOT / path} & imports.keys()
-    modules |= {
-        f"tests.support.{path.stem}" for path in imports if path.parent.name == "support" and imports[path] & modules
-    }
+    helpers = [path for path in imports if path.parent.name == "support" and imports[path] & modules]
+    modules |= {f"tests.support.{path.stem}" for path in helpers}
     for path in imports:
         stem = path.stem.removeprefix("test_")
         if imports[path] & modules or any(f"{stem}_".startswith(f"{name}_") for name in names):

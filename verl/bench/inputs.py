@@ -83,31 +83,36 @@ def _draw(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+def random_picture(rng: Any, size: tuple[int, int]) -> bytes:
+    """A JPEG file of random blots."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    coarse = rng.integers(0, 256, (size[1] // 16 + 1, size[0] // 16 + 1, 3), dtype="uint8")
+    Image.fromarray(coarse).resize(size).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
 def write_rows(path: Path, processor: Any, data: Any, size: tuple[int, int]) -> None:
     """Writes a parquet file of rows with a random image and a prompt of exactly max_prompt_length tokens."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from PIL import Image
 
     from verl.data.dataset import RLHFDataset
 
     rng = np.random.default_rng(0)
 
     def row(text: str) -> dict[str, Any]:
-        buffer = io.BytesIO()
-        coarse = rng.integers(0, 256, (size[1] // 16 + 1, size[0] // 16 + 1, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize(size).save(buffer, "JPEG")
-        return {"problem": text, "answer_option_text": "-", "images": [{"bytes": buffer.getvalue(), "path": None}]}
+        picture = {"bytes": random_picture(rng, size), "path": None}
+        return {"problem": text, "answer_option_text": "-", "images": [picture]}
 
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist([row("<image>")]), path)
     limits = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels}
     missing = data.max_prompt_length - len(RLHFDataset(str(path), processor, **limits)[0].ids)
     if missing < 0:
-        raise SystemExit(
-            f"the image alone takes {data.max_prompt_length - missing} tokens; raise data.max_prompt_length"
-        )
-    pq.write_table(
-        pa.Table.from_pylist([row("<image>" + FILLER * missing) for _ in range(data.rollout_batch_size)]), path
-    )
+        taken = data.max_prompt_length - missing
+        raise SystemExit(f"the image alone takes {taken} tokens; raise data.max_prompt_length")
+    rows = [row("<image>" + FILLER * missing) for _ in range(data.rollout_batch_size)]
+    pq.write_table(pa.Table.from_pylist(rows), path)

@@ -93,16 +93,14 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     states = _states_per_weight(actor) * trained / ranks
     critic_resident, critic_offloaded = _critic_bytes(config, model)
     resident = policy + states + reference + critic_resident
-    offloaded = policy * (actor.offload.offload_params or actor.fsdp.enable_cpu_offload)
-    offloaded += states * (actor.offload.offload_optimizer or actor.fsdp.enable_cpu_offload)
     ref = config.worker.ref
-    offloaded += reference * (ref.offload.offload_params or ref.fsdp.enable_cpu_offload) + critic_offloaded
+    offloaded = _offloaded_bytes(actor, policy, states) + critic_offloaded
+    offloaded += reference * (ref.offload.offload_params or ref.fsdp.enable_cpu_offload)
     gathered = (2 * model.largest_block + model.root) * computed
     logits = 2 * LOGIT_CHUNK_GB * GB
-    engine = model.parameters * NUM_BYTES[config.worker.rollout.dtype] / config.worker.rollout.tensor_parallel_size
-    cache = (
-        model.layers * model.kv_width * NUM_BYTES[config.worker.rollout.dtype]
-    ) * config.worker.rollout.max_num_batched_tokens
+    rollout = config.worker.rollout
+    engine = model.parameters * NUM_BYTES[rollout.dtype] / rollout.tensor_parallel_size
+    cache = model.layers * model.kv_width * NUM_BYTES[rollout.dtype] * rollout.max_num_batched_tokens
     forward = _layer_bytes(model, _micro_tokens(config, actor.micro_batch_size_per_device_for_experience), computed)
     tokens = _micro_tokens(config, actor.micro_batch_size_per_device_for_update)
     update = _saved_activation_bytes(config, model, data, tokens, computed) + trained / ranks
@@ -146,16 +144,20 @@ def _critic_bytes(config: Config, model: ModelShape) -> tuple[float, float]:
         return 0.0, 0.0
     weights = model.parameters * NUM_BYTES[critic.fsdp.torch_dtype] / config.num_ranks
     states = _states_per_weight(critic) * weights
-    offloaded = weights * (critic.offload.offload_params or critic.fsdp.enable_cpu_offload)
-    return weights + states, offloaded + states * (critic.offload.offload_optimizer or critic.fsdp.enable_cpu_offload)
+    return weights + states, _offloaded_bytes(critic, weights, states)
+
+
+def _offloaded_bytes(role: Any, weights: float, states: float) -> float:
+    """Bytes of weights and optimizer states that leave the device while the role has nothing to do."""
+    is_all = role.fsdp.enable_cpu_offload
+    return weights * (role.offload.offload_params or is_all) + states * (role.offload.offload_optimizer or is_all)
 
 
 def trained_parameters(config: Config, model: ModelShape) -> int:
     """Trainable parameters: all, all but the vision encoder's, or LoRA's r (9D + 3I + kv_width) per layer."""
     settings = config.worker.actor.model
     if settings.lora.rank:
-        width = 9 * model.hidden + 3 * model.intermediate + model.kv_width
-        return settings.lora.rank * model.layers * width
+        return settings.lora.rank * model.layers * (9 * model.hidden + 3 * model.intermediate + model.kv_width)
     return model.parameters - (model.vision_parameters if settings.freeze_vision_tower else 0)
 
 
@@ -174,12 +176,8 @@ def _saved_activation_bytes(config: Config, model: ModelShape, data: DataShape, 
     settings, sizes = config.worker.actor.model, config.data
     inside = _layer_bytes(model, tokens, num_bytes)
     group_tokens = sizes.max_prompt_length + config.worker.rollout.n * sizes.max_response_length
-    num_images = max(1, tokens // group_tokens)
-    patches = num_images * data.max_patches
-    if settings.freeze_vision_tower:
-        vision = 0
-    else:
-        vision = patches * model.vision_depth * model.vision_hidden * num_bytes
+    patches = 0 if settings.freeze_vision_tower else max(1, tokens // group_tokens) * data.max_patches
+    vision = patches * model.vision_depth * model.vision_hidden * num_bytes
     if not settings.enable_gradient_checkpointing:
         return model.layers * inside + 12 * vision
     return tokens * model.layers * model.hidden * num_bytes + inside + vision + settings.activation_budget_gb * GB

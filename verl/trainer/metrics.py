@@ -51,11 +51,8 @@ def compute_data_metrics(groups: DataProto, max_prompt_length: int, max_response
     batch = groups.batch
     response_lengths = batch["response_mask"].sum(-1)  # [G, n]
     prompt_lengths = batch["prompt_mask"].sum(-1)  # [G]
-    per_token = {
-        key: _per_token(batch[key], batch["response_mask"])
-        for key in ("advantages", "returns", "values")
-        if key in batch.keys()
-    }
+    found = [key for key in ("advantages", "returns", "values") if key in batch.keys()]
+    per_token = {key: _per_token(batch[key], batch["response_mask"]) for key in found}
     num_response_tokens = int(response_lengths.sum())
     num_samples = response_lengths.shape[1]
     return {
@@ -63,8 +60,10 @@ def compute_data_metrics(groups: DataProto, max_prompt_length: int, max_response
         **_mean_max_min("critic/rewards", batch["rewards"]),
         **{name: v for key, tokens in per_token.items() for name, v in _mean_max_min(f"critic/{key}", tokens).items()},
         **(_explained_variance(per_token["returns"], per_token["values"]) if "values" in per_token else {}),
-        **_length_metrics("response_length", response_lengths, max_response_length),
-        **_length_metrics("prompt_length", prompt_lengths, max_prompt_length),
+        **_mean_max_min("response_length", response_lengths),
+        **_mean_max_min("prompt_length", prompt_lengths),
+        "response_length/clip_ratio": float((response_lengths >= max_response_length).float().mean()),
+        "prompt_length/clip_ratio": float((prompt_lengths >= max_prompt_length).float().mean()),
         "perf/num_response_tokens": num_response_tokens,
         "perf/total_num_tokens": num_response_tokens + num_samples * int(prompt_lengths.sum()),
     }
@@ -127,13 +126,6 @@ def _explained_variance(returns: Tensor, values: Tensor) -> dict[str, float]:
     if returns.numel() < 2:
         return {}
     return {"critic/vf_explained_var": float(1 - (returns - values).var() / (returns.var() + 1e-5))}
-
-
-def _length_metrics(name: str, lengths: Tensor, limit: int) -> dict[str, float]:
-    return {
-        **_mean_max_min(name, lengths),
-        f"{name}/clip_ratio": float((lengths >= limit).float().mean()),
-    }
 
 
 def _mean_max_min(name: str, values: Tensor) -> dict[str, float]:
