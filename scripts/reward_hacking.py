@@ -46,8 +46,11 @@ PERCEPTION_ERROR = 0.2
 """Spread of a seen box around the true one, in sides of the true one (centre) and in its logarithm (size)."""
 READ_SHARE = 1.0
 """Share of the answers that are read from the written scene; the others are read from the boxes as they were seen."""
-ERRORS_SWEPT = (0.05, 0.1, 0.2, 0.4, 0.8)
-SHARES_SWEPT = (0.0, 0.25, 0.5, 0.75, 1.0)
+SWEEPS = {
+    "error": ("error of perception", (0.05, 0.1, 0.2, 0.4, 0.8)),
+    "read_share": ("share of answers read from the scene", (0.0, 0.25, 0.5, 0.75, 1.0)),
+}
+"""Argument of `train` -> its name in the figure and its values."""
 
 CATEGORIES = ("relation", "existence", "instance_location", "distance", "count")
 """The questions of the synthetic rows that boxes alone can answer, in equal numbers."""
@@ -195,21 +198,17 @@ def last(curves: Floats) -> Floats:
     return curves[..., -max(1, curves.shape[-2] // 10) :, :].mean(-2)
 
 
-def draw_figure(
-    curves: dict[str, Floats], sweeps: dict[str, dict[str, Floats]], values: dict[str, Sequence[float]], path: Path
-) -> None:
+def draw_figure(curves: dict[str, Floats], sweeps: dict[str, dict[str, Floats]], path: Path) -> None:
     """Writes the figure: curves over steps above, ends over the swept constants below; bands from least to most."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(2, 4, figsize=(16, 7.2), layout="constrained")
-    colours = dict(zip(SETTINGS, pyplot.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+    figure = Figure(figsize=(16, 7.2), layout="constrained")
+    panels = figure.subplots(2, 4)
 
     def band(panel, x, lines: Floats, name: str) -> None:  # lines: [seeds, len(x)]
-        panel.plot(x, lines.mean(0), color=colours[name], label=name, marker="o" if len(x) < 10 else None)
-        panel.fill_between(x, lines.min(0), lines.max(0), color=colours[name], alpha=0.15, linewidth=0)
+        colour = f"C{list(SETTINGS).index(name)}"
+        panel.plot(x, lines.mean(0), color=colour, label=name, marker="o" if len(x) < 10 else None)
+        panel.fill_between(x, lines.min(0), lines.max(0), color=colour, alpha=0.15, linewidth=0)
 
     titles = ("reward that is trained on", "accuracy", "boxes per true object")
     for column, (panel, title) in enumerate(zip(panels[0], titles, strict=False)):
@@ -220,12 +219,11 @@ def draw_figure(
         panel.set(title=title, xlabel="step")
     panels[0, 3].axis("off")
     panels[0, 3].legend(*panels[0, 0].get_legend_handles_labels(), loc="center left", frameon=False)
-    for first, (constant, by_name) in zip((0, 2), sweeps.items(), strict=True):
-        for column, title in enumerate(titles[1:], start=1):
-            panel = panels[1, first + column - 1]
-            for name, ends in by_name.items():
-                band(panel, values[constant], ends[..., column], name)
-            panel.set(title=f"{title} at the end", xlabel=constant)
+    for panel, ((constant, ends), column) in zip(panels[1], product(sweeps.items(), (1, 2)), strict=True):
+        label, values = SWEEPS[constant]
+        for name in SWEPT:
+            band(panel, values, ends[name][..., column], name)
+        panel.set(title=f"{titles[column]} at the end", xlabel=label)
     for panel in panels.flat:
         panel.grid(alpha=0.3)
     for panel in (*panels[0, 2:3], panels[1, 1], panels[1, 3]):
@@ -236,7 +234,7 @@ def draw_figure(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/reward_hacking.png"))
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=5)
@@ -245,11 +243,7 @@ def main(argv: list[str] | None = None) -> None:
         if getattr(options, name) < 1:
             parser.error(f"got --{name} {getattr(options, name)}; at least 1")
     rows = list(generate(ROWS, seed=0, categories=CATEGORIES))
-    values: dict[str, Sequence[float]] = {
-        "error of perception": ERRORS_SWEPT,
-        "share of answers read from the scene": SHARES_SWEPT,
-    }
-    total = options.seeds * (len(SETTINGS) + len(SWEPT) * sum(map(len, values.values())))
+    total = options.seeds * (len(SETTINGS) + len(SWEPT) * sum(len(values) for _, values in SWEEPS.values()))
     with tqdm(total=total, unit="run", disable=None) as progress:
 
         def runs(name: str, error: float = PERCEPTION_ERROR, read_share: float = READ_SHARE) -> Floats:
@@ -266,15 +260,10 @@ def main(argv: list[str] | None = None) -> None:
             cells = (f"{a:.2f} -> {b:.2f}" for a, b in zip(first.mean(0), end.mean(0), strict=True))
             spread = f"{end[:, 2].min():.1f} to {end[:, 2].max():.1f}"
             tqdm.write("{:30} reward {}  accuracy {}  boxes {}".format(name, *cells) + f" ({spread})")
-        constants = ("error", "read_share")
-        sweeps = {
-            label: {
-                name: np.stack([last(runs(name, **{constant: value})) for value in values[label]], axis=1)
-                for name in SWEPT
-            }
-            for label, constant in zip(values, constants, strict=True)
-        }
-    draw_figure(curves, sweeps, values, options.out)
+        sweeps: dict[str, dict[str, Floats]] = {constant: {} for constant in SWEEPS}
+        for (constant, (_, values)), name in product(SWEEPS.items(), SWEPT):
+            sweeps[constant][name] = np.stack([last(runs(name, **{constant: value})) for value in values], axis=1)
+    draw_figure(curves, sweeps, options.out)
 
 
 if __name__ == "__main__":
