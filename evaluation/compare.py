@@ -35,13 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("runs", nargs="+", metavar="RUN", help="evaluation to compare; the first one's model is the baseline")
     add("--out", type=Path, default=Path("evaluation/outputs/comparison"), help="(default: %(default)s)")
     add("--published", help=f"models of the paper to show, comma-separated, or none (default: {DEFAULT_MODELS})")
-    add(
-        "--data_path",
-        action="append",
-        default=[],
-        metavar="[DATASET=]PATH",
-        help="where the images are (default: as in the runs)",
-    )
+    where = "where the images are (default: as in the runs)"
+    add("--data_path", action="append", default=[], metavar="[DATASET=]PATH", help=where)
     add("--split", help="split to read (default: that of the runs)")
     add("--page_items", type=int, default=300, help="items on the page, over all benchmarks (default: 300)")
     return parser
@@ -114,6 +109,7 @@ def _difference_cell(facts: Mapping[str, Any] | None) -> str:
 
 def draw_figure(comparison: Mapping[str, Any], path: Path) -> None:
     """Write every model's accuracies with their intervals, and below them the published ones as hollow marks."""
+    import numpy as np
     from matplotlib.figure import Figure
 
     labels, published = list(comparison["models"]), comparison["published"]
@@ -125,13 +121,11 @@ def draw_figure(comparison: Mapping[str, Any], path: Path) -> None:
     step = 0.7 / num_lines
     for index, label in enumerate(labels):
         # Every model lies on its own line, the first on top, so that no interval hides another.
-        places, values, errors = [], [], ([], [])
-        for position, (_, row) in enumerate(rows):
-            if (facts := row["accuracy"].get(label)) is not None:
-                places.append(position + step * (index - (num_lines - 1) / 2))
-                values.append(100 * facts["accuracy"])
-                errors[0].append(100 * max(0.0, facts["accuracy"] - facts["low"]))
-                errors[1].append(100 * max(0.0, facts["high"] - facts["accuracy"]))
+        found = {i: facts for i, (_, row) in enumerate(rows) if (facts := row["accuracy"].get(label)) is not None}
+        places = [position + step * (index - (num_lines - 1) / 2) for position in found]
+        ends = [[100 * facts[key] for facts in found.values()] for key in ("low", "accuracy", "high")]
+        low, values, high = map(np.array, ends)
+        errors = np.clip([values - low, high - values], 0, None)
         color, marker = _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
         axes.errorbar(values, places, xerr=errors, fmt=marker, color=color, ms=6, capsize=3, lw=1.6, label=label)
     for index, name in enumerate(published):

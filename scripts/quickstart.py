@@ -211,12 +211,8 @@ def run_stages(run: RunFolder, overrides: list[str]) -> dict[str, Any]:
     run.stage("data", ["-m", "spatialthinker.synthetic", "--out", str(data), *sizes], data)
 
     checkpoints = run.folder / "checkpoints"
-    paths = {
-        "data.train_files": f"{data}@train",
-        "data.val_files": f"{data}@val",
-        "trainer.save_checkpoint_path": str(checkpoints),
-    }
-    settings = [f"{key}={value}" for key, value in paths.items()]
+    settings = [f"data.train_files={data}@train", f"data.val_files={data}@val"]
+    settings.append(f"trainer.save_checkpoint_path={checkpoints}")
     run.stage("train", ["-m", "verl.trainer.main", f"config={CONFIG}", *settings, *overrides], checkpoints)
 
     checkpoint = newest_checkpoint(checkpoints)

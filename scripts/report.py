@@ -95,9 +95,8 @@ def read_images(config_path: Path) -> dict[tuple[str, str], bytes]:
     if not config_path.is_file():
         raise FileNotFoundError(f"{config_path} is missing; the trainer writes it (trainer.logger must hold file)")
     location, _, split = json.loads(config_path.read_text())["data"]["val_files"].partition("@")
-    files = (
-        sorted(Path(location).glob(f"{split or 'train'}-*.parquet")) if Path(location).is_dir() else [Path(location)]
-    )
+    place = Path(location)
+    files = sorted(place.glob(f"{split or 'train'}-*.parquet")) if place.is_dir() else [place]
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"{location}: the validation data that {config_path} names are missing")
     rows = [row for file in files for row in read_parquet(file)]
@@ -165,9 +164,8 @@ def draw_charts(run: RunFiles, theme: Any) -> Iterator[tuple[str, str, bytes]]:
     if divergence.values:
         title = "KL divergence from the reference policy"
         yield "kl", title, draw_curves(theme, title, "KL per token", [divergence])
-    changes = {
-        METRIC_NAMES[key]: run.comparison["metrics"][key] for key in METRIC_NAMES if key in run.comparison["metrics"]
-    }
+    metrics = run.comparison["metrics"]
+    changes = {name: metrics[key] for key, name in METRIC_NAMES.items() if key in metrics}
     title = "Held-out questions before and after"
     yield "before_after", title, draw_changes(theme, title, "mean with 95 % interval", changes)
 
@@ -215,9 +213,7 @@ def build_page(run: RunFiles, out_dir: Path) -> str:
     dark = {name: picture for name, _, picture in draw_charts(run, DARK)}
     light = {name: (description, picture) for name, description, picture in draw_charts(run, LIGHT)}
     rollouts = choose_rollouts(run)
-    captions = [
-        f"{r.question.partition(chr(10))[0]}\n{parse_response(r.lines[-1]['response']).answer}" for r in rollouts
-    ]
+    captions = [f"{r.question.partition('\n')[0]}\n{parse_response(r.lines[-1]['response']).answer}" for r in rollouts]
     sheet = draw_pictures([(r.image, r.lay_out(predicted_scene(r.lines[-1]))) for r in rollouts], captions)
     for name, picture in [*((name, picture) for name, (_, picture) in light.items()), ("rollouts", sheet)]:
         (out_dir / f"{name}.png").write_bytes(picture)

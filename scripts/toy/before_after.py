@@ -4,7 +4,6 @@ Letters: V held-out samples.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,14 @@ def read_validation(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     if not rows:
         raise ValueError(f"{path} holds no validation records")
     names = [name for name in METRICS if name in rows[0]["score"]]
-    return [row["problem"] for row in rows], {
-        name: np.array([row["score"][name] for row in rows], dtype=np.float64) for name in names
-    }
+    scores = {name: np.array([row["score"][name] for row in rows], dtype=np.float64) for name in names}
+    return [row["problem"] for row in rows], scores
 
 
 def find_validations(folder: Path) -> tuple[Path, Path]:
     """Returns the files of step 0 and of the last validated step."""
-    found = {
-        int(match[1]): path
-        for path in folder.glob("validation_step_*.jsonl")
-        if (match := re.fullmatch(r"validation_step_(\d+)\.jsonl", path.name))
-    }
+    steps = [(path.stem.removeprefix("validation_step_"), path) for path in folder.glob("validation_step_*.jsonl")]
+    found = {int(step): path for step, path in steps if step.isdecimal()}
     if 0 not in found or len(found) < 2:
         raise ValueError(
             f"{folder} holds validations of steps {sorted(found)}; before and after need step 0 "
@@ -41,27 +36,22 @@ def find_validations(folder: Path) -> tuple[Path, Path]:
     return found[0], found[max(found)]
 
 
-def bootstrap_interval(values: np.ndarray, seed: int = 0) -> list[float]:
+def bootstrap_interval(values: np.ndarray) -> list[float]:
     """Returns the 95 % percentile interval of the mean of `values` [V], resampling samples with replacement.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. Of differences of the same
     scenes it is the paired interval.
     """
-    choices = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))  # [RESAMPLES, V]
+    choices = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))  # [RESAMPLES, V]
     return [round(float(bound), 4) for bound in np.percentile(values[choices].mean(axis=1), PERCENTILES)]
 
 
 def compare_metric(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     """Returns means, gain and intervals of one metric's paired scores [V]."""
-    gain = after - before
-    return {
-        "before": round(float(before.mean()), 4),
-        "before_interval": bootstrap_interval(before),
-        "after": round(float(after.mean()), 4),
-        "after_interval": bootstrap_interval(after),
-        "gain": round(float(gain.mean()), 4),
-        "gain_interval": bootstrap_interval(gain),
-    }
+    facts: dict[str, Any] = {}
+    for name, values in (("before", before), ("after", after), ("gain", after - before)):
+        facts |= {name: round(float(values.mean()), 4), f"{name}_interval": bootstrap_interval(values)}
+    return facts
 
 
 def summarize_validation(folder: Path) -> dict[str, Any]:
@@ -96,10 +86,7 @@ def format_table(summary: dict[str, Any]) -> str:
     lines.append(f"{'':15}{'before':>24}{'after':>24}{'gain':>26}")
     for name, row in summary["metrics"].items():
         lines.append(f"{name:15}{cell(row, 'before'):>24}{cell(row, 'after'):>24}{cell(row, 'gain', '+'):>26}")
-    lines.append("")
-    lines.append(
-        f"{summary['steps']} steps, {summary['seconds']:.0f} s in all, "
-        f"peak memory {summary['peak_memory_gb']:.2f} GiB (sum of PSS)"
-    )
+    memory = f"peak memory {summary['peak_memory_gb']:.2f} GiB (sum of PSS)"
+    lines += ["", f"{summary['steps']} steps, {summary['seconds']:.0f} s in all, {memory}"]
     lines += [f"{name.replace('_', ' ')}: {summary[name]}" for name in ("checkpoint", "merged_model", "report")]
     return "\n".join(lines)

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from spatialthinker.storage.images import open_image
 from spatialthinker.visualize import Layout, color_of
 
 DPI = 200
 _SIZE_IN = (4.8, 3.3)  # small, so that the letters stay large when a phone shrinks the picture
 _STYLES = ("-", "--", "-.", ":")
+_LEGEND: dict[str, Any] = {"loc": "outside lower center", "ncols": 2, "frameon": False}
 _BOX_STYLES = ("--", "-")  # reference, predicted
 
 
@@ -56,9 +59,7 @@ def _new_axes(theme: Theme, title: str) -> tuple[Any, Any]:
 def _finish(figure: Any, axes: Any, theme: Theme) -> bytes:
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=10, labelcolor=theme.ink
-        )
+        figure.legend(handles, labels, **_LEGEND, fontsize=10, labelcolor=theme.ink)
     return _png_of(figure)
 
 
@@ -105,34 +106,27 @@ def draw_changes(theme: Theme, title: str, xlabel: str, changes: Mapping[str, Ma
     names = list(changes)
     # Before and after lie a little apart, so that neither hides the other's interval.
     for when, color, offset, marker in (("before", 1, 0.14, "s"), ("after", 0, -0.14, "o")):
-        values = [changes[name][when] for name in names]
-        intervals = [changes[name][f"{when}_interval"] for name in names]
-        errors = [
-            [max(value - low, 0) for value, (low, _) in zip(values, intervals, strict=True)],
-            [max(high - value, 0) for value, (_, high) in zip(values, intervals, strict=True)],
-        ]
-        rows = [len(names) - index + offset for index in range(len(names))]
-        axes.errorbar(
-            values, rows, xerr=errors, fmt=marker, ms=5.5, capsize=3, lw=1.8, color=theme.lines[color], label=when
-        )
+        values = np.array([changes[name][when] for name in names])
+        low, high = np.array([changes[name][f"{when}_interval"] for name in names]).T
+        rows, errors = len(names) - np.arange(len(names)) + offset, np.clip([values - low, high - values], 0, None)
+        style = {"fmt": marker, "ms": 5.5, "capsize": 3, "lw": 1.8, "color": theme.lines[color]}
+        axes.errorbar(values, rows, xerr=errors, label=when, **style)
     axes.set_yticks([len(names) - index for index in range(len(names))], names)
     axes.set_ylim(0.4, len(names) + 0.6)
     axes.set_xlabel(xlabel, color=theme.ink, fontsize=10)
     return _finish(figure, axes, theme)
 
 
-def draw_pictures(pictures: Sequence[tuple[bytes, Layout]], captions: Sequence[str], columns: int = 4) -> bytes:
+def draw_pictures(pictures: Sequence[tuple[bytes, Layout]], captions: Sequence[str]) -> bytes:
     """Return a sheet of pictures with their boxes and captions, and the key of the two kinds of boxes."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    rows = -(-len(pictures) // columns)
-    figure = Figure(
-        figsize=(3.2 * columns, 4.1 * rows + 0.5), dpi=DPI * 3 // 4, layout="constrained", facecolor="white"
-    )
-    figure.subplots(rows, columns, squeeze=False)
+    rows = -(-len(pictures) // 4)
+    figure = Figure(figsize=(12.8, 4.1 * rows + 0.5), dpi=DPI * 3 // 4, layout="constrained", facecolor="white")
+    figure.subplots(rows, 4, squeeze=False)
     for axes, (picture, layout), caption in zip(figure.axes, pictures, captions, strict=False):
         with open_image(picture) as image:
             axes.imshow(image.convert("RGB"), extent=(0, layout.width, layout.height, 0))
@@ -151,5 +145,5 @@ def draw_pictures(pictures: Sequence[tuple[bytes, Layout]], captions: Sequence[s
         Line2D([], [], color=color_of(is_predicted), linestyle=_BOX_STYLES[is_predicted], linewidth=2.5, label=label)
         for label, is_predicted in (("predicted", True), ("reference", False))
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=12)
+    figure.legend(handles=handles, **_LEGEND, fontsize=12)
     return _png_of(figure)
