@@ -60,19 +60,14 @@ def choose_published(names: str | None, models: "Sequence[Model]") -> list[str]:
 
 def format_markdown(comparison: Mapping[str, Any]) -> str:
     """Return the table in percent. A difference is bold where its adjusted p-value is below SIGNIFICANT."""
+    from evaluation.reports.comparison import fill_rows
+
     labels, baseline = list(comparison["models"]), comparison["baseline"]
     others = [label for label in labels if label != baseline]
     header = ["benchmark", *labels, *(f"{label} - baseline" for label in others)]
     header += [f"{name} (paper)" for name in comparison["published"]]
-    rows = [(name, row) for name, row in comparison["benchmarks"].items()]
-    if comparison["average"]:
-        rows.append((f"average of {len(comparison['average']['benchmarks'])}", comparison["average"]))
-    lines = [header, ["---", *("---:" for _ in header[1:])]]
-    for name, row in rows:
-        cells = [name, *(_accuracy_cell(row["accuracy"].get(label)) for label in labels)]
-        cells += [_difference_cell(row["difference"].get(label)) for label in others]
-        cells += [_percent(row["published"].get(model)) for model in comparison["published"]]
-        lines.append(cells)
+    rows = fill_rows(comparison, _accuracy_cell, _difference_cell, lambda share: f"{100 * share:.1f}")
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
     table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
     notes = ["Accuracy in % of the answered items with its 95 % Wilson interval."]
     if others:
@@ -86,25 +81,17 @@ def format_markdown(comparison: Mapping[str, Any]) -> str:
     return f"{table}\n\n{' '.join(notes)}\n"
 
 
-def _percent(share: float | None, sign: str = "") -> str:
-    return "" if share is None else f"{100 * share:{sign}.1f}"
-
-
-def _accuracy_cell(facts: Mapping[str, Any] | None) -> str:
-    if facts is None:
-        return ""
+def _accuracy_cell(facts: Mapping[str, Any]) -> str:
     count = f", n {facts['n']}" if "n" in facts else ""
-    return f"{_percent(facts['accuracy'])} [{_percent(facts['low'])}, {_percent(facts['high'])}]{count}"
+    value, low, high = (f"{100 * facts[key]:.1f}" for key in ("accuracy", "low", "high"))
+    return f"{value} [{low}, {high}]{count}"
 
 
-def _difference_cell(facts: Mapping[str, Any] | None) -> str:
-    if facts is None:
-        return ""
-    value = _percent(facts["difference"], "+")
-    if facts.get("q_value", 1) < SIGNIFICANT:
-        value = f"**{value}**"
+def _difference_cell(facts: Mapping[str, Any]) -> str:
+    value, low, high = (f"{100 * facts[key]:+.1f}" for key in ("difference", "low", "high"))
+    mark = "**" if facts.get("q_value", 1) < SIGNIFICANT else ""
     test = f", p {facts['p_value']:.2g}, n {facts['n']}" if "p_value" in facts else ""
-    return f"{value} [{_percent(facts['low'], '+')}, {_percent(facts['high'], '+')}]{test}"
+    return f"{mark}{value}{mark} [{low}, {high}]{test}"
 
 
 def draw_figure(comparison: Mapping[str, Any], path: Path) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from data_gen.questions.quotas import Allocation, allocate, val_rows
@@ -101,7 +101,7 @@ def balance_letters(records: Sequence[Record], seed: int) -> list[Record]:
 def reorder(record: Record, answer_index: int, seed: int) -> Record:
     """The record with its right option at `answer_index` and the others in an order that its content decides."""
     answer = record.options[record.answer_index]
-    key: Callable[[str], str] = lambda text: digest(record, seed, text)  # noqa: E731
-    others = sorted((text for text in record.options if text != answer), key=key)
+    others = [text for text in record.options if text != answer]
+    others.sort(key=lambda text: digest(record, seed, text))
     others.insert(answer_index, answer)
     return replace(record, options=tuple(others), answer_index=answer_index)

@@ -15,6 +15,7 @@ from data_gen.curate.export import export_parquet, find_images, image_source
 from data_gen.curate.filters import record_key, record_line
 from data_gen.curate.selection import digest, reorder
 from data_gen.journal import ACCEPTED, FAILED, QUARANTINED, RESERVE_BYTES, SceneJournal, newest_lines
+from data_gen.questions.prompts import object_schema
 from data_gen.questions.records import Record, journal_of, read_records, write_csv
 from data_gen.scenes.sources import Source
 from spatialthinker.clients.model_api import Api, ApiRequest, OutageFault, Reply, RequestFault, merge_usage
@@ -28,12 +29,7 @@ SYSTEM_PROMPT = """\
 You get a picture and a multiple-choice question about it. Look closely and choose the one option that is true of the \
 picture. If there is no picture, choose the option that you think most likely. Return the letter of your choice."""
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {"answer": {"type": "string", "enum": list(LETTERS)}},
-    "required": ["answer"],
-    "additionalProperties": False,
-}
+SCHEMA = object_schema(answer={"type": "string", "enum": list(LETTERS)})
 BLIND_MODES = ("off", "flag", "drop")
 NUM_BLIND_VOTES = 2
 """Votes without the image that must all be right, options reshuffled in between: by chance 1 in 16 of four options."""
@@ -103,7 +99,7 @@ class Judge:
         replies: list[Reply] = []
         try:
             agreements = await self._look(record, image, replies)
-            is_kept = self._is_kept(agreements)
+            is_kept = any(agreements) if self.options.votes is None else 2 * sum(agreements) > len(agreements)
             line = record_line(record, index, ACCEPTED if is_kept else QUARANTINED, agreements=agreements)
             if not is_kept:
                 line["reason"] = f"{self.options.model} agreed {sum(agreements)} times in {len(agreements)}"
@@ -131,15 +127,9 @@ class Judge:
 
     async def _agrees(self, record: Record, image: bytes | None, vote: int, replies: list[Reply]) -> bool:
         turned = turn_options(record, vote, self.options.seed)
-        text = question_with_options(turned.question, turned.options)
-        images = () if image is None else (image,)
-        request = ApiRequest(text, images, SYSTEM_PROMPT, SCHEMA, max_tokens=100)
-        reply = await self.api.ask(request)
-        replies.append(reply)
-        return read_choice_index(reply.text, turned.options) == turned.answer_index
-
-    def _is_kept(self, agreements: list[bool]) -> bool:
-        return any(agreements) if self.options.votes is None else 2 * sum(agreements) > len(agreements)
+        text, images = question_with_options(turned.question, turned.options), () if image is None else (image,)
+        replies.append(await self.api.ask(ApiRequest(text, images, SYSTEM_PROMPT, SCHEMA, max_tokens=100)))
+        return read_choice_index(replies[-1].text, turned.options) == turned.answer_index
 
 
 def turn_options(record: Record, vote: int, seed: int) -> Record:

@@ -91,13 +91,13 @@ question well. If it does not, take the first of the further categories that wor
 what your question really is."""
 
 
-def _object_of(**properties: Any) -> dict[str, Any]:
+def object_schema(**properties: Any) -> dict[str, Any]:
     """The schema of an object that holds exactly these properties."""
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 _TEXT = {"type": "string"}
-REPLY_SCHEMA = _object_of(
+REPLY_SCHEMA = object_schema(
     question=_TEXT,
     options={"type": "array", "items": _TEXT},
     answer={"type": "string", "enum": list(LETTERS)},
@@ -105,7 +105,7 @@ REPLY_SCHEMA = _object_of(
     level={"type": "string", "enum": list(LEVELS)},
     rating={"type": "integer"},
     evidence_ids={"type": "array", "items": _TEXT},
-    evidence_relations={"type": "array", "items": _object_of(subject=_TEXT, predicate=_TEXT, object=_TEXT)},
+    evidence_relations={"type": "array", "items": object_schema(subject=_TEXT, predicate=_TEXT, object=_TEXT)},
 )
 
 

@@ -101,37 +101,26 @@ def _open_parquet(locator: str, paths: list[Path]) -> Source:
 def _open_json(path: Path) -> Source:
     with path.open(encoding="utf-8") as file:
         is_list = file.read(1) == "["
-    if is_list:
-        items = json.loads(path.read_text(encoding="utf-8"))
-        num_rows = len(items)
+    items = json.loads(path.read_text(encoding="utf-8")) if is_list else ()
 
-        def rows(start: int = 0) -> Iterator[Row]:
-            for number, item in enumerate(items[start:], start):
-                yield _checked(item, path, f"item {number}")
-    else:
-        with path.open("rb") as file:
-            num_rows = sum(1 for line in file if line.strip())
+    def rows(start: int = 0) -> Iterator[Row]:
+        with path.open(encoding="utf-8") as file:
+            lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+            for number, item in islice(enumerate(items) if is_list else lines, start, None):
+                place = f"--source {path}, {'item' if is_list else 'line'} {number}"
+                try:
+                    row = item if is_list else json.loads(item)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{place} is no JSON: {error}") from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"{place} is no JSON object: {str(row)[:60]}")
+                yield row
 
-        def rows(start: int = 0) -> Iterator[Row]:
-            with path.open(encoding="utf-8") as file:
-                numbered = ((i, line) for i, line in enumerate(file, 1) if line.strip())
-                for number, line in islice(numbered, start, None):
-                    try:
-                        item = json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise ValueError(f"--source {path}, line {number} is no JSON: {error}") from None
-                    yield _checked(item, path, f"line {number}")
-
-    first = next(rows(), None)
-    if first is None:
+    if (first := next(rows(), None)) is None:
         raise ValueError(f"--source {path} holds no rows")
+    with path.open("rb") as file:
+        num_rows = len(items) if is_list else sum(1 for line in file if line.strip())
     return Source(str(path), tuple(first), num_rows, rows, path.parent)
-
-
-def _checked(item: Any, path: Path, place: str) -> Row:
-    if not isinstance(item, dict):
-        raise ValueError(f"--source {path}, {place} is no JSON object: {str(item)[:60]}")
-    return item
 
 
 def _open_dataset(locator: str, path: Path, split: str) -> Source:

@@ -1,12 +1,12 @@
 """The page of a comparison: table, figure and the items to browse, in one file without anything beside it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.journal import Record
-from evaluation.reports.comparison import Model
+from evaluation.reports.comparison import Model, fill_rows
 from spatialthinker.prompts import IMAGE_MARK
 from spatialthinker.response import LETTERS, parse_response
 from spatialthinker.scene_graph import SceneGraph, parse_scene
@@ -84,7 +84,7 @@ def build_page(
     """Return the page with at most `limit` items."""
     items, total = choose_items(models, samples, limit)
     labels = [model.label for model in models]
-    header, *rows = _result_rows(comparison)
+    header = ["", *labels, *(f"{label} - {labels[0]}" for label in labels[1:])]
     tasks = {item.any_record.task for item in items} - {None}
     names = {"benchmark": {item.benchmark for item in items}, "task": tasks}
     filters = [(kind, kind, [(name, name) for name in sorted(found)]) for kind, found in names.items()]
@@ -95,8 +95,8 @@ def build_page(
         Path(__file__).with_suffix(".html.jinja"),
         title=f"Comparison: {', '.join(labels)}",
         labels=labels,
-        header=header,
-        rows=rows,
+        header=[*header, *(f"{model} (paper)" for model in comparison["published"])],
+        rows=fill_rows(comparison, _accuracy_cell, _difference_cell, "{:.1%}".format),
         figure_png=figure_png,
         items=[_describe(item, labels, f"image{number}") for number, item in enumerate(items)],
         total=total,
@@ -105,31 +105,13 @@ def build_page(
     )
 
 
-def _result_rows(comparison: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Yield the table's head and rows; second lines hold intervals and tests."""
-    baseline, labels, published = comparison["baseline"], list(comparison["models"]), comparison["published"]
-    yield [
-        "",
-        *labels,
-        *(f"{label} - {baseline}" for label in labels[1:]),
-        *(f"{model} (paper)" for model in published),
-    ]
-    every = dict(comparison["benchmarks"])
-    if comparison["average"]:
-        every[f"average of {len(comparison['average']['benchmarks'])}"] = comparison["average"]
-    for name, row in every.items():
-        cells = [name]
-        for label in labels:
-            facts = row["accuracy"].get(label)
-            interval = f"\n{facts['low']:.1%} to {facts['high']:.1%}" if facts else ""
-            cells.append(f"{facts['accuracy']:.1%}{interval}" if facts else "")
-        for label in labels[1:]:
-            facts = row["difference"].get(label)
-            test = f", p {facts['p_value']:.2g}" if facts and "p_value" in facts else ""
-            interval = f"\n{100 * facts['low']:+.1f} to {100 * facts['high']:+.1f}{test}" if facts else ""
-            cells.append(f"{100 * facts['difference']:+.1f}{interval}" if facts else "")
-        shares = (row["published"].get(model) for model in published)
-        yield [*cells, *("" if share is None else f"{share:.1%}" for share in shares)]
+def _accuracy_cell(facts: Mapping[str, Any]) -> str:
+    return f"{facts['accuracy']:.1%}\n{facts['low']:.1%} to {facts['high']:.1%}"
+
+
+def _difference_cell(facts: Mapping[str, Any]) -> str:
+    value, low, high = (f"{100 * facts[key]:+.1f}" for key in ("difference", "low", "high"))
+    return f"{value}\n{low} to {high}" + (f", p {facts['p_value']:.2g}" if "p_value" in facts else "")
 
 
 def _describe(item: Item, labels: Sequence[str], name: str) -> dict[str, Any]:

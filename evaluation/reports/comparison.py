@@ -6,7 +6,7 @@ compared on the items that both answered.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,6 +256,23 @@ def compare_models(models: Sequence[Model], published: Sequence[str] = ()) -> di
         "benchmarks": rows,
         "average": _average(models, rows, published),
     }
+
+
+def fill_rows(
+    comparison: Mapping[str, Any],
+    accuracy: Callable[[Mapping[str, Any]], str],
+    difference: Callable[[Mapping[str, Any]], str],
+    published: Callable[[float], str],
+) -> list[list[str]]:
+    """Return the rows of a comparison's table, cells written by these functions: benchmarks, then their average."""
+    labels, average = list(comparison["models"]), comparison["average"]
+    named = list(comparison["benchmarks"].items())
+    if average:
+        named.append((f"average of {len(average['benchmarks'])}", average))
+    columns = [("accuracy", label, accuracy) for label in labels]
+    columns += [("difference", label, difference) for label in labels[1:]]
+    columns += [("published", model, published) for model in comparison["published"]]
+    return [[name, *(write(row[k][c]) if c in row[k] else "" for k, c, write in columns)] for name, row in named]
 
 
 def _adjust(tests: Sequence[dict[str, Any]]) -> None:
