@@ -11,7 +11,7 @@ in all; L distinct labels; D = 300 vector components.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -112,7 +112,7 @@ class LabelVectors:
 
     def _tokens(self, label: str) -> list[str]:
         words = label.split() if len(label) <= MAX_LABEL_CHARS else []
-        odd = [word for word in words if not self._is_plain(word)]
+        odd = [word for word in words if not word.isascii() or not word.isalpha() or word in self._special_words]
         if len(odd) > MAX_ODD_WORDS or sum(not letter.isalpha() for word in odd for letter in word) > MAX_SIGNS:
             return []
         # a plain word is what the tokenizer would answer, forty times faster
@@ -120,9 +120,6 @@ class LabelVectors:
 
     def _split(self, word: str) -> list[str]:
         return [token.text for token in self._nlp.tokenizer(word.encode("utf-8", "ignore").decode())]
-
-    def _is_plain(self, word: str) -> bool:
-        return word.isascii() and word.isalpha() and word not in self._special_words
 
 
 @cache
@@ -151,7 +148,7 @@ def check_ready() -> None:
     Raises ModuleNotFoundError with the install command.
     """
     label_vectors()(["object"])
-    _assignment_solver()
+    import_module("scipy.optimize")
 
 
 def label_similarity(a: Sequence[str], b: Sequence[str]) -> Floats:
@@ -189,8 +186,9 @@ class _Group(NamedTuple):
     predicted: Ints  # [1, P, K]
 
 
-def _groups(true_counts: list[int], predicted_counts: list[int], first_scene: int) -> Iterator[_Group]:
+def _groups(true: Sequence[Sized], predicted: Sequence[Sized], first_scene: int) -> Iterator[_Group]:
     """Yields the scenes that have objects on both sides, by shape; the first one has the index `first_scene`."""
+    true_counts, predicted_counts = list(map(len, true)), list(map(len, predicted))
     true_first = np.cumsum([0, *true_counts])
     predicted_first = np.cumsum([0, *predicted_counts])
     by_shape: dict[tuple[int, int], list[int]] = {}
@@ -204,21 +202,15 @@ def _groups(true_counts: list[int], predicted_counts: list[int], first_scene: in
             step = 1  # large scenes one by one: then numpy's inner loops run over predicted objects
         for start in range(0, len(members), step):
             scenes = np.array(members[start : start + step])
-            true = np.arange(num_true)[:, None, None] + true_first[scenes]
-            predicted = np.arange(num_predicted)[None, :, None] + predicted_first[scenes]
-            yield _Group(scenes + first_scene, true, predicted)
-
-
-@cache
-def _assignment_solver() -> Callable[..., tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    from scipy.optimize import linear_sum_assignment
-
-    return linear_sum_assignment
+            rows = np.arange(num_true)[:, None, None] + true_first[scenes]
+            columns = np.arange(num_predicted)[None, :, None] + predicted_first[scenes]
+            yield _Group(scenes + first_scene, rows, columns)
 
 
 def _match_group(group: _Group, gain: Floats, overlap: Floats, similarity: Floats) -> Matches:
     """Returns each scene's one-to-one assignment of the highest gain (Hungarian method), all of it [G, P, K]."""
-    solve = _assignment_solver()
+    from scipy.optimize import linear_sum_assignment as solve
+
     picked = [solve(scene_gain, maximize=True) for scene_gain in np.ascontiguousarray(gain.transpose(2, 0, 1))]
     rows = np.concatenate([rows for rows, _ in picked])  # [K * m]
     columns = np.concatenate([columns for _, columns in picked])
@@ -318,7 +310,7 @@ def match_objects(
     for part in _parts(true_ids, ids):
         similarity_of = _Similarity(_flat(true_ids[part]), _flat(ids[part]))
         true_boxes, boxes = _Boxes(truths[part], image_sizes[part]), _Boxes(scenes[part], image_sizes[part])
-        for group in _groups(_lengths(true_ids[part]), _lengths(ids[part]), part.start):
+        for group in _groups(true_ids[part], ids[part], part.start):
             similarity = similarity_of(group)
             pair = true_boxes.at(group.true), boxes.at(group.predicted)
             reported = in_cost = _overlaps(overlap, *pair, strict_boxes)
@@ -340,8 +332,8 @@ def match_relations(truths: Sequence[SceneGraph], scenes: Sequence[SceneGraph]) 
     for part in _parts(true_words, words):
         true_flat, flat = _flat(true_words[part]), _flat(words[part])
         similarities = [_Similarity(true_flat[place::3], flat[place::3]) for place in range(3)]
-        counts = _lengths([truth.relations for truth in truths[part]]), _lengths([s.relations for s in scenes[part]])
-        for group in _groups(*counts, part.start):
+        relations = [truth.relations for truth in truths[part]], [scene.relations for scene in scenes[part]]
+        for group in _groups(*relations, part.start):
             terms = [weight * similar(group) for weight, similar in zip(TRIPLE_WEIGHTS, similarities, strict=True)]
             similarity = terms[0] + terms[1] + terms[2]
             matches.append(_match_group(group, similarity, np.maximum(similarity, 0.0), similarity))
@@ -363,10 +355,6 @@ def _parts(true_names: list[list[str]], names: list[list[str]]) -> Iterator[slic
             start, seen = scene + 1, set()
     if start < len(names):
         yield slice(start, len(names))
-
-
-def _lengths(lists: Sequence[Sized]) -> list[int]:
-    return list(map(len, lists))
 
 
 def _flat(lists: list[list[str]]) -> list[str]:

@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -259,10 +260,10 @@ def make_puzzle(category: str, rng: random.Random, canvas: Canvas) -> Puzzle:
 def reference_scene(puzzle: Puzzle) -> dict:
     """The scene graph of a puzzle's evidence, ids such as `red_circle.1` numbered within their label."""
     ids: dict[int, str] = {}
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     for i in puzzle.evidence:
         label = puzzle.shapes[i].name.replace(" ", "_")
-        seen[label] = seen.get(label, 0) + 1
+        seen[label] += 1
         ids[i] = f"{label}.{seen[label]}"
     return {
         "objects": [{"id": ids[i], "bbox": list(puzzle.shapes[i].box)} for i in puzzle.evidence],
@@ -325,24 +326,17 @@ def gold_response(row: VqaRow) -> str:
 
     names = [f"a {name(item['id'])}" for item in scene["objects"]]
     observed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    relations = scene["relationships"]
-    if relations:
-        r = relations[0]
+    if scene["relationships"]:
+        r = scene["relationships"][0]
         verb = "is the" if r["predicate"].startswith("same") else "is"
         thought = f"The {name(r['subject'])} {verb} {r['predicate']} the {name(r['object'])}."
     elif row.category == "count":
         thought = f"The count is {row.answer_text_only}."
-    elif row.category == "orientation":
-        thought = f"The {name(scene['objects'][0]['id'])} points {row.answer_text_only}."
     else:
-        thought = f"The {name(scene['objects'][0]['id'])} is at the {row.answer_text_only}."
-    blocks = {
-        "observe": f"I see {observed}.",
-        "scene": text,
-        "think": thought,
-        "answer": row.answer_option_text_only,
-    }
-    return "\n".join(f"<{tag}>\n{text}\n</{tag}>" for tag, text in blocks.items())
+        verb = "points" if row.category == "orientation" else "is at the"
+        thought = f"The {name(scene['objects'][0]['id'])} {verb} {row.answer_text_only}."
+    blocks = {"observe": f"I see {observed}.", "scene": text, "think": thought, "answer": row.answer_option_text_only}
+    return "\n".join(f"<{tag}>\n{content}\n</{tag}>" for tag, content in blocks.items())
 
 
 def _parse_canvas(text: str) -> Canvas:

@@ -53,15 +53,11 @@ def require(*packages: str) -> None:
 def find_version_faults(
     names: tuple[str, ...] = CHECKED, knob: str = f"{ANY_VERSIONS}=1", pins: Mapping[str, str] | None = None
 ) -> list[str]:
-    """One sentence for each package of `names` that is missing or has another version than the tried one.
+    """One sentence for each package of `names` that is missing or has another version than `pins`.
 
     Engine, model code and trainer touch each other's insides: another pair fails late, or trains on something else.
-
-    Args:
-        names: packages to look at.
-        knob: what a user sets to go on all the same. The environment variable SPATIALTHINKER_ANY_VERSIONS=1 always
-            silences the check.
-        pins: package -> version; None takes those of pyproject.toml's extra `train`.
+    `knob` is what a user sets to go on all the same; the environment variable always silences the check. Without
+    `pins` those of pyproject.toml's extra `train` count.
     """
     if os.environ.get(ANY_VERSIONS, "0") not in ("", "0"):
         return []
@@ -84,11 +80,7 @@ def find_version_faults(
 
 
 def check_versions(*names: str) -> None:
-    """Passes when the named packages, all of CHECKED without a name, have the versions that were tried.
-
-    Raises:
-        ValueError: one line for each that has not.
-    """
+    """Raises ValueError, one line each, for named packages (default: CHECKED) that have not the tried versions."""
     if faults := find_version_faults(names or CHECKED):
         raise ValueError("\n".join(faults))
 

@@ -53,7 +53,7 @@ _UNCOUNTED = {"snow", "water", "food", "grass", "sand", "paper", "railing", "ice
 
 _PLURALS = """man/men woman/women child/children person/people mouse/mice foot/feet tooth/teeth goose/geese leaf/leaves
     shelf/shelves knife/knives loaf/loaves wolf/wolves scarf/scarves calf/calves"""
-_IRREGULAR: dict[str, str] = dict(pair.split("/") for pair in _PLURALS.split())
+_IRREGULAR = {one: many for one, many in (pair.split("/") for pair in _PLURALS.split())}
 _ONE_OR_MANY = {"sheep", "fish", "deer", "aircraft"}
 _SAME_IN_PLURAL = _ONE_OR_MANY | {"skis", "pants", "jeans", "shorts", "glasses", "scissors"}
 _SINGULAR = {plural: singular for singular, plural in _IRREGULAR.items()}

@@ -90,6 +90,8 @@ def summarize(
     tasks = {name: _accuracy([record for record in answered if record.task == name]) for name in names}
     rewards = [record.reward for record in answered if record.reward is not None]
     correct = sum(record.correct for record in answered)
+    strict = [record.correct_strict for record in answered if record.correct_strict is not None]
+    scorings = {"strict": strict, "paper": [r.correct_paper for r in answered if r.correct_paper is not None]}
     return {
         "settings": settings,
         "items": len(records),
@@ -101,10 +103,7 @@ def summarize(
         "standard_error_clustered": clustered_standard_error(answered),
         "clusters": len({record.cluster for record in answered if record.cluster is not None}),
         "groups": summarize_groups(answered, group_sizes or {}),
-        "scorings": {
-            name: _proportion(sum(value for value in values if value), len(values))
-            for name, values in _scorings(answered).items()
-        },
+        "scorings": {name: _proportion(sum(marks), len(marks)) for name, marks in scorings.items()},
         "parse_failure_rate": sum(kinds[kind] for kind in PARSE_FAILURES) / len(answered) if answered else 0.0,
         "kinds": dict(sorted(kinds.items(), key=lambda item: str(item[0]))),
         "tasks": tasks,
@@ -115,13 +114,6 @@ def summarize(
         "cost_usd": round(sum(r.cost_usd for r in records), 6),
         "seconds_mean": sum(r.seconds for r in answered) / len(answered) if answered else 0.0,
         "response_tokens_mean": sum(r.response_tokens for r in answered) / len(answered) if answered else 0.0,
-    }
-
-
-def _scorings(records: Sequence[Record]) -> dict[str, list[int | None]]:
-    return {
-        "strict": [record.correct_strict for record in records if record.correct_strict is not None],
-        "paper": [record.correct_paper for record in records if record.correct_paper is not None],
     }
 
 
@@ -139,13 +131,8 @@ def format_table(summary: dict[str, Any]) -> str:
     """Return the summary as a table for the terminal."""
     rows = [_HEADER, *_table_rows(summary)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<>>>", widths, strict=True))
+    lines = [form.format(*row) for row in rows]
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join([*lines, *_notes(summary)])
 
@@ -169,14 +156,9 @@ def _table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     named = [*summary["tasks"].items(), ("all", summary)]
     named += [(f"groups right: {name}", group) for name, group in summary["groups"].items()]
     named += [(f"all, scoring {name}", scoring) for name, scoring in summary["scorings"].items()]
-    rows = []
-    for name, part in named:
-        interval = f"{part['accuracy_low']:.3f} - {part['accuracy_high']:.3f}"
-        rows.append((name, str(part["n"]), f"{part['accuracy']:.3f}", interval))
-    for key, value in summary["rewards"].items():
-        count = str(summary["answered"])
-        rows.append((f"reward/{key}", count, f"{value['mean']:.3f}", f"{value['low']:.3f} - {value['high']:.3f}"))
-    return rows
+    figures = [(name, f["n"], f["accuracy"], f["accuracy_low"], f["accuracy_high"]) for name, f in named]
+    figures += [(f"reward/{key}", summary["answered"], *f.values()) for key, f in summary["rewards"].items()]
+    return [(name, str(n), f"{value:.3f}", f"{low:.3f} - {high:.3f}") for name, n, value, low, high in figures]
 
 
 def _notes(summary: dict[str, Any]) -> list[str]:

@@ -7,21 +7,14 @@ Nothing here is trained, apart from the tokenizer's merges; `build_toy_model.py`
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from spatialthinker.prompts import IMAGE_MARK, PROMPTS
 from spatialthinker.synthetic import generate, gold_response
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "toy_model"
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+_NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
+SPECIAL_TOKENS = tuple(f"<|{name}|>" for name in _NAMES)
 IMAGE_PX = 112
 SYSTEM_PROMPT = "You are a helpful assistant."  # as the chat template has it
 
@@ -110,7 +103,7 @@ def build_config(tokenizer):
     """
     from transformers import Qwen2_5_VLConfig
 
-    config = Qwen2_5_VLConfig.from_pretrained(FOLDER)
+    config: Any = Qwen2_5_VLConfig.from_pretrained(FOLDER)
     config.text_config.vocab_size = 8 * -(-len(tokenizer) // 8)
     return config
 

@@ -68,14 +68,9 @@ def _text_of(messages: Any) -> str:
     """Returns the text of a plain or a conversational prompt or completion."""
     if isinstance(messages, str):
         return messages
-    parts: list[str] = []
-    for message in messages:
-        content = message["content"] or ""
-        if isinstance(content, str):
-            parts.append(content)
-        else:
-            parts += [part["text"] for part in content if part.get("type") == "text"]
-    return "".join(parts)
+    contents = (message["content"] or "" for message in messages)
+    parts = (part for c in contents for part in ([{"type": "text", "text": c}] if isinstance(c, str) else c))
+    return "".join(part["text"] for part in parts if part.get("type") == "text")
 
 
 def verl_score(

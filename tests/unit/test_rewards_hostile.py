@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 
 import spatialthinker
 from spatialthinker import matching, scene_graph
@@ -235,7 +236,7 @@ def count_work(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> C
         counts["executed lines"] += event == "line"
         return trace
 
-    solve = matching._assignment_solver()
+    solve = optimize.linear_sum_assignment
 
     def solve_counted(gain: Any, **kwargs: Any) -> Any:
         counts["assigned pairs"] += gain.size
@@ -246,7 +247,7 @@ def count_work(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> C
         return {"tokenized words": 1, "tokenized signs": sum(not letter.isalpha() for letter in word)}
 
     with monkeypatch.context() as patch:
-        patch.setattr(matching, "_assignment_solver", lambda: solve_counted)
+        patch.setattr(optimize, "linear_sum_assignment", solve_counted)
         count(matching, "label_similarity", lambda result, *_: {"similarities": result.size})
         count(matching.LabelVectors, "_split", measure_word)
         count(matching.LabelVectors, "_tokens", lambda result, *_: {"looked-up tokens": len(result)})

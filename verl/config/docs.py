@@ -30,8 +30,7 @@ Usage: python3 -m verl.trainer.main [config=FILE] [key=value ...]
 def render_help(names: Sequence[str] = ()) -> str:
     """The usage and every key by section; with names only the keys of these sections or these keys.
 
-    Raises:
-        ValueError: a name is neither a section nor a key; the message has the nearest one.
+    Raises ValueError, with the nearest name, for one that is neither a section nor a key.
     """
     keys = find_keys()
     sections = find_sections(keys)
