@@ -40,9 +40,8 @@ def main() -> None:
     print("prompts   n   images MB       MB       MB    tokens      MB    tokens")
     rows = []
     for prompts, samples in itertools.product(options.prompts, options.samples):
-        sizes = {"prompts": prompts, "samples": samples, "response_tokens": response_tokens, "image_kb": image_kb}
-        arguments = [text for name, size in sizes.items() for text in (f"--{name}", str(size))]
-        command = [sys.executable, __file__, "--one_line", *arguments]
+        command = [sys.executable, __file__, "--one_line", f"--prompts={prompts}", f"--samples={samples}"]
+        command += [f"--response_tokens={response_tokens}", f"--image_kb={image_kb}"]
         out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         images, tokens, driver, store = json.loads(out.splitlines()[-1])
         rows.append((prompts, prompts * samples * response_tokens, driver, store))

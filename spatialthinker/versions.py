@@ -12,18 +12,8 @@ from pathlib import Path
 PYTHON = (3, 12)
 
 PROJECT_FILE = Path(__file__).resolve().parents[1] / "pyproject.toml"
-CHECKED = (
-    "torch",
-    "torchvision",
-    "torchaudio",
-    "torchcodec",
-    "transformers",
-    "vllm",
-    "ray",
-    "tensordict",
-    "datasets",
-    "peft",
-    "omegaconf",
+CHECKED = tuple(
+    "torch torchvision torchaudio torchcodec transformers vllm ray tensordict datasets peft omegaconf".split()
 )
 OPTIONAL = ("torchaudio", "torchcodec")
 """Not needed, but loaded by others where they are installed: torchaudio by transformers, and it ends the import."""

@@ -130,14 +130,12 @@ def write_card(path: Path, selection: Selection, summary: dict[str, Any]) -> Non
 
 def print_selection(selection: Selection, folder: Path) -> None:
     """Print the numbers of a selection."""
-    print(format_tables(tables(record for records in selection.splits.values() for record in records)))  # noqa: T201
-    for split, records in selection.splits.items():
-        print(f"{split}: {len(records)} rows")  # noqa: T201
-    for name, number in selection.allocation.shortfalls.items():
-        print(f"{name}: {number} rows short of its quota, taken from the other categories")  # noqa: T201
-    for reason, number in selection.left_out.items():
-        print(f"left out {number}: {reason}")  # noqa: T201
-    print(f"data set: {folder}")  # noqa: T201
+    lines = [format_tables(tables(record for records in selection.splits.values() for record in records))]
+    lines += [f"{split}: {len(records)} rows" for split, records in selection.splits.items()]
+    short = selection.allocation.shortfalls.items()
+    lines += [f"{name}: {number} rows short of its quota, taken from the other categories" for name, number in short]
+    lines += [f"left out {number}: {reason}" for reason, number in selection.left_out.items()]
+    print("\n".join([*lines, f"data set: {folder}"]))  # noqa: T201
 
 
 def upload_folder(folder: Path, repo: str, is_private: bool) -> None:

@@ -22,12 +22,12 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 SPOKEN = {family: predicates[0] for family, predicates in FAMILIES.items()} | {"inside": "inside"}
 """The words in which an option states a family."""
 
-_COMPATIBLE: dict[str, frozenset[str]] = {
-    "above": frozenset({"on"}),
-    "on": frozenset({"above", "front", "inside"}),
-    "inside": frozenset({"on", "front", "behind"}),
-    "front": frozenset({"on", "inside"}),
-    "behind": frozenset({"inside"}),
+_COMPATIBLE = {
+    "above": ("on",),
+    "on": ("above", "front", "inside"),
+    "inside": ("on", "front", "behind"),
+    "front": ("on", "inside"),
+    "behind": ("inside",),
 }
 """Families that may be true together with another one, apart from what boxes decide."""
 
@@ -90,23 +90,15 @@ def box_families(subject: Box, target: Box) -> dict[str, bool]:
 
 def false_families(stated: set[str], subject: Box, target: Box) -> list[str]:
     """Families that are safely untrue of a pair whose listed relations belong to `stated`."""
-    known = box_families(subject, target)
-    possible = set(stated).union(*(_COMPATIBLE.get(family, frozenset()) for family in stated))
+    possible = set(stated).union(*(_COMPATIBLE.get(family, ()) for family in stated))
     opposites = {OPPOSITE[family] for family in stated if family in OPPOSITE}
-    result = []
-    for family in FAMILIES:
-        if family in possible:
-            continue
-        if family in ("left", "right", "above", "below"):
-            is_false = known.get(family) is False
-        else:
-            is_false = family in opposites or (
-                family in ("on", "inside") and bool(stated & {"front", "behind", "below"})
-            )
-            is_false = is_false or (family == "inside" and not _overlap(subject, target))
-        if is_false:
-            result.append(family)
-    return sorted(result, key=lambda family: family not in opposites)
+    false = {family for family, is_shown in box_families(subject, target).items() if not is_shown}
+    false |= opposites & {"front", "behind"}
+    if stated & {"front", "behind", "below"}:
+        false |= {"on", "inside"}
+    if not _overlap(subject, target):
+        false.add("inside")
+    return sorted([f for f in FAMILIES if f in false - possible], key=lambda family: family not in opposites)
 
 
 def centre(box: Box) -> tuple[float, float]:

@@ -25,19 +25,9 @@ from spatialthinker.storage.journal import is_journal, read_lines
 PROVENANCE = ("source", "provider", "model", "prompt_version", "seed")
 """Columns after the fifteen public ones; texts."""
 
-RAW_COLUMNS = (
-    "image_id",
-    "images",
-    "problem",
-    "question_only",
-    "question_with_options",
-    "question_words",
-    "options",
-    "answer",
-    "category",
-    "level",
-    "rating",
-    "full_scene_graph",
+RAW_COLUMNS = tuple(
+    """image_id images problem question_only question_with_options question_words options answer category level rating
+    full_scene_graph""".split()
 )
 
 

@@ -168,9 +168,8 @@ class Examiner:
 
 def save_weights(model: Any, folder: Path) -> None:
     """Write the model in bf16, half the bytes; the model itself stays in float32."""
-    state = {
-        name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items() if name != "lm_head.weight"
-    }
+    tensors = model.state_dict().items()
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in tensors if name != "lm_head.weight"}
     model.save_pretrained(folder, state_dict=state)
     config = json.loads((folder / "config.json").read_text()) | {"dtype": "bfloat16"}
     for part in ("text_config", "vision_config"):

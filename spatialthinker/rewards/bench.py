@@ -4,6 +4,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from timeit import Timer
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def measure(
     return best / batch_size
 
 
-def measure_assignment(num_objects: tuple[int, int], repeats: int = 5) -> float:
+def measure_assignment(num_objects: tuple[int, int]) -> float:
     """Returns seconds that the Hungarian method alone takes per scene: what no code around it can shorten."""
     from scipy.optimize import linear_sum_assignment
 
@@ -97,13 +98,8 @@ def measure_assignment(num_objects: tuple[int, int], repeats: int = 5) -> float:
         boxes, other = (np.array(graph.boxes) / (IMAGE_SIZE * 2) for graph in (truth, scene))
         labels = ([item.label for item in graph.objects] for graph in (truth, scene))
         gains.append(LABEL_COST * label_similarity(*labels) + OVERLAPS["ciou"](boxes[:, None], other))
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.process_time()
-        for gain in gains:
-            linear_sum_assignment(gain, maximize=True)
-        best = min(best, time.process_time() - start)
-    return best / len(gains)
+    timer = Timer(lambda: [linear_sum_assignment(gain, maximize=True) for gain in gains], timer=time.process_time)
+    return min(timer.repeat(repeat=5, number=1)) / len(gains)
 
 
 def report(reward: str, batch_size: int, seconds: float) -> Iterator[str]:

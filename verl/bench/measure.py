@@ -165,16 +165,16 @@ def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]
     carrier = groups.select(["response_mask"], [])
     carrier.batch["advantages"] = torch.randn(carrier.batch["response_mask"].shape[:2])
     carrier.meta_info |= {"step": 1, "kl_coef": trainer.kl.coef}
-    for name, key, method in (
-        ("old", "old_log_probs", trainer.actor.compute_log_probs),
-        ("ref", "ref_log_probs", trainer.actor.compute_ref_log_probs),
-        ("update", None, trainer.actor.update_actor),
+    for name, method in (
+        ("old", trainer.actor.compute_log_probs),
+        ("ref", trainer.actor.compute_ref_log_probs),
+        ("update", trainer.actor.update_actor),
     ):
         start = time.perf_counter()
         out = method(carrier)
         seconds[name] = time.perf_counter() - start
-        if key is not None:
-            carrier.batch[key] = out.batch[key]
+        if name != "update":
+            carrier.batch[f"{name}_log_probs"] = out.batch[f"{name}_log_probs"]
     return seconds
 
 
@@ -192,13 +192,14 @@ def summarise(config: Any, trainer: Any, recorder: MetricsRecorder, memory: GpuM
     steps = recorder.steps[1:] or recorder.steps
     data, rollout, actor = config.data, config.worker.rollout, config.worker.actor
     ranks = config.num_ranks
-    shape = (patches, data.max_prompt_length, data.max_response_length, rollout.n)
+    lengths = data.max_prompt_length, data.max_response_length
     model = AutoConfig.from_pretrained(actor.model.model_path)
-    forward = group_flops(model, *shape, is_shared=actor.shared_prompt).total * data.rollout_batch_size / ranks
-    sampling = group_flops(model, *shape, is_shared=True).total * data.rollout_batch_size / ranks
+    forward, sampling = (
+        group_flops(model, patches, *lengths, rollout.n, is_shared=is_shared).total * data.rollout_batch_size / ranks
+        for is_shared in (actor.shared_prompt, True)
+    )
     num_sequences = data.rollout_batch_size * rollout.n * rollout.tensor_parallel_size // ranks
     num_prompts = num_sequences // rollout.n if rollout.shared_prompt else num_sequences
-    lengths = data.max_prompt_length, data.max_response_length
     read = rollout_bytes(model.get_text_config(), *lengths, num_sequences, num_prompts) / rollout.tensor_parallel_size
     outputs = data.rollout_batch_size * rollout.n * data.max_response_length / ranks
     inputs = data.rollout_batch_size * (data.max_prompt_length + rollout.n * data.max_response_length) / ranks
@@ -239,11 +240,8 @@ def summarise(config: Any, trainer: Any, recorder: MetricsRecorder, memory: GpuM
 
 def print_table(table: dict[str, dict[str, Any]]) -> None:
     """One aligned line per phase."""
-    columns = list(next(iter(table.values())))
-    print(f"{'phase':20s}" + "".join(f"{column:>15s}" for column in columns))
-    for name, row in table.items():
-        cells = "".join(f"{'' if row[c] is None else row[c]:>15}" for c in columns)
-        print(f"{name:20s}{cells}", flush=True)
+    for name, cells in {"phase": {c: c for c in next(iter(table.values()))}, **table}.items():
+        print(f"{name:20s}" + "".join(f"{'' if cell is None else cell:>15}" for cell in cells.values()), flush=True)
 
 
 def read_table(file: str) -> dict[str, dict[str, Any]]:
