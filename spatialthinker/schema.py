@@ -12,17 +12,7 @@ from string import ascii_uppercase
 
 from spatialthinker.storage.files import whole_file
 
-CATEGORIES = (
-    "relation",
-    "reach",
-    "size",
-    "orientation",
-    "instance_location",
-    "depth",
-    "distance",
-    "count",
-    "existence",
-)
+CATEGORIES = tuple("relation reach size orientation instance_location depth distance count existence".split())
 LEVELS = ("easy", "medium", "hard")
 LETTERS = "ABCD"  # two to four options
 RATINGS = range(1, 11)
@@ -127,20 +117,14 @@ def parquet_schema():
     import pyarrow as pa
 
     text = {"dtype": "string", "_type": "Value"}
-    arrow = {
-        "images": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-        "options": pa.list_(pa.string()),
-        "rating": pa.int32(),
+    types = dict.fromkeys(COLUMNS, (pa.string(), text)) | {
+        "images": (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"_type": "Image"}),
+        "options": (pa.list_(pa.string()), {"feature": text, "_type": "List"}),
+        "rating": (pa.int32(), {"dtype": "int32", "_type": "Value"}),
     }
-    features = {
-        "images": {"_type": "Image"},
-        "options": {"feature": text, "_type": "List"},
-        "rating": {"dtype": "int32", "_type": "Value"},
-    }
-    metadata = {"info": {"features": {name: features.get(name, text) for name in COLUMNS}}}
-    return pa.schema(
-        [(name, arrow.get(name, pa.string())) for name in COLUMNS], metadata={"huggingface": json.dumps(metadata)}
-    )
+    metadata = {"info": {"features": {name: feature for name, (_, feature) in types.items()}}}
+    fields = [(name, arrow) for name, (arrow, _) in types.items()]
+    return pa.schema(fields, metadata={"huggingface": json.dumps(metadata)})
 
 
 def parquet_path(folder: str | Path, split: str) -> Path:

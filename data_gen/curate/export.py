@@ -40,9 +40,8 @@ def export_parquet(splits: Mapping[str, Sequence[Record]], source: Source, out_d
     import pyarrow.parquet as pq
 
     places: dict[str, list[tuple[str, Record]]] = {}
-    for split, records in splits.items():
-        for record in records:
-            places.setdefault(record.image_id, []).append((split, record))
+    for split, record in ((split, record) for split, records in splits.items() for record in records):
+        places.setdefault(record.image_id, []).append((split, record))
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = {split: parquet_path(out_dir, split) for split, records in splits.items() if records}
     schema = export_schema()

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from data_gen.generate.options import GenerationOptions
 from data_gen.generate.requests import choose_wish, make_request
@@ -88,9 +89,7 @@ def measure(source: Source, options: GenerationOptions) -> CallShape:
     """Mean tokens of a call over the first scenes of a source."""
     steering = Steering(options.relation_percent)
     changing, images = [], []
-    for index, row in enumerate(source.rows()):
-        if index >= min(SAMPLE_SCENES, options.data_cap or SAMPLE_SCENES):
-            break
+    for index, row in enumerate(islice(source.rows(), min(SAMPLE_SCENES, options.data_cap or SAMPLE_SCENES))):
         try:
             scene: Scene = read_scene(row, index, source.root)
         except SceneFault:
@@ -108,8 +107,7 @@ def measure(source: Source, options: GenerationOptions) -> CallShape:
 
 def released_cost_usd(num_images: int, price: Price) -> float:
     """Dollars of the released generator's run for this many images."""
-    share = num_images / RELEASED_IMAGES
-    return share * cost_usd(RELEASED_USAGE, price)
+    return num_images / RELEASED_IMAGES * cost_usd(RELEASED_USAGE, price)
 
 
 def ways(shape: CallShape, num_images: int) -> dict[str, tuple[Usage, bool]]:
@@ -136,24 +134,16 @@ def describe(shape: CallShape, num_images: int, model: str) -> str:
         f"{RELEASED_USAGE.output * num_images / RELEASED_IMAGES / 1e6:>8.1f}{released:>10.2f}{1:>8.0%}",
     ]
     for name, (usage, is_batch) in ways(shape, num_images).items():
-        dollars = cost_usd(usage, price, is_batch)
-        cached = (usage.cache_read + usage.cache_write) / 1e6
-        lines.append(
-            f"{name:<22}{usage.input / 1e6:>12.1f}{cached:>10.1f}{usage.output / 1e6:>8.1f}{dollars:>10.2f}"
-            f"{dollars / released:>8.0%}"
-        )
+        dollars, cached = cost_usd(usage, price, is_batch), (usage.cache_read + usage.cache_write) / 1e6
+        tokens = f"{usage.input / 1e6:>12.1f}{cached:>10.1f}{usage.output / 1e6:>8.1f}"
+        lines.append(f"{name:<22}{tokens}{dollars:>10.2f}{dollars / released:>8.0%}")
     return "\n".join([*lines, *arithmetic(shape, num_images, price)])
 
 
 def arithmetic(shape: CallShape, num_images: int, price: Price) -> list[str]:
     """The sum behind "cache and batch", and how far its assumptions may be off before it misses the target."""
     usage = plan_usage(shape, num_images, REPAIR_SHARE, CACHE_SHARE)
-    parts = (
-        (usage.input, price.input),
-        (usage.cache_read, price.cache_read),
-        (usage.cache_write, price.cache_write),
-        (usage.output, price.output),
-    )
+    parts = ((getattr(usage, name), getattr(price, name)) for name in ("input", "cache_read", "cache_write", "output"))
     text = " + ".join(f"{tokens / MILLION:.4g} x {dollars:g}" for tokens, dollars in parts)
     least_cached, most_repairs = limits(shape, price)
     return [

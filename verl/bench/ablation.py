@@ -32,14 +32,10 @@ COLUMNS = ("rollout", "old", "reference", "update", "whole step")
 
 
 def run_ablation(step: Sequence[str], names: Sequence[str], dump: str | None = None) -> int:
-    """Runs the rows, prints the table of seconds, and returns 2 if any of them failed.
+    """Runs the unchanged configuration and rows of UNDONE, prints the table, and returns 2 if any of them failed.
 
-    If the first fails, the others are not run.
-
-    Args:
-        step: arguments of `verl.bench step` for all rows.
-        names: keys of UNDONE; the first row is the unchanged configuration.
-        dump: JSON file with each row's own --dump or its fault, rewritten after each row.
+    `step` are arguments of `verl.bench step` for all rows. If the first row fails, the others are not run. The file
+    `dump` holds each row's own --dump or its fault, and is rewritten after each row.
     """
     results: dict[str, dict[str, Any]] = {}
     for name in (AS_CONFIGURED, *names):

@@ -90,10 +90,8 @@ class GpuMemory(threading.Thread):
 def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device: str, is_step: bool) -> Any:
     """The trainer of verl.trainer.main without validation, with recorded time spans of each phase.
 
-    Checkpoints are written only if trainer.save_freq is positive, and not always at the last step.
-
-    Args:
-        is_step: True trains; False runs only the rollout of each step.
+    Checkpoints are written only if trainer.save_freq is positive, and not always at the last step. Without `is_step`
+    only the rollout of each step runs.
     """
     from verl.trainer.main import build_datasets, build_reward, build_workers, start_ray
     from verl.trainer.metrics import PhaseTimer

@@ -74,10 +74,7 @@ def compute_timing_metrics(
 ) -> dict[str, float]:
     """Seconds per stage, milliseconds per token, and throughput in tokens per second and rank.
 
-    Args:
-        timing_s: seconds by stage; `step` is the whole.
-        data_metrics: with perf/num_response_tokens and perf/total_num_tokens.
-        num_ranks: over all machines.
+    Of the stages in timing_s, `step` is the whole.
     """
     metrics = {f"timing_s/{stage}": seconds for stage, seconds in timing_s.items()}
     for stages, count in (
