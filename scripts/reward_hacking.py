@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's p
 from spatialthinker.rewards import REWARDS, RewardInput
 from spatialthinker.schema import LETTERS, VqaRow
 from spatialthinker.shapes import DEFAULT_CANVAS
-from spatialthinker.synthetic import Puzzle, generate, reference_scene
+from spatialthinker.synthetic import PLACES, Puzzle, generate, reference_scene
 
 Floats = NDArray[np.float64]
 
@@ -79,15 +79,6 @@ SETTINGS = {
 """The paper's build-up of its reward. Dr. GRPO's advantages are not divided and so smaller: a larger rate."""
 SWEPT = ("+ spatial, no count, no gate", "+ gate: the full reward")
 
-PLACES = {
-    "top left": (1 / 6, 1 / 6),
-    "top right": (5 / 6, 1 / 6),
-    "bottom left": (1 / 6, 5 / 6),
-    "bottom right": (5 / 6, 5 / 6),
-    "center": (1 / 2, 1 / 2),
-}
-"""Centres of the named parts of an image, in sides of the image."""
-
 
 def centre(box: Sequence[float]) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
@@ -116,8 +107,11 @@ def read_answer(puzzle: Puzzle, boxes: Sequence[Sequence[float]], number: int) -
             return puzzle.shapes[puzzle.evidence[nearer]].name
         case "instance_location":
             x, y = centre(boxes[0])
-            point = x / DEFAULT_CANVAS.width, y / DEFAULT_CANVAS.height
-            return min((puzzle.answer, *puzzle.wrong), key=lambda place: math.dist(point, PLACES[place]))
+            ninth = (
+                x / DEFAULT_CANVAS.width * 1.5 - 0.25,
+                y / DEFAULT_CANVAS.height * 1.5 - 0.25,
+            )  # centres at 0, 1/2, 1
+            return min((puzzle.answer, *puzzle.wrong), key=lambda place: math.dist(ninth, PLACES[place]))
     raise ValueError(f"no box answers a question of the category {puzzle.category!r}")
 
 

@@ -24,6 +24,8 @@ SHAPES_PER_SCENE = (2, 4)
 _RATING = {"easy": 5, "medium": 7, "hard": 9}
 # Mid-points of a solid shape's sides lie on the shape, so two of them can touch in a point that is visible.
 _SOLID = ("circle", "square", "diamond")
+PLACES = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1), "center": (0.5, 0.5)}
+"""Named parts of an image, from its first cell (0) to its last (1) across and down."""
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
@@ -180,17 +182,10 @@ class _Composer:
         return Puzzle("orientation", (arrow,), (0,), (), question, arrow.facing, _others(arrow.facing, FACINGS))
 
     def instance_location(self) -> Puzzle:
-        right, low = self.canvas.columns - 1, self.canvas.rows - 1
-        places = {
-            "top left": (0, 0),
-            "top right": (right, 0),
-            "bottom left": (0, low),
-            "bottom right": (right, low),
-            "center": (right / 2, low / 2),
-        }
-        answer = self.rng.choice(list(places))
-        shape = self.put(self.looks(1)[0], *places[answer])
-        wrong = self.rng.sample(_others(answer, places), 3)
+        answer = self.rng.choice(list(PLACES))
+        x, y = PLACES[answer]
+        shape = self.put(self.looks(1)[0], x * (self.canvas.columns - 1), y * (self.canvas.rows - 1))
+        wrong = self.rng.sample(_others(answer, PLACES), 3)
         question = f"In which part of the image is the {shape.name}?"
         return Puzzle("instance_location", (shape,), (0,), (), question, answer, tuple(wrong))
 

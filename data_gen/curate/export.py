@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from data_gen.questions.records import PROVENANCE, Record, read_settings, write_csv
+from data_gen.questions.records import PROVENANCE, Record, read_settings
 from data_gen.scenes.scene import SceneFault, image_bytes, read_image_id
 from data_gen.scenes.sources import Source, open_source
 from spatialthinker.schema import parquet_path, parquet_schema
@@ -106,12 +106,6 @@ def find_images(source: Source, wanted: Iterable[str]) -> Iterator[tuple[str, by
             continue
         missing.discard(image_id)
         yield image_id, image
-
-
-def export_csv(splits: Mapping[str, Sequence[Record]], out_dir: Path) -> None:
-    """Write data_train.csv and data_val.csv: the public columns without image bytes."""
-    for split, records in splits.items():
-        write_csv(records, out_dir / f"data_{split}.csv", is_exported=True)
 
 
 def save_dataset(paths: Mapping[str, Path], out_dir: Path) -> Path:

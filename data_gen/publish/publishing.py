@@ -10,10 +10,10 @@ from typing import Any
 import jinja2
 
 from data_gen.arguments import check_repo, read_bool, read_count, read_share
-from data_gen.curate.export import export_csv, export_parquet, image_source, save_dataset
+from data_gen.curate.export import export_parquet, image_source, save_dataset
 from data_gen.curate.selection import Selection, select
 from data_gen.curate.tables import format_tables, tables
-from data_gen.questions.records import PROVENANCE, find_journal, read_records, read_settings
+from data_gen.questions.records import PROVENANCE, find_journal, read_records, read_settings, write_csv
 from spatialthinker.schema import parquet_path
 from spatialthinker.storage.files import claim_output
 from spatialthinker.storage.journal import read_lines
@@ -76,7 +76,8 @@ def publish(options: PublishOptions) -> Path:
     paths = export_parquet(selection.splits, source, folder)
     for split in set(selection.splits) - set(paths):  # of an older data set, whose rows may now be in another split
         parquet_path(folder, split).unlink(missing_ok=True)
-    export_csv(selection.splits, options.out)
+    for split, records in selection.splits.items():
+        write_csv(records, options.out / f"data_{split}.csv", is_exported=True)
     summary = summarize(selection, options, settings)
     (folder / "selection.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     write_card(folder / "README.md", selection, summary)

@@ -11,6 +11,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,10 @@ def _read_objects(
     taken = {_clean_id(item["id"]) for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)}
     used: set[str] = set()
     for item in items:
-        source_id, box, fault = _read_object(item, width, height)
-        if box is None:
-            notes.append(fault)
+        try:
+            source_id, box = _read_object(item, width, height)
+        except SceneFault as fault:
+            notes.append(f"left out {fault}")
             continue
         if source_id in id_of:
             if first_box[source_id] == box:
@@ -165,9 +167,7 @@ def _read_objects(
         object_id = _clean_id(source_id)
         if object_id is None or object_id in used:
             label = _clean_label(source_id)
-            object_id = next(
-                free for i in range(1, len(items) + len(taken) + 2) if (free := f"{label}.{i}") not in taken
-            )
+            object_id = next(free for i in count(1) if (free := f"{label}.{i}") not in taken)
             taken.add(object_id)
         used.add(object_id)
         first_box.setdefault(source_id, box)
@@ -176,20 +176,20 @@ def _read_objects(
     return objects, id_of
 
 
-def _read_object(item: Any, width: int, height: int) -> tuple[str, Box | None, str]:
-    """(source id, box inside the image, "") or (source id, None, what is wrong)."""
+def _read_object(item: Any, width: int, height: int) -> tuple[str, Box]:
+    """The source id and the box inside the image; SceneFault where either is missing."""
     if not isinstance(item, dict) or not isinstance(item.get("id"), str) or not _clean_label(item["id"]):
-        return "", None, f"left out an object without a name: {str(item)[:80]}"
+        raise SceneFault(f"an object without a name: {str(item)[:80]}")
     source_id, corners = item["id"], item.get("bbox")
     if not isinstance(corners, list | tuple) or len(corners) != 4:
-        return source_id, None, f"left out {source_id!r}: its bbox is not four numbers: {str(corners)[:60]}"
+        raise SceneFault(f"{source_id!r}: its bbox is not four numbers: {str(corners)[:60]}")
     if not all(isinstance(x, int | float) and math.isfinite(x) for x in corners):
-        return source_id, None, f"left out {source_id!r}: its bbox is not four finite numbers: {str(corners)[:60]}"
+        raise SceneFault(f"{source_id!r}: its bbox is not four finite numbers: {str(corners)[:60]}")
     x1, y1, x2, y2 = (float(x) for x in corners)
     box = Box(max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
     if box.width < MIN_SIDE_PX or box.height < MIN_SIDE_PX:
-        return source_id, None, f"left out {source_id!r}: its bbox {list(corners)} is not inside {width} x {height}"
-    return source_id, box, ""
+        raise SceneFault(f"{source_id!r}: its bbox {list(corners)} is not inside {width} x {height}")
+    return source_id, box
 
 
 _ID = re.compile(r"(.*?)\.(\d+)")

@@ -15,6 +15,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # numpy has read it by now, and on tables this small its threads cost double: start again with one
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"OMP_NUM_THREADS": "1"})
     try:
-        options.run(options)
+        for line in options.run(options):
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
     except (OSError, ValueError, ModuleNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return USER_ERROR
@@ -61,8 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument("--seconds", type=float, default=1.0, help="time spent on each row (%(default)s)")
     score.set_defaults(run=_score)
     summary.set_defaults(run=_summarize)
-    speed.set_defaults(run=_bench)
-    names.set_defaults(run=_list)
+    speed.set_defaults(run=lambda options: bench.report(options.reward, options.size, options.seconds))
+    described = [f"{name:<16}{(reward.__doc__ or '').splitlines()[0]}" for name, reward in REWARDS.items()]
+    names.set_defaults(run=lambda _: described)
     return parser
 
 
@@ -102,51 +106,37 @@ def _scores(inputs: list[RewardInput], options: argparse.Namespace) -> Iterator[
             progress.update(len(batch))
 
 
-def _score(options: argparse.Namespace) -> None:
+def _score(options: argparse.Namespace) -> Iterator[str]:
     inputs = _read(options.file, options.truth, options.reward)
     if options.explain and options.reward != "spatial_sgg":
         raise ValueError("--explain tells about scenes; use it with --reward spatial_sgg")
-    out = options.out.open("w", encoding="utf-8") if options.out else sys.stdout
-    try:
+    with options.out.open("w", encoding="utf-8") if options.out else nullcontext() as out:
         for number, (item, scores) in enumerate(zip(inputs, _scores(inputs, options), strict=True), start=1):
-            if not options.explain or options.out:
+            if out:
                 out.write(json.dumps(scores) + "\n")
+            elif not options.explain:
+                yield json.dumps(scores)
             if options.explain:
                 terms = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-                sys.stdout.write("\n".join([f"response {number}: {terms}", *explain(item), ""]) + "\n")
-    finally:
-        if options.out:
-            out.close()
+                yield "\n".join([f"response {number}: {terms}", *explain(item), ""])
 
 
-def _summarize(options: argparse.Namespace) -> None:
+def _summarize(options: argparse.Namespace) -> Iterator[str]:
     inputs = _read(options.file, options.truth, options.reward)
     results = list(_scores(inputs, options))
-    lines = [f"{len(inputs)} responses, {options.reward}", _row("", ["mean", *(f"p{p}" for p in PERCENTILES)])]
+    yield f"{len(inputs)} responses, {options.reward}"
+    yield _row("", ["mean", *(f"p{p}" for p in PERCENTILES)])
     for name in results[0]:
         values = np.array([scores[name] for scores in results])
-        figures = [values.mean(), *np.percentile(values, PERCENTILES)]
-        lines.append(_row(name, [f"{figure:.4f}" for figure in figures]))
+        yield _row(name, [f"{figure:.4f}" for figure in (values.mean(), *np.percentile(values, PERCENTILES))])
     if options.reward == "spatial_sgg":
         reasons = Counter(filter(None, (format_failure(item.response) for item in inputs)))
-        lines.append(f"format failures: {sum(reasons.values()) / len(inputs):.2%}")
-        lines += [f"  {reason:<24}{count / len(inputs):>8.2%}" for reason, count in reasons.most_common()]
-    sys.stdout.write("\n".join(lines) + "\n")
+        yield f"format failures: {sum(reasons.values()) / len(inputs):.2%}"
+        yield from (f"  {reason:<24}{count / len(inputs):>8.2%}" for reason, count in reasons.most_common())
 
 
 def _row(name: str, cells: Sequence[Any]) -> str:
     return f"{name:<16}" + "".join(f"{cell:>9}" for cell in cells)
-
-
-def _bench(options: argparse.Namespace) -> None:
-    for line in bench.report(options.reward, options.size, options.seconds):
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
-
-def _list(_: argparse.Namespace) -> None:
-    for name, reward in REWARDS.items():
-        sys.stdout.write(f"{name:<16}{(reward.__doc__ or '').splitlines()[0]}\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -273,13 +274,9 @@ def add_times(table: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]
 
 def scale_load(config: Any, num_gpus: int) -> list[str]:
     """Overrides for num_gpus GPUs of one machine, each with the load of one rank in `config` (weak scaling)."""
-    sizes = {
-        "data.rollout_batch_size": config.data.rollout_batch_size,
-        "data.mini_rollout_batch_size": config.data.mini_rollout_batch_size,
-        "data.val_batch_size": config.data.val_batch_size,
-        "worker.actor.global_batch_size": config.worker.actor.global_batch_size,
-        "worker.critic.global_batch_size": config.worker.critic.global_batch_size,
-    }
+    keys = [f"data.{name}" for name in ("rollout_batch_size", "mini_rollout_batch_size", "val_batch_size")]
+    keys += ["worker.actor.global_batch_size", "worker.critic.global_batch_size"]
+    sizes = {key: attrgetter(key)(config) for key in keys}
     scaled = {key: size * num_gpus // config.num_ranks for key, size in sizes.items() if size and size > 0}
     scaled |= {"trainer.nnodes": 1, "trainer.n_gpus_per_node": num_gpus}
     return [f"{key}={value}" for key, value in scaled.items()]
