@@ -6,6 +6,7 @@ import importlib.machinery
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -89,8 +90,6 @@ def read_pins() -> dict[str, str]:
 def _find_distribution(package: str) -> tuple[str, str | None]:
     """The installed distribution that holds the package, and its version; the package's own name and None if none."""
     for distribution in (package, *OTHER_DISTRIBUTIONS.get(package, ())):
-        try:
+        with suppress(PackageNotFoundError):
             return distribution, version(distribution)
-        except PackageNotFoundError:
-            continue
     return package, None

@@ -117,21 +117,21 @@ def _overlap(a: Box, b: Box) -> bool:
     return a.x1 < b.x2 and b.x1 < a.x2 and a.y1 < b.y2 and b.y1 < a.y2
 
 
-COLUMNS, ROWS = ("left", "center", "right"), ("top", "middle", "bottom")
-PLACES = tuple(
-    "center" if (row, column) == ("middle", "center") else f"{row} {column}" for row in ROWS for column in COLUMNS
+PLACES = (
+    *("top left", "top center", "top right"),
+    *("middle left", "center", "middle right"),
+    *("bottom left", "bottom center", "bottom right"),
 )
+"""The ninths of an image, row by row."""
 
 
 def place_of(box: Box, width: int, height: int, margin: float = 0.0) -> str | None:
     """The ninth of the image that holds a box's centre; None where it is nearer than `margin` (a share of the side)
     to the border of two ninths."""
-    names = []
-    for position, bands in ((centre(box)[1] / height, ROWS), (centre(box)[0] / width, COLUMNS)):
-        if min(abs(position - 1 / 3), abs(position - 2 / 3)) < margin:
-            return None
-        names.append(bands[min(int(position * 3), 2)])
-    return "center" if names == ["middle", "center"] else " ".join(names)
+    x, y = centre(box)
+    if min(abs(share - third) for share in (x / width, y / height) for third in (1 / 3, 2 / 3)) < margin:
+        return None
+    return PLACES[3 * min(int(y / height * 3), 2) + min(int(x / width * 3), 2)]
 
 
 def is_mostly_in_place(box: Box, width: int, height: int) -> bool:

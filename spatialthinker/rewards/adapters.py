@@ -120,12 +120,7 @@ def easyr1_score(
     Interface: https://github.com/hiyouga/EasyR1, examples/reward_function.
     """
     inputs = [
-        RewardInput(
-            item["response"],
-            item["ground_truth"],
-            item.get("problem") or item["ground_truth"],
-            item.get("response_length"),
-        )
-        for item in reward_inputs
+        RewardInput(i["response"], i["ground_truth"], i.get("problem") or i["ground_truth"], i.get("response_length"))
+        for i in reward_inputs
     ]
     return REWARDS[reward](inputs, **kwargs)

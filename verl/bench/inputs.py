@@ -50,9 +50,8 @@ def describe_random_model(folder: Path) -> None:
     for part in Path(TOKENIZER_FOLDER).iterdir():
         if part.suffix != ".safetensors":
             shutil.copy(part, folder)
-    changes = RANDOM_MODELS[folder.name]
     config = AutoConfig.from_pretrained(TOKENIZER_FOLDER)
-    for name, section in changes.items():
+    for name, section in RANDOM_MODELS[folder.name].items():
         for key, value in section.items():
             setattr(getattr(config, name), key, value)
     config.save_pretrained(folder)
@@ -71,15 +70,10 @@ def draw_weights(folder: Path) -> None:
 
 def _draw(folder: Path) -> None:
     import torch
-    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-    config = AutoConfig.from_pretrained(folder)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            model = Qwen2_5_VLForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
     model.save_pretrained(folder)
 
 

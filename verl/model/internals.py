@@ -4,6 +4,7 @@ A part with a plain way asks `is_usable` and takes that way with another version
 at the start of each program (spatialthinker/versions.py).
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -11,21 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 @dataclass(frozen=True)
 class Part:
-    """A use of internals.
-
-    Attributes:
-        written_for: packages with their versions.
-        files: with the use.
-        uses: the internals.
-        instead: the plain way with another version; empty when there is none.
-        key: configuration key of the part.
-    """
+    """A use of internals in some files, written for packages with their versions."""
 
     written_for: tuple[str, ...]
     files: tuple[str, ...]
     uses: str
     instead: str = ""
+    """The plain way with another version; empty when there is none."""
     key: str = ""
+    """Its configuration key."""
 
 
 PARTS = {
@@ -129,8 +124,6 @@ def is_usable(name: str) -> bool:
 
 def _installed_version(package: str) -> str:
     for distribution in (package, f"{package}-cpu"):  # vLLM has a distribution for CPUs
-        try:
+        with suppress(PackageNotFoundError):
             return version(distribution).partition("+")[0]
-        except PackageNotFoundError:
-            continue
     return "none"
