@@ -96,10 +96,6 @@ class _Composer:
         }[direction]
         return Shape(x=x, y=y, size=size, **look)
 
-    def is_inside(self, shape: Shape) -> bool:
-        x1, y1, x2, y2 = shape.box
-        return x1 >= 0 and y1 >= 0 and x2 <= self.canvas.width and y2 <= self.canvas.height
-
     def aligned_pair(self) -> tuple[Shape, Shape, str] | None:
         """Two shapes in one row or column, and where the first lies as seen from the second."""
         first, second = self.looks(2)
@@ -134,7 +130,8 @@ class _Composer:
         """Two shapes whose boxes are `gap` px apart; the second is drawn over the first where they overlap."""
         anchor = self.put(looks[0], *self.cell(), size=self.rng.choice(self.canvas.sizes[1:]))
         other = self.beside(looks[1], anchor, self.rng.choice(FACINGS), gap)
-        return (anchor, other) if self.is_inside(other) else None
+        x1, y1, x2, y2 = other.box
+        return (anchor, other) if min(x1, y1) >= 0 and x2 <= self.canvas.width and y2 <= self.canvas.height else None
 
     def overlap(self) -> int:
         """A negative gap that hides a good part of the shape below and leaves most of it in sight."""
@@ -161,20 +158,16 @@ class _Composer:
         question = f"Which lies in front, the {first} or the {second}?"
         return Puzzle("depth", pair, evidence, ((1, "in front of", 0),), question, front.name, (back.name,))
 
-    def apart_pair(self, sizes: tuple[int, int]) -> tuple[Shape, Shape] | None:
-        looks = self.looks(2)
-        a, b = (self.put(look, *self.cell(), size=size) for look, size in zip(looks, sizes, strict=True))
-        return (a, b) if self.is_clear(a, [b]) else None
-
     def size_(self) -> Puzzle | None:
         answer = self.rng.choice(answers := ("larger", "smaller", "same size"))
         small, large = sorted(self.rng.sample(self.canvas.sizes, 2))
         sizes = {"larger": (large, small), "smaller": (small, large), "same size": (small, small)}[answer]
-        if (pair := self.apart_pair(sizes)) is None:
+        a, b = (self.put(look, *self.cell(), size=size) for look, size in zip(self.looks(2), sizes, strict=True))
+        if not self.is_clear(a, [b]):
             return None
         predicate = {"same size": "same size as"}.get(answer, f"{answer} than")
-        question = f"How big is the {pair[0].name} next to the {pair[1].name}?"
-        return Puzzle("size", pair, (0, 1), ((0, predicate, 1),), question, answer, _others(answer, answers))
+        question = f"How big is the {a.name} next to the {b.name}?"
+        return Puzzle("size", (a, b), (0, 1), ((0, predicate, 1),), question, answer, _others(answer, answers))
 
     def orientation(self) -> Puzzle:
         arrow = self.put(self.looks(1, ["arrow"])[0], *self.cell())

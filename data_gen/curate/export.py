@@ -51,7 +51,8 @@ def export_parquet(splits: Mapping[str, Sequence[Record]], source: Source, out_d
         waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in paths}
         for image_id, image in find_images(source, places.keys()):
             for split, record in places.pop(image_id):
-                waiting[split].append(_as_arrow(record, image))
+                row = dict.fromkeys(PROVENANCE, "") | vars(record.to_row(image)) | record.provenance
+                waiting[split].append(row | {"images": {"bytes": image, "path": None}})
                 if len(waiting[split]) == ROW_GROUP_ROWS:
                     _write(writers[split], schema, waiting[split])
         if places:
@@ -68,11 +69,6 @@ def _write(writer: Any, schema: Any, rows: list[dict[str, Any]]) -> None:
     if rows:
         writer.write_table(pa.Table.from_pylist(rows, schema=schema))
         rows.clear()
-
-
-def _as_arrow(record: Record, image: bytes) -> dict[str, Any]:
-    row = record.to_row(image).__dict__
-    return {**dict.fromkeys(PROVENANCE, ""), **row, **record.provenance, "images": {"bytes": image, "path": None}}
 
 
 def image_locator(path: Path) -> str | None:

@@ -53,11 +53,6 @@ def _relations(graph: dict[str, Any]) -> tuple[Relation, ...]:
     return tuple(Relation(r["subject"], r["predicate"], r["object"]) for r in graph["relationships"])
 
 
-def count_fault(record: Record) -> str | None:
-    """The conflict of a count question with its scene graph; None for any other record."""
-    return check_count(draft_of(record), scene_of(record)) if record.category == "count" else None
-
-
 def revise_counts(path: Path) -> Counter[str]:
     """Quarantine the count questions of a file that disagree with their graphs; return the reasons.
 
@@ -67,7 +62,8 @@ def revise_counts(path: Path) -> Counter[str]:
     if path.suffix != ".csv":
         raise ValueError(f"--file {path}: name a file that ends in .csv")
     records = list(read_records(path))
-    faults = {i: fault for i, record in enumerate(records) if (fault := count_fault(record))}
+    counts = [(i, record) for i, record in enumerate(records) if record.category == "count"]
+    faults = {i: fault for i, record in counts if (fault := check_count(draft_of(record), scene_of(record)))}
     journal_path = find_journal(path)
     if journal_path is not None:
         keys = [line["key"] for line in newest_lines(journal_path) if line["status"] == ACCEPTED]

@@ -133,7 +133,8 @@ def check_size(draft: Draft, scene: Scene) -> str | None:
             return f"the answer {draft.answer!r} may mean either object"
         ratio = _size_ratio(draft, chosen[0].box, next(x for x in objects if x is not chosen[0]).box)
     else:
-        direction = _comparative(draft.answer)
+        said = draft.answer.casefold()
+        direction = next((n for sought, n in ((_SAME, 0), (_LARGER, 1), (_SMALLER, -1)) if sought.search(said)), None)
         ratio = _size_ratio(draft, objects[0].box, objects[1].box)
     if direction is None:
         return f"the answer {draft.answer!r} is no comparative of size"
@@ -142,11 +143,6 @@ def check_size(draft: Draft, scene: Scene) -> str | None:
         return None
     ids = f"{objects[0].id} to {objects[1].id}"
     return f"the answer {draft.answer!r} contradicts the boxes: ratio {ratio:.2f} of {ids}"
-
-
-def _comparative(text: str) -> int | None:
-    found = [value for pattern, value in ((_SAME, 0), (_LARGER, 1), (_SMALLER, -1)) if pattern.search(text.casefold())]
-    return found[0] if found else None
 
 
 def _size_ratio(draft: Draft, a: Box, b: Box) -> float:

@@ -113,7 +113,9 @@ def read_records(path: Path) -> Iterator[Record]:
     elif path.suffix == ".parquet":
         yield from _read_rows(path, _parquet_rows(path))
     elif path.suffix == ".csv":
-        yield from _read_rows(path, _csv_rows(path))
+        csv.field_size_limit(1 << 30)
+        with path.open(encoding="utf-8", newline="") as file:
+            yield from _read_rows(path, csv.DictReader(file))
     else:
         raise ValueError(f"--input_file {path}: not one of .csv, .jsonl, .parquet")
 
@@ -135,12 +137,6 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     columns = [name for name in file.schema_arrow.names if name not in ("images", "image")]
     for batch in file.iter_batches(batch_size=256, columns=columns):
         yield from batch.to_pylist()
-
-
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(1 << 30)
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
 
 
 def _read_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Iterator[Record]:

@@ -227,6 +227,8 @@ def compare_models(models: Sequence[Model], published: Sequence[str] = ()) -> di
 
     `q_value` is the p-value adjusted for the number of tests in the table (Benjamini and Hochberg).
     """
+    from scipy.stats import false_discovery_control
+
     baseline = models[0]
     benchmarks = list(dict.fromkeys(name for model in models for name in model.runs))
     rows: dict[str, Any] = {}
@@ -242,7 +244,10 @@ def compare_models(models: Sequence[Model], published: Sequence[str] = ()) -> di
             "difference": differences,
             "published": {m: PUBLISHED[name][m] / 100 for m in published if m in PUBLISHED.get(name, {})},
         }
-    _adjust([test for row in rows.values() for test in row["difference"].values()])
+    tests = [test for row in rows.values() for test in row["difference"].values()]
+    adjusted = false_discovery_control([test["p_value"] for test in tests]) if tests else ()
+    for test, q_value in zip(tests, adjusted, strict=True):
+        test["q_value"] = float(q_value)
     return {
         "baseline": baseline.label,
         "models": {
@@ -273,14 +278,6 @@ def fill_rows(
     columns += [("difference", label, difference) for label in labels[1:]]
     columns += [("published", model, published) for model in comparison["published"]]
     return [[name, *(write(row[k][c]) if c in row[k] else "" for k, c, write in columns)] for name, row in named]
-
-
-def _adjust(tests: Sequence[dict[str, Any]]) -> None:
-    from scipy.stats import false_discovery_control
-
-    adjusted = false_discovery_control([test["p_value"] for test in tests]) if tests else ()
-    for test, q_value in zip(tests, adjusted, strict=True):
-        test["q_value"] = float(q_value)
 
 
 def _average(models: Sequence[Model], rows: Mapping[str, Any], published: Sequence[str]) -> dict[str, Any] | None:

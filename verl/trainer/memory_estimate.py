@@ -105,7 +105,8 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     tokens = _micro_tokens(config, actor.micro_batch_size_per_device_for_update)
     update = _saved_activation_bytes(config, model, data, tokens, computed) + trained / ranks
     update += (model.largest_block + model.root) * (computed + NUM_BYTES[actor.fsdp.mp_reduce_dtype])
-    batch, patches = _batch_bytes(config, data), _patch_bytes(config, model, data)
+    batch, prompts = _batch_bytes(config, data), config.data.rollout_batch_size / config.trainer.nnodes
+    patches = prompts * data.mean_patches * model.patch_numbers * PIXEL_BYTES  # on the ranks of one machine
     processes = GB * (
         PROCESS_GB["driver"]
         + config.worker.reward.num_processes * PROCESS_GB["scoring"]
@@ -189,12 +190,6 @@ def _batch_bytes(config: Config, data: DataShape) -> float:
     per_token = 8 + 1 + 4 * (1 if config.algorithm.disable_kl else 2)
     tokens = prompts * config.worker.rollout.n * config.data.max_response_length * per_token
     return BATCH_COPIES * (prompts * data.mean_image_bytes + tokens)
-
-
-def _patch_bytes(config: Config, model: ModelShape, data: DataShape) -> float:
-    """Bytes of the batch's image patches on the ranks of one machine."""
-    prompts = config.data.rollout_batch_size / config.trainer.nnodes
-    return prompts * data.mean_patches * model.patch_numbers * PIXEL_BYTES
 
 
 def measure_data(grids: Sequence[Sequence[Sequence[int]]], image_bytes: Sequence[int]) -> DataShape:
