@@ -111,10 +111,8 @@ class RunFolder:
         shutil.rmtree(self.ray_folder, ignore_errors=True)
         if fresh:
             for path in self.folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif path.name != "lock":
-                    path.unlink()
+                if path.name != "lock":
+                    (shutil.rmtree if path.is_dir() else Path.unlink)(path)
         self._usage_before = {"seconds": 0.0, "peak_memory_gb": 0.0} | self.read("usage.json")
 
     def read(self, name: str) -> dict[str, Any]:

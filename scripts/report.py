@@ -230,15 +230,6 @@ def build_page(run: RunFiles, out_dir: Path) -> str:
     )
 
 
-def write_report(run_dir: Path, out_dir: Path) -> Path:
-    """Write the page and its pictures; return the page's path."""
-    run = read_run(run_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    path = out_dir / "index.html"
-    write_text(path, build_page(run, out_dir))
-    return path
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after one message about a missing or unreadable file."""
     parser = argparse.ArgumentParser(description="Draw a training run as one self-contained page.")
@@ -246,11 +237,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the report (default: RUN_DIR/report)")
     args = parser.parse_args(argv)
     try:
-        path = write_report(args.run_dir, args.out or args.run_dir / "report")
+        run, out_dir = read_run(args.run_dir), args.out or args.run_dir / "report"
+        out_dir.mkdir(parents=True, exist_ok=True)
+        write_text(out_dir / "index.html", build_page(run, out_dir))
     except (FileNotFoundError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
-    print(f"report: {path}")
+    print(f"report: {out_dir / 'index.html'}")
     return 0
 
 

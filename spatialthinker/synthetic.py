@@ -353,12 +353,10 @@ def main() -> None:
     for split, number in (("val", options.val), ("train", options.train)):
         exclude = held_out if split == "train" else ()
         stream = generate(number, options.seed, split, options.size, options.categories, exclude=exclude)
-        rows = []
-        for puzzle, row in tqdm(stream, total=number, desc=f"{split} rows", unit="row"):
-            rows.append(row)
-            if split == "val":
-                held_out.add(puzzle.shapes)
-        tqdm.write(str(write_parquet(rows, parquet_path(options.out, split))))
+        pairs = list(tqdm(stream, total=number, desc=f"{split} rows", unit="row"))
+        if split == "val":
+            held_out = {puzzle.shapes for puzzle, _ in pairs}
+        tqdm.write(str(write_parquet([row for _, row in pairs], parquet_path(options.out, split))))
 
 
 if __name__ == "__main__":

@@ -54,9 +54,7 @@ def find_version_faults(
         return []
     pins = read_pins() if pins is None else pins
     faults = []
-    for name in names:
-        if name not in pins:
-            continue
+    for name in (name for name in names if name in pins):
         distribution, installed = _find_distribution(name)
         wanted = f"{distribution}=={pins[name]}"
         remedy = f"install {wanted} (pip install --no-deps '{wanted}'), or the whole lock (bash scripts/setup.sh)"

@@ -27,14 +27,10 @@ def export_schema() -> Any:
     return schema.with_metadata({"huggingface": json.dumps(metadata)})
 
 
-class ImageFault(ValueError):
-    """Records whose images the source does not hold."""
-
-
 def export_parquet(splits: Mapping[str, Sequence[Record]], source: Source, out_dir: Path) -> dict[str, Path]:
     """Write one parquet file per non-empty split with the images' original bytes; return the paths.
 
-    One pass over the source, a row group in memory. The files appear complete or not at all. Raises ImageFault where
+    One pass over the source, a row group in memory. The files appear complete or not at all. Raises ValueError where
     an image is missing.
     """
     import pyarrow.parquet as pq
@@ -57,7 +53,7 @@ def export_parquet(splits: Mapping[str, Sequence[Record]], source: Source, out_d
                     _write(writers[split], schema, waiting[split])
         if places:
             some = ", ".join(list(places)[:5])
-            raise ImageFault(f"--source {source.locator} has no image of {len(places)} records, such as {some}")
+            raise ValueError(f"--source {source.locator} has no image of {len(places)} records, such as {some}")
         for split, rows in waiting.items():
             _write(writers[split], schema, rows)
     return paths

@@ -13,11 +13,11 @@ from data_gen.journal import ACCEPTED, newest_lines
 from data_gen.questions.records import Record, find_journal, read_records
 from data_gen.scenes.sources import Source
 from spatialthinker.clients.prices import Usage
-from spatialthinker.scene_graph import SceneGraph, parse_scene
+from spatialthinker.scene_graph import parse_scene
 from spatialthinker.schema import CATEGORIES, LETTERS
 from spatialthinker.storage.files import write_text
 from spatialthinker.storage.journal import Line
-from spatialthinker.visualize import Layout, image_uri, lay_out, render_page
+from spatialthinker.visualize import image_uri, lay_out, render_page
 
 
 @dataclass
@@ -71,7 +71,10 @@ def write_report(path: Path, source: Source, out: Path, number: int, seed: int) 
         r.image_id: [x for x in sample if x.image_id == r.image_id] for r in sample
     }
     found_images = find_images(source, by_image)
-    pairs = [(record, image) for image_id, image in found_images for record in by_image[image_id]]
+    drawn = []  # record, its image's address, its evidence and where that is drawn
+    for record, image in ((record, image) for image_id, image in found_images for record in by_image[image_id]):
+        graph = parse_scene(json.dumps(record.scene), is_reference=True)
+        drawn.append((record, image_uri(image), graph, lay_out((record.width, record.height), reference=graph)))
     journal = find_journal(path)
     outcomes = Outcomes.of(newest_lines(journal)) if journal else None
     figures: dict[str, object] = {"questions": total}
@@ -88,14 +91,8 @@ def write_report(path: Path, source: Source, out: Path, number: int, seed: int) 
         figures=figures,
         tables=found,
         outcomes=outcomes,
-        sample=[_draw(record, image) for record, image in pairs],
+        sample=drawn,
         letters=LETTERS,
     )
     write_text(out, page)
     return out
-
-
-def _draw(record: Record, image: bytes) -> tuple[Record, str, SceneGraph | None, Layout]:
-    """The record, its image's address, its evidence and where that is drawn."""
-    graph = parse_scene(json.dumps(record.scene), is_reference=True)
-    return record, image_uri(image), graph, lay_out((record.width, record.height), reference=graph)

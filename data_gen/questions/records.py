@@ -149,9 +149,7 @@ def _read_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
 
 
 def _record_of(row: dict[str, Any]) -> Record:
-    options = row["options"]
-    if isinstance(options, str):
-        options = ast.literal_eval(options)
+    options = ast.literal_eval(row["options"]) if isinstance(row["options"], str) else row["options"]
     options = strip_letters([str(option) for option in options])
     width, height = parse_image_size(row["problem"])
     scene_text, answer = section(row["answer"], "scene"), section(row["answer"], "answer")

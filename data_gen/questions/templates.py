@@ -57,12 +57,6 @@ _COMPARATIVES = {
 }
 
 
-def level_of(scene: Scene, num_evidence: int, is_close: bool) -> str:
-    """Easy, medium or hard by clutter, evidence and margin."""
-    points = (len(scene.objects) > MAX_OBJECTS) + (num_evidence > 2) + 2 * is_close
-    return ("easy", "medium", "medium", "hard", "hard")[points]
-
-
 def named_objects(scene: Scene) -> list[SceneObject]:
     """The largest things that their name alone identifies."""
     found = [item for item in scene.objects if item.label in scene.unique_names and is_thing(item.label)]
@@ -100,7 +94,9 @@ def _draft(
     relations: Sequence[Relation] = (),
     is_close: bool = False,
 ) -> Draft:
-    level, ids = level_of(scene, len(evidence), is_close), tuple(item.id for item in evidence)
+    """The draft, its level by clutter, evidence and margin."""
+    points = (len(scene.objects) > MAX_OBJECTS) + (len(evidence) > 2) + 2 * is_close
+    level, ids = ("easy", "medium", "medium", "hard", "hard")[points], tuple(item.id for item in evidence)
     return Draft(category, level, question, (answer, *wrong), 0, _RATING[level], ids, tuple(relations))
 
 

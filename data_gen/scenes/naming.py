@@ -91,9 +91,8 @@ def singular(name: str) -> str:
 def is_plural(name: str) -> bool:
     """True for a name of several things: one box of it does not give their number."""
     word = name.rpartition(" ")[2]
-    if word in _SINGULAR:
-        return True
-    return word.endswith("s") and word not in _SAME_IN_PLURAL and _INNATE_S.search(word) is None
+    ends_in_s = word.endswith("s") and word not in _SAME_IN_PLURAL and _INNATE_S.search(word) is None
+    return word in _SINGULAR or ends_in_s
 
 
 @cache

@@ -38,14 +38,10 @@ class Source:
 
     def check(self, needs_graph: bool = True) -> "Source":
         """Itself; ValueError where a column is missing that every row needs."""
-        wanted = [("image_id",), IMAGE_COLUMNS]
-        if needs_graph:
-            wanted += [("objects",), ("relationships",)]
-        missing = [" or ".join(names) for names in wanted if not set(names) & set(self.columns)]
-        if missing:
-            raise ValueError(
-                f"--source {self.locator} has no column {', '.join(missing)}; it has {', '.join(self.columns)}"
-            )
+        wanted = [("image_id",), IMAGE_COLUMNS, *([("objects",), ("relationships",)] if needs_graph else [])]
+        if missing := [" or ".join(names) for names in wanted if not set(names) & set(self.columns)]:
+            found = ", ".join(self.columns)
+            raise ValueError(f"--source {self.locator} has no column {', '.join(missing)}; it has {found}")
         return self
 
 
@@ -138,8 +134,7 @@ def _open_dataset(locator: str, path: Path, split: str) -> Source:
             data = data.cast_column(column, datasets.Image(decode=False))
 
     def rows(start: int = 0) -> Iterator[Row]:
-        for row in data.select(range(start, len(data))):
-            yield dict(row)
+        yield from map(dict, data.select(range(start, len(data))))
 
     return Source(locator, tuple(data.column_names), len(data), rows)
 
@@ -150,8 +145,7 @@ def _open_synthetic(locator: str) -> Source:
         raise ValueError(f"--source {locator}: write {SYNTHETIC}N or {SYNTHETIC}N@SEED, such as {SYNTHETIC}100")
 
     def rows(start: int = 0) -> Iterator[Row]:
-        for index in range(start, int(number)):
-            yield synthetic_row(int(seed or 0), index)
+        yield from (synthetic_row(int(seed or 0), index) for index in range(start, int(number)))
 
     return Source(locator, ("image_id", "image", "objects", "relationships"), int(number), rows)
 

@@ -46,7 +46,6 @@ class Model:
     label: str
     settings: dict[str, Any]
     runs: dict[str, AnsweredRun] = field(default_factory=dict)
-    """By benchmark."""
 
 
 def find_journals(names: Iterable[str]) -> list[Path]:

@@ -298,17 +298,13 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     random_models = [folder / name for name in RANDOM_MODELS if name in f"{Path(config_file).read_text()} {overrides}"]
     for model in random_models:
         describe_random_model(model)
-    fixed = [
-        f"data.train_files={rows}",
-        f"data.val_files={rows}",
-        f"worker.reward.reward_function={bench_inputs.__file__}:{score_by_digest.__name__}",
-    ]
+    chosen = [f"config={config_file}", f"data.train_files={rows}", f"data.val_files={rows}"]
+    chosen += [f"worker.reward.reward_function={bench_inputs.__file__}:{score_by_digest.__name__}", *overrides]
     rows.parent.mkdir(parents=True, exist_ok=True)
     rows.touch()
-    config = load_config([f"config={config_file}", *fixed, *overrides])
+    config = load_config(chosen)
     if arguments.gpus:
-        scaled = scale_load(config, arguments.gpus)
-        config = load_config([f"config={config_file}", *fixed, *overrides, *scaled])
+        config = load_config([*chosen, *scale_load(config, arguments.gpus)])
     check_versions(config)
     device = choose_device(config)
     for model in random_models:
@@ -327,8 +323,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     try:
         trainer.fit()
         table = summarise(config, trainer, recorder, memory, grid_rows * grid_columns)
-        name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-        name = f"{config.num_ranks} x {name}"
+        name = f"{config.num_ranks} x {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
         print(f"\n{name}: {len(recorder.steps)} steps, medians of those after the first; loading {load_s:.0f} s")
         if arguments.against:
             add_times(table, arguments.against)

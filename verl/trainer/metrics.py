@@ -53,13 +53,17 @@ def compute_data_metrics(groups: DataProto, max_prompt_length: int, max_response
     prompt_lengths = batch["prompt_mask"].sum(-1)  # [G]
     found = [key for key in ("advantages", "returns", "values") if key in batch.keys()]
     per_token = {key: _per_token(batch[key], batch["response_mask"]) for key in found}
+    explained, returns = {}, per_token["returns"]
+    if "values" in per_token and returns.numel() > 1:
+        left = (returns - per_token["values"]).var()
+        explained["critic/vf_explained_var"] = float(1 - left / (returns.var() + 1e-5))
     num_response_tokens = int(response_lengths.sum())
     num_samples = response_lengths.shape[1]
     return {
         **_mean_max_min("critic/score", batch["scores"]),
         **_mean_max_min("critic/rewards", batch["rewards"]),
         **{name: v for key, tokens in per_token.items() for name, v in _mean_max_min(f"critic/{key}", tokens).items()},
-        **(_explained_variance(per_token["returns"], per_token["values"]) if "values" in per_token else {}),
+        **explained,
         **_mean_max_min("response_length", response_lengths),
         **_mean_max_min("prompt_length", prompt_lengths),
         "response_length/clip_ratio": float((response_lengths >= max_response_length).float().mean()),
@@ -117,12 +121,6 @@ def reduce_metrics(rank_metrics: Sequence[Mapping[str, tuple[float, float]]]) ->
 def _per_token(values: Tensor, mask: Tensor) -> Tensor:
     """Values of all response tokens, flattened, from [G, n] or [G, n, R]."""
     return (values.unsqueeze(-1).expand(mask.shape) if values.dim() == 2 else values)[mask.bool()]
-
-
-def _explained_variance(returns: Tensor, values: Tensor) -> dict[str, float]:
-    if returns.numel() < 2:
-        return {}
-    return {"critic/vf_explained_var": float(1 - (returns - values).var() / (returns.var() + 1e-5))}
 
 
 def _mean_max_min(name: str, values: Tensor) -> dict[str, float]:
