@@ -47,7 +47,7 @@ def export_parquet(splits: Mapping[str, Sequence[Record]], source: Source, out_d
         waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in paths}
         for image_id, image in find_images(source, places.keys()):
             for split, record in places.pop(image_id):
-                row = dict.fromkeys(PROVENANCE, "") | vars(record.to_row(image)) | record.provenance
+                row = {**dict.fromkeys(PROVENANCE, ""), **vars(record.to_row(image)), **record.provenance}
                 waiting[split].append(row | {"images": {"bytes": image, "path": None}})
                 if len(waiting[split]) == ROW_GROUP_ROWS:
                     _write(writers[split], schema, waiting[split])
