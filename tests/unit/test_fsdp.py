@@ -64,6 +64,6 @@ def test_units_are_the_layers_of_the_decoder_and_the_tower_as_one(family, monkey
     sharded = []
     monkeypatch.setattr(fsdp, "fully_shard", lambda module, **_: sharded.append(module))
     scorer = ResponseLogProbs(model)
-    fsdp.shard(scorer, SimpleNamespace(device_type="cpu"), torch.bfloat16, torch.float32)
+    fsdp.shard(scorer, SimpleNamespace(device_type="cpu", size=lambda: 2), torch.bfloat16, torch.float32)
     assert layers
     assert sharded == [*tower, *layers, scorer]

@@ -33,7 +33,8 @@ def send_weights(model: nn.Module, engines: Sequence[Any], device: torch.device,
 
 def _send_by_ipc(weights: Iterable[tuple[str, Tensor]], engines: Sequence[Any], is_sender: bool) -> None:
     for chunk in _chunks(weights):
-        tensors = [tensor.detach().contiguous() for _, tensor in chunk]  # alive until the engines have read them
+        # Copies, alive until the engines have read them: shared memory of a parameter itself could not be freed later.
+        tensors = [tensor.detach().clone(memory_format=torch.contiguous_format) for _, tensor in chunk]
         torch.cuda.synchronize()
         handles = _merge_over_ranks([_ipc_handle(tensor) for tensor in tensors])
         if is_sender:
