@@ -32,6 +32,8 @@ def test_flash_attention_equals_padded_float32():
     fast = run_attention(_flash_shared, [t.bfloat16() for t in tensors], upstream, layout)
     for got, wanted in zip(fast, exact, strict=True):
         assert relative(got, wanted) < 1e-2
+    without_gradient = _flash_shared(*(t.bfloat16() for t in tensors), layout, SIZE**-0.5)
+    assert relative(without_gradient, exact[0]) < 1e-2
 
 
 def test_vision_attention_stays_inside_its_windows():

@@ -1,6 +1,7 @@
 """Attention put together from the kernels' calls, over plain float64 in the place of the kernels."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.attention.varlen  # noqa: F401  declares the kernels
 from torch.utils.checkpoint import checkpoint
 
+from verl.model import attention
 from verl.model.attention import _flash_shared, _padded_shared, describe_attention
 from verl.model.checkpointing import CHECKPOINTING, save_outputs
 from verl.model.packing import build_layout
@@ -101,6 +103,23 @@ def test_a_checkpoint_that_keeps_attention_does_not_repeat_it(contexts, num_forw
     out: Any = checkpoint(layer, torch.randn(7, 8, requires_grad=True), **CHECKPOINTING, **contexts)
     out.sum().backward()
     assert calls == ["forward"] * num_forward + ["backward"] * 3
+
+
+def test_passes_without_gradients_use_hopper_kernels_where_there_are_any(monkeypatch):
+    def forward(q, k, v, ends, longest, causal, scale):
+        calls.append("hopper")
+        return attend(q, k, v, *ends, *longest, causal, scale)[:2]
+
+    monkeypatch.setattr(attention, "hopper_kernels", lambda _: SimpleNamespace(forward=forward))
+    layout = build_layout([4, 3], [[3, 1], [2]])
+    q, k, v = (torch.randn(13, heads, SIZE, dtype=torch.float64) for heads in (HEADS, KEY_HEADS, KEY_HEADS))
+    calls.clear()
+    fast = _flash_shared(q, k, v, layout, 0.3)
+    assert calls == ["hopper", "forward"] * 3
+    torch.testing.assert_close(fast, _padded_shared(q, k, v, layout, 0.3))
+    calls.clear()
+    _flash_shared(q.requires_grad_(), k, v, layout, 0.3)
+    assert calls == ["forward"] * 3
 
 
 def test_kernels_that_are_not_there_are_named_with_what_is_used_instead():

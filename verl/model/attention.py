@@ -7,7 +7,9 @@ variable-length flash attention, elsewhere scaled dot-product attention (SDPA) o
 gradients equal those of one prompt copy per response.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from verl.model.packing import GroupLayout
 TEXT_ATTENTION = "shared_prompt"
 VISION_ATTENTION = "varlen_flash"  # "flash" in the name makes transformers hand over all windows in one call
 FLASH_OF_GROUPS = "flash attention of groups"  # in internals.py
+FLASH_FOR_HOPPER = "flash attention for Hopper"  # in internals.py
+HOPPER = (9, 0)  # compute capability
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 CAUSAL = (-1, 0)  # window left and right of a query (-1: unlimited); queries and keys are aligned at their ends
 EVERYTHING = (-1, -1)
@@ -32,10 +36,25 @@ def has_flash(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype in FLASH_DTYPES and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+@cache
+def hopper_kernels(device: torch.device) -> Any | None:
+    """The module of kernels for Hopper GPUs; None elsewhere, and after a warning where vLLM's cannot be used."""
+    is_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == HOPPER
+    if not is_hopper or not is_usable(FLASH_FOR_HOPPER):
+        return None
+    try:
+        from verl.model.kernels import hopper
+    except ImportError as error:
+        print(f"Warning: vLLM's attention for Hopper GPUs is not used, but torch's: {error}", flush=True)  # noqa: T201
+        return None
+    return hopper
+
+
 def describe_attention(device: torch.device, dtype: torch.dtype) -> str:
     """A description of the attention kernels in use, with the reason when they are not flash attention."""
     if has_flash(device, dtype) and is_usable(FLASH_OF_GROUPS):
-        return "variable-length flash attention (torch)"
+        without_gradient = "" if hopper_kernels(device) is None else "; without gradients FlashAttention 3, of vLLM"
+        return f"variable-length flash attention (torch{without_gradient})"
     reason = "no GPU" if device.type != "cuda" else f"{dtype}, this GPU or this torch has no flash kernel"
     return f"scaled dot-product attention over padded tables ({reason})"
 
@@ -56,10 +75,14 @@ class _VarlenCall:
     longest: tuple[int, int]
     window: tuple[int, int]
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-        """Outputs [queries, heads, size] and log-sum-exp (LSE) [heads, queries]."""
-        arguments = (*self.ends, *self.longest, self.window == CAUSAL, scale, list(self.window))
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, kernels: Any | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs [queries, heads, size] and log-sum-exp (LSE) [heads, queries]; kernels: None for torch's."""
         tensors = (q[self.queries], k[self.keys], v[self.keys])
+        if kernels is not None:
+            return kernels.forward(*tensors, self.ends, self.longest, self.window == CAUSAL, scale)
+        arguments = (*self.ends, *self.longest, self.window == CAUSAL, scale, list(self.window))
         out, lse, _ = torch.ops.torch_attn._varlen_attn(*tensors, *arguments)
         return out, lse
 
@@ -102,6 +125,17 @@ def _merge(prefix: Tensor, prefix_lse: Tensor, suffix: Tensor, suffix_lse: Tenso
     return lse
 
 
+def _cascade(
+    q: Tensor, k: Tensor, v: Tensor, calls: Sequence[_VarlenCall], scale: float | None, kernels: Any | None = None
+) -> tuple[Tensor, Tensor]:
+    """Outputs [T, heads, size] and LSE [heads, T] of the calls of _plan_calls."""
+    of_prompts, over_prompts, over_responses = calls
+    out, split = torch.empty_like(q), of_prompts.queries.stop
+    out[:split], prompt_lse = of_prompts.forward(q, k, v, scale, kernels)
+    parts = over_prompts.forward(q, k, v, scale, kernels) + over_responses.forward(q, k, v, scale, kernels)
+    return out, torch.cat([prompt_lse, _merge(*parts, out[split:])], dim=1)
+
+
 @torch.library.custom_op("verl::shared_attention", mutates_args=())
 def _shared_attention(
     q: Tensor,
@@ -118,11 +152,7 @@ def _shared_attention(
 
     One custom op, so that selective activation checkpointing can save its outputs without those of its parts.
     """
-    of_prompts, over_prompts, over_responses = _plan_calls(prompt_ends, group_ends, response_ends, split, longest)
-    out = torch.empty_like(q)
-    out[:split], prompt_lse = of_prompts.forward(q, k, v, scale)
-    parts = over_prompts.forward(q, k, v, scale) + over_responses.forward(q, k, v, scale)
-    return out, torch.cat([prompt_lse, _merge(*parts, out[split:])], dim=1)
+    return _cascade(q, k, v, _plan_calls(prompt_ends, group_ends, response_ends, split, longest), scale)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -153,6 +183,8 @@ def _flash_shared(q: Tensor, k: Tensor, v: Tensor, layout: GroupLayout, scale: f
     ends = (layout.prompt_ends, layout.group_ends, layout.response_ends)
     longest = [layout.longest_prompt, layout.longest_group, layout.longest_response]
     q, k, v = (states.contiguous() for states in (q, k, v))
+    if not q.requires_grad and (kernels := hopper_kernels(q.device)) is not None:
+        return _cascade(q, k, v, _plan_calls(*ends, layout.num_prompt_tokens, longest), scale, kernels)[0]
     return _shared_attention(q, k, v, *ends, layout.num_prompt_tokens, longest, scale)[0]
 
 

@@ -51,6 +51,12 @@ PARTS = {
         "torch.ops.torch_attn._varlen_attn and its backward pass",
         "scaled dot-product attention over padded tables",
     ),
+    "flash attention for Hopper": Part(
+        ("vllm==0.25.1",),
+        ("verl/model/kernels/hopper.py",),
+        "vllm_flash_attn: flash_attn_varlen_func with fa_version=3",
+        "torch's flash attention",
+    ),
     "engine steps": Part(
         ("vllm==0.25.1",),
         ("verl/workers/rollout.py", "evaluation/engines/local.py"),
