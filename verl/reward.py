@@ -9,13 +9,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -26,8 +31,12 @@ RewardFunction = Callable[[list[dict[str, Any]]], list[dict[str, float]]]
 _child: dict[str, Any] = {}  # state of a scoring process: tokenizer, reward function
 
 
+MAX_SCORE = torch.finfo(torch.float32).max
+"""Scores become float32."""
+
+
 class RewardError(RuntimeError):
-    """A reward function raised or returned invalid scores; the message names the row."""
+    """A reward function raised, did not return, or returned invalid scores; the message names function and row."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +51,13 @@ class FileReward:
     name: str
     kwargs: dict[str, Any]
 
+    def __str__(self) -> str:
+        return f"{self.path}:{self.name}"
+
     def __call__(self, items: list[dict[str, Any]]) -> list[dict[str, float]]:
         function, is_sequential = self._load()
         if is_sequential:
-            return [function(item, **self.kwargs) for item in items]
+            return [_called(lambda item=item: function(item, **self.kwargs), [item]) for item in items]
         return function(items, **self.kwargs)
 
     def _load(self) -> tuple[Callable, bool]:
@@ -67,7 +79,8 @@ class FileReward:
 def _start_child(tokenizer_path: str, function: RewardFunction, skip_special_tokens: bool) -> None:
     from transformers import AutoTokenizer
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the driver handles it
+    for signum in (signal.SIGINT, signal.SIGTERM):  # they reach all processes; the driver handles them
+        signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     _child["tokenizer"] = AutoTokenizer.from_pretrained(tokenizer_path)
@@ -97,41 +110,100 @@ def _score_text(item: dict[str, Any]) -> tuple[list[str], list[dict[str, float]]
 
 
 def _checked_scores(full: list[dict[str, Any]]) -> list[dict[str, float]]:
-    scores = _child["function"](full)
+    function = _child["function"]
+    scores = _called(lambda: function(full), full)
+    if not isinstance(scores, Sequence) or isinstance(scores, str):
+        raise RewardError(f"{function} returned {_shown(scores)} instead of a list of dicts, one for each response")
     if len(scores) != len(full):
-        raise RewardError(f"the reward function returned {len(scores)} scores for {len(full)} responses")
-    for item, score in zip(full, scores, strict=True):
-        if "overall" not in score:
-            raise RewardError(f"row {item['uid']}: the reward function returned no 'overall', only {sorted(score)}")
-    return scores
+        raise RewardError(f"{function} returned {len(scores)} scores for {len(full)} responses")
+    return [_checked_score(score, item, function) for item, score in zip(full, scores, strict=True)]
+
+
+def _called(call: Callable[[], Any], items: Sequence[Mapping[str, Any]]) -> Any:
+    """The result of a user's code, which may raise anything, leave the process or raise what cannot be pickled."""
+    try:
+        return call()
+    except RewardError:
+        raise
+    except BaseException as error:  # noqa: BLE001  SystemExit too, which would end the driver without a word
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise RewardError(
+            f"the reward function raised {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno}) "
+            f"while it scored {_named_rows(items)}"
+        ) from None
+
+
+def _named_rows(items: Sequence[Mapping[str, Any]]) -> str:
+    rows = list(dict.fromkeys(str(item.get("uid")) for item in items))
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(rows[:3])}{more}"
+
+
+def _checked_score(score: Any, item: Mapping[str, Any], function: Any) -> dict[str, float]:
+    """The parts as plain floats, which any process can read."""
+    where = f"row {item['uid']}: the reward function"
+    if not isinstance(score, Mapping):
+        raise RewardError(f"{where} returned {_shown(score)} instead of a dict with 'overall' ({function})")
+    if "overall" not in score:
+        raise RewardError(
+            f"{where} returned no 'overall', only {', '.join(map(repr, score)) or 'nothing'} ({function})"
+        )
+    parts = {}
+    for key, value in score.items():
+        number = _finite(value)
+        if not isinstance(key, str) or number is None:
+            raise RewardError(
+                f"{where} returned {_shown(value)} as {key!r}, which must be a finite number ({function}); "
+                f"the response begins with {item['response'][:80]!r}"
+            )
+        parts[key] = number
+    return parts
+
+
+def _finite(value: Any) -> float | None:
+    """The value as float if it is a finite number, or an array or tensor of one."""
+    with suppress(ValueError, TypeError, RuntimeError, OverflowError):
+        value = value.item() if hasattr(value, "item") else value
+        number = float(value) if isinstance(value, Real | Decimal) else float("nan")
+        return number if abs(number) <= MAX_SCORE else None
+    return None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]} ..."
 
 
 class PendingRewards:
-    """Future of scores."""
+    """Future of scores; `timeout_s` limits the wait for them, None waits for ever."""
 
-    def __init__(self, futures: list[Future], shape: tuple[int, int]):
-        self.futures = futures
-        self.shape = shape
+    def __init__(self, futures: list[Future], shape: tuple[int, int], timeout_s: float | None = None, name: str = ""):
+        self.futures, self.shape, self.timeout_s, self.name = futures, shape, timeout_s, name
         self.texts: list[str] = []
 
     def result(self) -> dict[str, Tensor]:
         """Waits for scores [G, n] by reward key, 0 where a response lacks a key.
 
         Raises:
-            RewardError: the function raised, or a process died.
+            RewardError: the function raised or took too long, or a process died.
         """
         scores: list[dict[str, float]] = []
+        deadline = None if self.timeout_s is None else time.monotonic() + self.timeout_s
         try:
             for future in self.futures:
-                texts, part = future.result()
+                texts, part = future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
                 self.texts.extend(texts)
                 scores.extend(part)
+        except TimeoutError as error:
+            raise RewardError(
+                f"the reward function {self.name} did not return within {self.timeout_s:g} s "
+                "(trainer.watchdog_timeout_s, null waits for ever)"
+            ) from error
         except BrokenProcessPool as error:
-            raise RewardError("a scoring process died (out of memory?); lower worker.reward.num_processes") from error
-        except RewardError:
-            raise
-        except Exception as error:  # noqa: BLE001  a user's function may raise anything
-            raise RewardError(f"the reward function raised {type(error).__name__}: {error}") from error
+            raise RewardError(
+                f"a scoring process died in {self.name}: killed (out of memory? lower worker.reward.num_processes), or "
+                "the function left it by os._exit or a fault of native code"
+            ) from error
         keys = dict.fromkeys(key for score in scores for key in score)
         return {key: torch.tensor([float(score.get(key, 0)) for score in scores]).reshape(self.shape) for key in keys}
 
@@ -144,12 +216,18 @@ class RewardManager:
         tokenizer_path: of the tokenizer that decodes responses.
         num_processes: of the pool.
         skip_special_tokens: True drops special tokens from the decoded text.
+        timeout_s: limit of a wait for scores; None waits for ever.
     """
 
     def __init__(
-        self, function: RewardFunction, tokenizer_path: str, num_processes: int, skip_special_tokens: bool = True
+        self,
+        function: RewardFunction,
+        tokenizer_path: str,
+        num_processes: int,
+        skip_special_tokens: bool = True,
+        timeout_s: float | None = None,
     ):
-        self.num_processes = num_processes
+        self.num_processes, self.timeout_s, self.name = num_processes, timeout_s, str(function)
         # numpy reads it at process start; on arrays this small its threads double the time.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         self.pool = ProcessPoolExecutor(
@@ -171,27 +249,41 @@ class RewardManager:
             for group in range(num_groups)
             for _ in range(num_samples)
         ]
-        return PendingRewards(self._submit(token_ids, items), (num_groups, num_samples))
+        return PendingRewards(self._submit(token_ids, items), (num_groups, num_samples), self.timeout_s, self.name)
 
-    def probe(self, response: str, problem: str, ground_truth: str) -> dict[str, float]:
-        """Scores one gold response, so that a broken reward function fails before training."""
+    def probe(self, response: str, problem: str, ground_truth: str, row: str = "probe") -> dict[str, float]:
+        """Scores a row's gold response, so that a broken reward function fails before training."""
         item = {
             "response": response,
             "response_length": 0,
             "ground_truth": ground_truth,
             "problem": problem,
-            "uid": "probe",
+            "uid": row,
         }
-        pending = PendingRewards([self.pool.submit(_score_text, item)], (1, 1))
+        pending = PendingRewards([self._start(_score_text, item)], (1, 1), self.timeout_s, self.name)
         return {key: float(value) for key, value in pending.result().items()}
 
     def _submit(self, token_ids: list[list[int]], items: Sequence[dict[str, Any]]) -> list[Future]:
         size = -(-len(items) // self.num_processes)
         return [
-            self.pool.submit(_score, token_ids[start : start + size], list(items[start : start + size]))
+            self._start(_score, token_ids[start : start + size], list(items[start : start + size]))
             for start in range(0, len(items), size)
         ]
 
+    def _start(self, function: Callable, *args: Any) -> Future:
+        try:
+            return self.pool.submit(function, *args)
+        except BrokenProcessPool as error:  # it died since the last call; told where scores are awaited
+            future: Future = Future()
+            future.set_exception(error)
+            return future
+
     def close(self) -> None:
-        """Shuts the pool down."""
+        """Ends the pool, also processes whose function never returns, and what these have started."""
+        processes = [process.pid for process in (self.pool._processes or {}).values()]
         self.pool.shutdown(wait=False, cancel_futures=True)
+        for pid in processes:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                for each in (*process.children(recursive=True), process):
+                    each.kill()

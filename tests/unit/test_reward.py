@@ -1,5 +1,10 @@
+from decimal import Decimal
+from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -98,3 +103,128 @@ def test_scoring_processes_compute_in_one_thread(pool, tmp_path, monkeypatch):
         "import os\ndef score(items):\n    return [{'overall': int(os.environ['OMP_NUM_THREADS'])}] * len(items)\n"
     )
     assert pool(FileReward(str(file), "score", {})).probe("", "", "") == {"overall": 1}
+
+
+def checked(monkeypatch, function, *uids: str) -> list[dict[str, float]]:
+    monkeypatch.setattr(reward, "_child", {"function": function})
+    return reward._checked_scores([{"response": "a <b>", "uid": uid} for uid in uids])
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (-float("inf"), "-inf"),
+        (1e39, "1e+39"),  # infinite once it is float32
+        (10**400, "1000"),
+        (None, "None"),
+        ("0.5", "'0.5'"),
+        ([0.5], "[0.5]"),
+        (1j, "1j"),
+        (np.float32("nan"), "nan"),
+        (torch.tensor([0.5, 1.0]), "tensor([0.5000, 1.0000])"),
+        (Decimal("NaN"), "Decimal('NaN')"),
+    ],
+)
+@pytest.mark.parametrize("part", ["overall", "extra"])
+def test_a_part_that_is_no_finite_number_is_named_with_row_part_and_function(monkeypatch, value, shown, part):
+    class Named:
+        def __call__(self, items):
+            return [{"overall": 1.0, "extra": 0.0} | ({part: value} if item["uid"] == "7" else {}) for item in items]
+
+        def __str__(self):
+            return "my_reward.py:score"
+
+    with pytest.raises(RewardError) as caught:
+        checked(monkeypatch, Named(), "6", "7", "8")
+    message = str(caught.value)
+    assert message.startswith("row 7: the reward function returned ") and shown in message
+    assert f"as {part!r}" in message and "my_reward.py:score" in message and "a <b>" in message
+
+
+def test_numbers_of_any_library_are_scores(monkeypatch):
+    values = [1, True, np.float64(0.5), np.array([0.25]), torch.tensor(2), Decimal("0.5"), -1e30]
+    scores = checked(monkeypatch, lambda items: [{"overall": value} for value in values], *map(str, range(7)))
+    assert [score["overall"] for score in scores] == [1.0, 1.0, 0.5, 0.25, 2.0, 0.5, -1e30]
+    assert {type(score["overall"]) for score in scores} == {float}
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (None, "returned None instead of a list of dicts"),
+        ({"overall": 1.0}, "instead of a list of dicts"),
+        ("ok", "returned 'ok' instead of a list of dicts"),
+        ([1.0], "row 3: the reward function returned 1.0 instead of a dict"),
+        ([None], "row 3: the reward function returned None instead of a dict"),
+        ([{}], "row 3: the reward function returned no 'overall', only nothing"),
+        ([{"overall": 1.0, 5: 1.0}], "as 5"),
+        ([{"overall": 1.0}] * 2, "returned 2 scores for 1 responses"),
+    ],
+)
+def test_what_is_no_list_of_scores_is_named(monkeypatch, returned, words):
+    with pytest.raises(RewardError) as caught:
+        checked(monkeypatch, lambda items: returned, "3")
+    assert words in str(caught.value)
+
+
+LEAVING = """
+import os, subprocess, sys, time
+class Local(Exception):
+    def __init__(self, a, b): super().__init__(a)
+def leaves(items): sys.exit(3)
+def interrupts(items): raise KeyboardInterrupt
+def cannot_be_pickled(items): raise Local("secret", 2)
+def dies(items): os._exit(1)
+def hangs(items):
+    while True: pass
+def waits(items): subprocess.run(["sleep", "1000"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("leaves", "the reward function raised SystemExit: 3"),
+        ("interrupts", "the reward function raised KeyboardInterrupt"),
+        ("cannot_be_pickled", "the reward function raised Local: secret"),
+        ("dies", "a scoring process died in"),
+        ("hangs", "did not return within 1 s (trainer.watchdog_timeout_s"),
+        ("waits", "did not return within 1 s (trainer.watchdog_timeout_s"),
+    ],
+)
+def test_a_function_that_leaves_or_never_returns_is_named_and_ends(tmp_path, name, words):
+    path = tmp_path / "my_reward.py"
+    path.write_text(LEAVING)
+    manager = RewardManager(FileReward(str(path), name, {}), str(TOY_MODEL), num_processes=1)
+    try:
+        resource_tracker.ensure_running()
+        before = set(psutil.Process().children(recursive=True))
+        future = manager.pool.submit(len, ())
+        future.result()  # the process has started
+        manager.timeout_s = 1.0
+        with pytest.raises(RewardError) as caught:
+            manager.probe("a", "b", "c", "row 5")
+        message = str(caught.value)
+        assert words in message and str(path) in message
+        if name in ("leaves", "cannot_be_pickled"):
+            assert "line " in message and "row 5" in message
+        started = set(psutil.Process().children(recursive=True)) - before
+    finally:
+        manager.close()
+    _, alive = psutil.wait_procs(started, 20)
+    assert not alive
+
+
+def test_the_row_at_which_a_sequential_function_raises_is_named(monkeypatch, tmp_path):
+    path = tmp_path / "my_reward.py"
+    path.write_text(FILE)
+    items: list[dict[str, Any]] = [
+        {"response": text, "response_length": 1, "uid": uid} for text, uid in (("a", "4"), ("bad", "5"))
+    ]
+    monkeypatch.setattr(reward, "_child", {"function": FileReward(str(path), "main", {})})
+    with pytest.raises(RewardError, match=r"KeyError: 'broken reward' \(.*my_reward.py, line 4\) .* row 5$"):
+        reward._checked_scores(items)
+    with pytest.raises(RewardError, match="while it scored rows 0, 1, 2 and 2 more"):
+        checked(monkeypatch, lambda items: 1 / 0, "0", "0", "1", "2", "3", "4")

@@ -37,6 +37,9 @@ class ScoreFunction:
     name: str
     kwargs: dict[str, Any]
 
+    def __str__(self) -> str:
+        return self.name
+
     def __call__(self, items: list[dict[str, Any]]) -> list[dict[str, float]]:
         from spatialthinker.rewards import REWARDS, RewardInput, format_failure
 
@@ -144,11 +147,11 @@ def train(config: Config) -> None:
         num_steps = count_steps(config, len(train_set))
         phases = plan_memory(config, model_shape, train_set)
         score_gold = GoldScore(reward, config.worker.reward)
+        scores = score_gold(train_set[0])
+        check_filter_key(config, scores)
         if config.trainer.dry_run:
             print_dry_run(config, train_set, num_steps, phases, score_gold)
             return
-        scores = score_gold(train_set[0])
-        check_filter_key(config, scores)
         print(describe_prompt(train_set, 0, scores))  # noqa: T201
         if warning := host_memory_warning(phases, device == "cpu", config.trainer.n_gpus_per_node):
             print(f"Warning: {warning}")  # noqa: T201
@@ -236,7 +239,8 @@ class GoldScore:
         from spatialthinker.rewards.gold import gold_response
 
         name = "" if self.reward.reward_function else self.reward.score_function
-        return self.manager.probe(gold_response(name, prompt.ground_truth), prompt.problem, prompt.ground_truth)
+        gold = gold_response(name, prompt.ground_truth)
+        return self.manager.probe(gold, prompt.problem, prompt.ground_truth, prompt.row_id)
 
 
 def check_filter_key(config: Config, scores: dict[str, float]) -> None:
@@ -258,7 +262,8 @@ def build_reward(config: Config) -> Any:
         function = ScoreFunction(settings.score_function, settings.reward_function_kwargs)
     model = config.worker.actor.model
     tokenizer_path = model.tokenizer_path or model.model_path
-    return RewardManager(function, tokenizer_path, settings.num_processes, settings.skip_special_tokens)
+    limit_s = config.trainer.watchdog_timeout_s
+    return RewardManager(function, tokenizer_path, settings.num_processes, settings.skip_special_tokens, limit_s)
 
 
 def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
