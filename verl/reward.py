@@ -201,8 +201,8 @@ class PendingRewards:
             ) from error
         except BrokenProcessPool as error:
             raise RewardError(
-                f"a scoring process died in {self.name}: killed (out of memory? lower worker.reward.num_processes), or "
-                "the function left it by os._exit or a fault of native code"
+                f"a scoring process died in {self.name}: killed (out of memory? lower worker.reward.num_processes), "
+                "or the function left it by os._exit or a fault of native code"
             ) from error
         keys = dict.fromkeys(key for score in scores for key in score)
         return {key: torch.tensor([float(score.get(key, 0)) for score in scores]).reshape(self.shape) for key in keys}

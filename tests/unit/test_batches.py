@@ -1,6 +1,7 @@
 """Groups of a step: order, filtering, surplus, baselines; engine and rewards have known values."""
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -111,12 +112,68 @@ class TestFiltering:
                 "online_filtering/attempts": 3,
                 "online_filtering/kept_share": 6 / 9,
                 "online_filtering/surplus": 2,
+                "online_filtering/mean_age": 0,
+                "online_filtering/max_age": 0,
                 "online_filtering/overall_of_all": 0.4,
             }
         )
         second = maker.make(engine)  # 9 10 11 | 0 1 2 | 3 4 5 of the next epoch; the surplus comes first
         assert rows_of(second.groups) == [3, 4, 7, 8] and len(engine.calls) == 6
         assert torch.equal(second.scores()["overall"], second.groups.batch["responses"][..., 0] / 10)
+        assert second.metrics["online_filtering/mean_age"] == 0.5 and second.metrics["online_filtering/max_age"] == 1
+
+    # Calls of 12 rows for steps of 2, 4 and 6; 10 rows are kept of each call, all but 0 and 11.
+    @pytest.mark.parametrize(
+        ("size", "attempts"), [(2, [1, 0, 0, 0, 0, 1]), (4, [1, 0, 1, 0, 0, 1]), (6, [1, 1, 0, 1, 0, 1])]
+    )
+    def test_a_surplus_that_fills_a_step_is_used_before_more_is_sampled(self, size, attempts):
+        maker, engine = make_maker(
+            data={"rollout_batch_size": size, "mini_rollout_batch_size": 12, "shuffle": False},
+            algorithm={"online_filtering": True, "filter_low": 0.05, "filter_high": 1.05},
+        )
+        rows, made = [], []
+        for _ in attempts:
+            made.append(maker.make(engine))
+            rows += rows_of(made[-1].groups)
+            assert made[-1].metrics["online_filtering/max_age"] <= -(-12 // size)
+        assert [rollout.metrics["online_filtering/attempts"] for rollout in made] == attempts
+        assert len(engine.calls) == sum(attempts)
+        assert max(Counter(rows).values()) <= sum(attempts)  # each group once
+        assert ("online_filtering/kept_share" in made[1].metrics) == bool(attempts[1])
+
+    def test_a_surplus_of_several_steps_does_not_grow(self):
+        maker, engine = make_maker(
+            data={"rollout_batch_size": 4, "mini_rollout_batch_size": 6, "shuffle": False},
+            algorithm={"online_filtering": True, "filter_low": -1.0, "filter_high": 2.0},
+        )
+        surplus = [maker.make(engine).metrics["online_filtering/surplus"] for _ in range(12)]
+        assert max(surplus) < 6 and surplus[:3] == [2, 4, 0]
+
+    @pytest.mark.parametrize("num_before", [1, 2, 3, 4])
+    def test_a_run_that_resumes_with_a_surplus_for_several_steps_has_the_same_steps(self, tmp_path, num_before):
+        choices = {
+            "data": {"rollout_batch_size": 2, "mini_rollout_batch_size": 6},
+            "algorithm": {"online_filtering": True, "filter_low": 0.05, "filter_high": 1.05},
+        }
+        maker, engine = make_maker(**choices)
+        for _ in range(num_before):
+            maker.upcoming()
+            maker.make(engine)
+        maker.position.write_surplus(tmp_path)
+        resumed, other = make_maker(**choices)
+        resumed.restore(tmp_path, maker.position.num_drawn)
+        num_calls = len(engine.calls)
+        for _ in range(6):
+            expected, actual = maker.make(engine), resumed.make(other)
+            assert list(actual.groups.non_tensor_batch["uid"]) == list(expected.groups.non_tensor_batch["uid"])
+            assert actual.metrics == expected.metrics
+            for key in ("responses", "score/overall", "age"):
+                assert torch.equal(actual.groups.batch[key], expected.groups.batch[key])
+            ids = [rollout.groups.batch["prompt_ids"] for rollout in (expected, actual)]
+            assert torch.equal(
+                ids[0][:, -ids[1].shape[-1] :], ids[1]
+            )  # padded less: the longest of the step may be gone
+        assert engine.calls[num_calls:] == other.calls
 
     def test_bounds_are_strict(self):
         choices = self.CHOICES | {"algorithm": {"online_filtering": True, "filter_low": 0.3, "filter_high": 0.8}}

@@ -3,7 +3,6 @@
 Letters: G groups (prompts of a step), n samples, P padded prompt tokens.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from verl.reward import PendingRewards, RewardManager
 GREEDY = {"n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": -1}
 PROMPT_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids")
 SCORE = "score/"  # prefix of a group's score tensors
+AGE = "age"  # steps since a group was sampled
 SURPLUS_FILE = "surplus_groups.pt"
 
 Generate = Callable[[DataProto, dict[str, Any], int], DataProto]
@@ -69,7 +69,8 @@ class BatchMaker:
 
     Online filtering keeps groups with filter_low < mean of filter_key over responses < filter_high and samples until
     a step is full: dynamic sampling of DAPO, https://arxiv.org/abs/2503.14476, section 3.2. Surplus groups start the
-    next step and are saved in checkpoints.
+    next step and are saved in checkpoints. While they fill a step nothing is sampled, so that all of them come from
+    the last step that sampled: none is older than the ceiling of call size / rollout_batch_size, in steps.
 
     Args:
         config: of the run.
@@ -110,7 +111,9 @@ class BatchMaker:
         self._num_drawn = self.position.num_drawn
         if self.config.algorithm.online_filtering:
             groups, metrics = self._draw_filtered(generate, size)
-            self.position = Position(self._num_drawn, groups[size:])
+            surplus = groups[size:]
+            surplus.batch[AGE] = surplus.batch[AGE] + 1
+            self.position = Position(self._num_drawn, surplus)
             return self._balanced(groups[:size], metrics, [])
         parts, pending = [], []
         for _ in range(size // self.order.batch_size):
@@ -120,35 +123,47 @@ class BatchMaker:
         return self._balanced(join_groups(parts), {}, pending)
 
     def _draw_filtered(self, generate: Generate, size: int) -> tuple[DataProto, dict[str, float]]:
-        algorithm, limit = self.config.algorithm, self.config.trainer.max_try_make_batch
+        limit = self.config.trainer.max_try_make_batch
         kept = [self.position.surplus] if self.position.surplus is not None else []
-        means = []
-        for attempt in itertools.count(1):
-            groups = self._sample(generate)
-            scores = self.reward.submit(groups).result()
-            means.append(scores[algorithm.filter_key].mean(dim=-1))
-            for key, values in scores.items():
-                groups.batch[SCORE + key] = values
-            kept.append(groups[(means[-1] > algorithm.filter_low) & (means[-1] < algorithm.filter_high)])
-            num_kept, num_sampled = sum(map(len, kept)), sum(map(len, means))
-            if num_kept >= size:
-                metrics = {
-                    "attempts": attempt,
-                    "kept_share": sum(map(len, kept[-attempt:])) / num_sampled,
-                    "surplus": num_kept - size,
-                    f"{algorithm.filter_key}_of_all": float(torch.cat(means).mean()),
-                }
-                named = {f"online_filtering/{name}": float(value) for name, value in metrics.items()}
-                return join_groups(kept), named
-            if attempt == limit:
-                raise DataError(
-                    f"online filtering kept {num_kept} groups of the {num_sampled} sampled in {limit} attempts, and a "
-                    f"step needs data.rollout_batch_size={size}: the mean of algorithm.filter_key="
-                    f"{algorithm.filter_key} was {float(torch.cat(means).mean()):.3f} and must lie between "
-                    f"algorithm.filter_low={algorithm.filter_low} and algorithm.filter_high={algorithm.filter_high}; "
-                    "widen them, raise worker.rollout.n, or raise trainer.max_try_make_batch"
-                )
-        raise AssertionError("count ends only by return or raise")
+        num_old = num_kept = sum(map(len, kept))
+        means: list[Tensor] = []
+        while num_kept < size:
+            if len(means) == limit:
+                raise DataError(self._filtering_fault(num_kept, torch.cat(means)))
+            groups, mean = self._sample_filtered(generate)
+            kept.append(groups)
+            means.append(mean)
+            num_kept += len(groups)
+        groups = join_groups(kept)
+        ages = groups.batch[AGE][:size].float()
+        metrics = {"attempts": len(means), "surplus": num_kept - size, "mean_age": ages.mean(), "max_age": ages.max()}
+        if means:
+            sampled = torch.cat(means)
+            metrics["kept_share"] = (num_kept - num_old) / len(sampled)
+            metrics[f"{self.config.algorithm.filter_key}_of_all"] = sampled.mean()
+        return groups, {f"online_filtering/{name}": float(value) for name, value in metrics.items()}
+
+    def _sample_filtered(self, generate: Generate) -> tuple[DataProto, Tensor]:
+        """The kept groups of the next prompts, with their scores and age 0, and the mean of filter_key of all."""
+        algorithm = self.config.algorithm
+        groups = self._sample(generate)
+        scores = self.reward.submit(groups).result()
+        mean = scores[algorithm.filter_key].mean(dim=-1)
+        for key, values in scores.items():
+            groups.batch[SCORE + key] = values
+        groups.batch[AGE] = torch.zeros(len(groups), dtype=torch.long)
+        return groups[(mean > algorithm.filter_low) & (mean < algorithm.filter_high)], mean
+
+    def _filtering_fault(self, num_kept: int, means: Tensor) -> str:
+        algorithm = self.config.algorithm
+        return (
+            f"online filtering kept {num_kept} groups of the {len(means)} sampled in "
+            f"{self.config.trainer.max_try_make_batch} attempts, and a step needs data.rollout_batch_size="
+            f"{self.config.data.rollout_batch_size}: the mean of algorithm.filter_key={algorithm.filter_key} was "
+            f"{float(means.mean()):.3f} and must lie between algorithm.filter_low={algorithm.filter_low} and "
+            f"algorithm.filter_high={algorithm.filter_high}; widen them, raise worker.rollout.n, or raise "
+            "trainer.max_try_make_batch"
+        )
 
     def _sample(self, generate: Generate) -> DataProto:
         """The next prompts with responses and, for remax, rewards of greedy responses as `baselines`."""
@@ -180,6 +195,8 @@ class BatchMaker:
         surplus = None
         if path.is_file():
             sampled = DataProto.load_from_disk(str(path))
+            if AGE not in sampled.batch.keys():  # of a checkpoint written before ages were kept
+                sampled.batch[AGE] = torch.ones(len(sampled), dtype=torch.long)
             surplus = self._prompts(sampled.batch["row"].tolist()).union(sampled)
         self.position = Position(num_drawn, surplus)
 
