@@ -90,7 +90,7 @@ class _ReferenceScene(Struct, gc=False):
 _decode_strict = msgspec.json.Decoder(_StrictScene).decode
 _decode_reference = msgspec.json.Decoder(_ReferenceScene).decode
 
-_EMPTY = re.compile(r"[ \t\n\r]*\{[ \t\n\r]*\}[ \t\n\r]*")
+_EMPTY = re.compile(r"\{[ \t\n\r]*\}")
 _ID_LINES = re.compile(r"(?:[a-zA-Z_]+\.\d+\n)*")
 _ERROR_PATH = re.compile(r"at `\$([^`]*)`$")
 _REASONS = (
@@ -128,6 +128,7 @@ def load_scene(text: str | None, *, is_reference: bool = False) -> SceneGraph:
     """
     if text is None:
         raise SceneFormatError("missing_scene")
+    text = text.strip()  # of every blank, as no-break spaces and form feeds, of which JSON knows four
     if len(text) > MAX_SCENE_CHARS:
         raise SceneFormatError("scene_too_long", f"{len(text)} characters, at most {MAX_SCENE_CHARS}")
     scene = _decode(_decode_reference if is_reference else _decode_strict, text)

@@ -21,15 +21,19 @@ _UNIT = re.compile(
     r"|(?:centi|milli|kilo)?(?:meter|metre)s?|miles?|foot|feet|inch(?:es)?|yards?"
     r"|seconds?|minutes?|hours?|days?|weeks?|months?|years?|pixels?|px)$"
 )
-_NUMBER = re.compile(r"([+-]?)(?:(\d+)\s+)?(\d*\.?\d+|\d+\.)(?:/(\d+))?")
+_NAMED = re.compile(r"[^\W\d]\w?\s*=\s*([^=]+)")
+_POWER_OF_TEN = re.compile(
+    r"(?:(?<=[\d.])\s*(\\times|\\cdot|[×·*])\s*|(?<![\w.^/]))10\s*(?:\^|\*\*)\s*[{(]?\s*([+-]?\d{1,2})(?!\d)[})]?"
+)
+_NUMBER = re.compile(r"([+-]?)(?:(\d+)\s+)?(\d*\.?\d+|\d+\.)(?:e([+-]?\d{1,2}))?(?:/(\d+))?")
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
 def is_equal_answer(answer: str, truth: str) -> bool:
     """True for two answers that are equal as text, number or list of these, after normalisation.
 
-    Case, blanks, LaTeX dressing, one pair of brackets around the whole, thousands commas and a unit that only one
-    side states do not count. An empty answer equals nothing.
+    Case, blanks, LaTeX dressing, one pair of brackets around the whole, thousands commas, a name of one or two signs
+    in front ("x = 5") and a unit that only one side states do not count. An empty answer equals nothing.
     """
     answer, truth = answer.strip(), truth.strip()
     if not answer or not truth:
@@ -50,7 +54,9 @@ def _plain(text: str) -> str:
     while previous != text:
         previous = text
         text = _FRACTION.sub(lambda m: f"{m[1] or m[2]}/{m[3] or m[4]}", _WRAPPERS.sub(r"\1", text))
-    return _THOUSANDS.sub("", " ".join(text.split())).rstrip(".").strip()
+    text = _THOUSANDS.sub("", " ".join(text.split())).rstrip(".").strip()
+    named = _NAMED.fullmatch(text)
+    return _POWER_OF_TEN.sub(lambda m: f"{'' if m[1] else '1'}e{m[2]}", named[1] if named else text)
 
 
 def _is_equal_plain(left: str, right: str) -> bool:
@@ -78,10 +84,10 @@ def _number_and_unit(text: str) -> tuple[Fraction | None, str]:
     match = _NUMBER.fullmatch(text) if len(text) <= MAX_NUMBER_CHARS else None
     if match is None:
         return None, ""
-    sign, whole, number, divisor = match.groups()
+    sign, whole, number, power, divisor = match.groups()
     if (whole and not divisor) or (divisor is not None and not int(divisor)):
         return None, ""
-    value = Fraction(number.rstrip(".")) / int(divisor or 1) + int(whole or 0)
+    value = Fraction(number.rstrip(".")) * Fraction(10) ** int(power or 0) / int(divisor or 1) + int(whole or 0)
     return -value if sign == "-" else value, unit[1].rstrip("s") if unit else ""
 
 

@@ -172,7 +172,7 @@ class TestFiltering:
             ids = [rollout.groups.batch["prompt_ids"] for rollout in (expected, actual)]
             assert torch.equal(
                 ids[0][:, -ids[1].shape[-1] :], ids[1]
-            )  # padded less: the longest of the step may be gone
+            )  # padding alone
         assert engine.calls[num_calls:] == other.calls
 
     def test_bounds_are_strict(self):

@@ -216,7 +216,13 @@ def test_format_failures(text, reason):
         ("(1/2, 3)", "(0.5, 3)", True), ("(1, 2)", "[1, 2]", False), ("(1, 2)", "(2, 1)", False), ("", "", False),
         ("()", "", False), ("$$", "", False), ("the second image", "the image", False), ("3 cats", "3", False),
         ("9" * 2000, "9" * 2000, True), ("9" * 2000, "9" * 1999, False), ("x + 1", "x+1", True),
-        ("2x", "x + x", False), ("__import__('os').getcwd()", "1", False), ("9**9**9**9", "9", False),
+        ("x=5", "5", True), ("x = 5", "5", True), ("k = 1/2", "0.5", True), ("n=(A)", "a", True), ("x=5", "6", False),
+        ("area=5", "5", False), ("x=y=5", "5", False), ("5=5", "5", False), ("x=", "5", False), ("y=5 m", "x=5", True),
+        ("1e3", "1000", True), ("1E3", "1,000", True), ("1.5e-2", "0.015", True), ("-2e+1", "-20", True),
+        ("1e3", "100", False), ("1e3 m", "1000", True), ("1e99", "1e98", False), ("1e999999", "1", False),
+        ("2 \\times 10^{3}", "2000", True), ("10^3", "1000", True), ("1.5 × 10^-2", "0.015", True),
+        ("3*10^2", "300", True), ("10^2", "100", True), ("10^2", "1000", False), ("2^10^2", "1024", False),
+        ("e3", "1000", False), ("2x", "x + x", False), ("__import__('os').getcwd()", "1", False), ("9**9**9**9", "9", False),
     ],
 )  # fmt: skip
 def test_equal_answers(answer, truth, is_equal):

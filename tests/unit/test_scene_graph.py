@@ -131,3 +131,14 @@ def test_label_of():
     assert label_of("Fire_hydrant.3") == "fire hydrant"
     assert label_of("t-shirt.1.2") == "t shirt"
     assert label_of("word") == "word"
+
+
+@pytest.mark.parametrize("blank", ["\xa0", "\f", "\v", "\u2003", "\u2028", "\x85", "\x1c", " \n\t", "\u3000\xa0\r\n"])
+def test_blanks_of_any_kind_around_a_scene_do_not_count(blank):
+    text = '{"objects": [{"id": "cat.1", "bbox": [1, 2, 3, 4]}]}'
+    assert load_scene(blank + text + blank) == load_scene(text)
+    assert load_scene(blank + text, is_reference=True) == load_scene(text, is_reference=True)
+    with pytest.raises(SceneFormatError, match="the JSON object is empty"):
+        load_scene(f"{blank}{{}}{blank}")
+    with pytest.raises(SceneFormatError, match="scene_not_json"):
+        load_scene(text.replace(": [{", ": \xa0[{"))  # inside, JSON's own blanks alone count
