@@ -222,7 +222,8 @@ def test_format_failures(text, reason):
         ("1e3", "100", False), ("1e3 m", "1000", True), ("1e99", "1e98", False), ("1e999999", "1", False),
         ("2 \\times 10^{3}", "2000", True), ("10^3", "1000", True), ("1.5 × 10^-2", "0.015", True),
         ("3*10^2", "300", True), ("10^2", "100", True), ("10^2", "1000", False), ("2^10^2", "1024", False),
-        ("e3", "1000", False), ("2x", "x + x", False), ("__import__('os').getcwd()", "1", False), ("9**9**9**9", "9", False),
+        ("e3", "1000", False), ("2x", "x + x", False),
+        ("__import__('os').getcwd()", "1", False), ("9**9**9**9", "9", False),
     ],
 )  # fmt: skip
 def test_equal_answers(answer, truth, is_equal):

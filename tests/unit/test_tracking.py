@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import threading
 import types
 import typing
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from verl.config.records import ConfigError, TrainerConfig
-from verl.trainer import tracking
+from verl.trainer import services, tracking
 from verl.trainer.tracking import LOGGERS, Tracker
 
 SAMPLES = [
@@ -204,3 +205,105 @@ def test_a_logger_that_cannot_write_is_told_and_the_run_goes_on(tmp_path, capsys
     output = capsys.readouterr().out
     assert "Warning: FileLogger could not write 7: [Errno 28] No space left on device" in output
     assert "step 7\n  loss: loss 1" in output
+
+
+class FakeMlflow(types.ModuleType):
+    """An MLflow whose calls can be made to fail or to hang."""
+
+    def __init__(self):
+        super().__init__("mlflow")
+        self.fault: BaseException | None = None
+        self.gate, self.logged, self.threads = threading.Event(), [], set()
+        self.gate.set()
+
+    def _answer(self):
+        self.threads.add(threading.get_ident())
+        self.gate.wait()
+        if self.fault is not None:
+            raise self.fault
+
+    def set_experiment(self, name):
+        self._answer()
+
+    def start_run(self, **names):
+        return types.SimpleNamespace(info=types.SimpleNamespace(run_id="1"))
+
+    def log_params(self, params):
+        self._answer()
+
+    def log_metrics(self, metrics, step):
+        self._answer()
+        self.logged.append(step)
+
+    def end_run(self):
+        self._answer()
+
+
+@pytest.fixture
+def mlflow(monkeypatch):
+    server = FakeMlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", server)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: True)
+    yield server
+    server.gate.set()
+
+
+class MlflowException(Exception):
+    """As MLflow's own: no OSError."""
+
+
+@pytest.mark.parametrize("fault", [MlflowException("API request failed"), SystemExit(1), TimeoutError("slow")])
+def test_an_outage_of_a_service_is_told_and_the_run_goes_on(tmp_path, mlflow, capsys, fault):
+    tracker = make(tmp_path, "mlflow", "file")
+    mlflow.fault = fault
+    tracker.log({"loss": 1}, 1)
+    tracker.resume(1)
+    tracker.close()
+    output = capsys.readouterr().out
+    assert f"Warning: MlflowLogger could not write 1: {type(fault).__name__}: {fault}" in output
+    assert "could not write its last entries" in output
+    mlflow.fault = None
+    tracker.log({"loss": 2}, 2)
+    assert mlflow.logged == [2] and [line["step"] for line in lines(tmp_path)] == [1, 2]
+    assert len(mlflow.threads) == 1  # its active run belongs to a thread
+
+
+def test_a_service_that_does_not_answer_holds_nothing_up_and_gets_all_entries_later(
+    tmp_path, mlflow, capsys, monkeypatch
+):
+    tracker = make(tmp_path, "mlflow")
+    monkeypatch.setattr(services, "TIMEOUT_S", 0.05)
+    mlflow.gate.clear()
+    for step in (1, 2, 3):
+        tracker.log({"loss": step}, step)
+    output = capsys.readouterr().out
+    assert "could not write 1: no answer within 0.05 s" in output
+    assert "could not write 3: it still waits for an answer to an earlier entry; this one is queued" in output
+    mlflow.gate.set()
+    monkeypatch.setattr(services, "TIMEOUT_S", 20.0)
+    tracker.close()
+    assert mlflow.logged == [1, 2, 3]
+
+
+@pytest.mark.parametrize("is_hanging", [False, True])
+def test_a_service_that_cannot_be_started_is_a_fault_of_the_configuration(tmp_path, mlflow, monkeypatch, is_hanging):
+    monkeypatch.setattr(services, "START_TIMEOUT_S", 0.05 if is_hanging else 20.0)
+    mlflow.fault = MlflowException("API request failed")
+    if is_hanging:
+        mlflow.gate.clear()
+    with pytest.raises(ConfigError) as caught:
+        make(tmp_path, "mlflow")
+    reason = "no answer within 0.05 s" if is_hanging else "MlflowException: API request failed"
+    assert f"trainer.logger holds 'mlflow', which could not be started ({reason})" in str(caught.value)
+
+
+def test_a_closed_pipe_does_not_end_the_run(tmp_path, monkeypatch):
+    tracker = make(tmp_path, "console", "file")
+
+    def fail(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(tracking.tqdm, "write", fail)
+    monkeypatch.setattr("builtins.print", fail)
+    tracker.log({"loss": 1}, 1)
+    assert lines(tmp_path) == [{"step": 1, "loss": 1}]

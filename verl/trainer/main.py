@@ -3,8 +3,11 @@
 `--help [SECTION | KEY]` prints the keys, `--list` the recipes, the rewards and the choices.
 """
 
+import io
 import logging
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ USER_ERROR = 2
 INTERRUPTED = 130
 HELP_OPTIONS = {"--help", "-h", "--list"}
 CPUS_PER_ACTOR = 1.0
+RAY_TIMEOUT_S = 60
 WITHOUT_MULTICAST = {
     "NCCL_NVLS_ENABLE": "0",
     "NVSHMEM_DISABLE_NVLS": "1",
@@ -72,6 +76,9 @@ def check_spatial_row(problem: str, ground_truth: str, sizes: Sequence[tuple[int
 def main(argv: list[str] | None = None) -> int:
     """Runs the training that the arguments describe, or prints the help they ask for; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a Latin-1 terminal cannot show must not end a run
+            stream.reconfigure(errors="backslashreplace")
     if HELP_OPTIONS & set(arguments):
         return print_help(arguments)
     from spatialthinker.rewards import REWARDS
@@ -199,6 +206,7 @@ def prepare(config: Config) -> tuple[str, Any, Any, Path | None]:
 
     find(lambda: check_versions(config))
     find(lambda: check_loggers(config.trainer.logger))
+    find(check_ray_address)
     device = find(lambda: choose_device(config))
     model_shape = find(lambda: measure_checked_model(config))
     processor = find(lambda: load_run_processor(config))
@@ -220,7 +228,7 @@ def choose_device(config: Config) -> str:
 
     wanted, found = config.trainer.device, torch.cuda.device_count()
     device = ("cuda" if found else "cpu") if wanted == "auto" else wanted
-    if device == "cuda" and found < config.trainer.n_gpus_per_node and "RAY_ADDRESS" not in os.environ:
+    if device == "cuda" and found < config.trainer.n_gpus_per_node and cluster_address() is None:
         number = config.trainer.n_gpus_per_node
         raise ConfigError(
             [f"trainer.n_gpus_per_node = {number}: this machine has {found} GPUs; lower it, or set trainer.device=cpu"]
@@ -292,19 +300,62 @@ def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
     return train_set, RLHFDataset(data.val_files, text_only=reads_text_alone, **options)
 
 
+def cluster_address() -> str | None:
+    """The Ray cluster that RAY_ADDRESS names; None when the run starts Ray itself."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
+
+
+def check_ray_address() -> None:
+    """Passes if RAY_ADDRESS is not set or a cluster answers there; ray.init itself would wait for minutes.
+
+    Raises:
+        ConfigError: it does not answer, with Ray's reason.
+    """
+    address = cluster_address()
+    if address is None:
+        return
+    program = "import ray, sys; ray.init(sys.argv[1], logging_level='ERROR', log_to_driver=False)"
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-c", program, address], capture_output=True, text=True, timeout=RAY_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        reason = f"no answer within {RAY_TIMEOUT_S} s"
+    else:
+        reason = tried.stderr.strip().rpartition("\n")[2] if tried.returncode else None
+    if reason is not None:
+        raise ConfigError(
+            [f"RAY_ADDRESS = {address!r}: no Ray cluster can be joined there ({reason}); unset it, or start Ray"]
+        )
+
+
 def start_ray(config: Config, device: str) -> None:
-    """Joins the cluster of RAY_ADDRESS or starts a local one that is large enough for the actors."""
+    """Joins the cluster of RAY_ADDRESS or starts a local one that is large enough for the actors.
+
+    Job systems send SIGTERM to all processes. Ray's inherit a mask in which it waits, so that the driver, which alone
+    answers it, can still save; it ends them with ray.shutdown, or they end with it.
+
+    Raises:
+        ConfigError: Ray did not start.
+    """
     import ray
 
-    address = os.environ.get("RAY_ADDRESS")
-    if address is None:
-        check_this_machine(config, device)
+    address = cluster_address()
     local: dict[str, Any] = {}
     if address is None:
+        check_this_machine(config, device)
         needed = int(2 * CPUS_PER_ACTOR * config.num_ranks) + 1
         local = {"num_cpus": max(needed, len(os.sched_getaffinity(0))), "include_dashboard": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address=address, logging_level=logging.WARNING, **local)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        # Not None, which would join a cluster that somebody else has left on this machine.
+        ray.init(address=address or "local", logging_level=logging.WARNING, **local)
+    except Exception as error:  # noqa: BLE001  of many types; what Ray lacks on this machine is the user's to mend
+        raise ConfigError([f"Ray could not be started ({address or 'on this machine'}): {error}"]) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def check_this_machine(config: Config, device: str) -> None:

@@ -1,14 +1,21 @@
 """Experiment trackers: Weights & Biases, MLflow, SwanLab.
 
-A resumed training continues the same run, by the run id stored in its folder.
+A resumed training continues the same run, by the run id stored in its folder. A server that fails or does not answer
+holds the run up for a limited time and does not end it.
 """
 
 import io
+import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+START_TIMEOUT_S = 120.0
+TIMEOUT_S = 60.0
+"""Limits of a wait for a service, at its start and for each entry."""
 RUN_ID_CHARACTERS = 21  # required by SwanLab
 
 
@@ -41,6 +48,73 @@ def _pictures(sample: Mapping[str, Any]) -> list[Any]:
 
 def _text_columns(samples: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for sample in samples for name in sample if name != "images"))
+
+
+class ServiceError(OSError):
+    """A service failed or did not answer in time."""
+
+
+class Service:
+    """A logger of a service, whose calls are made in order in a thread of their own, so that none can hang the run.
+
+    While a call that exceeded its limit goes on, later ones queue without a wait.
+
+    Args:
+        logger: class of the logger.
+        run: for the logger.
+
+    Raises:
+        ServiceError: the service could not be started; later calls raise it too.
+    """
+
+    def __init__(self, logger: Callable[[Any], Any], run: Any):
+        self.calls: SimpleQueue = SimpleQueue()
+        threading.Thread(target=self._serve, daemon=True).start()
+        self.last = self._start(logger, run)
+        self.logger = self._wait(START_TIMEOUT_S)
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        self._call(self.logger.log, metrics, step)
+
+    def log_generations(self, samples: Sequence[Mapping[str, Any]], step: int) -> None:
+        self._call(self.logger.log_generations, samples, step)
+
+    def resume(self, step: int) -> None:
+        self._call(self.logger.resume, step)
+
+    def close(self) -> None:
+        self.last = self._start(self.logger.close)
+        self._wait(TIMEOUT_S)
+
+    def _serve(self) -> None:
+        while True:
+            future, call, args = self.calls.get()
+            try:
+                future.set_result(call(*args))
+            except BaseException as error:  # noqa: BLE001  each service has types of its own
+                future.set_exception(error)
+
+    def _start(self, call: Callable, *args: Any) -> Future:
+        future: Future = Future()
+        self.calls.put((future, call, args))
+        return future
+
+    def _call(self, call: Callable, *args: Any) -> None:
+        is_behind = not self.last.done()
+        self.last = self._start(call, *args)
+        if is_behind:
+            raise ServiceError("it still waits for an answer to an earlier entry; this one is queued")
+        self._wait(TIMEOUT_S)
+
+    def _wait(self, limit_s: float) -> Any:
+        try:
+            return self.last.result(limit_s)
+        except BaseException as error:  # noqa: BLE001
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            is_late = isinstance(error, TimeoutError) and not self.last.done()
+            reason = f"no answer within {limit_s:g} s" if is_late else f"{type(error).__name__}: {error}"
+            raise ServiceError(reason) from error
 
 
 class WandbLogger:

@@ -7,6 +7,7 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from verl.config.records import ConfigError
-from verl.trainer.services import MlflowLogger, SwanlabLogger, WandbLogger
+from verl.trainer.services import MlflowLogger, Service, ServiceError, SwanlabLogger, WandbLogger
 
 SAMPLE_SEED = 42
 MAX_SHOWN_CHARACTERS = 800
@@ -144,6 +145,7 @@ LOGGERS: dict[str, Any] = {
 }
 PACKAGES = {name: name for name in ("tensorboard", "wandb", "mlflow", "swanlab")}
 """Package that a logger needs, by logger."""
+SERVICES = ("wandb", "mlflow", "swanlab")
 TEXT_ONLY = (ConsoleLogger, FileLogger)
 
 
@@ -173,7 +175,7 @@ class Tracker:
         config: of the run, as plain dictionaries and lists.
 
     Raises:
-        ConfigError: a logger is unknown or not installed.
+        ConfigError: a logger is unknown, not installed or cannot be started.
     """
 
     def __init__(
@@ -182,7 +184,7 @@ class Tracker:
         check_loggers(loggers)
         self.folder = Path(folder)
         run = LoggerRun(project, experiment, Path(folder), config)
-        self.loggers = [LOGGERS[name](run) for name in dict.fromkeys(loggers)]
+        self.loggers = [_start_logger(name, run) for name in dict.fromkeys(loggers)]
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """Logs metrics of a step by name: Python or numpy numbers, or one-element tensors."""
@@ -217,17 +219,34 @@ class Tracker:
         try:
             method(*args)
         except OSError as error:
-            print(f"Warning: {type(logger).__name__} could not write {args[-1]}: {error}", flush=True)  # noqa: T201
+            entry = args[-1] if args else "its last entries"
+            name = type(getattr(logger, "logger", logger)).__name__
+            with suppress(OSError):  # of a closed pipe
+                print(f"Warning: {name} could not write {entry}: {error}", flush=True)  # noqa: T201
 
     def resume(self, step: int) -> None:
         """Tells the loggers that the run resumes after this step; their later entries are void."""
         for logger in self.loggers:
-            logger.resume(step)
+            self._try(logger, logger.resume, step)
 
     def close(self) -> None:
         """Closes the loggers."""
         for logger in self.loggers:
-            logger.close()
+            self._try(logger, logger.close)
+
+
+def _start_logger(name: str, run: LoggerRun) -> Any:
+    if name not in SERVICES:
+        return LOGGERS[name](run)
+    try:
+        return Service(LOGGERS[name], run)
+    except ServiceError as error:
+        raise ConfigError(
+            [
+                f"trainer.logger holds {name!r}, which could not be started ({error}); check its address and key, or "
+                "leave it out"
+            ]
+        ) from error
 
 
 def _drop_lines_after(file: Path, step: int) -> None:
