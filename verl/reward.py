@@ -33,6 +33,8 @@ _child: dict[str, Any] = {}  # state of a scoring process: tokenizer, reward fun
 
 MAX_SCORE = torch.finfo(torch.float32).max
 """Scores become float32."""
+START_S = 60.0
+"""Added to the limit of a wait: a scoring process may have to start and load the function first."""
 
 
 class RewardError(RuntimeError):
@@ -188,7 +190,8 @@ class PendingRewards:
             RewardError: the function raised or took too long, or a process died.
         """
         scores: list[dict[str, float]] = []
-        deadline = None if self.timeout_s is None else time.monotonic() + self.timeout_s
+        limit_s = None if self.timeout_s is None else self.timeout_s + START_S
+        deadline = None if limit_s is None else time.monotonic() + limit_s
         try:
             for future in self.futures:
                 texts, part = future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -196,8 +199,8 @@ class PendingRewards:
                 scores.extend(part)
         except TimeoutError as error:
             raise RewardError(
-                f"the reward function {self.name} did not return within {self.timeout_s:g} s "
-                "(trainer.watchdog_timeout_s, null waits for ever)"
+                f"the reward function {self.name} did not return within {limit_s:g} s (trainer."
+                f"watchdog_timeout_s={self.timeout_s:g}, and {START_S:g} s to start; null waits for ever)"
             ) from error
         except BrokenProcessPool as error:
             raise RewardError(

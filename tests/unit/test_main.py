@@ -1,5 +1,9 @@
 """A user's mistake ends the program with code 2 and one message, before Ray or an engine starts."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +136,65 @@ def test_more_machines_than_there_are_is_a_fault_of_the_configuration(monkeypatc
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"trainer.n_gpus_per_node = 2: this machine has 1 GPUs"):
         program.check_this_machine(config, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return [{'overall': None}]", "the reward function returned None as 'overall'"),
+        ("return [{'overall': 1.0, 'style': 'good'}]", "the reward function returned 'good' as 'style'"),
+        ("return [{'overall': float('nan')}]", "the reward function returned nan as 'overall'"),
+        ("import sys; sys.exit('no key')", "the reward function raised SystemExit: no key"),
+        ("while True: pass", "did not return within 20 s (trainer.watchdog_timeout_s=20, "),
+    ],
+)
+def test_a_reward_that_cannot_be_trained_on_is_named_in_a_dry_run_too(run, tmp_path, monkeypatch, body, words):
+    (tmp_path / "reward.py").write_text(f"def main(items):\n    {body}\n")
+    function = f"worker.reward.reward_function={tmp_path / 'reward.py'}:main"
+    monkeypatch.setattr("verl.reward.START_S", 0.0 if "True" in body else 60.0)
+    message = run(function, "trainer.dry_run=true", "trainer.watchdog_timeout_s=20").rpartition("Error: ")[2]
+    assert words in message and "reward.py" in message and ("True" in body or "row " in message)
+
+
+def test_a_part_that_filtering_looks_at_and_no_reward_has_is_named(run):
+    message = run("algorithm.online_filtering=true", "algorithm.filter_key=style", "trainer.dry_run=true")
+    assert "algorithm.filter_key = 'style': the reward returns only overall, format" in message
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "not an address", "auto", "ray://127.0.0.1:1"])
+def test_an_address_without_a_ray_cluster_is_named(run, monkeypatch, address):
+    monkeypatch.setattr(program, "RAY_TIMEOUT_S", 6)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    message = run("trainer.dry_run=true")
+    assert f"RAY_ADDRESS = {address!r}: no Ray cluster can be joined there (" in message
+
+
+@pytest.mark.parametrize("address", ["", " ", "local"])
+def test_an_address_that_names_no_cluster_asks_for_none(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert program.cluster_address() is None
+    program.check_ray_address()
+
+
+def test_ray_is_started_anew_with_sigterm_waiting_and_its_faults_are_told(monkeypatch):
+    calls: list[tuple[str, bool]] = []
+
+    def init(address, **_):
+        calls.append((address, signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+        raise ConnectionError("no room")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", init)
+    config = load_config([f"config={ROOT / 'configs' / 'toy_cpu.yaml'}", *EXISTING])
+    with pytest.raises(ConfigError, match=r"Ray could not be started \(on this machine\): no room"):
+        program.start_ray(config, "cpu")
+    assert calls == [("local", True)]  # never somebody else's cluster
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+def test_a_terminal_that_cannot_show_a_text_ends_nothing(encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    command = "from verl.trainer.main import main; main(['--list']); print('→ ＡＢ ü', flush=True)"
+    ended = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, cwd=ROOT)
+    assert ended.returncode == 0 and b"\\u2192 \\uff21" in ended.stdout
