@@ -1,11 +1,25 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 
+import psutil
 import pytest
 
-from tests.support.training import ROOT, find_worker, finish, kill, learned, make_data, metrics, start, wait_for
+from tests.support.training import (
+    ROOT,
+    descendants,
+    find_worker,
+    finish,
+    kill,
+    learned,
+    make_data,
+    metrics,
+    start,
+    wait_for,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -89,3 +103,18 @@ def test_a_dead_worker_ends_the_run_with_its_name(data, tmp_path, name, rank):
     message = output.rpartition("\nError: ")[2]
     assert f"{name} rank {rank}" in message and "died" in message
     assert not list(run.glob("*.tmp"))
+
+
+def test_sigterm_to_all_processes_saves_the_last_update(data, tmp_path):
+    """SLURM and systemd send TERM to every process of a job, and KILL after a grace."""
+    run = tmp_path / "stopped"
+    process = start(data, run, "trainer.max_steps=50", "trainer.save_freq=-1")
+    log = run / "experiment_log.jsonl"
+    wait_for(lambda: log.is_file() and log.read_text().count("\n") >= 2, process, "second step")
+    for each in [psutil.Process(process.pid), *descendants(process)]:
+        with suppress(psutil.NoSuchProcess):
+            each.terminate()
+    output = finish(process, run, timeout_s=90, code=128 + signal.SIGTERM)
+    steps = sorted(metrics(run))
+    assert (run / f"global_step_{steps[-1]}" / "manifest.json").exists(), output
+    assert "Traceback" not in output
