@@ -170,9 +170,7 @@ class TestFiltering:
             for key in ("responses", "score/overall", "age"):
                 assert torch.equal(actual.groups.batch[key], expected.groups.batch[key])
             ids = [rollout.groups.batch["prompt_ids"] for rollout in (expected, actual)]
-            assert torch.equal(
-                ids[0][:, -ids[1].shape[-1] :], ids[1]
-            )  # padding alone
+            assert torch.equal(ids[0][:, -ids[1].shape[-1] :], ids[1])  # padding alone
         assert engine.calls[num_calls:] == other.calls
 
     def test_bounds_are_strict(self):
