@@ -25,7 +25,7 @@ from spatialthinker.response import SECTIONS, parse_response
 from spatialthinker.scene_graph import SceneGraph, parse_scene
 from spatialthinker.schema import read_parquet
 from spatialthinker.storage.files import write_text
-from spatialthinker.storage.images import open_image
+from spatialthinker.storage.images import load_image
 from spatialthinker.visualize import Layout, image_uri, lay_out, render_page
 
 TEMPLATE = Path(__file__).parent / "toy" / "report.html.jinja"
@@ -71,8 +71,7 @@ class Rollout:
 
     def lay_out(self, predicted: SceneGraph | None) -> Layout:
         """Return the reference's boxes and those of one answer."""
-        with open_image(self.image) as image:
-            return lay_out(image.size, predicted, self.reference)
+        return lay_out(load_image(self.image).size, predicted, self.reference)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import jinja2
 from PIL import ImageFont
 
 from spatialthinker.scene_graph import Relation, SceneGraph
-from spatialthinker.storage.images import open_image
+from spatialthinker.storage.images import encode, load_image, open_image, orientation
 
 PREDICTED_COLOR = "#e8590c"
 REFERENCE_COLOR = "#1864ab"
@@ -22,6 +22,7 @@ CANVAS_PX = 448
 """The longer side of a canvas, the same for all, so that lines and labels are."""
 
 FONT_PX = 20
+BROWSER_FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
 LABEL_PAD_PX = 3
 
 Rectangle = tuple[float, float, float, float]
@@ -124,6 +125,8 @@ def data_uri(picture: bytes, kind: str = "png") -> str:
 
 
 def image_uri(picture: bytes) -> str:
-    """Return the `data:` address of an image file of any kind."""
+    """Return the `data:` address of an image file of any kind, as a browser shows it upright."""
     with open_image(picture) as image:
-        return data_uri(picture, (image.format or "png").lower())
+        if image.format in BROWSER_FORMATS and orientation(image) == 1:
+            return data_uri(picture, image.format.lower())
+    return data_uri(encode(load_image(picture), "PNG"))

@@ -18,7 +18,7 @@ from typing import Any
 from data_gen.scenes.naming import may_be_confused
 from spatialthinker.geometry import Box
 from spatialthinker.scene_graph import Relation, SceneObject
-from spatialthinker.storage.images import BrokenImage, open_image, upright_size
+from spatialthinker.storage.images import BrokenImage, check_image, find_image, read_file
 
 IMAGE_COLUMNS = ("image", "images")
 MIN_SIDE_PX = 1.0
@@ -101,10 +101,7 @@ def read_image(row: dict[str, Any], root: Path = Path(".")) -> tuple[bytes, int,
     """The encoded image and the width and height of its upright form; SceneFault for a missing or broken one."""
     value = image_bytes(row, root)
     try:
-        with open_image(value) as image:
-            width, height = upright_size(image)
-            image.draft("L", (image.width // 8, image.height // 8))  # reads a JPEG to its end at an eighth of the work
-            image.load()
+        width, height = check_image(value)
     except BrokenImage as error:
         raise SceneFault(f"its image cannot be decoded: {error}") from None
     return value, width, height
@@ -115,16 +112,13 @@ def image_bytes(row: dict[str, Any], root: Path = Path(".")) -> bytes:
     value = next((row[name] for name in IMAGE_COLUMNS if row.get(name) is not None), None)
     if isinstance(value, list):
         value = value[0] if value else None
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str):
-        try:
-            value = (root / value).read_bytes()
-        except OSError as error:
-            raise SceneFault(f"its image file cannot be read: {error}") from None
-    if not isinstance(value, bytes):
-        raise SceneFault(f"no image in the columns {' or '.join(IMAGE_COLUMNS)}")
-    return value
+    try:
+        source = find_image(value, root)
+        if source is not None:
+            return read_file(source)
+    except ValueError as error:
+        raise SceneFault(f"its image file cannot be read: {error}") from None
+    raise SceneFault(f"no image in the columns {' or '.join(IMAGE_COLUMNS)}")
 
 
 def _read_list(row: dict[str, Any], key: str) -> list[Any]:

@@ -5,8 +5,6 @@ number of items.
 """
 
 import ast
-import base64
-import binascii
 import hashlib
 import io
 import json
@@ -24,7 +22,7 @@ from evaluation.benchmarks.templates import render_question
 from evaluation.scoring.strict import LETTERS, Reference, resolve_reference
 from spatialthinker.prompts import IMAGE_MARK
 from spatialthinker.schema import question_with_options
-from spatialthinker.storage.images import BrokenImage, open_image, upright
+from spatialthinker.storage.images import BrokenImage, find_image, load_image, read_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,7 +36,6 @@ _BARE_ANSWER_REQUEST = re.compile(
 )
 _FILE_KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
 _CHOICE_MARK = re.compile(r"(?<!\w)\(?([A-Z])[).:]\s+")
-_SHORTEST_BASE64 = 64  # the smallest PNG has 67 bytes
 _SPLIT_ALIASES = {"val": ("val", "validation"), "validation": ("validation", "val")}
 
 
@@ -280,35 +277,21 @@ def _as_list(value: Any) -> list[Any]:
 
 def _read_file(value: Any, item_id: str, folder: Path) -> bytes:
     """Return the image file that a cell holds: itself, its base64 text or its path below the folder."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str):
-        try:
-            value = _decode_base64(value) or (folder / value).read_bytes()
-        except OSError as error:
-            raise ValueError(f"item {item_id}: its image cannot be read: {error}") from error
-    if not isinstance(value, bytes):
-        raise ValueError(f"item {item_id}: its image cannot be read: {value!r:.60} is neither a file nor a path")
-    return value
+    try:
+        source = find_image(value, folder)
+        if source is None:
+            raise ValueError("the cell is empty")
+        return read_file(source)
+    except ValueError as error:
+        raise ValueError(f"item {item_id}: its image cannot be read: {error}") from error
 
 
 def decode_image(data: bytes, item_id: str) -> "Image.Image":
     """Return an image file's picture, upright and RGB. Errors: ValueError that names the item."""
     try:
-        with open_image(data) as image:
-            return upright(image)
+        return load_image(data)
     except BrokenImage as error:
         raise ValueError(f"item {item_id}: its image cannot be decoded: {error}") from error
-
-
-def _decode_base64(text: str) -> bytes | None:
-    """Return the bytes of a text that is an image in base64 and no path, or None."""
-    if len(text) < _SHORTEST_BASE64:
-        return None
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error:
-        return None
 
 
 def read_rows(benchmark: Benchmark, data_path: str | None, split: str) -> Any:

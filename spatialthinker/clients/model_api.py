@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spatialthinker.clients.prices import Price, Usage, cost_usd, find_price
-from spatialthinker.storage.images import BrokenImage, encode, open_image, orientation, upright
+from spatialthinker.storage.images import BrokenImage, encode, has_transparency, open_image, orientation, upright
 
 MAX_TRIES = 14
 MAX_WAIT_S = 60.0
@@ -274,7 +274,8 @@ def encode_image(data: bytes, max_bytes: int, max_px: int) -> tuple[str, str]:
         with open_image(data) as image:
             kind = _PLAIN_FORMATS.get(image.format or "")
             fits = len(data) <= max_bytes and max(image.size) <= max_px
-            if kind is not None and image.mode in _PLAIN_MODES and orientation(image) == 1 and fits:
+            is_plain = image.mode in _PLAIN_MODES and not has_transparency(image) and orientation(image) == 1
+            if kind is not None and is_plain and fits:
                 image.load()
                 return kind, base64.b64encode(data).decode()
             picture = upright(image)

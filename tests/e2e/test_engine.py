@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from spatialthinker.schema import parquet_path, write_parquet
+from spatialthinker.storage.images import load_image
 from spatialthinker.synthetic import generate
 from tests.support.tiny_model_folder import save_tiny_model
 from tests.support.tiny_qwen import FAMILIES
 from verl.config.loading import load_config
 from verl.data.dataset import RLHFDataset, collate_prompts
 from verl.data.processor import load_run_processor, vision_token_ids
-from verl.model.qwen_vl import ResponseLogProbs, decode_image, image_patches, load_model
+from verl.model.qwen_vl import ResponseLogProbs, image_patches, load_model
 from verl.trainer.engine_arguments import SHARED_PREFIX, rollout_arguments
 from verl.workers.actor import Actor, Groups
 from verl.workers.rollout import RolloutWorker
@@ -66,7 +67,7 @@ def sample(engine, prompts, seed=5):
 
 def actor_log_probs(model, prompts, samples, processor):
     whole = prompts.select().union(samples.select(["responses", "response_mask"]))
-    images = [decode_image(data) for row in prompts.non_tensor_batch["images"] for data in row]
+    images = [load_image(data) for row in prompts.non_tensor_batch["images"] for data in row]
     groups = Groups.from_proto(whole, *image_patches(images, processor.image_processor))
     scorer = ResponseLogProbs(model, vision_token_ids(processor))
     return Actor(scorer, torch.device("cpu")).compute_log_probs(groups, 4096, True, 0.8)[0]

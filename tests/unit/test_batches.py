@@ -16,6 +16,16 @@ from verl.trainer.batches import GREEDY, BatchMaker, join_groups
 NUM_ROWS = 12
 
 
+class Rows(list):
+    """Prompts of which those numbered in `bad` cannot be read."""
+
+    bad: tuple[int, ...] = ()
+
+    def readable(self, indices, spares):
+        unused = iter(spares)
+        return [index if index not in self.bad else next(x for x in unused if x not in self.bad) for index in indices]
+
+
 class KnownRewards:
     """The reward of a response is its first token / 10; `tens` is there only where a reward is 1 or more."""
 
@@ -53,10 +63,10 @@ def make_maker(**choices) -> tuple[BatchMaker, Engine]:
     rollout = dataclasses.replace(config.worker.rollout, n=2)
     actor = dataclasses.replace(config.worker.actor, global_batch_size=2)
     config = dataclasses.replace(config, worker=dataclasses.replace(config.worker, rollout=rollout, actor=actor))
-    rows: Any = [
+    rows: Any = Rows(
         Prompt([1], torch.arange(1 + row % 3), torch.zeros(3, 1 + row % 3), [b"png"], "question", "answer", str(row))
         for row in range(NUM_ROWS)
-    ]
+    )
     reward: Any = KnownRewards()
     return BatchMaker(config, rows, reward, pad_token_id=0, num_ranks=1), Engine()
 
@@ -93,6 +103,40 @@ def test_prompts_drawn_ahead_are_those_that_the_step_begins_with(algorithm):
         assert other_engine.prompts[num_before] is upcoming
         assert torch.equal(one.groups.batch["responses"], two.groups.batch["responses"])
     assert [call[0] for call in engine.calls] == [call[0] for call in other_engine.calls]
+
+
+def test_a_bad_row_is_replaced_by_the_same_one_after_a_restart(tmp_path):
+    data = {"rollout_batch_size": 4}
+    (whole, engine), (clean, other) = make_maker(data=data), make_maker(data=data)
+    whole.train_set.bad = bad = (0, 7)
+    for _ in range(6):
+        groups = whole.make(engine).groups
+        rows = rows_of(groups)
+        assert len(set(rows)) == 4 and not set(rows) & set(bad)
+        assert sorted(groups.batch["row"].tolist()) == rows
+        assert set(rows) >= set(rows_of(clean.make(other).groups)) - set(bad)
+    resumed, engine_again = make_maker(data=data)
+    resumed.train_set.bad = bad
+    resumed.restore(tmp_path, 3)
+    for _ in range(3):
+        resumed.make(engine_again)
+    assert engine.calls[3:] == engine_again.calls
+
+
+def test_a_fault_of_the_next_step_waits_for_the_end_of_this_one():
+    maker, engine = make_maker(data={"rollout_batch_size": 4, "shuffle": False})
+    readable = maker.train_set.readable
+
+    def fail_at_5(indices, spares):
+        if 5 in indices:
+            raise DataError("row 5: broken")
+        return readable(indices, spares)
+
+    maker.train_set.readable = fail_at_5
+    maker.make(engine)
+    assert maker.upcoming() is None
+    with pytest.raises(DataError, match="row 5"):
+        maker.make(engine)
 
 
 class TestFiltering:

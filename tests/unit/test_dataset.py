@@ -1,3 +1,4 @@
+import base64
 import io
 import pickle
 import re
@@ -9,6 +10,7 @@ from datasets import Dataset
 from PIL import Image
 from transformers import AutoProcessor
 
+from spatialthinker.storage.images import encode
 from spatialthinker.synthetic import generate
 from verl.config.loading import load_config
 from verl.config.records import ConfigError
@@ -267,3 +269,90 @@ def test_the_chat_template_may_be_replaced_and_must_be_there(tmp_path):
         (tmp_path / name).write_bytes((TOY_MODEL / name).read_bytes())
     with pytest.raises(ConfigError, match="tokenizer_path.*no chat template; give one with data.override_chat_templ"):
         load_run_processor(load_config([f"worker.actor.model.tokenizer_path={tmp_path}"]))
+
+
+def noisy(kind: str) -> bytes:
+    return encode(Image.effect_noise((112, 112), 90).convert("RGB"), kind)
+
+
+def corrupt(data: bytes) -> bytes:
+    """The file with its header and its end, and nothing between that a decoder could read."""
+    middle = len(data) // 2
+    if data[:3] == b"GIF":
+        return data[:middle]
+    return data[:middle] + bytes(len(data) - middle - 12) + data[-12:]
+
+
+def with_images(rows: list[dict], images: dict[int, object]) -> list[dict]:
+    return [row | {"images": images.get(number, row["images"]["bytes"])} for number, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_a_bad_image_is_named_before_the_step_that_needs_it_or_makes_room_for_a_spare(
+    tmp_path, rows, processor, capsys, kind
+):
+    broken = with_images(rows, {1: corrupt(noisy(kind)), 4: corrupt(noisy(kind))})
+    stopping = opened(tmp_path, broken, processor)
+    assert stopping.readable([0, 2]) == [0, 2]
+    for _ in range(2):  # the same at every try
+        with pytest.raises(DataError, match=r"row 1 \(image_id .*data.on_bad_row=skip"):
+            stopping.readable([0, 1, 4], [2, 3])
+    skipping = opened(tmp_path, broken, processor, on_bad_row="skip")
+    assert len(skipping) == 6
+    assert skipping.readable([0, 1, 2], [4, 5, 3]) == [0, 5, 2] == skipping.readable([0, 1, 2], [4, 5, 3])
+    assert skipping.readable([0, 1, 2]) == [0, 2]
+    said = capsys.readouterr().out
+    assert said.count("row 1 (image_id") == said.count("row 4 (image_id") == 1
+    with pytest.raises(DataError, match="only 0 of 1 prompts"):
+        skipping.readable([1])
+    with pytest.raises(DataError, match="only 1 of 2 prompts"):
+        skipping.readable([0, 1], [4])
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (noisy("JPEG")[:-900], "truncated"),
+        (noisy("PNG")[:-900], "truncated"),
+        ("A" * 72, "cannot identify"),
+        ("/dev/zero", "no regular file"),
+        ("x" * 5000 + ".png", "no image file"),
+    ],
+)
+def test_a_bad_row_at_the_start_stops_or_is_left_out(tmp_path, rows, processor, capsys, image, words):
+    held = [{"images": image}, {"images": base64.b64encode(noisy("PNG")).decode()}]
+    if isinstance(image, bytes):
+        held[1] = {"images": noisy("PNG")}
+    broken = [row | entry for row, entry in zip(rows[:2], held, strict=True)]
+    with pytest.raises(DataError, match=rf"row 0 \(image_id .*{words}.*data.on_bad_row=skip"):
+        opened(tmp_path, broken, processor)
+    data = opened(tmp_path, broken, processor, on_bad_row="skip")
+    assert len(data) == 1 and Image.open(io.BytesIO(data[0].images[0])).size == (112, 112)
+    assert f"row 0 (image_id {rows[0]['image_id']})" in capsys.readouterr().out
+
+
+def test_an_image_that_vanished_since_the_start_is_named(tmp_path, rows, processor):
+    path = tmp_path / "a.png"
+    path.write_bytes(noisy("PNG"))
+    data = opened(tmp_path, [rows[0] | {"images": str(path)}], processor)
+    path.unlink()
+    with pytest.raises(DataError, match=r"row 0 \(image_id .*no image file"):
+        data[0]
+    with pytest.raises(DataError, match=r"row 0 \(image_id"):
+        data.readable([0])
+
+
+def test_values_that_are_cut_are_said_with_the_row(tmp_path, rows, processor, capsys):
+    wide = encode(Image.new("I;16", (112, 112), 9000), "PNG")
+    opened(tmp_path, with_images(rows, {2: wide}), processor)
+    assert re.search(r"1 of 6 rows look wrong. First row 2 \(image_id .*I;16.*8 bits", capsys.readouterr().out)
+
+
+def test_spare_rows_are_the_rest_of_the_epoch_from_the_batch_on():
+    order = BatchOrder(10, 3, shuffle=True, seed=1)
+    for batch in range(6):
+        epoch = [row for other in range(batch // 3 * 3, batch // 3 * 3 + 3) for row in order.rows(other)]
+        assert sorted(order.rows(batch) + order.spares(batch)) == list(range(10))
+        assert order.spares(batch)[:3] == order.rows(batch + 1) or batch % 3 == 2
+        assert set(epoch) <= set(order.rows(batch) + order.spares(batch))
+    assert BatchOrder(5, 2, False, 1).spares(1) == [4, 0, 1]

@@ -119,3 +119,20 @@ def test_an_image_is_bytes_or_a_path_or_a_picture(tmp_path):
 def test_an_image_that_is_not_there_is_named(cell, words):
     with pytest.raises(ValueError, match=words):
         image_sources(cell, "here")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+def test_a_text_file_in_another_encoding_is_named_with_its_line(tmp_path, encoding, kind):
+    lines = {
+        "jsonl": ['{"a": "x"}', '{"a": "caf\xe9"}'],
+        "json": ['[{"a": "x"},', '{"a": "caf\xe9"}]'],
+        "csv": ["a", "caf\xe9"],
+    }
+    path = tmp_path / f"train.{kind}"
+    path.write_bytes("\n".join([*lines[kind], ""]).encode(encoding))
+    for locator in (str(path), str(tmp_path)):
+        with pytest.raises(DataError, match=rf"train.{kind}, line [12]: .*store the file in UTF-8"):
+            load_rows(locator)
+    path.write_bytes("\n".join(lines[kind]).encode("utf-8-sig" if kind == "jsonl" else "utf-8"))
+    assert load_rows(str(path))[-1]["a"] == "caf\xe9"

@@ -82,6 +82,8 @@ class DataConfig:
     """Most pixels of an image, larger ones are reduced; null: no bound."""
     filter_overlong_prompts: bool = True
     """Drops rows longer than max_prompt_length before training; otherwise one such row is an error."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """A row that cannot be trained on, such as one with a broken image: stop names it, skip also leaves it out."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -4,7 +4,8 @@ Letters: G groups (prompts) of a batch, P prompt tokens.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2.sandbox import SandboxedEnvironment
-from PIL import UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from spatialthinker.storage.images import WIDE_MODES, BrokenImage, check_image, read_file, read_header
 from verl.config.checks import is_path
 from verl.data.processor import pixel_limits
 from verl.data.sources import DataError, image_sources, load_rows
-from verl.model.qwen_vl import Grid, expand_image_tokens, image_grid, mrope_positions, upright_size
+from verl.model.qwen_vl import Grid, expand_image_tokens, image_grid, mrope_positions
 from verl.protocol import DataProto
 
 __all__ = ["BatchOrder", "DataError", "Prompt", "RLHFDataset", "collate_prompts"]
 
 IMAGE_TAG = "<image>"
 VIDEO_TAG = "<video>"
+DECODING_THREADS = 4
+"""Threads that look for broken images, ahead of the step that needs them."""
 
 RowCheck = Callable[[str, str, Sequence[tuple[int, int]]], str | None]
 """Problem, ground truth, sizes (width, height) of the images -> a warning or None; raises ValueError."""
@@ -84,6 +87,7 @@ class RLHFDataset(torch.utils.data.Dataset):
         filter_overlong_prompts: drop longer prompts; False raises an error at the first.
         max_images: maximum per prompt, 0 for no limit.
         row_check: returns a warning about a row or None; raises ValueError if the reward cannot score it.
+        on_bad_row: "skip" leaves out rows that cannot be trained on and prints why.
 
     Raises:
         DataError: a missing column, an empty set, or the first bad row with its id.
@@ -106,13 +110,14 @@ class RLHFDataset(torch.utils.data.Dataset):
         filter_overlong_prompts: bool = True,
         max_images: int = 0,
         row_check: RowCheck | None = None,
+        on_bad_row: str = "stop",
     ):
         self.processor = processor
         self.prompt_key, self.answer_key, self.image_key = prompt_key, answer_key, image_key
         self.image_dir, self.text_only, self.mixed_data, self.max_images = image_dir, text_only, mixed_data, max_images
         self.pixel_limits = pixel_limits(processor, min_pixels, max_pixels)
         self.format = _read_format_prompt(format_prompt)
-        self.row_check = row_check
+        self.row_check, self.on_bad_row = row_check, on_bad_row
         self.rows = load_rows(locator)
         for key, knob in ((prompt_key, "data.prompt_key"), (answer_key, "data.answer_key")):
             if key not in self.rows.column_names:
@@ -120,8 +125,16 @@ class RLHFDataset(torch.utils.data.Dataset):
                 raise DataError(f"{locator} has no column {key!r} ({knob}); its columns: {columns}")
         self.entries: list[_Entry] = []
         self.warnings: list[str] = []
+        self.faults: dict[int, str] = {}  # by prompt, of its decoded images
+        self.left_out: set[int] = set()
+        num_bad = 0
         for index in tqdm(range(len(self.rows)), desc=f"Prompts of {locator}", disable=len(self.rows) < 1000):
-            entry, length = self._check(index)
+            try:
+                entry, length = self._check(index)
+            except DataError as error:
+                self.handle_bad_row(error)
+                num_bad += 1
+                continue
             if length <= max_prompt_length:
                 self.entries.append(entry)
             elif not filter_overlong_prompts:
@@ -130,7 +143,7 @@ class RLHFDataset(torch.utils.data.Dataset):
                     f"data.max_prompt_length={max_prompt_length}; raise it, lower data.max_pixels, or set "
                     "data.filter_overlong_prompts=true (a prompt is never cut)"
                 )
-        num_overlong = len(self.rows) - len(self.entries)
+        num_overlong = len(self.rows) - len(self.entries) - num_bad
         if num_overlong:
             print(f"{locator}: left out {num_overlong} of {len(self.rows)} prompts over {max_prompt_length} tokens")  # noqa: T201
         if self.warnings:
@@ -138,6 +151,53 @@ class RLHFDataset(torch.utils.data.Dataset):
             print(f"Warning: {locator}: {share} rows look wrong. First {self.warnings[0]}")  # noqa: T201
         if not self.entries:
             raise DataError(f"{locator}: no prompt is left of {len(self.rows)} rows; see data.max_prompt_length")
+
+    def handle_bad_row(self, fault: DataError) -> None:
+        """Prints the fault of a row that is left out, or raises it with data.on_bad_row=stop."""
+        if self.on_bad_row == "stop":
+            raise DataError(f"{fault}; mend it, or leave out such rows with data.on_bad_row=skip") from fault
+        print(f"Warning: {fault}; left out (data.on_bad_row=skip)", flush=True)  # noqa: T201
+
+    def readable(self, indices: Sequence[int], spares: Iterable[int] = ()) -> list[int]:
+        """The prompts whose images can be decoded to their end, in order; a bad one makes room for the next spare.
+
+        Which prompts are taken depends on the data alone, so that a resumed run takes the same.
+
+        Raises:
+            DataError: a bad row with data.on_bad_row=stop, or no good one.
+        """
+        unused: Iterator[int] = iter(spares)
+        with ThreadPoolExecutor(DECODING_THREADS) as pool:
+            list(pool.map(self._find_fault, indices))
+        chosen = []
+        for index in indices:
+            candidate: int | None = index
+            while candidate is not None and (fault := self._find_fault(candidate)):
+                if candidate not in self.left_out:
+                    self.handle_bad_row(DataError(fault))
+                    self.left_out.add(candidate)
+                candidate = next(unused, None)
+            chosen += [] if candidate is None else [candidate]
+        if not chosen or spares and len(chosen) < len(indices):
+            raise DataError(f"only {len(chosen)} of {len(indices)} prompts of a batch can be read; see the rows above")
+        return chosen
+
+    def _find_fault(self, index: int) -> str:
+        """The first fault of a prompt's images, decoded to their end; empty if there is none."""
+        if index not in self.faults:
+            row, fault = self.rows[self.entries[index].row], ""
+            try:
+                for source in self._read(row, self.entries[index].row)[1]:
+                    check_image(source)
+            except ValueError as error:
+                fault = f"row {self._row_id(row, self.entries[index].row)}: {_reason(error)}"
+            self.faults[index] = fault
+        return self.faults[index]
+
+    def _warn_of_wide(self, row: dict[str, Any], index: int, modes: Sequence[str]) -> None:
+        for mode in set(modes) & set(WIDE_MODES):
+            fault = f"values of mode {mode} beyond 0 to 255 are cut, as vLLM does; store its image with 8 bits"
+            self.warnings.append(f"row {self._row_id(row, index)}: {fault}")
 
     @staticmethod
     def _row_id(row: dict[str, Any], index: int) -> str:
@@ -152,12 +212,15 @@ class RLHFDataset(torch.utils.data.Dataset):
         Raises:
             DataError: the row cannot be trained on; the message names it.
         """
-        row = self.rows[index]
+        row: dict[str, Any] = {}
         try:
+            row = self.rows[index]
             problem, sources = self._read(row, index)
             if not isinstance(row[self.answer_key], str):
                 raise ValueError(f"column {self.answer_key!r} must hold text, got {row[self.answer_key]!r}")
-            sizes = [upright_size(source) for source in sources]
+            headers = [read_header(source) for source in sources]
+            sizes = [size for size, _ in headers]
+            self._warn_of_wide(row, index, [mode for _, mode in headers])
             if self.row_check is not None:
                 warning = self.row_check(self.format(row[self.prompt_key]), row[self.answer_key], sizes)
                 self.warnings += [f"row {self._row_id(row, index)}: {warning}"] if warning else []
@@ -174,8 +237,8 @@ class RLHFDataset(torch.utils.data.Dataset):
             image_processor = self.processor.image_processor
             grids = [image_grid(size, image_processor, **self.pixel_limits) for size in sizes]
             length = len(self._expand(raw_ids, grids))
-        except (ValueError, TypeError, KeyError, OSError, UnidentifiedImageError) as error:
-            raise DataError(f"row {self._row_id(row, index)}: {error}") from error
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise DataError(f"row {self._row_id(row, index)}: {_reason(error)}") from error
         return _Entry(index, np.array(raw_ids, dtype=np.int32), grids), length
 
     def _read(self, row: dict[str, Any], index: int) -> tuple[str, list[Any]]:
@@ -215,13 +278,20 @@ class RLHFDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Prompt:
         entry = self.entries[index]
         row = self.rows[entry.row]
-        problem, sources = self._read(row, entry.row)
-        images = [source if isinstance(source, bytes) else source.read_bytes() for source in sources]
+        try:
+            problem, sources = self._read(row, entry.row)
+            images = [read_file(source) for source in sources]
+        except ValueError as error:
+            raise DataError(f"row {self._row_id(row, entry.row)}: {error}") from error
         raw_ids = entry.raw_ids.tolist()
         ids = self._expand(raw_ids, entry.grids)
         positions = mrope_positions(ids, entry.grids, self.processor.image_token_id, self._merge_size)
         row_id = self._row_id(row, entry.row)
         return Prompt(raw_ids, torch.tensor(ids), positions, images, problem, row[self.answer_key], row_id)
+
+
+def _reason(error: Exception) -> str:
+    return f"an image cannot be decoded: {error}" if isinstance(error, BrokenImage) else str(error)
 
 
 def _read_format_prompt(format_prompt: str | None) -> Callable[[str], str]:
@@ -288,8 +358,16 @@ class BatchOrder:
 
     def rows(self, batch: int) -> list[int]:
         """Row indices of batch number `batch`, from 0 over all epochs."""
+        return self._from(batch)[: self.batch_size]
+
+    def spares(self, batch: int) -> list[int]:
+        """The epoch's other rows, from the end of the batch on round to its start: they replace bad rows."""
+        return self._from(batch)[self.batch_size :]
+
+    def _from(self, batch: int) -> list[int]:
+        """The rows of the batch's epoch, those of the batch first."""
         epoch, index = divmod(batch, self.batches_per_epoch)
         order = np.arange(self.num_rows)
         if self.shuffle:
             order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
-        return order[index * self.batch_size : (index + 1) * self.batch_size].tolist()
+        return np.roll(order, -index * self.batch_size).tolist()

@@ -1,20 +1,17 @@
 """Loading of data sets by locator, and of encoded images from image columns."""
 
-import io
 import re
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Image, LargeList, List, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
-from PIL import Image as Pillow
 
+from spatialthinker.storage.images import ImageSource, find_image
 from verl.config.checks import split_path
 
 FILE_BUILDERS = {"jsonl": "json", "json": "json", "parquet": "parquet", "csv": "csv", "arrow": "arrow"}
 SAVED_MARKS = ("dataset_info.json", "dataset_dict.json")
-
-ImageSource = bytes | Path
 
 
 class DataError(ValueError):
@@ -52,6 +49,7 @@ def _load(path: str, split: str) -> Dataset:
             raise DataError(f"{path}: a data file ends in one of {', '.join(FILE_BUILDERS)}")
         if split != "train":
             raise DataError(f"{path}@{split}: a single file has no splits but train; drop @{split}")
+        _check_encoding(place)
         return load_dataset(builder, data_files=path, split=split)
     if any((place / name).is_file() for name in SAVED_MARKS):
         loaded = load_from_disk(path)
@@ -81,7 +79,24 @@ def _load_folder(folder: Path, split: str) -> Dataset:
     if len(builders) != 1:
         found = "files of several kinds" if builders else f"no {split}-*.parquet or another data file of that split"
         raise DataError(f"{folder} holds {found}; give path@split with a split that is there, or one file")
+    for file in files:
+        _check_encoding(file)
     return load_dataset(builders.pop(), data_files=[str(file) for file in files], split="train")
+
+
+def _check_encoding(file: Path) -> None:
+    """Passes for data files that are not text, or are in UTF-8; otherwise DataError names the first bad line."""
+    if FILE_BUILDERS[file.suffix[1:]] not in ("json", "csv"):
+        return
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode("utf-8")
+                fault = "it holds NUL characters, as UTF-16 does" if b"\0" in line else ""
+            except UnicodeDecodeError as error:
+                fault = f"byte {line[error.start]:#04x} is no UTF-8"
+            if fault:
+                raise DataError(f"{file}, line {number}: {fault}; store the file in UTF-8")
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -97,33 +112,13 @@ def _undecoded(feature: Any) -> Any:
 
 
 def image_sources(cell: Any, image_dir: str | None = None) -> list[ImageSource]:
-    """Images of a cell in order, each as encoded bytes or as a file path.
+    """Images of a cell, one or a list of what `find_image` reads, in order; none for an empty cell.
 
-    Args:
-        cell: one image, a list of them, or none: bytes, a path, {"bytes", "path"} as `datasets` stores it, or a
-            Pillow image, which is encoded as PNG.
-        image_dir: base of relative paths.
-
-    Raises:
-        ValueError: another type, or a missing file.
+    Errors: ValueError for a path that leads to no file; relative paths start at `image_dir`.
     """
-    if cell is None or isinstance(cell, str) and not cell:
-        return []
-    return [_source(entry, image_dir) for entry in (cell if isinstance(cell, list) else [cell])]
-
-
-def _source(entry: Any, image_dir: str | None) -> ImageSource:
-    if isinstance(entry, dict):
-        entry = entry["bytes"] if entry.get("bytes") is not None else entry.get("path")
-    if isinstance(entry, bytes):
-        return entry
-    if isinstance(entry, Pillow.Image):
-        file = io.BytesIO()
-        entry.save(file, format="PNG")
-        return file.getvalue()
-    if not isinstance(entry, str):
-        raise ValueError(f"an image must be encoded bytes, a path or a picture, got {type(entry).__name__}")
-    path = Path(image_dir or "", entry)
-    if not path.is_file():
-        raise ValueError(f"there is no image file {path}; relative paths start at data.image_dir={image_dir}")
-    return path
+    entries = cell if isinstance(cell, list) else [cell]
+    try:
+        found = [find_image(entry, Path(image_dir or "")) for entry in entries]
+    except ValueError as error:
+        raise ValueError(f"{error}; relative paths start at data.image_dir={image_dir}") from None
+    return [source for source in found if source is not None]

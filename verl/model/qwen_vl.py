@@ -3,42 +3,24 @@
 Letters as in packing.py: T packed tokens, S responses, N response tokens; D hidden size, V vocabulary.
 """
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from spatialthinker.storage.images import load_image
 from verl.model.attention import TEXT_ATTENTION, VISION_ATTENTION
 from verl.model.families import forward_packed, model_class, read_config, vision_encoder
 from verl.model.log_probs import full_divergence, response_log_probs
 from verl.model.packing import PackedBatch
 
-EXIF_ORIENTATION_TAG = 0x0112
-EXIF_SIDEWAYS = range(5, 9)  # orientations that swap width and height
-
 Grid = tuple[int, int, int]  # frames, patch rows, patch columns
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """The image as RGB, rotated upright by its EXIF orientation."""
-    with Image.open(io.BytesIO(data)) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def upright_size(source: bytes | Path) -> tuple[int, int]:
-    """Width and height of the upright image, read from its header alone."""
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        width, height = image.size
-        sideways = image.getexif().get(EXIF_ORIENTATION_TAG) in EXIF_SIDEWAYS
-    return (height, width) if sideways else (width, height)
 
 
 def image_grid(size: tuple[int, int], image_processor: Any, min_pixels: int, max_pixels: int) -> Grid:
@@ -66,7 +48,7 @@ def image_patches(
     """
 
     def patches(image: bytes | Image.Image) -> tuple[Tensor, Grid]:
-        picture = decode_image(image) if isinstance(image, bytes) else image
+        picture = load_image(image) if isinstance(image, bytes) else image
         out = image_processor(images=[picture], return_tensors="pt", **size)
         return out["pixel_values"].to(dtype), tuple(out["image_grid_thw"][0].tolist())
 

@@ -4,6 +4,7 @@ Letters: G groups (prompts of a step), n samples, P padded prompt tokens.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,14 +90,33 @@ class BatchMaker:
         size = data.mini_rollout_batch_size or data.rollout_batch_size
         self.order = BatchOrder(len(train_set), size, data.shuffle, data.seed)
         self.position = Position()
-        self._prefetched: tuple[int, DataProto] | None = None
+        self._prefetched: tuple[int, list[int], DataProto] | None = None
+        self._decoder = ThreadPoolExecutor(1)
+        self._decoded: dict[int, Future[list[int]]] = {}
 
-    def upcoming(self) -> DataProto:
-        """The first prompts of the next step; `make` later passes the same object to the engine."""
+    def upcoming(self) -> DataProto | None:
+        """The first prompts of the next step; `make` later passes the same object to the engine.
+
+        None if they cannot be read: `make` says why, when the step before is complete.
+        """
         number = self.position.num_drawn
-        if self._prefetched is None or self._prefetched[0] != number:
-            self._prefetched = (number, self._prompts(self.order.rows(number)))
-        return self._prefetched[1]
+        try:
+            if self._prefetched is None or self._prefetched[0] != number:
+                rows = self._rows(number)
+                self._prefetched = (number, rows, self._prompts(rows))
+        except DataError:
+            return None
+        return self._prefetched[2]
+
+    def _rows(self, number: int) -> list[int]:
+        """Rows of a batch that can all be decoded; the next batch is decoded meanwhile."""
+        for ahead in (number, number + 1):
+            if ahead not in self._decoded:
+                self._decoded[ahead] = self._decoder.submit(self._readable, ahead)
+        return self._decoded[number].result()
+
+    def _readable(self, number: int) -> list[int]:
+        return self.train_set.readable(self.order.rows(number), self.order.spares(number))
 
     def make(self, generate: Generate) -> Rollout:
         """The groups of the next step.
@@ -167,9 +187,13 @@ class BatchMaker:
 
     def _sample(self, generate: Generate) -> DataProto:
         """The next prompts with responses and, for remax, rewards of greedy responses as `baselines`."""
-        rows = self.order.rows(self._num_drawn)
         prefetched, self._prefetched = self._prefetched, None
-        prompts = prefetched[1] if prefetched is not None and prefetched[0] == self._num_drawn else self._prompts(rows)
+        if prefetched is not None and prefetched[0] == self._num_drawn:
+            _, rows, prompts = prefetched
+        else:
+            rows = self._rows(self._num_drawn)
+            prompts = self._prompts(rows)
+        self._decoded.pop(self._num_drawn, None)
         self._num_drawn += 1
         greedy = None
         if self.config.algorithm.adv_estimator == "remax":

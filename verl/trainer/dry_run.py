@@ -8,11 +8,12 @@ from typing import Any
 import psutil
 import torch
 
+from spatialthinker.storage.images import read_header
 from verl.config.loading import config_to_dict
 from verl.config.records import Config
 from verl.data.dataset import Prompt, RLHFDataset
 from verl.model.packing import plan_micro_batches
-from verl.model.qwen_vl import Grid, upright_size
+from verl.model.qwen_vl import Grid
 from verl.trainer.memory_estimate import GPU_ALLOWANCE_GB, DataShape, ModelShape, Phase, estimate_memory, measure_data
 
 NUM_SHOWN = 3
@@ -160,6 +161,6 @@ def describe_prompt(train_set: RLHFDataset, index: int, score: dict[str, float])
 def _describe_images(prompt: Prompt, grids: Sequence[Grid], image_processor: Any) -> Iterator[str]:
     """Original and resized size of each image; boxes refer to the original, unless the data say otherwise."""
     for image, (_, rows, columns) in zip(prompt.images, grids, strict=True):
-        width, height = upright_size(image)
+        (width, height), _ = read_header(image)
         patch = image_processor.patch_size
         yield f"Image of {width} x {height} pixels, which the model sees as {columns * patch} x {rows * patch}"

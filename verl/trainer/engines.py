@@ -47,8 +47,10 @@ class Engines:
         responses = unpad_dataproto(self.group.generate(request), num_padded)
         return prompts.select().union(responses)
 
-    def render_ahead(self, prompts: DataProto) -> None:
-        """Starts preprocessing of the next step's prompts, which goes on while the engines sleep."""
+    def render_ahead(self, prompts: DataProto | None) -> None:
+        """Starts preprocessing of the next step's prompts, if there are any, which goes on while the engines sleep."""
+        if prompts is None:
+            return
         self.finish_rendering = self.group.start("render_ahead", self._request(prompts)[0])
 
     def _request(self, prompts: DataProto) -> tuple[DataProto, int]:

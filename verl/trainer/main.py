@@ -291,6 +291,7 @@ def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
         "min_pixels": data.min_pixels,
         "max_pixels": data.max_pixels,
         "filter_overlong_prompts": data.filter_overlong_prompts,
+        "on_bad_row": data.on_bad_row,
         "max_images": config.worker.rollout.limit_images,
         "row_check": check_spatial_row if needs_scene else None,
     }

@@ -4,7 +4,6 @@ A resumed training continues the same run, by the run id stored in its folder. A
 holds the run up for a limited time and does not end it.
 """
 
-import io
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+
+from spatialthinker.storage.images import load_image
 
 START_TIMEOUT_S = 120.0
 TIMEOUT_S = 60.0
@@ -41,9 +42,7 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _pictures(sample: Mapping[str, Any]) -> list[Any]:
-    from PIL import Image
-
-    return [Image.open(io.BytesIO(data)) for data in sample.get("images", ())]
+    return [load_image(data) for data in sample.get("images", ())]
 
 
 def _text_columns(samples: Sequence[Mapping[str, Any]]) -> list[str]:

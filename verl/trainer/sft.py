@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from spatialthinker.storage.images import load_image
 from verl.data.dataset import Prompt, RLHFDataset
-from verl.model.qwen_vl import decode_image
 from verl.trainer.sft_options import SftOptions
 
 IGNORED = -100  # no loss where a label has this value
@@ -38,7 +38,7 @@ class Collator:
             answer = tokenizer(prompt.ground_truth, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
             ids.append(torch.cat([prompt.ids, torch.tensor(answer)]))
             labels.append(torch.cat([torch.full_like(prompt.ids, IGNORED), torch.tensor(answer)]))
-            pictures += [decode_image(image) for image in prompt.images]
+            pictures += [load_image(image) for image in prompt.images]
         input_ids = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
         lengths = torch.tensor([len(row) for row in ids]).unsqueeze(1)
         batch = {

@@ -1,6 +1,5 @@
 """Loggers of metrics and validation samples: console, JSON lines, TensorBoard, experiment trackers."""
 
-import io
 import json
 import math
 import os
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from spatialthinker.storage.images import load_image
 from verl.config.records import ConfigError
 from verl.trainer.services import MlflowLogger, Service, ServiceError, SwanlabLogger, WandbLogger
 
@@ -114,7 +113,7 @@ class TensorBoardLogger:
             text = "\n\n".join(f"**{key}**\n\n{_indented(value)}" for key, value in texts.items())
             self._open(step).add_text(f"val/generation_{number}", text, step)
             for place, data in enumerate(sample.get("images", ()), 1):
-                picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+                picture = np.asarray(load_image(data))
                 tag = f"val/generation_{number}/image_{place}"
                 self._open(step).add_image(tag, picture, step, dataformats="HWC")
 

@@ -30,7 +30,7 @@ def validate(
     size = len(val_set) if size < 0 else size
     answered = []
     for start in range(0, len(val_set), size):
-        rows = range(start, min(start + size, len(val_set)))
+        rows = val_set.readable(range(start, min(start + size, len(val_set))))
         groups = generate(collate_prompts([val_set[row] for row in rows], pad_token_id), sampling, 0)
         answered.append((groups, reward.submit(groups)))
     return collect_scores(answered)

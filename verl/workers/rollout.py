@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spatialthinker.storage.images import load_image
 from verl.distributed.single_controller import Dispatch, register
 from verl.model.log_probs import BANNED_LOGIT_BIAS
-from verl.model.qwen_vl import decode_image
 from verl.protocol import DataProto
 
 CPU_KV_CACHE_GB = 1
@@ -222,7 +222,7 @@ class RolloutWorker:
         """Preprocesses a prompt for the engine; LLM.generate would do so serially while the GPU idles."""
         prompt: Any = {"prompt_token_ids": list(ids)}
         if len(images):
-            prompt["multi_modal_data"] = {"image": [decode_image(data) for data in images]}
+            prompt["multi_modal_data"] = {"image": [load_image(data) for data in images]}
         return self.llm.renderer.render_cmpl([prompt])[0]
 
     def _pad(self, outputs: list[Any], num_samples: int, with_log_probs: bool) -> DataProto:
