@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spatialthinker.storage.images import open_image
+from spatialthinker.storage.images import load_image
 from spatialthinker.visualize import Layout, color_of
 
 DPI = 200
@@ -128,8 +128,7 @@ def draw_pictures(pictures: Sequence[tuple[bytes, Layout]], captions: Sequence[s
     figure = Figure(figsize=(12.8, 4.1 * rows + 0.5), dpi=DPI * 3 // 4, layout="constrained", facecolor="white")
     figure.subplots(rows, 4, squeeze=False)
     for axes, (picture, layout), caption in zip(figure.axes, pictures, captions, strict=False):
-        with open_image(picture) as image:
-            axes.imshow(image.convert("RGB"), extent=(0, layout.width, layout.height, 0))
+        axes.imshow(load_image(picture), extent=(0, layout.width, layout.height, 0))
         for _, (x1, y1, x2, y2), is_predicted in layout.boxes:
             style = {"edgecolor": color_of(is_predicted), "linestyle": _BOX_STYLES[is_predicted], "linewidth": 1.5}
             halo = [withStroke(linewidth=3, foreground="white")]
@@ -138,7 +137,9 @@ def draw_pictures(pictures: Sequence[tuple[bytes, Layout]], captions: Sequence[s
             axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, color=color_of(is_predicted), linewidth=0))
             axes.text((x1 + x2) / 2, (y1 + y2) / 2, text, color="white", fontsize=8, ha="center", va="center")
         lines = [wrapped for line in caption.split("\n") for wrapped in textwrap.wrap(line, 38)[:3]]
-        axes.set_title("\n".join(lines), fontsize=10, loc="left", color="#1b1f24")
+        text = "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in "\n".join(lines))
+        # A model's answer is text, no formula between dollar signs.
+        axes.set_title(text, fontsize=10, loc="left", color="#1b1f24", parse_math=False)
     for axes in figure.axes:
         axes.axis("off")
     handles = [
