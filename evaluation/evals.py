@@ -92,13 +92,20 @@ def grade(sample: "Sample", answer: "Answer", benchmark: Benchmark, scoring: str
 
 
 def measure_reward(sample: "Sample", answer: "Answer") -> dict[str, float] | None:
-    """Return the training reward of an answer to the training prompt; None for any other prompt."""
+    """Return the training reward of an answer to the training prompt; None for any other prompt.
+
+    A reference that no reward can be measured against, such as a box beyond all images, is said: the answer is kept.
+    """
     if sample.ground_truth is None or sample.prompt is None or answer.prompt != sample.prompt:
         return None
     from spatialthinker.rewards import REWARDS, RewardInput
 
     item = RewardInput(answer.text, sample.ground_truth, sample.prompt, answer.response_tokens)
-    return REWARDS[DENSE_REWARD]([item])[0]
+    try:
+        return REWARDS[DENSE_REWARD]([item])[0]
+    except ValueError as error:
+        print(f"item {sample.id}: no reward is measured: {error}", file=sys.stderr)
+        return None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The whole program on a tiny model: what it writes, how it resumes, what it refuses."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -144,6 +145,18 @@ def test_gold_answers_score_full_marks(data_dir):
         )
         assert (record.correct, record.kind, record.pred_answer) == (1, "letter", row.answer_only)
         assert record.reward is not None and record.reward["overall"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("box", ["[1e9, 0, 1e9, 5]", "[0, 0, -1e300, 5]", '["a", 0, 1, 2]'])
+def test_a_reference_that_cannot_be_scored_keeps_the_paid_answer(data_dir, capsys, box):
+    sample = load_samples("stvqa", BENCHMARKS["stvqa"], str(data_dir))[0]
+    truth = (
+        f'<scene>{{"objects": [{{"id": "a.1", "bbox": {box}}}], "relationships": []}}</scene><answer>(A) x</answer>'
+    )
+    answer = Answer(prompt=sample.prompt, text="<answer>(A)</answer>", finish_reason="stop")
+    record = evals.grade(dataclasses.replace(sample, ground_truth=truth), answer, BENCHMARKS["stvqa"])
+    assert record.reward is None and record.kind == "letter"
+    assert f"item {sample.id}: no reward is measured" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import report
+from PIL import Image
+from toy import charts
 
 from spatialthinker.rewards import REWARDS, RewardInput
 from spatialthinker.schema import VqaRow, parquet_path, write_parquet
@@ -138,3 +140,18 @@ def test_broken_and_empty_files_are_named(tmp_path, capsys):
     assert "is empty" in capsys.readouterr().err
     assert report.main(["--run_dir", str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$x_",
+        "costs $5 or $6^",
+        r"\\frac{$",
+        "[a] $\\q$",
+        "a\x00b\x1b[31m",
+        "\ud800".encode("utf-8", "replace").decode(),
+    ],
+)
+def test_no_answer_is_a_formula_or_a_control_sign_of_the_sheet(text):
+    assert charts.draw_pictures([Image.new("RGB", (20, 20))], [f"question\n{text}"]).startswith(b"\x89PNG")

@@ -1,11 +1,14 @@
 """Requests to the engine, without an engine."""
 
+import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from verl.protocol import DataProto
 from verl.protocol.row_values import as_objects
+from verl.trainer.engines import Engines
 from verl.workers.rollout import RolloutWorker
 
 NUM_PROMPTS, PROMPT_TOKENS = 6, 40
@@ -78,3 +81,60 @@ def test_prompts_rendered_ahead_are_rendered_once_and_only_they_are_taken(monkey
     worker.render_ahead(make_prompts(5))
     assert list(worker.rendered) == [((5,) * PROMPT_TOKENS, (b"png",))]  # 1 and 3 were not asked for
     assert run(make_prompts(5)) == [] and engine.events[-2:] == ["13", "step"]
+
+
+def seeds_of(monkeypatch, world_size: int, seeds: list[int]) -> list[list[int]]:
+    """For each seed of a step, those with which the engines set their generators."""
+    vllm = SimpleNamespace(SamplingParams=lambda **fields: fields)
+    sampling = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=1))
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
+    found: list[list[int]] = []
+    for seed in seeds:
+        found.append([])
+        for rank in range(world_size):
+            worker, engine, _ = make_worker(monkeypatch, 1)
+            worker.rank, worker.world_size = rank, world_size
+            worker.llm.collective_rpc = lambda method, args: found[-1].append(args[0])
+            monkeypatch.setattr(worker, "_pad", lambda *arguments: None)
+            prompts = make_prompts(1)
+            prompts.meta_info = {"sampling": {"n": 1}, "seed": seed}
+            worker.generate(prompts)
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+def test_every_engine_of_every_step_has_a_seed_of_its_own_and_a_step_has_it_again(monkeypatch, world_size):
+    steps = [1_000_003 + step for step in range(20)]
+    seeds = seeds_of(monkeypatch, world_size, steps)
+    every = [seed for step in seeds for seed in step]
+    assert len(set(every)) == len(every) == 20 * world_size
+    assert seeds_of(monkeypatch, world_size, steps[7:9]) == seeds[7:9]
+    assert all(0 <= seed < 2**32 for seed in every)
+
+
+def test_large_seeds_stay_in_the_generators_range(monkeypatch):
+    (seeds,) = seeds_of(monkeypatch, 8, [2**40 + 5])
+    assert len(set(seeds)) == 8 and all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_the_engines_seed_follows_the_runs_seed_and_the_call():
+    def seed_of(run_seed: int, call: int) -> int:
+        requests: list[DataProto] = []
+        settings = SimpleNamespace(
+            rollout=SimpleNamespace(seed=run_seed), actor=SimpleNamespace(tis_imp_ratio_cap=None)
+        )
+
+        class Group(list):
+            def generate(self, request):
+                requests.append(request)
+                return make_prompts(1)
+
+        engines: Any = SimpleNamespace(settings=settings, group=Group([0]))
+        engines._request = lambda prompts: Engines._request(engines, prompts)
+        Engines.generate(engines, make_prompts(1), {"n": 1}, call)
+        return requests[0].meta_info["seed"]
+
+    calls = [[seed_of(run_seed, call) for call in range(1, 6)] for run_seed in (0, 1, 2)]
+    assert len({seed for run in calls for seed in run}) == 15
+    assert calls[1] == [seed_of(1, call) for call in range(1, 6)]

@@ -12,6 +12,7 @@ from spatialthinker.visualize import (
     CANVAS_PX,
     PREDICTED_COLOR,
     REFERENCE_COLOR,
+    _covered,
     data_uri,
     image_uri,
     lay_out,
@@ -109,3 +110,9 @@ def test_scenes_share_names_and_an_image_and_hold_no_markup(tmp_path):
     assert (
         "&lt;b&gt;" in page and "<b>" not in page.replace("a &lt;b&gt; title", "") and '<use href="#first"/>' in page
     )
+
+
+def test_labels_avoid_what_is_covered_already():
+    places = [(0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)]
+    assert _covered(places, [(5.0, 5.0, 25.0, 8.0), (-5.0, -5.0, 1.0, 1.0)]) == [5 * 3 + 1, 5 * 3]
+    assert _covered(places, []) == [0, 0]
