@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from spatialthinker.storage.images import encode
 from verl.config.records import ConfigError, TrainerConfig
 from verl.trainer import services, tracking
 from verl.trainer.tracking import LOGGERS, Tracker
@@ -307,3 +308,13 @@ def test_a_closed_pipe_does_not_end_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.print", fail)
     tracker.log({"loss": 1}, 1)
     assert lines(tmp_path) == [{"step": 1, "loss": 1}]
+
+
+def test_loggers_show_pictures_upright_and_on_white():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sample = {
+        "images": [encode(Image.new("RGBA", (4, 4)), "PNG"), encode(Image.new("RGB", (30, 20)), "JPEG", exif=exif)]
+    }
+    clear, turned = services._pictures(sample)
+    assert clear.getpixel((0, 0)) == (255, 255, 255) and turned.size == (20, 30)
