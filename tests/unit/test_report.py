@@ -13,7 +13,9 @@ from toy import charts
 
 from spatialthinker.rewards import REWARDS, RewardInput
 from spatialthinker.schema import VqaRow, parquet_path, write_parquet
+from spatialthinker.storage.images import encode
 from spatialthinker.synthetic import generate, gold_response
+from spatialthinker.visualize import lay_out
 
 STEPS, ROWS = 30, 12
 
@@ -154,4 +156,5 @@ def test_broken_and_empty_files_are_named(tmp_path, capsys):
     ],
 )
 def test_no_answer_is_a_formula_or_a_control_sign_of_the_sheet(text):
-    assert charts.draw_pictures([Image.new("RGB", (20, 20))], [f"question\n{text}"]).startswith(b"\x89PNG")
+    picture = encode(Image.new("RGB", (20, 20)), "PNG")
+    assert charts.draw_pictures([(picture, lay_out((20, 20)))], [f"question\n{text}"]).startswith(b"\x89PNG")
