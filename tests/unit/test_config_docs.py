@@ -52,6 +52,8 @@ def test_help_of_a_section_has_its_sections_too(capsys):
         "worker.ref.fsdp\n"
         "  worker.ref.fsdp.enable_cpu_offload = false   (true or false)\n"
         "      CPU offload of the reference's parameters; a layer is on its GPU while it computes.\n"
+        "  worker.ref.fsdp.mp_param_dtype = null   (one of bf16, fp32, or null)\n"
+        "      Type in which the reference computes, which must be the actor's; null is that.\n"
         "\n"
         "worker.ref.offload\n"
         "  worker.ref.offload.offload_params = false   (true or false)\n"

@@ -23,9 +23,11 @@ from evaluation.benchmarks.rows import BENCHMARKS
 from evaluation.command_line import accepts, parse_arguments
 from spatialthinker.rewards import REWARDS
 from verl.algos.losses import POLICY_LOSSES
+from verl.config.fields import find_keys
 from verl.config.loading import load_config
 from verl.config.old_keys import DERIVED_KEYS, RENAMED_KEYS, SETTLED_KEYS
 from verl.config.records import Config
+from verl.config.upstream import UPSTREAM_DEFAULTS
 from verl.reward import FileReward
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -368,6 +370,19 @@ def test_the_defaults_on_the_page_for_migrants_are_those_of_the_code():
                 assert value.lower() == str(default).lower() or float(value) == default, name
                 num_compared += 1
     assert num_compared > 20
+
+
+def test_the_page_for_migrants_has_the_defaults_of_the_other_programs():
+    section = (ROOT / "docs" / "migration.md").read_text().split("## Other defaults")[1].split("##")[0]
+    cells = [line.strip("| ").replace("`", "").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    found = {key: (easyr1, release) for key, easyr1, release, _ in cells}
+    assert found.keys() == set().union(*UPSTREAM_DEFAULTS.values())
+    keys = find_keys()
+    for key, shown in found.items():
+        for text, defaults in zip(shown, UPSTREAM_DEFAULTS.values(), strict=True):
+            value = defaults.get(key, keys[key].default)
+            words = ", ".join(value) if isinstance(value, list) else str(value)
+            assert {"none": "", "empty": "{}", "null": "none"}.get(text, text) == words.lower(), key
 
 
 def test_the_page_of_algorithms_has_every_choice():

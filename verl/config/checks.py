@@ -39,6 +39,7 @@ def find_faults(
     faults = (
         *_batch_faults(config),
         *_algorithm_faults(config),
+        *_reference_faults(config),
         *_rollout_faults(config),
         *_validation_faults(config),
         *_reward_faults(config, score_functions),
@@ -55,6 +56,11 @@ def find_notices(config: Config) -> list[str]:
         notices.append(
             f"worker.actor.clip_ratio_low = {actor.clip_ratio_low}: cispo then weighs no token less than "
             f"{1 - actor.clip_ratio_low:g} times; 1 leaves the weights without a lower bound"
+        )
+    if config.trainer.critic_warmup > 1 and config.algorithm.adv_estimator != "gae":
+        notices.append(
+            f"trainer.critic_warmup = {config.trainer.critic_warmup}: {config.algorithm.adv_estimator} has no critic, "
+            "so the steps before that one train nothing; set it to 0"
         )
     if rollout.top_p < 1 or rollout.top_k != -1:
         notices.append(
@@ -120,6 +126,15 @@ def _algorithm_faults(config: Config) -> Iterator[str]:
         yield (
             f"algorithm.filter_low = {algorithm.filter_low}: must be below algorithm.filter_high = "
             f"{algorithm.filter_high}, or no group is ever kept; lower it"
+        )
+
+
+def _reference_faults(config: Config) -> Iterator[str]:
+    given, actors = config.worker.ref.fsdp.mp_param_dtype, config.worker.actor.fsdp.mp_param_dtype
+    if given not in (None, actors):
+        yield (
+            f"worker.ref.fsdp.mp_param_dtype = {given}: must be worker.actor.fsdp.mp_param_dtype = {actors}, or the "
+            "divergence would measure the types; change one of the two, or leave it out"
         )
 
 

@@ -21,6 +21,7 @@ Usage: python3 -m verl.trainer.main [config=FILE] [key=value ...]
 
   config=FILE              YAML file with the keys to set; all others keep their defaults
   key=value                such as worker.rollout.n=16; wins over the file; values are YAML, text stays as it stands
+  defaults=NAME            defaults of keys left out: paper, or those of easyr1 or release, as a file of theirs takes
   trainer.dry_run=true     prints what the run would do and need, and stops before anything starts
   --help [SECTION | KEY]   prints all keys, those of a section such as worker.rollout, or one
   --list                   prints the recipes, the rewards and the choices
@@ -74,9 +75,12 @@ def render_page() -> str:
         "Written by `python3 -m verl.config.docs --write` from `verl/config/records.py`; the same text is in "
         "`python3 -m verl.trainer.main --help`.",
         "A run is described by `config=FILE` and `key=value` arguments, of which the arguments win. Values are YAML, "
-        "but text on the command line is taken as it stands. Dictionaries are merged key by key, and an unknown key "
-        "or a value that is not taken ends the program with "
-        "code 2 before anything starts. Defaults are the paper's run.",
+        "but text on the command line is taken as it stands, also inside dictionaries with keys of their own, such as "
+        "`worker.reward.reward_function_kwargs.x=a # b`, where only numbers, true, false, null, `[...]` and `{...}` "
+        "are no text. Dictionaries are merged key by key, and an unknown key or a value that is not taken ends the "
+        "program with "
+        "code 2 before anything starts. Defaults are the paper's run; `defaults=easyr1` and `defaults=release` take "
+        "[those of the other programs](migration.md#other-defaults), as a file that was written for them does.",
     ]
     for section, members in _by_section(keys).items():
         rows = [(f"`{key.name}`", str(key.kind), f"`{_as_yaml(key.default)}`", key.meaning) for key in members]

@@ -12,9 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from verl.config.checks import find_faults, find_notices, split_path
 from verl.config.fields import Key, find_keys, find_sections, suggest
-from verl.config.old_keys import nest, take_old_keys
+from verl.config.free_values import read_free_value
+from verl.config.old_keys import find_value, nest, take_old_keys
 from verl.config.records import Config, ConfigError, TrainerConfig
+from verl.config.upstream import DEFAULTS_KEY, choose_defaults
 
+_RUN_LENGTHS = ("trainer.max_steps", "trainer.total_epochs")
 # Keys that name a file or folder, and the mark after which something else may follow.
 _PATH_KEYS = {
     "data.train_files": "@",
@@ -33,7 +36,8 @@ _PATH_KEYS = {
 def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = None) -> Config:
     """The checked configuration that `config=FILE a.b=value ...` asks for.
 
-    The command line wins over the file, the file over the defaults; dictionaries are merged key by key. Values are
+    The command line wins over the file, the file over the defaults; dictionaries are merged key by key. Defaults are
+    the paper's run, or those of the program that the file was written for, see `verl.config.upstream`. Values are
     parsed as YAML, but for text on the command line, which is taken as it stands: `#`, `:`, `[` and digits mean
     nothing in it. A path that exists becomes absolute, so that workers started in another folder find it.
 
@@ -46,11 +50,12 @@ def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = Non
             does not take, and all that `verl.config.checks.find_faults` finds.
     """
     faults: dict[str, str] = {}
-    merged = config_to_dict(Config())
-    for source in _read_sources(argv, faults):
-        merged = _merge(merged, take_old_keys(source, faults))
+    file, command_line = _read_sources(argv, faults)
+    asked = [source.pop(DEFAULTS_KEY) for source in (command_line, file) if DEFAULTS_KEY in source]
+    defaults = _merge_defaults(config_to_dict(Config()), choose_defaults(file, asked[0] if asked else None, faults))
+    file, command_line = (take_old_keys(source, faults) for source in (file, command_line))
     keys = find_keys()
-    config = _validate(merged, keys, faults)
+    config = _validate(_merge(_merge(_end_by_epochs(defaults, file, command_line), file), command_line), keys, faults)
     config = _resolve_paths(config, config.trainer)
     checked = find_faults(config, score_functions, unreadable=faults.keys() & {*keys, *find_sections(keys)})
     if faults or checked:
@@ -69,6 +74,29 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     }
 
 
+def _merge_defaults(low: dict[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """The records with other defaults; a dictionary of free keys is replaced as a whole."""
+    both = [key for key in high if isinstance(low[key], dict) and high[key]]
+    return {**low, **high, **{key: _merge_defaults(low[key], high[key]) for key in both}}
+
+
+def _end_by_epochs(defaults: dict[str, Any], file: Any, command_line: Any) -> dict[str, Any]:
+    """The defaults without a max_steps where total_epochs is given alone: it would not be heard."""
+    steps, epochs = ([find_value(source, key) for source in (file, command_line)] for key in _RUN_LENGTHS)
+    if any(epochs) and not any(
+        "max_steps" in (find_value(source, "trainer") or ()) for source in (file, command_line)
+    ):
+        return _merge(defaults, nest("trainer.max_steps", None))
+    if epochs[1] and steps[0] and not steps[1]:
+        logging.getLogger(__name__).warning(
+            "trainer.total_epochs = %s: the file's trainer.max_steps = %s ends the run, if it comes earlier; "
+            "set trainer.max_steps=null to train by epochs",
+            epochs[1],
+            steps[0],
+        )
+    return defaults
+
+
 def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str, Any]]:
     """The file's keys, then the command line's, as nested dictionaries."""
     from omegaconf import OmegaConf
@@ -77,7 +105,8 @@ def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str,
 
     command_line: dict[str, Any] = {}
     file: dict[str, Any] = {}
-    texts = {name for name, known in find_keys().items() if known.kind.noun == "text"}
+    nouns = {name: known.kind.noun for name, known in find_keys().items()}
+    free = tuple(name for name, noun in nouns.items() if noun == "a dictionary")
     for token in argv:
         key, equals, text = token.partition("=")
         if not equals or not key:
@@ -89,8 +118,10 @@ def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str,
                 if not isinstance(content, dict):
                     raise YAMLError("the file must hold sections such as data: and trainer:")
                 file = {str(name): value for name, value in content.items()}
-            elif key in texts:
+            elif nouns.get(key) == "text" or key == DEFAULTS_KEY:
                 command_line = _merge(command_line, nest(key, _read_text(text)))
+            elif any(key == name or key.startswith(f"{name}.") for name in free):
+                command_line = _merge(command_line, nest(key, read_free_value(text)))
             else:
                 content = OmegaConf.to_container(OmegaConf.from_dotlist([token]), resolve=True)
                 command_line = _merge(command_line, content)

@@ -5,6 +5,7 @@ nothing; a value that asks for something else is a fault. A derived key is compu
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 _MODELS = ("worker.actor", "worker.critic")
@@ -45,6 +46,8 @@ SETTLED_KEYS |= {
     "worker.actor.use_torch_compile": (_ANY, "log-probs are computed in pieces and need no compilation"),
     "worker.ref.strategy": SETTLED_KEYS["worker.actor.strategy"],
     "worker.ref.offload.offload_optimizer": (_ANY, "a reference has no optimizer"),
+    "worker.ref.fsdp.torch_dtype": (_ANY, "a reference is kept in the type that it computes in"),
+    "worker.ref.fsdp.mp_reduce_dtype": (_ANY, "a reference has no gradients"),
     "worker.critic.model.tokenizer_path": (_ANY, "the critic reads the token ids of the actor's prompts"),
     "worker.critic.model.lora.rank": ((0,), "a critic is trained whole"),
     **{
@@ -79,10 +82,6 @@ DERIVED_KEYS: dict[str, str] = {
             "ulysses_sequence_parallel_size",
             "use_torch_compile",
         )
-    },
-    **{
-        f"worker.ref.fsdp.{name}": f"worker.actor.fsdp.{name}"
-        for name in ("torch_dtype", "mp_param_dtype", "mp_reduce_dtype")
     },
     "worker.rollout.prompt_length": "data.max_prompt_length",
     "worker.rollout.response_length": "data.max_response_length",
@@ -136,10 +135,19 @@ def take_old_keys(source: dict[str, Any], faults: dict[str, str]) -> dict[str, A
     return source
 
 
-def nest(key: str, value: Any) -> dict[str, Any]:
-    """Nested dictionaries with the value at a dotted key."""
-    section: dict[str, Any] = {}
+def nest(key: str, value: Any, section: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Nested dictionaries, new ones unless given, with the value at a dotted key."""
+    section = {} if section is None else section
     _put(section, key, value)
+    return section
+
+
+def find_value(section: Any, key: str, default: Any = None) -> Any:
+    """The value of a dotted key in nested dictionaries, or the default."""
+    for name in key.split("."):
+        if not isinstance(section, Mapping) or name not in section:
+            return default
+        section = section[name]
     return section
 
 

@@ -22,12 +22,17 @@ def _spell_dtype(value: Any) -> Any:
     return _DTYPE_SPELLINGS.get(value, value) if isinstance(value, str | int | None) else value
 
 
+def _spell_dtype_if_any(value: Any) -> Any:
+    return None if value is None else _spell_dtype(value)
+
+
 Count = Annotated[int, Field(ge=1)]
 CountOrNoLimit = Count | Literal[-1]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 TrainDtype = Annotated[Literal["bf16", "fp32"], BeforeValidator(_spell_dtype)]
+ReferenceDtype = Annotated[Literal["bf16", "fp32"] | None, BeforeValidator(_spell_dtype_if_any)]
 RolloutDtype = Annotated[Literal["bf16", "fp16", "fp32"], BeforeValidator(_spell_dtype)]
 Logger = Literal["console", "file", "tensorboard", "wandb", "mlflow", "swanlab"]
 # Choices that follow from the tables of verl.algos, where pyright wants them written out.
@@ -69,7 +74,7 @@ class DataConfig:
     val_batch_size: CountOrNoLimit = 512
     """Prompts per validation batch; -1 takes the whole validation set at once."""
     format_prompt: str | None = None
-    """File with a Jinja template (variable `content`) that wraps the prompt, or a text to put before it."""
+    """File with a Jinja template (variable `content`) for prompts, or a text before them and behind their image."""
     override_chat_template: str | None = None
     """File with a chat template that replaces the model's own."""
     shuffle: bool = True
@@ -80,10 +85,17 @@ class DataConfig:
     """Fewest pixels of an image, smaller ones are enlarged; null: no bound."""
     max_pixels: Count | None = 4_194_304
     """Most pixels of an image, larger ones are reduced; null: no bound."""
+    resize_first: bool = False
+    """Scales images to these bounds before the processor rounds to whole patches, as EasyR1 does; false: one step."""
     filter_overlong_prompts: bool = True
     """Drops rows longer than max_prompt_length before training; otherwise one such row is an error."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """A row that cannot be trained on, such as one with a broken image: stop names it, skip also leaves it out."""
+
+    @property
+    def processor_bounds(self) -> tuple[int | None, int | None]:
+        """`min_pixels` and `max_pixels` of the image processor; None is its own."""
+        return (None, None) if self.resize_first else (self.min_pixels, self.max_pixels)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -199,6 +211,8 @@ class OffloadConfig:
 class ReferenceFSDPConfig:
     enable_cpu_offload: bool = False
     """CPU offload of the reference's parameters; a layer is on its GPU while it computes."""
+    mp_param_dtype: ReferenceDtype = None
+    """Type in which the reference computes, which must be the actor's; null is that."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -349,7 +363,7 @@ class TrainerConfig:
     total_epochs: Count = 75
     """Passes over the training rows, when max_steps does not end the run earlier."""
     max_steps: Count | None = 75
-    """Training steps; null trains total_epochs."""
+    """Training steps; null trains total_epochs, as does a given total_epochs when max_steps is not given."""
     max_try_make_batch: CountOrNoLimit = 20
     """Calls of the engines after which a step whose groups were filtered away ends the run; -1: no limit."""
     critic_warmup: NonNegativeInt = 0
