@@ -1,5 +1,7 @@
 import base64
 import io
+import json
+import math
 import pickle
 import re
 from pathlib import Path
@@ -14,9 +16,9 @@ from spatialthinker.storage.images import encode
 from spatialthinker.synthetic import generate
 from verl.config.loading import load_config
 from verl.config.records import ConfigError
-from verl.data.dataset import BatchOrder, DataError, RLHFDataset, collate_prompts
+from verl.data.dataset import BatchOrder, DataError, RLHFDataset, _read_format_prompt, collate_prompts
 from verl.data.processor import TextProcessor, load_run_processor
-from verl.trainer.main import check_spatial_row
+from verl.trainer.main import check_answer, check_spatial_row
 
 BOX = '<scene>{{"objects": [{{"id": "a.1", "bbox": [0, 0, {}, 50]}}]}}</scene><answer>(A) on</answer>'
 TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"
@@ -133,6 +135,82 @@ def test_format_prompt_is_a_text_or_a_template_file(tmp_path, rows, processor):
     template.write_text("<image>{{ content }}\nThink first.\n")
     as_file = opened(tmp_path, rows, processor, format_prompt=str(template), **options)
     assert as_file[0].problem == f"<image>{rows[0]['question_with_options']}\nThink first."
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "prompt"),
+    [
+        ("<image>What?", "Think first.", "<image> Think first. What?"),
+        ("<image> What?", " Think first.\n", "<image> Think first.  What?"),
+        ("What is <image>?", "Think first.", "<image> Think first. What is ?"),
+        ("What?", "Think first.", "Think first. What?"),
+        ("What? ", "Think first.\nTwice.", "Think first.\nTwice. What? "),
+        ("<image><image>Same?", "Think first.", "<image><image> Think first. Same?"),
+        ("<image>\n<image> and <image>?", "Think first.", "<image>\n<image> Think first.  and <image>?"),
+        ("A: <image> B: <image>", "Think first.", "Think first. A: <image> B: <image>"),
+        ("<image>What?", "Look <image> and think.", "Look <image> and think. What?"),
+    ],
+)
+def test_a_text_comes_before_the_prompt_and_behind_its_image(content, text, prompt):
+    assert _read_format_prompt(text)(content) == prompt
+
+
+@pytest.mark.parametrize("answer", [5, 2.5, {"x": 1, "y": [2, 3]}, ["a", "b"], True])
+def test_answers_of_any_type_reach_a_reward_file_as_they_are(tmp_path, processor, answer):
+    data = plain(tmp_path, [MIXED_ROWS[1] | {"answer": answer}] * 2, processor)
+    assert data[0].ground_truth == answer and type(data[0].ground_truth) is type(answer)
+    batch = collate_prompts([data[0], data[1]], pad_token_id=0)
+    assert batch.non_tensor_batch["ground_truth"].tolist() == [answer, answer]
+    if isinstance(answer, dict | list):
+        with pytest.raises(DataError, match="row 0: the ground truth is .*worker.reward.reward_function"):
+            plain(tmp_path, [MIXED_ROWS[1] | {"answer": answer}], processor, row_check=check_answer)
+    else:
+        plain(tmp_path, [MIXED_ROWS[1] | {"answer": answer}], processor, row_check=check_answer)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (150, 221), (90, 61), (640, 480), (700, 650), (1200, 900)])
+def test_images_resized_first_have_easyr1s_grids(tmp_path, processor, size):
+    bounds = {"min_pixels": 300 * 300, "max_pixels": 600 * 600}
+    rows = [{"prompt": "<image>?", "answer": "1", "images": [shot(*size)]}]
+    (prompt,) = plain(tmp_path, rows, processor, resize_first=True, **bounds)
+    width, height = size
+    for bound, is_beyond in ((600 * 600, int.__gt__), (300 * 300, int.__lt__)):
+        if is_beyond(width * height, bound):
+            factor = math.sqrt(bound / (width * height))
+            width, height = int(width * factor), int(height * factor)
+    picture = Image.open(io.BytesIO(shot(*size))).resize((width, height))
+    grid = processor.image_processor(images=[picture])["image_grid_thw"][0]
+    assert Image.open(io.BytesIO(prompt.images[0])).size == (width, height)
+    assert prompt.ids.tolist().count(processor.image_token_id) == int(grid.prod()) // 4
+
+
+def test_resizing_first_gives_other_grids_than_one_step_for_many_small_pictures(tmp_path, processor):
+    rows = [
+        {"prompt": "<image>?", "answer": "1", "images": [shot(width, height)]}
+        for width in range(100, 200, 20)
+        for height in range(90, 200, 20)
+    ]
+    bounds = {"min_pixels": 300 * 300, "max_pixels": 600 * 600}
+    two_steps, one_step = (plain(tmp_path, rows, processor, resize_first=first, **bounds) for first in (True, False))
+    differing = sum(a.grids != b.grids for a, b in zip(two_steps.entries, one_step.entries, strict=True))
+    assert differing > len(rows) / 2
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token(tmp_path, end):
+    for name in ("tokenizer.json", "processor_config.json", "config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes((TOY_MODEL / name).read_bytes())
+    settings = json.loads((TOY_MODEL / "tokenizer_config.json").read_text())
+    for name in ("pad_token",) if end else ("pad_token", "eos_token"):
+        settings.pop(name)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = load_config([f"worker.actor.model.tokenizer_path={tmp_path}"])
+    if end:
+        tokenizer = load_run_processor(config).tokenizer
+        assert tokenizer.pad_token_id == tokenizer.eos_token_id is not None
+    else:
+        with pytest.raises(ConfigError, match="tokenizer_path.*neither a pad_token nor an eos_token"):
+            load_run_processor(config)
 
 
 def test_exif_rotation_is_applied_to_the_grid(tmp_path, rows, processor):

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from verl.data.sources import DataError, image_sources, load_rows
+from verl.data.sources import DataError, fit_to_bounds, image_sources, load_rows, resize_encoded
 
 ROWS = [{"problem": f"question {i}", "answer": str(i)} for i in range(3)]
 
@@ -136,3 +136,87 @@ def test_a_text_file_in_another_encoding_is_named_with_its_line(tmp_path, encodi
             load_rows(locator)
     path.write_bytes("\n".join(lines[kind]).encode("utf-8-sig" if kind == "jsonl" else "utf-8"))
     assert load_rows(str(path))[-1]["a"] == "caf\xe9"
+
+
+@pytest.mark.parametrize(
+    "name", ["a[bc].jsonl", "run[ab]/rows.jsonl", "r?ws.jsonl", "*.jsonl", "{x,y}.jsonl", "%20.jsonl"]
+)
+def test_a_path_is_no_pattern(tmp_path, name):
+    for path, answer in (("ab.jsonl", "wrong"), ("runa/rows.jsonl", "wrong"), ("x.jsonl", "wrong"), (name, "right")):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        write_jsonl([{"problem": answer}], tmp_path / path)
+    assert load_rows(str(tmp_path / name))["problem"][:] == ["right"]
+
+
+@pytest.mark.parametrize("folder", ["run[ab]", "run*", "run[!b]"])
+def test_a_folder_is_no_pattern(tmp_path, folder):
+    for name, answer in (("runa", "wrong"), (folder, "right")):
+        (tmp_path / name).mkdir()
+        Dataset.from_list([{"problem": answer}]).to_parquet(tmp_path / name / "train-0.parquet")
+        Dataset.from_list([{"problem": answer}]).save_to_disk(tmp_path / name / "saved")
+    assert load_rows(str(tmp_path / folder))["problem"][:] == ["right"]
+    assert load_rows(str(tmp_path / folder / "saved"))["problem"][:] == ["right"]
+
+
+ANSWERS = [
+    "007",
+    "1e3",
+    "1_000",
+    "1.10",
+    "true",
+    "NA",
+    "None",
+    "null",
+    "2025-01-01",
+    "2025_01_01",
+    "0x1F",
+    "-0",
+    "inf",
+]
+
+
+@pytest.mark.parametrize("extension", ["csv", "jsonl", "json"])
+@pytest.mark.parametrize(
+    "answers", [*([answer] for answer in ANSWERS), ANSWERS, ["2024-02-30", "2024-02-29"]], ids=repr
+)
+def test_answers_in_text_files_stay_the_text_that_they_are(tmp_path, extension, answers):
+    rows = [{"problem": "p", "answer": answer} for answer in answers]
+    path = tmp_path / f"rows.{extension}"
+    if extension == "csv":
+        path.write_text("problem,answer\n" + "".join(f"p,{answer}\n" for answer in answers))
+    else:
+        WRITERS[f"rows.{extension}"](rows, path)
+    assert load_rows(str(path))["answer"][:] == answers
+
+
+def test_dates_inside_structures_of_a_json_file_stay_text(tmp_path):
+    rows = [{"answer": {"day": f"2024-02-0{i}T10:00:00Z", "days": ["2024-01-01"]}, "size": i} for i in (1, 2)]
+    write_jsonl(rows, tmp_path / "rows.jsonl")
+    assert load_rows(str(tmp_path / "rows.jsonl"))[:] == {
+        "answer": [row["answer"] for row in rows],
+        "size": [row["size"] for row in rows],
+    }
+
+
+def test_an_empty_cell_of_a_csv_is_none_and_a_column_needs_no_name(tmp_path):
+    (tmp_path / "rows.csv").write_text(",problem,answer\n0,p,\n1,q,5\n", encoding="utf-8-sig")
+    rows = load_rows(str(tmp_path / "rows.csv"))
+    assert rows["problem"][:] == ["p", "q"] and rows["answer"][:] == [None, "5"]
+
+
+@pytest.mark.parametrize("size", [(300, 200), (640, 480), (1, 1), (3000, 2000), (511, 513), (50, 2000)])
+def test_sizes_are_scaled_to_the_bounds_as_easyr1_does(size):
+    width, height = size
+    for bound, is_beyond in ((1_000_000, int.__gt__), (262_144, int.__lt__)):
+        if is_beyond(width * height, bound):
+            factor = (bound / (width * height)) ** 0.5
+            width, height = int(width * factor), int(height * factor)
+    assert fit_to_bounds(size, 262_144, 1_000_000) == (width, height)
+    assert fit_to_bounds(size, None, None) == size
+
+
+def test_an_image_is_resized_without_loss_and_only_where_it_must_be():
+    red = picture(56, 28)
+    assert resize_encoded(red, (56, 28)) is red
+    other = Image.open(io.BytesIO(resize_encoded(red, (112, 57))))
+    assert other.size == (112, 57) and other.format == "PNG" and other.getextrema() == ((255, 255), (0, 0), (0, 0))

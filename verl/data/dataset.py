@@ -19,7 +19,7 @@ from tqdm import tqdm
 from spatialthinker.storage.images import WIDE_MODES, BrokenImage, check_image, read_file, read_header
 from verl.config.checks import is_path
 from verl.data.processor import pixel_limits
-from verl.data.sources import DataError, image_sources, load_rows
+from verl.data.sources import DataError, fit_to_bounds, image_sources, load_rows, resize_encoded
 from verl.model.qwen_vl import Grid, expand_image_tokens, image_grid, mrope_positions
 from verl.protocol import DataProto
 
@@ -30,7 +30,7 @@ VIDEO_TAG = "<video>"
 DECODING_THREADS = 4
 """Threads that look for broken images, ahead of the step that needs them."""
 
-RowCheck = Callable[[str, str, Sequence[tuple[int, int]]], str | None]
+RowCheck = Callable[[str, Any, Sequence[tuple[int, int]]], str | None]
 """Problem, ground truth, sizes (width, height) of the images -> a warning or None; raises ValueError."""
 
 
@@ -43,7 +43,8 @@ class Prompt:
         ids: [P] image tokens expanded.
         positions: [3, P].
         images: encoded bytes.
-        problem, ground_truth, row_id: text.
+        problem, row_id: text.
+        ground_truth: as the data set has it: text, a number, a dictionary or a list.
     """
 
     raw_ids: list[int]
@@ -51,7 +52,7 @@ class Prompt:
     positions: Tensor
     images: list[bytes]
     problem: str
-    ground_truth: str
+    ground_truth: Any
     row_id: str
 
 
@@ -81,9 +82,10 @@ class RLHFDataset(torch.utils.data.Dataset):
         text_only: leave out the images of all rows.
         mixed_data: leave out the images of rows 0, 2, 4, ...
         max_prompt_length: maximum P; prompts are never truncated.
-        format_prompt: path of a Jinja file (variable `content`), or a text to prepend; image tags in the
-            text replace those of the prompt.
+        format_prompt: path of a Jinja file (variable `content`), or a text to put before the prompt and behind its
+            image; image tags in the text replace those of the prompt.
         min_pixels, max_pixels: bounds of the image processor, None for its defaults.
+        resize_first: scale images to these bounds before the image processor sees them.
         filter_overlong_prompts: drop longer prompts; False raises an error at the first.
         max_images: maximum per prompt, 0 for no limit.
         row_check: returns a warning about a row or None; raises ValueError if the reward cannot score it.
@@ -107,6 +109,7 @@ class RLHFDataset(torch.utils.data.Dataset):
         format_prompt: str | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        resize_first: bool = False,
         filter_overlong_prompts: bool = True,
         max_images: int = 0,
         row_check: RowCheck | None = None,
@@ -115,7 +118,8 @@ class RLHFDataset(torch.utils.data.Dataset):
         self.processor = processor
         self.prompt_key, self.answer_key, self.image_key = prompt_key, answer_key, image_key
         self.image_dir, self.text_only, self.mixed_data, self.max_images = image_dir, text_only, mixed_data, max_images
-        self.pixel_limits = pixel_limits(processor, min_pixels, max_pixels)
+        self.bounds = (min_pixels, max_pixels) if resize_first else None
+        self.pixel_limits = pixel_limits(processor, *((None, None) if resize_first else (min_pixels, max_pixels)))
         self.format = _read_format_prompt(format_prompt)
         self.row_check, self.on_bad_row = row_check, on_bad_row
         self.rows = load_rows(locator)
@@ -216,8 +220,8 @@ class RLHFDataset(torch.utils.data.Dataset):
         try:
             row = self.rows[index]
             problem, sources = self._read(row, index)
-            if not isinstance(row[self.answer_key], str):
-                raise ValueError(f"column {self.answer_key!r} must hold text, got {row[self.answer_key]!r}")
+            if row[self.answer_key] is None:
+                raise ValueError(f"column {self.answer_key!r} must hold text, got None")
             headers = [read_header(source) for source in sources]
             sizes = [size for size, _ in headers]
             self._warn_of_wide(row, index, [mode for _, mode in headers])
@@ -235,7 +239,7 @@ class RLHFDataset(torch.utils.data.Dataset):
                 raise ValueError(f"{len(sources)} images are more than worker.rollout.limit_images={self.max_images}")
             raw_ids = self._tokenize(problem)
             image_processor = self.processor.image_processor
-            grids = [image_grid(size, image_processor, **self.pixel_limits) for size in sizes]
+            grids = [image_grid(self._fit(size), image_processor, **self.pixel_limits) for size in sizes]
             length = len(self._expand(raw_ids, grids))
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise DataError(f"row {self._row_id(row, index)}: {_reason(error)}") from error
@@ -246,12 +250,17 @@ class RLHFDataset(torch.utils.data.Dataset):
         content = row[self.prompt_key]
         if not isinstance(content, str):
             raise ValueError(f"column {self.prompt_key!r} must hold text, got {content!r}")
-        problem = self.format(content)
+        has_images = self._has_images(index)
+        problem = self.format(content if has_images else content.replace(IMAGE_TAG, ""))
         if VIDEO_TAG in problem:
             raise ValueError(f"the prompt has a place for a video ({VIDEO_TAG}); only images are trained on")
-        if not self._has_images(index):
+        if not has_images:
             return problem.replace(IMAGE_TAG, ""), []
         return problem, image_sources(row.get(self.image_key), self.image_dir)
+
+    def _fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of an image as the image processor gets it."""
+        return size if self.bounds is None else fit_to_bounds(size, *self.bounds)
 
     def _expand(self, raw_ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
         return expand_image_tokens(raw_ids, grids, self.processor.image_token_id, self._merge_size)
@@ -281,6 +290,8 @@ class RLHFDataset(torch.utils.data.Dataset):
         try:
             problem, sources = self._read(row, entry.row)
             images = [read_file(source) for source in sources]
+            if self.bounds is not None:
+                images = [resize_encoded(image, self._fit(read_header(image)[0])) for image in images]
         except ValueError as error:
             raise DataError(f"row {self._row_id(row, entry.row)}: {error}") from error
         raw_ids = entry.raw_ids.tolist()
@@ -302,9 +313,21 @@ def _read_format_prompt(format_prompt: str | None) -> Callable[[str], str]:
         template = SandboxedEnvironment().from_string(Path(format_prompt).read_text(encoding="utf-8").strip())
         return lambda content: template.render(content=content)
     text = format_prompt.strip()
+    return lambda content: _put_before(text, content)
+
+
+def _put_before(text: str, content: str) -> str:
+    """The text before a row's prompt but behind its image, as in the release.
+
+    Of several images, which the release does not know, those at the start stay there, unless the text places them.
+    """
     if IMAGE_TAG in text:
-        return lambda content: f"{text} {content.replace(IMAGE_TAG, '').lstrip()}"
-    return lambda content: f"{text} {content}"
+        return f"{text} {content.replace(IMAGE_TAG, '').lstrip()}"
+    if content.count(IMAGE_TAG) == 1:
+        return f"{IMAGE_TAG} {f'{text} {content}'.replace(IMAGE_TAG, '').strip()}"
+    rest = re.sub(rf"^(\s*{IMAGE_TAG})+", "", content)
+    first = content.removesuffix(rest).lstrip()
+    return f"{first} {text} {rest}" if first else f"{text} {rest}"
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:

@@ -60,7 +60,7 @@ def load_run_processor(config: Config) -> Any:
     """The processor of a run, of model_path or tokenizer_path, with the configured chat template.
 
     Raises:
-        ConfigError: there is none, or it has no chat template.
+        ConfigError: there is none, or it has no chat template, or no token to pad with.
     """
     model, template_path = config.worker.actor.model, config.data.override_chat_template
     knob = "worker.actor.model." + ("tokenizer_path" if model.tokenizer_path else "model_path")
@@ -71,7 +71,17 @@ def load_run_processor(config: Config) -> Any:
         processor.chat_template = processor.tokenizer.chat_template
     if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
         raise ConfigError([f"{knob} = {path!r}: it has no chat template; give one with data.override_chat_template"])
+    _add_pad_token(processor.tokenizer, f"{knob} = {path!r}")
     return processor
+
+
+def _add_pad_token(tokenizer: PreTrainedTokenizerBase, origin: str) -> None:
+    """Takes the end token for padding where there is no pad token: masks hide it, so any token does."""
+    if tokenizer.pad_token_id is not None:
+        return
+    if tokenizer.eos_token_id is None:
+        raise ConfigError([f"{origin}: its tokenizer has neither a pad_token nor an eos_token; add one to its files"])
+    tokenizer.pad_token = tokenizer.eos_token
 
 
 def threads_per_rank(config: Config) -> int:

@@ -1,13 +1,18 @@
 """Loading of data sets by locator, and of encoded images from image columns."""
 
+import json
+import math
 import re
+from collections.abc import Callable, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Image, LargeList, List, load_dataset, load_from_disk
+from datasets import Dataset, Features, Image, LargeList, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
+from pandas import read_csv
 
-from spatialthinker.storage.images import ImageSource, find_image
+from spatialthinker.storage.images import ImageSource, encode, find_image, load_image
 from verl.config.checks import split_path
 
 FILE_BUILDERS = {"jsonl": "json", "json": "json", "parquet": "parquet", "csv": "csv", "arrow": "arrow"}
@@ -36,8 +41,8 @@ def load_rows(locator: str) -> Dataset:
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         raise DataError(f"data set {locator!r} cannot be loaded: {error}") from error
     for name, feature in rows.features.items():
-        if _undecoded(feature) != feature:
-            rows = rows.cast_column(name, _undecoded(feature))
+        if (encoded := _change(feature, _undecoded)) != feature:
+            rows = rows.cast_column(name, encoded)
     return rows
 
 
@@ -50,7 +55,7 @@ def _load(path: str, split: str) -> Dataset:
         if split != "train":
             raise DataError(f"{path}@{split}: a single file has no splits but train; drop @{split}")
         _check_encoding(place)
-        return load_dataset(builder, data_files=path, split=split)
+        return _load_files(builder, [place])
     if any((place / name).is_file() for name in SAVED_MARKS):
         loaded = load_from_disk(path)
         if isinstance(loaded, Dataset):
@@ -81,7 +86,7 @@ def _load_folder(folder: Path, split: str) -> Dataset:
         raise DataError(f"{folder} holds {found}; give path@split with a split that is there, or one file")
     for file in files:
         _check_encoding(file)
-    return load_dataset(builders.pop(), data_files=[str(file) for file in files], split="train")
+    return _load_files(builders.pop(), files)
 
 
 def _check_encoding(file: Path) -> None:
@@ -103,12 +108,48 @@ def _data_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*") if file.is_file() and file.suffix[1:] in FILE_BUILDERS)
 
 
-def _undecoded(feature: Any) -> Any:
-    if isinstance(feature, Image):
-        return Image(decode=False)
+def _load_files(builder: str, files: Sequence[Path]) -> Dataset:
+    """Rows of data files. Their names are no patterns, cells of a CSV are text, and text of a JSON file is no date."""
+    names = [escape(str(file)) for file in files]
+    if builder == "csv":
+        columns = read_csv(files[0], nrows=0).columns
+        text = Features({str(column): Value("string") for column in columns})
+        return load_dataset(
+            builder, data_files=names, split="train", features=text, keep_default_na=False, na_values=[""]
+        )
+    rows = load_dataset(builder, data_files=names, split="train")
+    if builder == "json":
+        features = Features(_change(dict(rows.features), _undated))
+        if features != rows.features:
+            return Dataset.from_list([row for file in files for row in _read_json(file)], features=features)
+    return rows
+
+
+def _read_json(file: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON list, or of a file with one JSON object per line."""
+    text = file.read_text(encoding="utf-8-sig")
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError:
+        content = [json.loads(line) for line in text.split("\n") if line.strip()]
+    return content if isinstance(content, list) else [content]
+
+
+def _change(feature: Any, change: Callable[[Any], Any]) -> Any:
+    """The feature of a column with the features inside it changed."""
     if isinstance(feature, List | LargeList):
-        return type(feature)(_undecoded(feature.feature))
-    return feature
+        return type(feature)(_change(feature.feature, change))
+    if isinstance(feature, dict):
+        return {name: _change(inner, change) for name, inner in feature.items()}
+    return change(feature)
+
+
+def _undecoded(feature: Any) -> Any:
+    return Image(decode=False) if isinstance(feature, Image) else feature
+
+
+def _undated(feature: Any) -> Any:
+    return Value("string") if isinstance(feature, Value) and feature.dtype.startswith("timestamp") else feature
 
 
 def image_sources(cell: Any, image_dir: str | None = None) -> list[ImageSource]:
@@ -122,3 +163,24 @@ def image_sources(cell: Any, image_dir: str | None = None) -> list[ImageSource]:
     except ValueError as error:
         raise ValueError(f"{error}; relative paths start at data.image_dir={image_dir}") from None
     return [source for source in found if source is not None]
+
+
+def fit_to_bounds(size: tuple[int, int], min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
+    """Width and height scaled down to max_pixels, then up to min_pixels, cut to whole pixels each time, as in EasyR1.
+
+    The image processor rounds them to whole patches afterwards, not always to what it would make of the original.
+    """
+    width, height = size
+    if max_pixels and width * height > max_pixels:
+        factor = math.sqrt(max_pixels / (width * height))
+        width, height = max(1, int(width * factor)), max(1, int(height * factor))
+    if min_pixels and width * height < min_pixels:
+        factor = math.sqrt(min_pixels / (width * height))
+        width, height = max(1, int(width * factor)), max(1, int(height * factor))
+    return width, height
+
+
+def resize_encoded(data: bytes, size: tuple[int, int]) -> bytes:
+    """The encoded image at this width and height, without further loss."""
+    image = load_image(data)
+    return data if image.size == size else encode(image.resize(size), "PNG", compress_level=1)

@@ -73,6 +73,6 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         "engine": engine,
         "max_response_length": data.max_response_length,
         "banned_token_ids": vision_token_ids(processor),
-        "image_size": pixel_limits(processor, data.min_pixels, data.max_pixels),
+        "image_size": pixel_limits(processor, *data.processor_bounds),
         "num_threads": threads_per_rank(config) * rollout.tensor_parallel_size if device == "cuda" else 1,
     }

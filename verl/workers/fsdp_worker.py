@@ -182,8 +182,7 @@ class FSDPWorker:
         for actor in filter(None, (self.actor, self.reference, self.critic)):
             actor.images_once = data.meta_info.get("images_once", settings.images_once)
         images = [image for row in data.non_tensor_batch["images"] for image in row]
-        data_config = self.config.data
-        size = pixel_limits(self.processor, data_config.min_pixels, data_config.max_pixels)
+        size = pixel_limits(self.processor, *self.config.data.processor_bounds)
         dtype = DTYPES[settings.fsdp.mp_param_dtype]
         num_threads = threads_per_rank(self.config) if self.device.type == "cuda" else 1
         pixels, grids = image_patches(images, self.processor.image_processor, dtype, num_threads, **size)
