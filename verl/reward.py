@@ -7,6 +7,7 @@ import importlib.util
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -45,8 +46,9 @@ class RewardError(RuntimeError):
 class FileReward:
     """A reward function from `FILE.py:NAME` in EasyR1's format; picklable, loaded in the scoring process.
 
-    The file may set REWARD_TYPE = "sequential" (one item -> one dict) instead of "batch" (items -> dicts). An item
-    has `response`, `response_length`, `ground_truth` and `problem`.
+    It can import the files beside it, if nothing that is installed has their name. The file may set
+    REWARD_TYPE = "sequential" (one item -> one dict) instead of "batch" (items -> dicts). An item has `response`,
+    `response_length`, `ground_truth` (of the type that the data set has) and `problem`.
     """
 
     path: str
@@ -64,10 +66,12 @@ class FileReward:
 
     def _load(self) -> tuple[Callable, bool]:
         if "file_reward" not in _child:
-            spec = importlib.util.spec_from_file_location(Path(self.path).stem, self.path)
+            spec = importlib.util.spec_from_file_location("reward_file", self.path)
             if spec is None or spec.loader is None:
                 raise RewardError(f"worker.reward.reward_function: {self.path} is not a Python file")
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look up deferred annotations there
+            sys.path.append(str(Path(self.path).parent))  # last: a neighbour called math.py must not replace Python's
             spec.loader.exec_module(module)
             if not hasattr(module, self.name):
                 raise RewardError(f"worker.reward.reward_function: {self.path} has no {self.name!r}")
@@ -248,13 +252,14 @@ class RewardManager:
         rows = batch["responses"].flatten(0, 1).tolist()
         token_ids = [row[:length] for row, length in zip(rows, lengths, strict=True)]
         items = [
-            {key: str(texts[key][group]) for key in ("ground_truth", "problem", "uid")}
+            {key: str(texts[key][group]) for key in ("problem", "uid")}
+            | {"ground_truth": texts["ground_truth"][group]}
             for group in range(num_groups)
             for _ in range(num_samples)
         ]
         return PendingRewards(self._submit(token_ids, items), (num_groups, num_samples), self.timeout_s, self.name)
 
-    def probe(self, response: str, problem: str, ground_truth: str, row: str = "probe") -> dict[str, float]:
+    def probe(self, response: str, problem: str, ground_truth: Any, row: str = "probe") -> dict[str, float]:
         """Scores a row's gold response, so that a broken reward function fails before training."""
         item = {
             "response": response,

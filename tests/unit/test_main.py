@@ -100,6 +100,42 @@ def test_a_prompt_that_is_too_long_is_named_when_it_may_not_be_left_out(run):
     assert "data.max_prompt_length=20" in run("data.max_prompt_length=20", "data.filter_overlong_prompts=false")
 
 
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("save_checkpoint_path", "/proc/no/run"),
+        ("save_checkpoint_path", "FILE/run"),
+        ("save_checkpoint_path", "x" * 300),
+        ("ray_timeline", "/proc/no/timeline.json"),
+        ("ray_timeline", "FILE/timeline.json"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_named(run, tmp_path, key, place, dry_run):
+    (tmp_path / "file").write_text("")
+    place = place.replace("FILE", str(tmp_path / "file"))
+    message = run(f"trainer.{key}={place}", f"trainer.dry_run={dry_run}")
+    assert message.count("Error: ") == 1 and "1 fault" in message
+    assert f"trainer.{key} = " in message and place in message and "cannot be written to" in message
+
+
+def test_folders_that_can_be_made_are_left_unmade(tmp_path):
+    trainer = load_config(
+        [f"trainer.save_checkpoint_path={tmp_path}/a/b", f"trainer.ray_timeline={tmp_path}/c/d.json"]
+    )
+    program.check_folders(trainer.trainer)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_output_that_cannot_show_every_sign_ends_no_run(tmp_path, monkeypatch, encoding):
+    with (tmp_path / "out").open("w", encoding=encoding) as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        assert program.main(["--help", "trainer.seed"]) == 0
+        print("\u7d05 \u2713")
+    assert "\\u7d05" in (tmp_path / "out").read_text(encoding=encoding)
+
+
 def test_a_reward_that_raises_is_found_before_training(run, tmp_path):
     (tmp_path / "reward.py").write_text("def main(items): raise ZeroDivisionError('no score today')\n")
     message = run(f"worker.reward.reward_function={tmp_path / 'reward.py'}:main")

@@ -191,6 +191,29 @@ def test_the_critic_warms_up_alone():
     assert sorted(sent.batch.keys()) == ["returns", "values"] and sent.meta_info["step"] == 3
 
 
+@pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce_plus_plus"])
+def test_steps_before_critic_warmup_train_nothing_without_a_critic(estimator):
+    workers = Workers()
+    loop = make_trainer(workers, {"adv_estimator": estimator}, critic_warmup=2)
+    _, metrics = run(loop)
+    check_memory(metrics, 0.9, 1)
+    assert not workers.updates and loop.trained.step == 1
+    loop.step = 2
+    run(loop)
+    assert list(workers.updates) == ["update_actor"]
+
+
+@pytest.mark.parametrize("algorithm", [{"kl_coef": 0.0}, {"kl_coef": 0.0, "kl_type": "adaptive"}, {"kl_coef": 0.1}])
+def test_the_full_divergence_may_weigh_nothing(algorithm):
+    workers = Workers()
+    if not algorithm["kl_coef"]:
+        del workers.metrics["actor/kl_loss"]  # the ranks do not measure it then
+    loop = make_trainer(workers, {"kl_penalty": "full"} | algorithm)
+    _, metrics = run(loop)
+    assert metrics["actor/kl_coef"] == loop.kl.coef == algorithm["kl_coef"]
+    assert workers.notes["update_actor"]["kl_coef"] == algorithm["kl_coef"]
+
+
 def test_updates_that_were_left_out_are_said_and_end_the_run_in_the_end(capsys):
     skipped = {"actor/skipped_steps": 2.0, "actor/skipped_in_a_row": 3.0}
     run(make_trainer(Workers(**skipped), {}, max_skipped_updates=4))

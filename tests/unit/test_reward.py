@@ -1,3 +1,4 @@
+import sys
 from decimal import Decimal
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -83,6 +84,68 @@ def test_a_reward_file_is_called_in_easyr1s_form(pool, tmp_path):
         manager.submit(batch).result()
     good = manager.submit(sampled(rows, [["one two three"]]))
     assert good.result()["overall"].tolist() == [[0.5 * length]]
+
+
+def scored(monkeypatch, path: Path, name: str = "main", **item) -> dict:
+    """Score of one item by a reward file, loaded in this process, whose modules are left as they were."""
+    monkeypatch.setattr(reward, "_child", {"function": FileReward(str(path), name, {})})
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.setattr("sys.modules", dict(sys.modules))
+    return reward._score_text({"response": "a", "uid": "7", "ground_truth": "a"} | item)[1][0]
+
+
+def test_a_reward_file_imports_its_neighbours_also_from_another_folder(monkeypatch, tmp_path):
+    folder = tmp_path / "rewards"
+    (folder / "parts").mkdir(parents=True)
+    (folder / "weights_beside_it.py").write_text("WEIGHT = 0.25\n")
+    (folder / "parts" / "more.py").write_text("EXTRA = 0.5\n")
+    (folder / "late_one.py").write_text("LATE = 1.0\n")
+    (folder / "mine.py").write_text(
+        "from parts.more import EXTRA\nfrom weights_beside_it import WEIGHT\n"
+        "def main(items):\n    from late_one import LATE\n"
+        "    return [{'overall': WEIGHT + EXTRA + LATE}] * len(items)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert scored(monkeypatch, folder / "mine.py") == {"overall": 1.75}
+
+
+def test_a_neighbour_does_not_replace_a_module_of_python(monkeypatch, tmp_path):
+    for name in ("math", "statistics", "json"):
+        (tmp_path / f"{name}.py").write_text(
+            "import math, statistics\n"
+            "def main(items): return [{'overall': statistics.mean([math.sqrt(4)])}] * len(items)\n"
+        )
+        assert scored(monkeypatch, tmp_path / f"{name}.py") == {"overall": 2.0}
+
+
+@pytest.mark.parametrize(
+    "kind", ["@dataclass\nclass Part", "class Part(NamedTuple)", "@dataclass(slots=True)\nclass Part"]
+)
+def test_a_reward_file_may_have_records_with_deferred_annotations(monkeypatch, tmp_path, kind):
+    (tmp_path / "records.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        f"from typing import NamedTuple, get_type_hints\n{kind}:\n    weight: float\n    name: str = 'x'\n"
+        "def main(items):\n    is_known = get_type_hints(Part)['weight'] is float\n"
+        "    return [{'overall': Part(0.5).weight, 'ok': float(is_known)}]\n"
+    )
+    assert scored(monkeypatch, tmp_path / "records.py") == {"overall": 0.5, "ok": 1.0}
+
+
+@pytest.mark.parametrize("truth", [5, 2.5, {"x": 1, "y": [2]}, ["a"], "text"])
+def test_a_reward_file_gets_the_answer_in_its_own_type(pool, tmp_path, truth):
+    (tmp_path / "typed.py").write_text(
+        f"def main(items): return [{{'overall': float(item['ground_truth'] == {truth!r})}} for item in items]\n"
+    )
+    manager = pool(FileReward(str(tmp_path / "typed.py"), "main", {}))
+    assert manager.probe("a", "b", truth) == {"overall": 1.0}
+    batch = sampled([row for _, row in generate(1, seed=2)], [["one"]])
+    batch.non_tensor_batch["ground_truth"] = _objects([truth])
+    assert manager.submit(batch).result()["overall"].tolist() == [[1.0]]
+
+
+def test_a_built_in_reward_reads_a_number_as_text():
+    items = [{"response": "\\boxed{5}", "ground_truth": 5, "problem": "p", "response_length": 1}]
+    assert ScoreFunction("math", {})(items)[0]["accuracy"] == 1.0
 
 
 def test_a_reward_without_overall_and_a_missing_function_are_named(monkeypatch, tmp_path):

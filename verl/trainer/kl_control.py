@@ -60,7 +60,8 @@ class KLControl:
         if not self.is_in_loss:
             return {}
         used = {"actor/kl_coef": self.coef}
-        self._adapt(metrics["actor/kl_loss"])
+        if "actor/kl_loss" in metrics:  # the full divergence is not measured where it weighs nothing
+            self._adapt(metrics["actor/kl_loss"])
         return used
 
     def _adapt(self, kl: float) -> None:

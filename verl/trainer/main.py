@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from spatialthinker.network import use_cache_without_network
 from spatialthinker.versions import find_version_faults
 from verl.config.loading import config_to_dict, load_config
-from verl.config.records import Config, ConfigError, RewardConfig
+from verl.config.records import Config, ConfigError, RewardConfig, TrainerConfig
 from verl.distributed.watchdog import Watchdog
 
 USER_ERROR = 2
@@ -48,7 +49,7 @@ class ScoreFunction:
         from spatialthinker.rewards import REWARDS, RewardInput, format_failure
 
         inputs = [
-            RewardInput(item["response"], item["ground_truth"], item["problem"], item["response_length"])
+            RewardInput(item["response"], str(item["ground_truth"]), item["problem"], item["response_length"])
             for item in items
         ]
         scores = REWARDS[self.name](inputs, **self.kwargs)
@@ -59,7 +60,16 @@ class ScoreFunction:
         return scores
 
 
-def check_spatial_row(problem: str, ground_truth: str, sizes: Sequence[tuple[int, int]]) -> str | None:
+def check_answer(problem: str, ground_truth: Any, sizes: Sequence[tuple[int, int]]) -> None:
+    """Passes when a built-in reward can read the ground truth; ValueError otherwise."""
+    if not isinstance(ground_truth, str | int | float):
+        raise ValueError(
+            f"the ground truth is {ground_truth!r}, and built-in rewards read text or numbers; give another "
+            "data.answer_key, or a worker.reward.reward_function that reads it"
+        )
+
+
+def check_spatial_row(problem: str, ground_truth: Any, sizes: Sequence[tuple[int, int]]) -> str | None:
     """Doubt about the frame of this row's boxes, if any; ValueError when `spatial_sgg` cannot score answers to it.
 
     Args:
@@ -67,6 +77,8 @@ def check_spatial_row(problem: str, ground_truth: str, sizes: Sequence[tuple[int
     """
     from spatialthinker.rewards.spatial_sgg import check_ground_truth, doubt_frame
 
+    check_answer(problem, ground_truth, sizes)
+    ground_truth = str(ground_truth)
     check_ground_truth(ground_truth, problem)
     if "<image>" not in problem:
         raise ValueError("the prompt has no <image>, and spatial_sgg scores boxes in an image")
@@ -210,7 +222,7 @@ def prepare(config: Config) -> tuple[str, Any, Any, Path | None]:
     device = find(lambda: choose_device(config))
     model_shape = find(lambda: measure_checked_model(config))
     processor = find(lambda: load_run_processor(config))
-    start = find(lambda: find_start(config.trainer))
+    start = find(lambda: check_folders(config.trainer) or find_start(config.trainer))
     if faults:
         raise ConfigError(faults)
     return device, processor, model_shape, start
@@ -219,6 +231,30 @@ def prepare(config: Config) -> tuple[str, Any, Any, Path | None]:
 def check_versions(config: Config) -> None:
     """Passes when the packages are those that were tried, or trainer.check_versions is off; ConfigError otherwise."""
     if config.trainer.check_versions and (faults := find_version_faults(knob="trainer.check_versions=false")):
+        raise ConfigError(faults)
+
+
+def check_folders(trainer: TrainerConfig) -> None:
+    """Passes when files can be written into the folders of the run, which are left as they were.
+
+    Raises:
+        ConfigError: naming the key of each folder that cannot be made or written to.
+    """
+    folders = {"save_checkpoint_path": Path(trainer.save_checkpoint_path)}
+    if trainer.ray_timeline:
+        folders["ray_timeline"] = Path(trainer.ray_timeline).absolute().parent
+    faults = []
+    for key, folder in folders.items():
+        missing = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except (OSError, ValueError) as error:
+            given = getattr(trainer, key)
+            faults.append(f"trainer.{key} = {given!r}: cannot be written to ({error}); name another place")
+        for place in filter(os.path.isdir, missing):
+            os.rmdir(place)
+    if faults:
         raise ConfigError(faults)
 
 
@@ -247,7 +283,7 @@ class GoldScore:
         from spatialthinker.rewards.gold import gold_response
 
         name = "" if self.reward.reward_function else self.reward.score_function
-        gold = gold_response(name, prompt.ground_truth)
+        gold = gold_response(name, str(prompt.ground_truth))
         return self.manager.probe(gold, prompt.problem, prompt.ground_truth, prompt.row_id)
 
 
@@ -279,7 +315,7 @@ def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
     from verl.data.dataset import BatchOrder, RLHFDataset
 
     data, reward = config.data, config.worker.reward
-    needs_scene = reward.reward_function is None and reward.score_function == "spatial_sgg"
+    row_check: Any = check_spatial_row if reward.score_function == "spatial_sgg" else check_answer
     options = {
         "processor": processor,
         "prompt_key": data.prompt_key,
@@ -290,10 +326,11 @@ def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
         "format_prompt": data.format_prompt,
         "min_pixels": data.min_pixels,
         "max_pixels": data.max_pixels,
+        "resize_first": data.resize_first,
         "filter_overlong_prompts": data.filter_overlong_prompts,
         "on_bad_row": data.on_bad_row,
         "max_images": config.worker.rollout.limit_images,
-        "row_check": check_spatial_row if needs_scene else None,
+        "row_check": None if reward.reward_function else row_check,
     }
     train_set = RLHFDataset(data.train_files, text_only=data.text_only, mixed_data=data.mixed_data, **options)
     BatchOrder(len(train_set), data.rollout_batch_size, data.shuffle, data.seed)  # too few rows are named here
