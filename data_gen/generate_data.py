@@ -14,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
 from data_gen.arguments import check_flags, check_repo, fill_defaults, read_address, read_bool, read_count
+from spatialthinker.output import print_any_text
 from spatialthinker.storage.files import claim_output
 
 VG150 = "JosephZ/vg150_train_sgg_prompt"
@@ -312,6 +313,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after one message about a mistake."""
     import fire
 
+    print_any_text()
     argv = sys.argv[1:] if argv is None else argv
     try:
         name = argv[0].replace("-", "_") if argv else ""

@@ -30,6 +30,7 @@ from evaluation.command_line import (
     parse_arguments,
 )
 from spatialthinker.network import use_cache_without_network
+from spatialthinker.output import print_any_text
 from spatialthinker.versions import check_versions
 
 if TYPE_CHECKING:
@@ -250,6 +251,7 @@ def choose_gpu(index: int | None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after a message about bad input."""
+    print_any_text()
     args = parse_arguments(argv, __doc__)
     if args.list:
         print(list_choices())

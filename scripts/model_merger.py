@@ -11,12 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
+from spatialthinker.output import print_any_text
 from spatialthinker.versions import check_versions
 from verl.export.merger import DTYPES, merge_checkpoint, upload_folder
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0, or 2 after one message about a checkpoint that cannot be merged."""
+    print_any_text()
     parser = argparse.ArgumentParser(description="Merge a training checkpoint's actor into a Hugging Face folder.")
     parser.add_argument("--local_dir", required=True, help="folder global_step_N/actor of a checkpoint")
     parser.add_argument("--dtype", choices=DTYPES, help="convert the weights (default: as stored)")

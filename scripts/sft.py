@@ -27,8 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         build_help_parser(DESCRIPTION).print_help()
         return 0
     from spatialthinker.network import use_cache_without_network
+    from spatialthinker.output import print_any_text
     from spatialthinker.versions import check_versions
 
+    print_any_text()
     given, _ = build_help_parser(DESCRIPTION).parse_known_args(arguments)
     defaults = SftOptions()
     use_cache_without_network([given.model_path or defaults.model_path, given.train_files or defaults.train_files])

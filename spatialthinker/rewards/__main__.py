@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from spatialthinker.output import print_any_text
 from spatialthinker.rewards import REWARDS, RewardInput, bench, check_ground_truth, format_failure
 from spatialthinker.rewards.explain import explain
 
@@ -31,6 +32,7 @@ PERCENTILES = (5, 25, 50, 75, 95)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line, by default the process's own; returns the exit code, 2 for a fault in the file."""
+    print_any_text()
     options = _parser().parse_args(argv)
     if argv is None and "OMP_NUM_THREADS" not in os.environ:
         # numpy has read it by now, and on tables this small its threads cost double: start again with one

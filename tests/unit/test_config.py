@@ -417,3 +417,42 @@ def test_a_null_folder_for_checkpoints_is_the_default(tmp_path):
     other = tmp_path / "mine.yaml"
     other.write_text("trainer: {save_checkpoint_path: there}\n")
     assert load_config([f"config={other}"]).trainer.save_checkpoint_path.endswith("/there")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["trainer.seed=010", "trainer.save_freq=0x10", "trainer.max_steps=1:30", "worker.actor.optim.lr=1:30.5"],
+)
+def test_a_number_is_written_in_decimals(argument):
+    (fault,) = faults_of(argument)
+    key, _, text = argument.partition("=")
+    assert fault.startswith(f"{key} = {text!r}: must be a")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"data:\n  prompt_key: caf\xe9\n", "is not UTF-8"),
+        (b"\xff\xfed\x00", "is not UTF-8"),
+        (b"data:\n  prompt_key: a\n  format_prompt: Answer: yes or no\n", "line 3"),
+        (b"trainer:\n  seed: ${nothing}\n", "nothing"),
+        (b"actor_rollout_ref: {model: {path: x}}\ndata: {train_batch_size: 8}\n", "verl's own trainer"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_fault(tmp_path, content, words):
+    (tmp_path / "run.yaml").write_bytes(content)
+    (fault,) = faults_of(f"config={tmp_path / 'run.yaml'}")
+    assert words in fault and ("run.yaml" in fault or "actor_rollout_ref" in fault)
+
+
+def test_a_section_that_is_none_is_a_fault_beside_epochs(tmp_path):
+    (tmp_path / "run.yaml").write_text("trainer: 5\n")
+    with pytest.raises(ConfigError, match="trainer = 5: is a section"):
+        load_config([f"config={tmp_path / 'run.yaml'}"])
+
+
+def test_a_chat_template_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "chat.jinja").write_bytes(b"caf\xe9")
+    assert any(
+        "override_chat_template" in fault for fault in faults_of(f"data.override_chat_template={tmp_path}/chat.jinja")
+    )

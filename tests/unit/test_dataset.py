@@ -1,4 +1,6 @@
 import base64
+import copy
+import datetime
 import io
 import json
 import math
@@ -314,6 +316,20 @@ def test_a_row_that_would_break_a_pass_is_named(tmp_path, processor, change, opt
     with pytest.raises(DataError, match="row 1: ") as caught:
         plain(tmp_path, [MIXED_ROWS[1], MIXED_ROWS[0] | change], processor, **options)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("answer", [datetime.date(2024, 1, 2), float("nan"), b"5", {"x": [b"5"]}])
+def test_an_answer_that_no_checkpoint_can_hold_is_named(tmp_path, processor, answer):
+    rows = [MIXED_ROWS[1] | {"answer": answer}]
+    with pytest.raises(DataError, match="row 0: column 'answer' must hold text, numbers, lists or dictionaries"):
+        plain(tmp_path, rows, processor)
+
+
+def test_a_chat_template_that_fails_is_named_with_the_row(tmp_path, processor):
+    broken = copy.deepcopy(processor)
+    broken.chat_template = "{{ raise_exception('no users') }}"
+    with pytest.raises(DataError, match="row 0: a template fails: no users; see data.override_chat_template"):
+        plain(tmp_path, [MIXED_ROWS[1]], broken)
 
 
 def test_images_of_extreme_sizes_get_the_processors_own_tokens(tmp_path, processor):

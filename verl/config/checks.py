@@ -6,6 +6,7 @@ Each fault names the key, its value, the limit and what to change.
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from verl.config.choices import read_names
@@ -236,6 +237,11 @@ def _template_faults(data: DataConfig) -> Iterator[str]:
     path = data.override_chat_template
     if path is not None and not os.path.isfile(path):
         yield f"data.override_chat_template = {path!r}: there is no such file; correct the path, or set it to null"
+    elif path is not None:
+        try:
+            Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            yield f"data.override_chat_template = {path!r}: is not UTF-8 ({error}); save it in that encoding"
 
 
 def _format_prompt_faults(path: str) -> Iterator[str]:

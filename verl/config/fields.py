@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 from verl.config.records import Config
 
-_NOUNS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a dictionary"}
+NUMBERS = ("a whole number", "a number")
+_NOUNS = {int: NUMBERS[0], float: NUMBERS[1], bool: "true or false", str: "text", dict: "a dictionary"}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 

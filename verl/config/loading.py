@@ -5,19 +5,21 @@ import functools
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from verl.config.checks import find_faults, find_notices, split_path
-from verl.config.fields import Key, find_keys, find_sections, suggest
+from verl.config.fields import NUMBERS, Key, find_keys, find_sections, suggest
 from verl.config.free_values import read_free_value
 from verl.config.old_keys import find_value, nest, take_old_keys
 from verl.config.records import Config, ConfigError, TrainerConfig
 from verl.config.upstream import DEFAULTS_KEY, choose_defaults
 
-_RUN_LENGTHS = ("trainer.max_steps", "trainer.total_epochs")
+# YAML 1.1 reads these as octal, hexadecimal, binary and base 60.
+_ODD_NUMBER = re.compile(r"[-+]?0[0-9_xb]|.*:")
 # Keys that name a file or folder, and the mark after which something else may follow.
 _PATH_KEYS = {
     "data.train_files": "@",
@@ -51,6 +53,8 @@ def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = Non
     """
     faults: dict[str, str] = {}
     file, command_line = _read_sources(argv, faults)
+    if "actor_rollout_ref" in file:
+        raise ConfigError(["actor_rollout_ref: the file is of verl's own trainer; the keys here are EasyR1's"])
     asked = [source.pop(DEFAULTS_KEY) for source in (command_line, file) if DEFAULTS_KEY in source]
     defaults = _merge_defaults(config_to_dict(Config()), choose_defaults(file, asked[0] if asked else None, faults))
     file, command_line = (take_old_keys(source, faults) for source in (file, command_line))
@@ -82,12 +86,11 @@ def _merge_defaults(low: dict[str, Any], high: Mapping[str, Any]) -> dict[str, A
 
 def _end_by_epochs(defaults: dict[str, Any], file: Any, command_line: Any) -> dict[str, Any]:
     """The defaults without a max_steps where total_epochs is given alone: it would not be heard."""
-    steps, epochs = ([find_value(source, key) for source in (file, command_line)] for key in _RUN_LENGTHS)
-    if any(epochs) and not any(
-        "max_steps" in (find_value(source, "trainer") or ()) for source in (file, command_line)
-    ):
+    epochs = [find_value(source, "trainer.total_epochs") for source in (file, command_line)]
+    steps = [find_value(source, "trainer.max_steps", "") for source in (file, command_line)]
+    if any(epochs) and steps == ["", ""]:
         return _merge(defaults, nest("trainer.max_steps", None))
-    if epochs[1] and steps[0] and not steps[1]:
+    if epochs[1] and steps[0] and steps[1] == "":
         logging.getLogger(__name__).warning(
             "trainer.total_epochs = %s: the file's trainer.max_steps = %s ends the run, if it comes earlier; "
             "set trainer.max_steps=null to train by epochs",
@@ -114,23 +117,37 @@ def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str,
             continue
         try:
             if key == "config":
-                content: Any = OmegaConf.to_container(OmegaConf.load(text), resolve=True)
-                if not isinstance(content, dict):
-                    raise YAMLError("the file must hold sections such as data: and trainer:")
-                file = {str(name): value for name, value in content.items()}
+                file = _read_file(text)
             elif nouns.get(key) == "text" or key == DEFAULTS_KEY:
                 command_line = _merge(command_line, nest(key, _read_text(text)))
             elif any(key == name or key.startswith(f"{name}.") for name in free):
                 command_line = _merge(command_line, nest(key, read_free_value(text)))
+            elif nouns.get(key) in NUMBERS and _ODD_NUMBER.match(text):
+                command_line = _merge(command_line, nest(key, text))  # text, which is a fault
             else:
-                content = OmegaConf.to_container(OmegaConf.from_dotlist([token]), resolve=True)
+                content: Any = OmegaConf.to_container(OmegaConf.from_dotlist([token]), resolve=True)
                 command_line = _merge(command_line, content)
         except OSError as error:
             faults[key] = f"config = {text!r}: cannot be read ({error.strerror}); give config= an existing YAML file"
+        except UnicodeDecodeError as error:
+            faults[key] = f"config = {text!r}: is not UTF-8 ({error}); save it in that encoding"
         except (YAMLError, OmegaConfBaseException) as error:
             reason = getattr(error, "problem", None) or " ".join(str(error).split())
+            if (mark := getattr(error, "problem_mark", None)) and key == "config":
+                reason += f", line {mark.line + 1}"
             faults[key] = f"{key} = {text!r}: is not YAML ({reason}); put quotes around the text inside the value"
     return [file, command_line]
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    """The keys of a YAML file, as nested dictionaries."""
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    if not isinstance(content, dict):
+        raise YAMLError("the file must hold sections such as data: and trainer:")
+    return {str(name): value for name, value in content.items()}
 
 
 def _read_text(text: str) -> str | None:

@@ -3,6 +3,7 @@
 Letters: G groups (prompts) of a batch, P prompt tokens.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 from torch import Tensor
 from tqdm import tqdm
@@ -220,8 +222,7 @@ class RLHFDataset(torch.utils.data.Dataset):
         try:
             row = self.rows[index]
             problem, sources = self._read(row, index)
-            if row[self.answer_key] is None:
-                raise ValueError(f"column {self.answer_key!r} must hold text, got None")
+            _check_answer(row[self.answer_key], f"column {self.answer_key!r}")
             headers = [read_header(source) for source in sources]
             sizes = [size for size, _ in headers]
             self._warn_of_wide(row, index, [mode for _, mode in headers])
@@ -241,6 +242,9 @@ class RLHFDataset(torch.utils.data.Dataset):
             image_processor = self.processor.image_processor
             grids = [image_grid(self._fit(size), image_processor, **self.pixel_limits) for size in sizes]
             length = len(self._expand(raw_ids, grids))
+        except TemplateError as error:
+            knobs = "data.override_chat_template or the model's chat template, data.format_prompt"
+            raise DataError(f"row {self._row_id(row, index)}: a template fails: {error}; see {knobs}") from error
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise DataError(f"row {self._row_id(row, index)}: {_reason(error)}") from error
         return _Entry(index, np.array(raw_ids, dtype=np.int32), grids), length
@@ -303,6 +307,16 @@ class RLHFDataset(torch.utils.data.Dataset):
 
 def _reason(error: Exception) -> str:
     return f"an image cannot be decoded: {error}" if isinstance(error, BrokenImage) else str(error)
+
+
+def _check_answer(answer: Any, column: str) -> None:
+    """Passes for what JSON can hold, which is what a checkpoint can hold of an answer; ValueError otherwise."""
+    if answer is None:
+        raise ValueError(f"{column} must hold text, got None")
+    try:
+        json.dumps(answer, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{column} must hold text, numbers, lists or dictionaries, got {answer!r}") from error
 
 
 def _read_format_prompt(format_prompt: str | None) -> Callable[[str], str]:

@@ -3,7 +3,6 @@
 `--help [SECTION | KEY]` prints the keys, `--list` the recipes, the rewards and the choices.
 """
 
-import io
 import logging
 import os
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spatialthinker.network import use_cache_without_network
+from spatialthinker.output import print_any_text
 from spatialthinker.versions import find_version_faults
 from verl.config.loading import config_to_dict, load_config
 from verl.config.records import Config, ConfigError, RewardConfig, TrainerConfig
@@ -64,8 +64,8 @@ def check_answer(problem: str, ground_truth: Any, sizes: Sequence[tuple[int, int
     """Passes when a built-in reward can read the ground truth; ValueError otherwise."""
     if not isinstance(ground_truth, str | int | float):
         raise ValueError(
-            f"the ground truth is {ground_truth!r}, and built-in rewards read text or numbers; give another "
-            "data.answer_key, or a worker.reward.reward_function that reads it"
+            f"the ground truth is {ground_truth!r}, where text or a number is read; give another data.answer_key, "
+            "or a worker.reward.reward_function that reads it"
         )
 
 
@@ -88,9 +88,7 @@ def check_spatial_row(problem: str, ground_truth: Any, sizes: Sequence[tuple[int
 def main(argv: list[str] | None = None) -> int:
     """Runs the training that the arguments describe, or prints the help they ask for; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a Latin-1 terminal cannot show must not end a run
-            stream.reconfigure(errors="backslashreplace")
+    print_any_text()
     if HELP_OPTIONS & set(arguments):
         return print_help(arguments)
     from spatialthinker.rewards import REWARDS

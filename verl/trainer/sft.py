@@ -14,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from spatialthinker.storage.images import load_image
 from verl.data.dataset import Prompt, RLHFDataset
+from verl.trainer.main import check_answer
 from verl.trainer.sft_options import SftOptions
 
 IGNORED = -100  # no loss where a label has this value
@@ -35,7 +36,9 @@ class Collator:
         tokenizer = self.processor.tokenizer
         ids, labels, pictures = [], [], []
         for prompt in prompts:
-            answer = tokenizer(prompt.ground_truth, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            answer = tokenizer(str(prompt.ground_truth), add_special_tokens=False)["input_ids"] + [
+                tokenizer.eos_token_id
+            ]
             ids.append(torch.cat([prompt.ids, torch.tensor(answer)]))
             labels.append(torch.cat([torch.full_like(prompt.ids, IGNORED), torch.tensor(answer)]))
             pictures += [load_image(image) for image in prompt.images]
@@ -66,6 +69,7 @@ def train(options: SftArguments) -> None:
         format_prompt=options.format_prompt,
         max_prompt_length=options.max_length,
         max_pixels=options.max_pixels,
+        row_check=check_answer,
     )
     dtype = torch.bfloat16 if options.bf16 else torch.float32
     model: Any = AutoModelForImageTextToText.from_pretrained(options.model_path, dtype=dtype)
