@@ -103,7 +103,7 @@ def write_rows(path: Path, processor: Any, data: Any, size: tuple[int, int]) -> 
 
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist([row("<image>")]), path)
-    limits = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels}
+    limits = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels, "resize_first": data.resize_first}
     missing = data.max_prompt_length - len(RLHFDataset(str(path), processor, **limits)[0].ids)
     if missing < 0:
         taken = data.max_prompt_length - missing

@@ -25,7 +25,7 @@ from verl.data.sources import DataError, fit_to_bounds, image_sources, load_rows
 from verl.model.qwen_vl import Grid, expand_image_tokens, image_grid, mrope_positions
 from verl.protocol import DataProto
 
-__all__ = ["BatchOrder", "DataError", "Prompt", "RLHFDataset", "collate_prompts"]
+__all__ = ["BatchOrder", "DataError", "Prompt", "RLHFDataset", "check_answer", "collate_prompts"]
 
 IMAGE_TAG = "<image>"
 VIDEO_TAG = "<video>"
@@ -222,7 +222,7 @@ class RLHFDataset(torch.utils.data.Dataset):
         try:
             row = self.rows[index]
             problem, sources = self._read(row, index)
-            _check_answer(row[self.answer_key], f"column {self.answer_key!r}")
+            _check_storable(row[self.answer_key], f"column {self.answer_key!r}")
             headers = [read_header(source) for source in sources]
             sizes = [size for size, _ in headers]
             self._warn_of_wide(row, index, [mode for _, mode in headers])
@@ -309,7 +309,16 @@ def _reason(error: Exception) -> str:
     return f"an image cannot be decoded: {error}" if isinstance(error, BrokenImage) else str(error)
 
 
-def _check_answer(answer: Any, column: str) -> None:
+def check_answer(problem: str, ground_truth: Any, sizes: Sequence[tuple[int, int]]) -> None:
+    """Passes for a ground truth that is read as text; ValueError otherwise."""
+    if not isinstance(ground_truth, str | int | float):
+        raise ValueError(
+            f"the ground truth is {ground_truth!r}, where text or a number is read; give another data.answer_key, "
+            "or a worker.reward.reward_function that reads it"
+        )
+
+
+def _check_storable(answer: Any, column: str) -> None:
     """Passes for what JSON can hold, which is what a checkpoint can hold of an answer; ValueError otherwise."""
     if answer is None:
         raise ValueError(f"{column} must hold text, got None")

@@ -60,15 +60,6 @@ class ScoreFunction:
         return scores
 
 
-def check_answer(problem: str, ground_truth: Any, sizes: Sequence[tuple[int, int]]) -> None:
-    """Passes when a built-in reward can read the ground truth; ValueError otherwise."""
-    if not isinstance(ground_truth, str | int | float):
-        raise ValueError(
-            f"the ground truth is {ground_truth!r}, where text or a number is read; give another data.answer_key, "
-            "or a worker.reward.reward_function that reads it"
-        )
-
-
 def check_spatial_row(problem: str, ground_truth: Any, sizes: Sequence[tuple[int, int]]) -> str | None:
     """Doubt about the frame of this row's boxes, if any; ValueError when `spatial_sgg` cannot score answers to it.
 
@@ -76,6 +67,7 @@ def check_spatial_row(problem: str, ground_truth: Any, sizes: Sequence[tuple[int
         sizes: width and height of the row's images.
     """
     from spatialthinker.rewards.spatial_sgg import check_ground_truth, doubt_frame
+    from verl.data.dataset import check_answer
 
     check_answer(problem, ground_truth, sizes)
     ground_truth = str(ground_truth)
@@ -310,7 +302,7 @@ def build_reward(config: Config) -> Any:
 
 def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
     """The training and the validation prompts, every row checked."""
-    from verl.data.dataset import BatchOrder, RLHFDataset
+    from verl.data.dataset import BatchOrder, RLHFDataset, check_answer
 
     data, reward = config.data, config.worker.reward
     row_check: Any = check_spatial_row if reward.score_function == "spatial_sgg" else check_answer

@@ -13,8 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, Tr
 from transformers.trainer_utils import get_last_checkpoint
 
 from spatialthinker.storage.images import load_image
-from verl.data.dataset import Prompt, RLHFDataset
-from verl.trainer.main import check_answer
+from verl.data.dataset import Prompt, RLHFDataset, check_answer
 from verl.trainer.sft_options import SftOptions
 
 IGNORED = -100  # no loss where a label has this value
