@@ -6,6 +6,7 @@ TRITON_INTERPRET=1 python -m tests.support.triton_kernels
 import torch
 from torch.testing import assert_close
 
+from verl.distributed.optim import STRIDES, UINT32, _update, join_bits
 from verl.model.attention import _merge
 from verl.model.kernels import attention, optim
 from verl.model.log_probs import _differentiate_torch, _differentiate_triton, _score_torch, _score_triton
@@ -36,21 +37,23 @@ def check_log_probs() -> None:
 
 
 def check_kahan_adamw() -> None:
-    """Values and what is carried add up to AdamW in float64, with moments rounded as the kernel rounds them."""
+    """What the step without the kernel gives, to the last bit of float32, for a tensor and for two shards of it."""
     settings = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
-    value = torch.randn(optim.BLOCK + 77).bfloat16()
-    mean, square, carried = (torch.zeros_like(value) for _ in range(3))
-    exact = value.double()
+    value = torch.randn(optim.BLOCK + 78).bfloat16()
+    whole, expected = ([value.clone(), *torch.zeros(3, len(value)).bfloat16()] for _ in range(2))
     for step in range(1, 21):
-        gradient = torch.randn(len(value)).bfloat16()
-        m = 0.9 * mean.double() + 0.1 * gradient.double()
-        v = 0.99 * square.double() + 0.01 * gradient.double() ** 2
-        exact = exact * (1 - 1e-4) - 1e-3 / (1 - 0.9**step) * m / ((v / (1 - 0.99**step)).sqrt() + 1e-8)
-        optim.update(value, gradient, mean, square, carried, step=step, **settings)
-        assert_close(mean, m.bfloat16(), rtol=2**-7, atol=1e-6)
-        assert_close(square, v.bfloat16(), rtol=2**-7, atol=1e-6)
-    # The interpreter cuts off where a GPU rounds: 20 times the last bit of what is carried, of 0.02 that they moved.
-    assert_close(value.double() + carried.double(), exact, rtol=0, atol=2e-3)
+        gradient = (torch.randn(len(value)) * 10 ** torch.randn(len(value))).bfloat16()
+        offsets = [step * stride & UINT32 for stride in STRIDES]
+        _update(expected[0], gradient, *expected[1:], first=0, offsets=offsets, step=step, **settings)
+        for first in (0, len(value) // 2):
+            p, g, *states = (t[first:][: len(value) // 2] for t in (whole[0], gradient, *whole[1:]))
+            optim.update(p, g, *states, first=first, offsets=offsets, step=step, **settings)
+        weights, wanted = (join_bits(tensors[0], tensors[3]) for tensors in (whole, expected))
+        assert_close(weights, wanted, rtol=2**-22, atol=0)
+        for got, moment in zip(whole[1:3], expected[1:3], strict=True):
+            assert (got == moment).float().mean() > 0.99
+            assert_close(got, moment, rtol=2**-7, atol=0)
+    assert (value != whole[0]).float().mean() > 0.1
 
 
 if __name__ == "__main__":

@@ -68,7 +68,31 @@ def find_notices(config: Config) -> list[str]:
             f"worker.rollout.top_p = {rollout.top_p}, top_k = {rollout.top_k}: training log-probs are those of the "
             "whole distribution, sampling leaves its tail out; actor/rollout_kl shows the gap"
         )
+    algorithm = config.algorithm
+    if algorithm.use_kl_loss and algorithm.kl_penalty == "kl" and algorithm.kl_coef and not algorithm.disable_kl:
+        notices.append(
+            "algorithm.kl_penalty = kl with use_kl_loss = true: the gradient of this term is zero on average, so that "
+            "nothing holds the policy at the reference; low_var_kl, mse and full do"
+        )
+    notices.extend(_optimizer_notices(config))
     return notices
+
+
+def _optimizer_notices(config: Config) -> Iterator[str]:
+    """Notices on an optimizer and a type of weights that are not made for each other."""
+    roles: dict[str, Any] = {"actor": config.worker.actor}
+    if config.algorithm.adv_estimator == "gae":
+        roles["critic"] = config.worker.critic
+    for name, role in roles.items():
+        pair = f"worker.{name}.optim.strategy = {role.optim.strategy}, fsdp.torch_dtype = {role.fsdp.torch_dtype}: "
+        match role.optim.strategy, role.fsdp.torch_dtype:
+            case "adamw", "bf16":
+                yield pair + (
+                    "bf16 weights lose every update below a 512th of them, at small learning rates nearly all; set "
+                    "fsdp.torch_dtype=fp32, or optim.strategy=adamw_bf16"
+                )
+            case "adamw_bf16", "fp32":
+                yield pair + "weights in float32 are trained by adamw, with states in float32"
 
 
 def split_path(text: str, mark: str) -> tuple[str, str]:

@@ -35,6 +35,9 @@ _PATH_KEYS = {
 }
 
 
+_ABSENT = object()
+
+
 def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = None) -> Config:
     """The checked configuration that `config=FILE a.b=value ...` asks for.
 
@@ -58,8 +61,9 @@ def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = Non
     asked = [source.pop(DEFAULTS_KEY) for source in (command_line, file) if DEFAULTS_KEY in source]
     defaults = _merge_defaults(config_to_dict(Config()), choose_defaults(file, asked[0] if asked else None, faults))
     file, command_line = (take_old_keys(source, faults) for source in (file, command_line))
+    defaults = _merge(_end_by_epochs(defaults, file, command_line), _weights_of_adamw((file, command_line)))
     keys = find_keys()
-    config = _validate(_merge(_merge(_end_by_epochs(defaults, file, command_line), file), command_line), keys, faults)
+    config = _validate(_merge(_merge(defaults, file), command_line), keys, faults)
     config = _resolve_paths(config, config.trainer)
     checked = find_faults(config, score_functions, unreadable=faults.keys() & {*keys, *find_sections(keys)})
     if faults or checked:
@@ -155,6 +159,23 @@ def _read_text(text: str) -> str | None:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
     return None if text in ("", "null") else text
+
+
+def _weights_of_adamw(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Float32 weights for a role that asks for adamw and for no type: bf16 weights would lose nearly every update."""
+    merged: Any = functools.reduce(_merge, sources)
+    defaults: dict[str, Any] = {}
+    for role in ("actor", "critic"):
+        keys = f"worker.{role}.optim.strategy", f"worker.{role}.fsdp.torch_dtype"
+        strategy, dtype = (functools.reduce(_child, key.split("."), merged) for key in keys)
+        if strategy == "adamw" and dtype is _ABSENT:
+            logging.getLogger(__name__).warning("%s = fp32, since optim.strategy = adamw", keys[1])
+            defaults = _merge(defaults, nest(keys[1], "fp32"))
+    return defaults
+
+
+def _child(section: Any, name: str) -> Any:
+    return section.get(name, _ABSENT) if isinstance(section, dict) else _ABSENT
 
 
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:

@@ -176,7 +176,7 @@ class OptimConfig:
     weight_decay: NonNegativeFloat = 1e-2
     """Decoupled weight decay."""
     strategy: Literal["adamw", "adamw_bf16"] = "adamw_bf16"
-    """Optimizer: `adamw`, or `adamw_bf16` with states in bf16 and Kahan compensation, for parameters kept in bf16."""
+    """Optimizer: `adamw`, or `adamw_bf16`, its equal for parameters kept in bf16, with the rest of their bits aside."""
     lr_warmup_ratio: Share = 0.0
     """Warm-up: share of the training steps over which the rate rises linearly."""
     lr_warmup_steps: NonNegativeInt | None = None
@@ -190,7 +190,7 @@ class OptimConfig:
 @dataclass(frozen=True, config=STRICT)
 class FSDPConfig:
     torch_dtype: TrainDtype = "bf16"
-    """Type in which parameters are kept; null is fp32."""
+    """Type in which parameters are kept; null is fp32, as is a missing key with `optim.strategy: adamw`."""
     mp_param_dtype: TrainDtype = "bf16"
     """Type in which the forward and backward passes compute."""
     mp_reduce_dtype: TrainDtype = "fp32"

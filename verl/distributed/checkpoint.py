@@ -14,7 +14,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint import FileSystemWriter, SavePlan, SavePlanner
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, SavePlan, SavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.state_dict import (
@@ -38,6 +38,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from verl.distributed.cpu_offload import PinnedBuffer
+from verl.distributed.optim import LOW_BITS, OLD_STATE, KahanAdamW, convert_compensation, rename_states
 from verl.model.lora import has_adapters, is_adapter
 
 MANIFEST = "manifest.json"
@@ -120,14 +121,27 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         ValueError: the files do not fit the model or cannot be read.
     """
     state = _sharded_state_dict(model, optimizer)
+    states = state["optimizer"]["state"] if isinstance(optimizer, KahanAdamW) else {}
+    is_old = bool(states) and any(name.endswith(f".{OLD_STATE}") for name in _stored_names(folder))
+    if is_old:
+        rename_states(states, LOW_BITS, OLD_STATE)
     try:
         dcp.load(state, checkpoint_id=folder)
     except CheckpointException as error:  # a BaseException: it would pass every handler of the callers
         causes = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
         raise ValueError(f"{folder} cannot be loaded: {causes}") from error
+    if is_old:
+        print(f"Converting the states of adamw_bf16 in {folder}: they are of an older form", flush=True)  # noqa: T201
+        rename_states(states, OLD_STATE, LOW_BITS)
+        convert_compensation(states, state["model"])
     set_model_state_dict(model, state["model"], options=StateDictOptions(strict=not has_adapters(model)))
     if optimizer is not None:
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
+
+
+def _stored_names(folder: Path) -> Iterable[str]:
+    """Names of the tensors in a checkpoint's shards; none where there are no shards."""
+    return FileSystemReader(folder).read_metadata().state_dict_metadata if (folder / ".metadata").is_file() else ()
 
 
 def save_rng(folder: Path, rank: int) -> None:

@@ -71,7 +71,7 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     """Memory of each phase of a run; a GPU needs GPU_ALLOWANCE_GB on top.
 
     device, resident: policy Nb/W + reference Nb/W + optimizer Nb/W times 2 (adamw) or 3 (adamw_bf16: moments and
-        compensation), b of worker.actor.fsdp.torch_dtype; gradients and states only of what is trained, and no
+        rest of the bits), b of worker.actor.fsdp.torch_dtype; gradients and states only of what is trained, and no
         reference model with LoRA; the same for a critic. Offloaded tensors leave the device during rollout and
         count as host memory.
     device, load: resident + Nb, since a rank loads the full model before sharding it.
@@ -134,8 +134,8 @@ def _checkpoint_bytes(config: Config, policy: float, states: float, trained: flo
 
 
 def _states_per_weight(role: Any) -> int:
-    """Optimizer states per parameter: two moments, and the Kahan compensation of adamw_bf16."""
-    return 3 if role.optim.strategy == "adamw_bf16" else 2
+    """Optimizer states per parameter: two moments, and with adamw_bf16 the rest of a bf16 weight."""
+    return 3 if (role.optim.strategy, role.fsdp.torch_dtype) == ("adamw_bf16", "bf16") else 2
 
 
 def _critic_bytes(config: Config, model: ModelShape) -> tuple[float, float]:

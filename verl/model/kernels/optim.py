@@ -1,20 +1,44 @@
-"""Fused Triton kernel of the KahanAdamW step in optim.py: one pass over its five tensors, computed in float32."""
+"""Fused Triton kernel of the KahanAdamW step in distributed/optim.py: one pass over its five tensors."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 4096
+BLOCK = 1024
 
 
 @triton.jit
+def round_to_bf16(x, threshold):
+    """x with 16 bits of its float32 mantissa, rounded up where its last bits and the threshold's first carry over."""
+    bits = x.to(tl.int32, bitcast=True) + (threshold >> 16).to(tl.int32)
+    return (bits & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def add_rounded(w, change, threshold):
+    """w + change, rounded to float32 stochastically by 2Sum, as in distributed/optim.py."""
+    total = w + change
+    back = total - w
+    error = (w - (total - back)) + (change - back)
+    toward = tl.where((error > 0) == (total > 0), 1, -1)
+    neighbour = (total.to(tl.int32, bitcast=True) + toward).to(tl.float32, bitcast=True)
+    is_moved = threshold.to(tl.float32) * 2.3283064365386963e-10 * tl.abs(neighbour - total) < tl.abs(error)
+    return tl.where(is_moved, neighbour, total)
+
+
+@triton.jit(do_not_specialize=["first", "offset_m", "offset_v", "offset_w", "num_values"])
 def kahan_adamw_kernel(
     value,
     gradient,
     mean,
     square,
-    compensation,
+    low_bits,
     num_values,
+    first,
+    offset_m,
+    offset_v,
+    offset_w,
     step_size,
     square_scale,
     beta1,
@@ -25,18 +49,25 @@ def kahan_adamw_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     is_value = at < num_values
+    h = (at + first).to(tl.uint32) * 0x9E3779B1
+    h = (h ^ (h >> 15)) * 0x85EBCA77
+    h = (h ^ (h >> 13)) * 0xC2B2AE3D
+    h = h ^ (h >> 16)
     g = tl.load(gradient + at, mask=is_value, other=0.0).to(tl.float32)
     m = beta1 * tl.load(mean + at, mask=is_value, other=0.0).to(tl.float32) + (1 - beta1) * g
     v = beta2 * tl.load(square + at, mask=is_value, other=0.0).to(tl.float32) + (1 - beta2) * g * g
-    c = tl.load(compensation + at, mask=is_value, other=0.0).to(tl.float32)
-    c -= step_size * m / (tl.sqrt(v * square_scale) + eps)
-    p = tl.load(value + at, mask=is_value, other=0.0).to(tl.float32) * (1 - decay)
-    rounded = (p + c).to(value.dtype.element_ty)
-    c += p - rounded.to(tl.float32)
-    tl.store(value + at, rounded, mask=is_value)
-    tl.store(mean + at, m.to(mean.dtype.element_ty), mask=is_value)
-    tl.store(square + at, v.to(square.dtype.element_ty), mask=is_value)
-    tl.store(compensation + at, c.to(compensation.dtype.element_ty), mask=is_value)
+    high = tl.load(value + at, mask=is_value, other=0.0).to(tl.float32).to(tl.int32, bitcast=True)
+    low = tl.load(low_bits + at, mask=is_value, other=0).to(tl.int32)
+    w = (high + low).to(tl.float32, bitcast=True)
+    change = -(decay * w + step_size * m / (tl.sqrt(v * square_scale) + eps))
+    bits = add_rounded(w, change, h * 0x165667B1 + offset_w.to(tl.uint32)).to(tl.int32, bitcast=True)
+    rounded = ((bits + 0x8000) & -65536).to(tl.float32, bitcast=True)
+    m = round_to_bf16(m, h + offset_m.to(tl.uint32))
+    v = round_to_bf16(v, h * 0x27D4EB2F + offset_v.to(tl.uint32))
+    tl.store(value + at, rounded.to(tl.bfloat16), mask=is_value)
+    tl.store(mean + at, m.to(tl.bfloat16), mask=is_value)
+    tl.store(square + at, v.to(tl.bfloat16), mask=is_value)
+    tl.store(low_bits + at, bits.to(tl.int16), mask=is_value)
 
 
 def update(
@@ -44,8 +75,10 @@ def update(
     gradient: Tensor,
     mean: Tensor,
     square: Tensor,
-    compensation: Tensor,
+    low_bits: Tensor,
     *,
+    first: int,
+    offsets: list[int],
     step: int,
     lr: float,
     betas: tuple[float, float],
@@ -53,10 +86,12 @@ def update(
     weight_decay: float,
 ) -> None:
     """Updates all but the gradient in place; contiguous tensors of equal size, `step` from 1."""
-    assert all(tensor.is_contiguous() for tensor in (value, gradient, mean, square, compensation))
+    assert all(tensor.is_contiguous() for tensor in (value, gradient, mean, square, low_bits))
     if not value.numel():  # an empty shard of a small parameter
         return
     beta1, beta2 = betas
     scalars = (lr / (1 - beta1**step), 1 / (1 - beta2**step), beta1, beta2, eps, lr * weight_decay)
     grid = (triton.cdiv(value.numel(), BLOCK),)
-    kahan_adamw_kernel[grid](value, gradient, mean, square, compensation, value.numel(), *scalars, BLOCK)  # type: ignore[arg-type]
+    signed = [offset - (offset >> 31 << 32) for offset in offsets]  # one type for all: int32
+    tensors = (value, gradient, mean, square, low_bits.view(torch.int16))
+    kahan_adamw_kernel[grid](*tensors, value.numel(), first, *signed, *scalars, BLOCK)  # type: ignore[arg-type]
