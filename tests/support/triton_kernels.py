@@ -6,7 +6,7 @@ TRITON_INTERPRET=1 python -m tests.support.triton_kernels
 import torch
 from torch.testing import assert_close
 
-from verl.distributed.optim import STRIDES, UINT32, _update, join_bits
+from verl.distributed.optim import _update, join_bits
 from verl.model.attention import _merge
 from verl.model.kernels import attention, optim
 from verl.model.log_probs import _differentiate_torch, _differentiate_triton, _score_torch, _score_triton
@@ -43,11 +43,10 @@ def check_kahan_adamw() -> None:
     whole, expected = ([value.clone(), *torch.zeros(3, len(value)).bfloat16()] for _ in range(2))
     for step in range(1, 21):
         gradient = (torch.randn(len(value)) * 10 ** torch.randn(len(value))).bfloat16()
-        offsets = [step * stride & UINT32 for stride in STRIDES]
-        _update(expected[0], gradient, *expected[1:], first=0, offsets=offsets, step=step, **settings)
+        _update(expected[0], gradient, *expected[1:], first=0, step=step, **settings)
         for first in (0, len(value) // 2):
             p, g, *states = (t[first:][: len(value) // 2] for t in (whole[0], gradient, *whole[1:]))
-            optim.update(p, g, *states, first=first, offsets=offsets, step=step, **settings)
+            optim.update(p, g, *states, first=first, step=step, **settings)
         weights, wanted = (join_bits(tensors[0], tensors[3]) for tensors in (whole, expected))
         assert_close(weights, wanted, rtol=2**-22, atol=0)
         for got, moment in zip(whole[1:3], expected[1:3], strict=True):

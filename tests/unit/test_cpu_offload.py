@@ -111,8 +111,8 @@ def test_copies_of_sharded_tensors_are_sharded(tmp_path):
 
 def updates(mesh, rank: int, num_ranks: int, waits: bool) -> torch.Tensor:
     """Weights of a sharded model after two updates by made-up gradients, having waited between them or not."""
-    model = scorer(family=TOY)
-    shard(model, mesh, torch.float32, torch.float32)
+    model = scorer(family=TOY).bfloat16()
+    shard(model, mesh, torch.bfloat16, torch.float32)
     optimizer = KahanAdamW(model.parameters(), lr=1e-3)
     allocate_states(optimizer)
     offloader = Offloader()

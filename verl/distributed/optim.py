@@ -60,22 +60,22 @@ class KahanAdamW(Optimizer):
         assert closure is None, "closures are not supported"
         for group in self.param_groups:
             settings = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32)
+            params = [p for p in group["params"] if p.grad is not None]
+            update = _update
+            if not params:
+                continue
+            if params[0].is_cuda:
+                from verl.model.kernels.optim import update
+            for p in params:
+                if not self.state[p]:
                     # Bits too are of the parameter's type: Optimizer.load_state_dict casts every state to it.
-                    for key in ("exp_avg", "exp_avg_sq", LOW_BITS):
-                        state[key] = torch.zeros_like(p)
-                state["step"] += 1
-                step, update = int(state["step"]), _update
-                if p.is_cuda:
-                    from verl.model.kernels.optim import update
-                offsets = [step * stride & UINT32 for stride in STRIDES]
-                tensors = map(local_part, (p, p.grad, state["exp_avg"], state["exp_avg_sq"], state[LOW_BITS]))
-                update(*tensors, first=_first_index(p), offsets=offsets, step=step, **settings)
+                    self.state[p] |= {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq", LOW_BITS)}
+                    self.state[p]["step"] = torch.zeros((), dtype=torch.float32)
+            states = [self.state[p] for p in params]
+            torch._foreach_add_([state["step"] for state in states], 1)
+            for p, state in zip(params, states, strict=True):
+                tensors = [local_part(t) for t in (p, p.grad, state["exp_avg"], state["exp_avg_sq"], state[LOW_BITS])]
+                update(*tensors, first=_first_index(p), step=int(state["step"]), **settings)
 
 
 def _first_index(tensor: Tensor) -> int:
@@ -94,7 +94,6 @@ def _update(
     low_bits: Tensor,
     *,
     first: int,
-    offsets: list[int],
     step: int,
     lr: float,
     betas: tuple[float, float],
@@ -103,24 +102,23 @@ def _update(
 ) -> None:
     """Updates all but the gradient in place, as the kernel does on a GPU."""
     beta1, beta2 = betas
-    thresholds = _thresholds(first, value.shape, offsets)
+    thresholds = _thresholds(first, value.shape, step)
     g, w = gradient.float(), join_bits(value, low_bits)
     m = beta1 * mean.float() + (1 - beta1) * g
     v = beta2 * square.float() + (1 - beta2) * g * g
-    step_size, square_scale = lr / (1 - beta1**step), 1 / (1 - beta2**step)
-    change = -(lr * weight_decay * w + step_size * m / ((v * square_scale).sqrt() + eps))
+    correction = (1 - beta2**step) ** 0.5
+    step_size = correction * lr / (1 - beta1**step)
+    change = -(lr * weight_decay * w + step_size * m / (v.sqrt() + correction * eps))
     mean.copy_(_round_to_bf16(m, thresholds[0]))
     square.copy_(_round_to_bf16(v, thresholds[1]))
     split_bits(_add_rounded(w, change, thresholds[2]), value, low_bits)
 
 
-def _thresholds(first: int, shape: torch.Size, offsets: list[int]) -> list[Tensor]:
-    """Numbers below 2^32 per element and offset: a hash of the element's index, then a step of the sequence."""
+def _thresholds(first: int, shape: torch.Size, step: int) -> list[Tensor]:
+    """Numbers below 2^32 per element and stride: a hash of the element's index, moved on by a stride per step."""
     h = torch.arange(first, first + shape.numel()).reshape(shape) * 0x9E3779B1 & UINT32
-    h = (h ^ h >> 15) * 0x85EBCA77 & UINT32
-    h = (h ^ h >> 13) * 0xC2B2AE3D & UINT32
-    h = h ^ h >> 16
-    return [h * factor + offset & UINT32 for factor, offset in zip((1, 0x27D4EB2F, 0x165667B1), offsets, strict=True)]
+    h = (h ^ h >> 15) * 0x85EBCA77
+    return [h + step * stride & UINT32 for stride in STRIDES]
 
 
 def _round_to_bf16(values: Tensor, thresholds: Tensor) -> Tensor:

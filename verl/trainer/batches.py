@@ -3,6 +3,7 @@
 Letters: G groups (prompts of a step), n samples, P padded prompt tokens.
 """
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -210,7 +211,13 @@ class BatchMaker:
 
     def _balanced(self, groups: DataProto, metrics: dict[str, float], pending: list[PendingRewards]) -> Rollout:
         tokens = groups.batch["prompt_mask"].sum(-1) + groups.batch["response_mask"].sum((-1, -2))
-        order = balanced_order(tokens.tolist(), self.config.worker.actor.global_batch_size, self.num_ranks)
+        worker = self.config.worker
+        size = worker.actor.global_batch_size
+        if (
+            self.config.algorithm.adv_estimator == "gae"
+        ):  # mini-batches of both are whole parts, on any number of ranks
+            size = math.gcd(size, worker.critic.global_batch_size)
+        order = balanced_order(tokens.tolist(), size, self.num_ranks)
         return Rollout(groups[order], metrics, pending, order)
 
     def restore(self, folder: Path, num_drawn: int) -> None:

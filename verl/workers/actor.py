@@ -324,9 +324,12 @@ class Actor(Learner):
     @torch.no_grad()
     def distributions(self, groups: Groups, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
         """Hidden states [N, D] and output embedding [V, D], which determine the full distributions."""
+        is_training = self.model.training  # with LoRA this is the policy, whose checkpointing needs training mode
         self.model.eval()
         with adapters_off(self.model) if self.disables_adapters else nullcontext():
-            return self.forward(groups, pieces, 1.0, with_states=True)
+            states = self.forward(groups, pieces, 1.0, with_states=True)
+        self.model.train(is_training)
+        return states
 
     def update(
         self,
