@@ -14,6 +14,7 @@ from tests.support.updates import (
     CUT,
     NUM_GROUPS,
     WIDTH,
+    change,
     chosen_update,
     make_groups,
     one_update,
@@ -22,7 +23,9 @@ from tests.support.updates import (
     settings,
     updates_of_a_rank,
 )
+from verl.config.records import AdapterConfig
 from verl.distributed.fsdp import full_weights
+from verl.model.lora import add_adapters
 from verl.model.qwen_vl import ResponseValues
 from verl.workers.actor import Actor, PolicyBatch
 from verl.workers.critic import Critic, ValueSettings
@@ -155,6 +158,53 @@ def test_the_full_divergence_is_that_of_the_whole_distributions():
     expected = (logits[0].exp() * (logits[0] - logits[1])).sum(-1)
     torch.testing.assert_close(kl[2, 1, : len(response)], expected, rtol=1e-4, atol=1e-5)
     assert expected.min() > 0.1
+
+
+@pytest.mark.parametrize("choice", ["default", "full"])
+def test_importance_weights_are_of_the_policy_loss_alone(choice):
+    """Without advantages the gradient is the divergence's, whatever the engine's log-probs are."""
+    groups, advantages, reference = make_groups()
+    other = scorer(seed=1) if choice == "full" else None
+    chosen, old = settings(NUM_GROUPS, 70, True, choice), reference - 0.1
+    gradients, metrics = [], []
+    for rollout in (None, old + 0.7, old - 0.02):
+        gradient, seen = one_update(scorer(), groups, 0 * advantages, reference, chosen, old, rollout, other)
+        gradients.append(gradient)
+        metrics.append(seen)
+    assert gradients[0].norm() > 1e-2
+    for gradient, seen in zip(gradients[1:], metrics[1:], strict=True):
+        total, weight = seen["actor/tis_weight"]
+        assert abs(total / weight - 1) > 0.01
+        assert (gradient - gradients[0]).norm() / gradients[0].norm() < 1e-5
+        assert seen["actor/kl_loss"] == pytest.approx(metrics[0]["actor/kl_loss"])
+
+
+@pytest.mark.parametrize("max_tokens", [40, 10_000])
+@pytest.mark.parametrize("has_own_reference", [True, False])
+def test_the_exact_divergence_keeps_activation_checkpointing(max_tokens, has_own_reference):
+    """Each layer computes twice with gradients, also where the reference is the policy without its adapters."""
+    groups, advantages, reference = make_groups()
+    chosen = settings(NUM_GROUPS, max_tokens, True, "full")
+    gradients, runs = [], []
+    for checkpointing in (True, False):
+        model = scorer(checkpointing)
+        add_adapters(model.model, AdapterConfig(4, 8), torch.float32, seed=1)
+        other = Actor(scorer(seed=1) if has_own_reference else model, torch.device("cpu"))
+        other.disables_adapters = not has_own_reference
+        is_training = []
+        model.model.model.language_model.layers[0].mlp.register_forward_pre_hook(
+            lambda layer, _, seen=is_training: seen.append(layer.training) if torch.is_grad_enabled() else None
+        )
+        actor = Actor(model, torch.device("cpu"))
+        actor.compute_log_probs(groups, max_tokens, True, 0.9)  # leaves the evaluation mode behind
+        old = (reference + 0.4 * advantages.unsqueeze(-1)).clamp(max=-0.01)
+        gradient, _ = change(
+            model, actor, lambda actor, r=other, o=old: actor.update(groups, PolicyBatch(advantages, o), chosen, r)
+        )
+        gradients.append(gradient)
+        runs.append(is_training)
+    assert all(runs[0]) and len(runs[0]) == 2 * len(runs[1]) > 0
+    assert gradients[0].norm() > 1e-3 and (gradients[0] - gradients[1]).norm() / gradients[1].norm() < 1e-5
 
 
 @pytest.mark.integration

@@ -90,6 +90,30 @@ def test_mini_batches_make_the_same_step_as_one_call():
     assert [len(rows) for rows, _, _ in small_engine.calls] == [2] * 9
 
 
+@pytest.mark.parametrize(("actor", "critic"), [(8, 8), (8, 4), (4, 8), (8, 12), (12, 8), (24, 4)])
+def test_mini_batches_of_actor_and_critic_are_the_same_on_any_number_of_ranks(actor, critic):
+    steps = []
+    for num_ranks in (1, 2, 4):
+        maker, engine = make_maker(
+            data={"rollout_batch_size": 24, "mini_rollout_batch_size": 12}, algorithm={"adv_estimator": "gae"}
+        )
+        worker = maker.config.worker
+        roles = (("actor", actor), ("critic", critic))
+        sized = {role: dataclasses.replace(getattr(worker, role), global_batch_size=size) for role, size in roles}
+        maker.config = dataclasses.replace(maker.config, worker=dataclasses.replace(worker, **sized))
+        maker.num_ranks = num_ranks
+        groups = maker.make(engine).groups
+        shares = [[int(uid) for uid in part.non_tensor_batch["uid"]] for part in groups.chunk(num_ranks)]
+        steps.append(
+            [
+                sorted(row for share in shares for row in share[start : start + size // num_ranks])
+                for _, size in roles
+                for start in range(0, 24 // num_ranks, size // num_ranks)
+            ]
+        )
+    assert steps[0] == steps[1] == steps[2]
+
+
 @pytest.mark.parametrize("algorithm", [{}, {"online_filtering": True, "filter_low": 0.25, "filter_high": 0.95}])
 def test_prompts_drawn_ahead_are_those_that_the_step_begins_with(algorithm):
     data = {"rollout_batch_size": 4, "mini_rollout_batch_size": 2}

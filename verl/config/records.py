@@ -176,7 +176,7 @@ class OptimConfig:
     weight_decay: NonNegativeFloat = 1e-2
     """Decoupled weight decay."""
     strategy: Literal["adamw", "adamw_bf16"] = "adamw_bf16"
-    """Optimizer: `adamw`, or `adamw_bf16`, its equal for parameters kept in bf16, with the rest of their bits aside."""
+    """Optimizer: `adamw`, or `adamw_bf16`, which keeps parameters in bf16 and the rest of their bits beside them."""
     lr_warmup_ratio: Share = 0.0
     """Warm-up: share of the training steps over which the rate rises linearly."""
     lr_warmup_steps: NonNegativeInt | None = None

@@ -1,0 +1,224 @@
+"""The worker's choices around an update: learning rates, temperature, old log-probs, banned tokens.
+
+Models, optimizers and groups are small real ones; nothing is sharded.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.updates import NUM_GROUPS, TOY, make_groups, scorer
+from verl.config.loading import load_config
+from verl.config.records import OptimConfig
+from verl.distributed.fsdp import full_weights, lr_factor
+from verl.model.qwen_vl import ResponseValues
+from verl.protocol import DataProto
+from verl.workers.actor import Actor
+from verl.workers.critic import Critic
+from verl.workers.fsdp_worker import FSDPWorker
+
+TOY_CPU = [
+    "config=configs/toy_cpu.yaml",
+    "data.train_files=owner/name",
+    "data.val_files=owner/name",
+    "trainer.n_gpus_per_node=1",
+    f"data.rollout_batch_size={NUM_GROUPS}",
+    f"worker.actor.global_batch_size={NUM_GROUPS}",
+    f"worker.critic.global_batch_size={NUM_GROUPS}",
+    "worker.rollout.temperature=0.7",
+    "worker.actor.optim.lr_warmup_steps=0",
+]
+GAE = ["algorithm.adv_estimator=gae"]
+CPU = torch.device("cpu")
+
+
+def make_worker(*arguments, lr=0.0, num_steps=10):
+    """A worker with policy, reference and critic, its groups loaded; their advantages and reference log-probs."""
+    config = load_config([*TOY_CPU, *arguments])
+    worker = FSDPWorker(0, 1, config, "cpu", num_steps)
+    worker.policy, reference, values = scorer(), scorer(seed=1), scorer(wrapper=ResponseValues)
+    worker.optimizer = torch.optim.SGD(worker.policy.parameters(), lr=lr)
+    worker.actor, worker.reference = Actor(worker.policy, CPU, worker.optimizer), Actor(reference, CPU)
+    worker.critic = Critic(values, CPU, torch.optim.SGD(values.parameters(), lr=lr))
+    worker.groups, advantages, log_probs = make_groups()
+    worker.shared_prompt = True
+    return worker, advantages, log_probs
+
+
+def request(step=1, kl_coef=0.0, **tensors):
+    data = DataProto.from_dict(tensors or {"response_mask": torch.ones(NUM_GROUPS, 3, 9)})
+    data.meta_info |= {"step": step, "kl_coef": kl_coef}
+    return data
+
+
+def mean(metrics, name):
+    total, weight = metrics[name]
+    return total / weight
+
+
+def rate(optimizer):
+    return optimizer.param_groups[0]["lr"]
+
+
+def test_the_warm_up_rises_from_its_first_step_to_the_peak():
+    assert [lr_factor(step, 10, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [lr_factor(step, 10, 1) for step in range(3)] == [1.0] * 3
+    assert [lr_factor(step, 10, 0) for step in range(3)] == [1.0] * 3
+
+
+@pytest.mark.parametrize(("num_warmup_steps", "floor"), [(0, 0.0), (2, 0.0), (2, 0.1), (5, 0.5)])
+def test_the_cosine_falls_from_the_peak_to_its_floor(num_warmup_steps, floor):
+    num_steps = 12
+    factors = [lr_factor(step, num_steps, num_warmup_steps, "cosine", floor) for step in range(num_steps + 3)]
+    decay = factors[num_warmup_steps:num_steps]
+    assert decay[0] == 1.0 and all(a > b for a, b in zip(decay, decay[1:], strict=False))
+    assert factors[num_steps:] == pytest.approx([floor] * 3)
+    middle = lr_factor(num_warmup_steps + 3, num_warmup_steps + 6, num_warmup_steps, "cosine", floor)
+    assert middle == pytest.approx((1 + floor) / 2)
+    sixth = lr_factor(num_warmup_steps + 1, num_warmup_steps + 6, num_warmup_steps, "cosine", floor)
+    assert sixth == pytest.approx(floor + (1 - floor) * (1 + math.cos(math.pi / 6)) / 2)
+
+
+@pytest.mark.parametrize("role", ["actor", "critic"])
+def test_a_training_step_has_the_rate_of_its_own_number(role):
+    """The first of 4 warm-up steps a quarter; the share of warm-up is one of the run's 10 steps."""
+    prefix = f"worker.{role}.optim."
+    schedule = [
+        f"{prefix}lr_warmup_steps=null",
+        f"{prefix}lr=1.0e-3",
+        f"{prefix}lr_warmup_ratio=0.4",
+        f"{prefix}lr_scheduler_type=cosine",
+    ]
+    worker, advantages, log_probs = make_worker(*GAE, *schedule)
+    rates, applied = [], []
+    for step in (1, 2, 4, 5, 10):
+        if role == "actor":
+            metrics, learner = worker.update_actor(request(step, advantages=advantages)), worker.actor
+        else:
+            returns = advantages.unsqueeze(-1) + log_probs
+            metrics, learner = worker.update_critic(request(step, values=returns, returns=returns)), worker.critic
+        rates.append(metrics[f"{role}/lr"][0])
+        applied.append(rate(learner.optimizer))
+    last = 1e-3 * (1 + math.cos(math.pi * 5 / 6)) / 2
+    assert rates == applied == pytest.approx([2.5e-4, 5e-4, 1e-3, 1e-3, last])
+
+
+def test_warm_up_steps_win_over_the_ratio():
+    worker, *_ = make_worker()
+    optim = OptimConfig(lr=1e-2, lr_warmup_ratio=0.5, lr_warmup_steps=2)
+    assert [worker._set_lr(worker.optimizer, optim, step) for step in (1, 2, 3)] == [5e-3, 1e-2, 1e-2]
+
+
+def test_actor_and_critic_have_rates_of_their_own():
+    worker, advantages, log_probs = make_worker(*GAE, "worker.actor.optim.lr=1.0e-3", "worker.critic.optim.lr=5.0e-3")
+    returns = advantages.unsqueeze(-1) + log_probs
+    assert worker.update_critic(request(values=returns, returns=returns))["critic/lr"] == (5e-3, 1.0)
+    assert rate(worker.critic.optimizer) == 5e-3 and rate(worker.optimizer) == 0.0
+    assert worker.update_actor(request(advantages=advantages))["actor/lr"] == (1e-3, 1.0)
+    assert rate(worker.critic.optimizer) == 5e-3 and rate(worker.optimizer) == 1e-3
+
+
+@pytest.mark.parametrize("key", ["old_log_probs", "ref_log_probs"])
+def test_log_probs_are_those_of_the_sampling_temperature(key):
+    """Of plain logits, for the group without an image."""
+    worker, *_ = make_worker()
+    call = worker.compute_log_probs if key == "old_log_probs" else worker.compute_ref_log_probs
+    got = call(request()).batch[key]
+    prompt, response = worker.groups.prompts[2], worker.groups.responses[2][1]
+    model = (worker.actor if key == "old_log_probs" else worker.reference).model.model
+    model.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
+    row = torch.cat([prompt, response]).unsqueeze(0)
+    logits = model(input_ids=row).logits[0, len(prompt) - 1 : -1].float()
+    expected, other = ((logits / t).log_softmax(-1).gather(-1, response.unsqueeze(-1)).squeeze(-1) for t in (0.7, 1.0))
+    torch.testing.assert_close(got[2, 1, : len(response)], expected, rtol=1e-4, atol=1e-5)
+    assert (expected - other).abs().max() > 0.01
+
+
+def test_the_exact_divergence_is_of_the_sampling_temperature():
+    worker, *_ = make_worker("algorithm.kl_penalty=full", "algorithm.use_kl_loss=false")
+    expected = worker.actor.compute_full_kl(worker.reference, worker.groups, 10_000, True, 0.7)
+    torch.testing.assert_close(worker.compute_full_kl(request()).batch["kl"], expected)
+
+
+@pytest.mark.parametrize("ppo_epochs", [1, 2, 3])
+def test_an_update_on_its_own_samples_has_the_ratio_one_in_the_first_epoch_alone(ppo_epochs):
+    """Old log-probs of the worker and those of the update are of one temperature; later epochs are compared to them."""
+    worker, advantages, _ = make_worker(f"worker.actor.ppo_epochs={ppo_epochs}", "worker.actor.optim.lr=0.3")
+    old = worker.compute_log_probs(request()).batch["old_log_probs"]
+    metrics = worker.update_actor(request(advantages=advantages, old_log_probs=old))
+    clipped = mean(metrics, "actor/pg_clipfrac_higher") + mean(metrics, "actor/pg_clipfrac_lower")
+    if ppo_epochs == 1:
+        assert abs(mean(metrics, "actor/ppo_kl")) < 1e-5 and clipped == 0
+        return
+    assert clipped > 0.05
+    other, *_ = make_worker("worker.actor.optim.lr=0.3")  # the first epoch alone, then the policy's log-probs
+    other.update_actor(request(advantages=advantages, old_log_probs=old))
+    moved = other.compute_log_probs(request()).batch["old_log_probs"]
+    second = float((old - moved)[old != 0].mean())
+    assert abs(second) > 1e-3
+    if ppo_epochs == 2:
+        assert mean(metrics, "actor/ppo_kl") == pytest.approx(second / 2, rel=1e-3)
+
+
+def test_only_the_first_of_several_mini_batches_takes_its_own_log_probs_as_old():
+    halves = f"worker.actor.global_batch_size={NUM_GROUPS // 2}"
+    worker, advantages, _ = make_worker(halves, "worker.actor.optim.lr=0.3")
+    old = worker.compute_log_probs(request()).batch["old_log_probs"]
+    shifted = old.clone()
+    shifted[: NUM_GROUPS // 2] -= 5  # not read
+    metrics = worker.update_actor(request(advantages=advantages, old_log_probs=shifted))
+    again, *_ = make_worker(halves, "worker.actor.optim.lr=0.3")
+    expected = again.update_actor(request(advantages=advantages, old_log_probs=old))
+    assert mean(metrics, "actor/ppo_kl") == mean(expected, "actor/ppo_kl") != 0
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("adapters", [0, 4])
+def test_policy_and_reference_leave_image_tokens_out_of_their_distributions(monkeypatch, trainable, adapters):
+    from verl.data.processor import load_run_processor, vision_token_ids
+
+    monkeypatch.chdir(Path(__file__).parents[2])
+    worker = FSDPWorker(0, 1, load_config([*TOY_CPU, f"worker.actor.model.lora.rank={adapters}"]), "cpu", 10)
+    worker.processor = load_run_processor(worker.config)
+    worker._shard = lambda *_: None  # type: ignore[method-assign]
+    wrapped = worker._build_model(trainable)
+    banned = vision_token_ids(worker.processor)
+    assert len(banned) == 2
+    groups, *_ = make_groups(TOY)
+    log_probs, entropies = Actor(wrapped, CPU).compute_log_probs(groups, 10_000, True, 1.0)
+    prompt, response = groups.prompts[2], groups.responses[2][0]
+    model = wrapped.model
+    model.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
+    with torch.no_grad():
+        rows = model(input_ids=torch.cat([prompt, response]).unsqueeze(0)).logits[0, len(prompt) - 1 : -1].float()
+        rows[:, banned] = -math.inf
+        allowed = rows.log_softmax(-1)
+    expected = allowed.gather(-1, response.unsqueeze(-1)).squeeze(-1)
+    # The toy gives image tokens little: what is left out shows in the tokens' own scores.
+    assert wrapped.banned is not None and wrapped.banned.tolist() == banned
+    torch.testing.assert_close(log_probs[2, 0, : len(response)], expected, rtol=1e-4, atol=1e-4)
+    assert (entropies[2, 0, : len(response)] > 0).all()
+
+
+def test_weights_move_by_the_rate_of_the_step():
+    """SGD's step is the rate times the gradient: the second warm-up step of two moves twice as far as the first."""
+    moved = []
+    for step in (1, 2):
+        worker, advantages, _ = make_worker("worker.actor.optim.lr=0.02", "worker.actor.optim.lr_warmup_steps=2")
+        before = torch.cat([w.flatten() for _, w in full_weights(worker.policy)])
+        worker.update_actor(request(step, advantages=advantages))
+        moved.append(torch.cat([w.flatten() for _, w in full_weights(worker.policy)]) - before)
+    torch.testing.assert_close(moved[1], 2 * moved[0], rtol=1e-2, atol=1e-6)
+    assert moved[0].norm() > 1e-4
+
+
+def test_settings_of_an_update_are_those_of_its_role():
+    worker, *_ = make_worker(*GAE, "worker.actor.max_grad_norm=0.5", "worker.critic.ppo_epochs=3")
+    sections = worker.config.worker.actor, worker.config.worker.critic
+    actor, critic = (worker._step_settings(section) for section in sections)
+    assert (actor["max_grad_norm"], critic["max_grad_norm"]) == (0.5, 1.0)
+    assert (actor["ppo_epochs"], critic["ppo_epochs"]) == (1, 3)
+    assert dataclasses.asdict(worker.config)["worker"]["rollout"]["temperature"] == actor["temperature"]
