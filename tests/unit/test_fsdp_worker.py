@@ -145,7 +145,7 @@ def test_the_exact_divergence_is_of_the_sampling_temperature():
 
 @pytest.mark.parametrize("ppo_epochs", [1, 2, 3])
 def test_an_update_on_its_own_samples_has_the_ratio_one_in_the_first_epoch_alone(ppo_epochs):
-    """Old log-probs of the worker and those of the update are of one temperature; later epochs are compared to them."""
+    """Old log-probs and those of the update are of one temperature; later epochs are compared to the old."""
     worker, advantages, _ = make_worker(f"worker.actor.ppo_epochs={ppo_epochs}", "worker.actor.optim.lr=0.3")
     old = worker.compute_log_probs(request()).batch["old_log_probs"]
     metrics = worker.update_actor(request(advantages=advantages, old_log_probs=old))
