@@ -15,6 +15,7 @@ from verl.distributed import checkpoint
 from verl.distributed.fsdp import full_weights
 from verl.model.lora import (
     ADAPTER_FOLDER,
+    _merge,
     adapted_layers,
     adapters_off,
     add_adapters,
@@ -142,3 +143,17 @@ def test_adapters_of_another_model_are_refused(folder, tmp_path):
     save_adapters(model, gather_adapters(model, lambda tensor: tensor), tmp_path / "adapters")
     with pytest.raises(ValueError, match="fits no layer of"):
         load_merged(tmp_path / "adapters")
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-6, 1e-4])
+def test_merged_weights_in_bfloat16_carry_small_adapters(size):
+    """Nearest rounding would lose changes below half of the spacing, 4e-3 of a weight."""
+    generator = torch.Generator().manual_seed(0)
+    weight = (0.02 * torch.randn(512, 512, generator=generator)).bfloat16()
+    a, b = torch.randn(4, 512, generator=generator), size * torch.randn(512, 4, generator=generator)
+    merged = _merge(weight, a, b, 2.0)
+    assert merged.dtype == torch.bfloat16 and torch.equal(merged, _merge(weight, a, b, 2.0))
+    change, moved = 2.0 * (b @ a), merged.float() - weight.float()
+    share = float((moved * change).sum() / change.square().sum())
+    assert share == pytest.approx(1, abs=0.15)
+    assert torch.equal(_merge(weight, a, 0 * b, 2.0), weight)

@@ -213,9 +213,8 @@ class BatchMaker:
         tokens = groups.batch["prompt_mask"].sum(-1) + groups.batch["response_mask"].sum((-1, -2))
         worker = self.config.worker
         size = worker.actor.global_batch_size
-        if (
-            self.config.algorithm.adv_estimator == "gae"
-        ):  # mini-batches of both are whole parts, on any number of ranks
+        if self.config.algorithm.adv_estimator == "gae":
+            # Mini-batches of both are then the same on any number of ranks.
             size = math.gcd(size, worker.critic.global_batch_size)
         order = balanced_order(tokens.tolist(), size, self.num_ranks)
         return Rollout(groups[order], metrics, pending, order)
