@@ -29,7 +29,8 @@ from verl.protocol import DataProto
 from verl.reward import RewardError
 from verl.trainer.guards import DivergenceError
 from verl.trainer.ray_trainer import GRPOTrainer, count_steps
-from verl.trainer.saver import CheckpointError, find_start
+from verl.trainer.resume import check_resume, identify
+from verl.trainer.saver import CheckpointError, find_start, lock_folder
 from verl.trainer.tracking import Tracker
 from verl.workers.fsdp_worker import FSDPWorker
 
@@ -187,11 +188,15 @@ def train(config: Config, before_call: Callable[[str], None], fails_at: int = 0)
     torch.set_num_threads(1)
     processor = AutoProcessor.from_pretrained(config.worker.actor.model.model_path)
     prompts = RLHFDataset(config.data.train_files, processor)
+    lock_folder(Path(config.trainer.save_checkpoint_path))
     start = find_start(config.trainer)
+    identity = identify(config, processor, prompts, prompts)
+    for note in check_resume(start, config, identity) if start else []:
+        print(note, flush=True)
     tracker = Tracker(config.trainer.logger, "p", "e", config.trainer.save_checkpoint_path, config_to_dict(config))
     actor = ForkedGroup(config, count_steps(config, len(prompts)), before_call)
     rollout, reward = RecordedRollout(before_call), RecordedReward(fails_at)
-    parts: Any = (actor, rollout, reward, prompts, prompts, 0, tracker, start)
+    parts: Any = (actor, rollout, reward, prompts, prompts, 0, tracker, start, identity)
     GRPOTrainer(config, *parts).fit()
 
 

@@ -79,7 +79,7 @@ def test_prune_keeps_the_newest_and_whatever_is_no_checkpoint(tmp_path):
     checkpoint.prune(tmp_path, keep=2)
     assert {p.name for p in tmp_path.iterdir()} == {"global_step_2", "global_step_10", "global_step_10_backup"}
     write(tmp_path, 11)
-    checkpoint.prune(tmp_path, keep=1, best_step=2)
+    checkpoint.prune(tmp_path, keep=1, spared=[2])
     assert {p.name for p in tmp_path.iterdir()} == {"global_step_2", "global_step_11", "global_step_10_backup"}
 
 

@@ -6,15 +6,19 @@ global_step_<N>.tmp/ -> global_step_<N>/     renamed when everything, manifest l
   actor/huggingface/    config, tokenizer, processor; weights after scripts/model_merger.py
   trainer_state.json    global_step and the loop's other state
   manifest.json         file name -> bytes and SHA-256
+abandoned_<k>/          later steps of a run that went back, and damaged ones: set aside, never removed
+
+Nothing in a checkpoint can run code when it is read back: index, states and generators are unpickled with a short list
+of names.
 """
 
-import hashlib
+import io
+import itertools
 import json
-import os
 import random
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +29,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, SavePlan, SavePlanner
+from torch.distributed.checkpoint import FileSystemWriter, SavePlan, SavePlanner
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.planner import ReadItem, WriteItem
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -39,12 +44,19 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from verl.distributed.cpu_offload import PinnedBuffer
 from verl.distributed.optim import LOW_BITS, OLD_STATE, KahanAdamW, convert_compensation, rename_states
+from verl.model.checkpoint_files import (
+    MANIFEST,
+    NUM_PARALLEL_FILES,
+    IndexReader,
+    check_files,
+    describe_files,
+    read_manifest,
+    sync,
+    write_json,
+)
 from verl.model.lora import has_adapters, is_adapter
 
-MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
-NUM_PARALLEL_FILES = 4
-"""Files that a rank writes, or hashes, at the same time; both release the GIL."""
 STEP_FOLDER = re.compile(r"global_step_(\d+)")
 
 
@@ -102,7 +114,17 @@ class ShardWriter:
         error = self.writing.exception()
         if isinstance(error, CheckpointException):
             return "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
-        return str(error or "")
+        return "" if error is None else f"{type(error).__name__}: {error}"
+
+
+class PlainLoadPlanner(DefaultLoadPlanner):
+    """Loads what is no tensor, such as an optimizer's settings, as plain values; torch's own runs pickled code."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """As DefaultLoadPlanner, once the value is known to hold no code."""
+        torch.load(value, weights_only=True)
+        value.seek(0)
+        super().load_bytes(read_item, value)
 
 
 def _sharded_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
@@ -126,7 +148,7 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     if is_old:
         rename_states(states, LOW_BITS, OLD_STATE)
     try:
-        dcp.load(state, checkpoint_id=folder)
+        dcp.load(state, storage_reader=IndexReader(folder), planner=PlainLoadPlanner())
     except CheckpointException as error:  # a BaseException: it would pass every handler of the callers
         causes = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
         raise ValueError(f"{folder} cannot be loaded: {causes}") from error
@@ -141,7 +163,7 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 
 def _stored_names(folder: Path) -> Iterable[str]:
     """Names of the tensors in a checkpoint's shards; none where there are no shards."""
-    return FileSystemReader(folder).read_metadata().state_dict_metadata if (folder / ".metadata").is_file() else ()
+    return IndexReader(folder).read_metadata().state_dict_metadata if (folder / ".metadata").is_file() else ()
 
 
 def save_rng(folder: Path, rank: int) -> None:
@@ -171,22 +193,19 @@ def load_rng(folder: Path, rank: int) -> None:
     random.setstate(state["python"])
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def unfinished(root: Path, step: int) -> Path:
+    """Folder in which the checkpoint of a step is written."""
+    return root / f"global_step_{step}.tmp"
 
 
-def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n")
-    _fsync(path)
+def read_step(folder: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(folder.name.removesuffix(".tmp").rpartition("_")[2])
 
 
 def begin(root: Path, step: int) -> Path:
-    """Creates an empty temporary folder for the checkpoint of `step`, removing one of a killed run."""
-    folder = root / f"global_step_{step}.tmp"
+    """Makes an empty folder for the checkpoint of `step`, removing one of a killed run."""
+    folder = unfinished(root, step)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
@@ -194,31 +213,17 @@ def begin(root: Path, step: int) -> Path:
 
 def finish(folder: Path, trainer_state: dict[str, Any]) -> Path:
     """Writes state and manifest, syncs all files to disk and renames the folder; returns its final path."""
-    _write_json(folder / TRAINER_STATE, trainer_state)
+    write_json(folder / TRAINER_STATE, trainer_state)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
-        _fsync(path)
-    manifest = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": digest}
-        for path, digest in zip(files, _digests(files), strict=True)
-    }
-    _write_json(folder / MANIFEST, manifest)
+        sync(path)
+    write_json(folder / MANIFEST, describe_files(folder, files))
     final = folder.with_suffix("")
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():  # came there while the run went on
+        set_aside(final.parent, [final])
     folder.rename(final)
-    _fsync(final.parent)
+    sync(final.parent)
     return final
-
-
-def _digests(files: Sequence[Path]) -> Iterator[str]:
-    """SHA-256 of each file, computed in parallel: hashing releases the GIL."""
-
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    with ThreadPoolExecutor(NUM_PARALLEL_FILES) as pool:
-        yield from pool.map(digest, files)
 
 
 def check(folder: Path, with_content: bool = True) -> None:
@@ -227,32 +232,44 @@ def check(folder: Path, with_content: bool = True) -> None:
     Raises:
         ValueError: with the missing, truncated or altered file.
     """
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        raise ValueError(f"{folder} has no {MANIFEST}: it was not written to its end")
-    written = {folder / name: entry for name, entry in json.loads(manifest.read_text()).items()}
-    for path, entry in written.items():
-        found = path.stat().st_size if path.is_file() else None
-        if found != entry["bytes"]:
-            raise ValueError(f"{path} should have {entry['bytes']} bytes and has {found}: the checkpoint is damaged")
-    if with_content:
-        for path, digest in zip(written, _digests(list(written)), strict=True):
-            if digest != written[path]["sha256"]:
-                raise ValueError(f"{path} has other bytes than were written (SHA-256): the checkpoint is damaged")
+    check_files(folder, with_content)
+    if TRAINER_STATE not in read_manifest(folder):
+        raise ValueError(f"{folder / MANIFEST} does not list {TRAINER_STATE}: the checkpoint is damaged")
 
 
-def _step_folders(root: Path) -> list[tuple[int, Path]]:
-    """Step and folder of each finished checkpoint, oldest first."""
+def is_foreign(folder: Path) -> bool:
+    """True for a step folder that this trainer did not write, such as EasyR1's."""
+    marks = (folder / MANIFEST, folder / TRAINER_STATE)
+    return not any(mark.exists() for mark in marks) and any(folder.iterdir())
+
+
+def step_folders(root: Path) -> list[tuple[int, Path]]:
+    """Step and folder of everything named as a finished checkpoint, oldest first."""
     if not root.is_dir():
         return []
     matches = [(STEP_FOLDER.fullmatch(path.name), path) for path in root.iterdir() if path.is_dir()]
     return sorted((int(match.group(1)), path) for match, path in matches if match)
 
 
-def find_latest(root: Path, with_content: bool = True) -> Path | None:
-    """The newest checkpoint under `root` that passes `check`, or None; skipped ones are printed."""
-    for _, folder in reversed(_step_folders(root)):
+def _is_whole(folder: Path) -> bool:
+    try:
+        check(folder, with_content=False)
+    except ValueError:
+        return False
+    return True
+
+
+def find_latest(root: Path, with_content: bool = True, origin: str | None = None) -> Path | None:
+    """The newest checkpoint under `root` that passes `check`, or None; skipped ones are printed.
+
+    Args:
+        with_content: checks digests too.
+        origin: of the branch that it must belong to, see `read_origin`; None for any.
+    """
+    for _, folder in reversed(step_folders(root)):
         try:
+            if origin is not None and (is_foreign(folder) or read_origin(folder) != origin):
+                continue
             check(folder, with_content)
         except ValueError as error:
             print(f"Skipping checkpoint: {error}", flush=True)  # noqa: T201
@@ -266,14 +283,41 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / TRAINER_STATE).read_text())
 
 
-def prune(root: Path, keep: int, best_step: int | None = None) -> None:
-    """Removes all but the newest `keep` checkpoints and the best one; keep <= 0 keeps all finished ones.
+def read_origin(folder: Path) -> str | None:
+    """The checkpoint that the run of this one was told to start from, or None.
 
-    Removes unfinished ones too: call it only while none is being written.
+    Raises:
+        ValueError: the state cannot be read.
+    """
+    try:
+        return read_trainer_state(folder).get("origin")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / TRAINER_STATE} cannot be read: {error}") from error
+
+
+def set_aside(root: Path, folders: Iterable[Path]) -> Path:
+    """Moves checkpoints to a new folder `abandoned_<k>` of `root`, newest first; returns it."""
+    number = next(number for number in itertools.count(1) if not (root / f"abandoned_{number}").exists())
+    place = root / f"abandoned_{number}"
+    place.mkdir()
+    for folder in sorted(folders, key=read_step, reverse=True):
+        folder.rename(place / folder.name)
+    sync(root)
+    return place
+
+
+def prune(root: Path, keep: int, spared: Collection[int] = (), step: int | None = None) -> None:
+    """Removes all whole checkpoints but the newest `keep` and the spared steps; keep <= 0 keeps all.
+
+    Damaged and foreign ones, and those after `step` if given, neither count nor go. Unfinished ones go: call it only
+    while none is being written.
     """
     for path in root.glob("global_step_*.tmp"):
         shutil.rmtree(path)
-    folders = _step_folders(root)
-    for step, folder in folders[: -keep if keep > 0 else 0]:
-        if step != best_step:
-            shutil.rmtree(folder)
+    known = [(number, folder) for number, folder in step_folders(root) if step is None or number <= step]
+    whole = [(number, folder) for number, folder in known if _is_whole(folder)]
+    for number, folder in whole[: -keep if keep > 0 else 0]:
+        if number not in spared:
+            going = folder.with_suffix(".tmp")  # in one step: a kill leaves no half of it
+            folder.rename(going)
+            shutil.rmtree(going)

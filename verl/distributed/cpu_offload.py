@@ -1,4 +1,4 @@
-"""CPU offloading of tensors through pinned host memory, and metrics of the memory in use.
+"""CPU offloading of tensors through pinned host memory.
 
 PinnedBuffer    copies of a state dict in reused host memory: asynchronous checkpoints
 Offloader       parameters and optimizer states, on the device only while a context manager is open
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -178,12 +177,3 @@ def _pin(memory: Tensor) -> None:
         )
     release = weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr())
     release.atexit = False
-
-
-def host_memory_metrics() -> dict[str, tuple[float, float]]:
-    """Resident memory of this process and used share of its machine's memory, as (sum, weight)."""
-    memory = psutil.virtual_memory()
-    return {
-        "perf/max_rank_memory_gb": (psutil.Process().memory_info().rss / 2**30, 1.0),
-        "perf/max_host_memory_share": (1 - memory.available / memory.total, 1.0),
-    }

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -31,10 +39,21 @@ ROOT = Path(__file__).resolve().parents[2]
 PLACEMENT_TIMEOUT_S = 120
 DEATH_REPORT_DELAY_S = 3.0
 """Maximum delay between broken connections at other ranks and the report of a process' death."""
+DEATHS = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError)
+"""What Ray raises for a call whose process is gone; the second is its memory monitor's."""
 
 
 class WorkerError(RuntimeError):
-    """A worker died or raised; the message names its role, rank and method."""
+    """A worker died or raised; the message names its role, rank and method.
+
+    Attributes:
+        role: of the group that was called.
+        has_ended: True if no process of the group died or is still at work, and another actor's death was the cause.
+    """
+
+    def __init__(self, message: str, role: str = "", has_ended: bool = False):
+        super().__init__(message)
+        self.role, self.has_ended = role, has_ended
 
 
 class Dispatch(Enum):
@@ -233,26 +252,27 @@ class WorkerGroup:
                 continue
             failures = {done[0]: error}
             if not _is_process_death(error) and pending:  # it may be a consequence of another rank's death
-                done, _ = ray.wait(pending, num_returns=len(pending), timeout=DEATH_REPORT_DELAY_S)
+                done, pending = ray.wait(pending, num_returns=len(pending), timeout=DEATH_REPORT_DELAY_S)
                 failures |= {ref: later for ref in done if (later := _failure(ref))}
             first = min(failures, key=lambda ref: not _is_process_death(failures[ref]))
-            raise self._describe(method, refs.index(first), failures[first]) from failures[first]
+            raise self._describe(method, refs.index(first), failures[first], bool(pending)) from failures[first]
         return ray.get(refs)
 
-    def _describe(self, method: str, rank: int, error: RayError) -> WorkerError:
+    def _describe(self, method: str, rank: int, error: RayError, is_pending: bool = False) -> WorkerError:
         where = f"{self.spec.name} rank {rank} of {len(self)} in {method}"
-        if not isinstance(error, RayActorError):
-            return WorkerError(f"{where}: {error}")
+        if not isinstance(error, DEATHS):
+            return WorkerError(f"{where}: {error}", self.spec.name)
         # The error is of both types when a call to another actor failed so inside the task.
-        whose = "an actor that it called" if isinstance(error, RayTaskError) else "its process"
-        return WorkerError(f"{where}: {whose} died: {error}")
+        is_other = isinstance(error, RayTaskError)
+        whose = "an actor that it called" if is_other else "its process"
+        return WorkerError(f"{where}: {whose} died: {error}", self.spec.name, has_ended=is_other and not is_pending)
 
     def _stall(self, method: str, ranks: list[int]) -> WorkerError:
         assert self.watchdog is not None
         return WorkerError(
             f"{self.spec.name} rank {', '.join(map(str, ranks))} of {len(self)}: no answer from {method} after "
-            f"{self.watchdog.timeout_s:g} s (trainer.watchdog_timeout_s); the stacks of all processes at work are in "
-            f"{self.watchdog.folder}"
+            f"{self.watchdog.timeout_s:g} s (trainer.watchdog_timeout_s); {self.watchdog.describe_stacks()}",
+            self.spec.name,
         )
 
     def kill(self) -> None:
@@ -265,11 +285,11 @@ def _failure(ref: Any) -> RayError | None:
     """The error of a finished call, or None."""
     try:
         ray.get(ref)
-    except (RayActorError, RayTaskError) as error:
+    except RayError as error:
         return error
     return None
 
 
 def _is_process_death(error: RayError) -> bool:
     """True when the called process itself died."""
-    return isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
+    return isinstance(error, DEATHS) and not isinstance(error, RayTaskError)

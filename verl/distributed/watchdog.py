@@ -33,6 +33,12 @@ class Watchdog:
         """Environment variables that arm the timer of a worker process."""
         return {TIMEOUT_VARIABLE: str(self.timeout_s), FILE_VARIABLE: str(self.folder / f"{name}_rank_{rank}.txt")}
 
+    def describe_stacks(self) -> str:
+        """Words on what the processes of a stalled call wrote."""
+        if any(file.stat().st_size for file in self.folder.glob("*_rank_*.txt")):
+            return f"the stacks of all processes at work are in {self.folder}"
+        return "no process wrote its stack: it was stopped, had not begun, or runs on a machine with other folders"
+
     def remove_empty(self) -> None:
         """Removes the files of processes that never stalled."""
         for file in self.folder.glob("*_rank_*.txt"):

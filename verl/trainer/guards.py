@@ -21,7 +21,7 @@ def check_memory(metrics: Mapping[str, Any], limit: float, step: int) -> None:
     share = metrics.get("perf/max_host_memory_share", 0.0)  # a step that trains nothing asks no rank
     if share > limit:
         raise MemoryLimitError(
-            f"step {step}: {share:.0%} of a machine's memory is in use, over "
+            f"step {step}: {share:.0%} of a machine's memory, or of its container's, is in use, over "
             f"trainer.max_host_memory_share={limit:g} (a rank holds up to "
             f"{metrics['perf/max_rank_memory_gb']:.1f} GiB, the driver {metrics['perf/driver_memory_gb']:.1f}); "
             "lower data.rollout_batch_size or data.max_pixels, or free memory; the same command goes on"

@@ -145,6 +145,7 @@ def train(config: Config) -> None:
 
     from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
+    from verl.trainer.resume import check_resume, identify
     from verl.trainer.tracking import Tracker
 
     device, processor, model_shape, start = prepare(config)
@@ -154,6 +155,9 @@ def train(config: Config) -> None:
     try:
         train_set, val_set = build_datasets(config, processor)
         num_steps = count_steps(config, len(train_set))
+        identity = identify(config, processor, train_set, val_set)
+        for note in check_resume(start, config, identity) if start else []:
+            print(f"Going on from {start}: {note}")  # noqa: T201
         phases = plan_memory(config, model_shape, train_set)
         score_gold = GoldScore(reward, config.worker.reward)
         scores = score_gold(train_set[0])
@@ -175,7 +179,8 @@ def train(config: Config) -> None:
         actor, rollout = build_workers(config, device, processor, num_steps, watchdog)
         print(f"Attention: {actor.run_on(0, 'describe_kernels')}", flush=True)  # noqa: T201
         pad_token_id = processor.tokenizer.pad_token_id
-        trainer = GRPOTrainer(config, actor, rollout, reward, train_set, val_set, pad_token_id, tracker, start)
+        sets = (train_set, val_set)
+        trainer = GRPOTrainer(config, actor, rollout, reward, *sets, pad_token_id, tracker, start, identity)
         trainer.fit()
         tracker.close()
         if config.trainer.ray_timeline:
@@ -195,7 +200,7 @@ def prepare(config: Config) -> tuple[str, Any, Any, Path | None]:
     """
     from verl.data.processor import load_run_processor
     from verl.trainer.model_checks import measure_checked_model
-    from verl.trainer.saver import find_start
+    from verl.trainer.saver import find_start, lock_folder
     from verl.trainer.tracking import check_loggers
 
     faults: list[str] = []
@@ -212,7 +217,10 @@ def prepare(config: Config) -> tuple[str, Any, Any, Path | None]:
     device = find(lambda: choose_device(config))
     model_shape = find(lambda: measure_checked_model(config))
     processor = find(lambda: load_run_processor(config))
-    start = find(lambda: check_folders(config.trainer) or find_start(config.trainer))
+    has_folders = find(lambda: check_folders(config.trainer) or True)
+    if not faults and not config.trainer.dry_run:
+        find(lambda: lock_folder(Path(config.trainer.save_checkpoint_path)))
+    start = find(lambda: find_start(config.trainer)) if has_folders else None
     if faults:
         raise ConfigError(faults)
     return device, processor, model_shape, start

@@ -49,6 +49,7 @@ class GRPOTrainer:
         pad_token_id: of the tokenizer.
         tracker: logs metrics.
         start: folder of a complete checkpoint to resume from.
+        identity: fingerprints of the data and models, kept in checkpoints.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class GRPOTrainer:
         pad_token_id: int,
         tracker: Tracker,
         start: Path | None = None,
+        identity: dict[str, str | None] | None = None,
     ):
         self.config, self.actor, self.reward, self.tracker = config, actor, reward, tracker
         self.val_set, self.pad_token_id, self.start = val_set, pad_token_id, start
@@ -69,7 +71,7 @@ class GRPOTrainer:
         self.engines = Engines(config.worker, rollout, actor, self.timer)
         self.batches = BatchMaker(config, train_set, reward, pad_token_id, len(actor))
         self.kl = KLControl(config)
-        self.saver = CheckpointSaver(Path(config.trainer.save_checkpoint_path), [actor], config.trainer)
+        self.saver = CheckpointSaver(Path(config.trainer.save_checkpoint_path), [actor], config.trainer, identity)
         self.interrupt = Interrupt()
         self.num_steps = count_steps(config, len(train_set))
         self.step = 0
@@ -141,16 +143,23 @@ class GRPOTrainer:
 
     @contextmanager
     def _saving_the_last_update(self) -> Iterator[None]:
-        """Context of a run: an interrupt, or an error outside the workers, saves the last update first."""
+        """Context of a run: an interrupt, or an error while all ranks are whole, saves the last update first.
+
+        Raises:
+            CheckpointError: the last update could not be saved.
+        """
         with self.interrupt.handling_signals():
             try:
                 yield
-            except WorkerError:
+            except WorkerError as error:
+                if error.role == "rollout" or error.has_ended:  # an engine's death leaves the ranks whole
+                    self._save_unsaved_update()
                 raise
             except BaseException:
                 self._save_unsaved_update()
                 raise
-            self.saver.finish_pending()
+            self._save_unsaved_update()  # once more if the last checkpoint has failed
+            self.saver.check_saved(self.trained.step)
 
     def _remaining_steps(self) -> Iterator[int]:
         """Numbers of the steps that are left, with a progress bar; none with val_only."""
@@ -257,13 +266,19 @@ class GRPOTrainer:
     def _resume(self) -> None:
         """Resumes from the start checkpoint, if there is one."""
         if self.start is None:
+            if not self.config.trainer.val_only:
+                self.saver.begin(None)
             return
         state, note = restore(self.start, self.saver, self.batches, self.actor)
         if self.config.algorithm.kl_type == "adaptive":
             self.kl.coef = state.kl_coef
         self.step = state.step
         self.trained = TrainState(state.step, state.position, self.kl.coef)
-        self.tracker.resume(self.step)
+        if self.config.trainer.val_only:
+            self.tracker.resume(max(self.step, self.num_steps))  # later steps stay as they are
+        else:
+            self.saver.begin(self.start)
+            self.tracker.resume(self.step)
         if self.step >= self.num_steps:
             note += "; nothing is left to train: raise trainer.max_steps or trainer.total_epochs to go on"
         print(f"Resumed step {self.step} of {self.num_steps} from {self.start}{note}", flush=True)  # noqa: T201

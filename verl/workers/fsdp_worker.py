@@ -16,8 +16,9 @@ from verl.algos.divergences import FULL_KL
 from verl.config.records import Config, FSDPConfig, OptimConfig
 from verl.data.processor import load_run_processor, pixel_limits, threads_per_rank, vision_token_ids
 from verl.distributed import checkpoint
-from verl.distributed.cpu_offload import Offloader, host_memory_metrics
+from verl.distributed.cpu_offload import Offloader
 from verl.distributed.fsdp import DTYPES, full_tensor, init_mesh, join_store, lr_factor, open_store, shard
+from verl.distributed.host_memory import host_memory_metrics
 from verl.distributed.optim import allocate_states, build_optimizer, state_tensors
 from verl.distributed.single_controller import Dispatch, register
 from verl.model.attention import describe_attention

@@ -1,0 +1,164 @@
+"""What must be the same for a run to go on from a checkpoint: its keys, its rows, its base model, its tokenizer.
+
+A row that is gone shifts the order of the rows behind it, adapters fit any base of the same shapes, and an optimizer's
+state brings its own settings along: each would train on, and on something else.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from verl.config.loading import config_to_dict
+from verl.config.records import Config, ConfigError
+from verl.data.dataset import RLHFDataset
+from verl.distributed import checkpoint
+from verl.model.checkpoint_files import digests
+
+WITHOUT_EFFECT = (
+    *(f"trainer.{name}" for name in ("project_name", "experiment_name", "logger", "nnodes", "n_gpus_per_node")),
+    *(f"trainer.{name}" for name in ("device", "val_*", "save_*", "on_save_error", "watchdog_timeout_s")),
+    *(f"trainer.{name}" for name in ("max_try_make_batch", "max_skipped_updates", "max_host_memory_share")),
+    *(f"trainer.{name}" for name in ("load_checkpoint_path", "find_last_checkpoint", "check_versions", "dry_run")),
+    *("trainer.ray_timeline", "data.val_*", "worker.*.micro_batch_size_per_device_for_*", "worker.*.offload.*"),
+    *("worker.*.fsdp.enable_cpu_offload", "worker.reward.num_processes"),
+    *("worker.actor.shared_prompt", "worker.actor.images_once", "worker.*.model.enable_gradient_checkpointing"),
+    *("worker.actor.model.activation_budget_gb", "worker.actor.model.use_fused_layers"),
+    *("worker.*.model.trust_remote_code", "worker.rollout.limit_images"),
+    *(f"worker.rollout.{name}" for name in ("gpu_memory_utilization", "enforce_eager", "enable_chunked_prefill")),
+    *(f"worker.rollout.{name}" for name in ("tensor_parallel_size", "max_model_len", "max_num_batched_tokens")),
+    *(f"worker.rollout.{name}" for name in ("max_num_seqs", "shared_prompt", "fast_scheduler", "disable_log_stats")),
+)
+"""Keys that may change without a word: the run learns the same, or measures and keeps something else."""
+APPLIED = (
+    *("trainer.max_steps", "trainer.total_epochs", "worker.*.optim.lr", "worker.*.optim.lr_*"),
+    *("worker.*.optim.min_lr_ratio", "worker.*.max_grad_norm", "worker.actor.clip_ratio_*", "worker.reward.*"),
+    *("algorithm.kl_target", "algorithm.kl_horizon", "worker.rollout.dtype", "worker.rollout.val_override_config*"),
+)
+"""Keys that may change and are applied from the next step on, which is said."""
+BY_CONTENT = {
+    "data": (
+        *("data.train_files", "data.image_dir", "data.image_key", "data.prompt_key", "data.answer_key"),
+        *("data.format_prompt", "data.override_chat_template", "data.filter_overlong_prompts"),
+    ),
+    "base_model": ("worker.actor.model.model_path",),
+    "tokenizer": ("worker.actor.model.tokenizer_path",),
+    "critic_base_model": ("worker.critic.model.model_path",),
+}
+"""Keys that may change as long as the fingerprint under the name stays: what they lead to is the same."""
+NOUNS = {
+    "data": "training rows",
+    "base_model": "base model",
+    "tokenizer": "tokenizer",
+    "critic_base_model": "critic's base model",
+}
+WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def identify(config: Config, processor: Any, train_set: RLHFDataset, val_set: RLHFDataset) -> dict[str, str | None]:
+    """Fingerprints (SHA-256) by name; None where the files are not on this machine yet."""
+    critic = config.worker.critic.model.model_path if config.algorithm.adv_estimator == "gae" else None
+    tokenizer = processor.tokenizer
+    vocabulary = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, tokenizer.pad_token_id])
+    return {
+        "data": _digest_rows(train_set),
+        "val_data": _digest_rows(val_set),
+        "base_model": _digest_model(config.worker.actor.model.model_path),
+        "critic_base_model": _digest_model(critic) if critic else None,
+        "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
+    }
+
+
+def _digest_rows(rows: RLHFDataset) -> str:
+    """Fingerprint of prompts as the model reads them, images and answers, in their order."""
+    total = hashlib.sha256()
+    for number in range(len(rows)):
+        row = rows[number]
+        total.update(json.dumps([row.raw_ids, len(row.ids), row.problem, row.ground_truth]).encode())
+        for image in row.images:
+            total.update(hashlib.sha256(image).digest())
+    return total.hexdigest()
+
+
+def _digest_model(path: str) -> str | None:
+    """Fingerprint of a model's weights; None for a hub name whose files have not been loaded yet."""
+    folder = Path(path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(path, local_files_only=True, allow_patterns=list(WEIGHTS)))
+        except (LocalEntryNotFoundError, ValueError):
+            return None
+    files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
+    return hashlib.sha256("".join(digests(files)).encode()).hexdigest() if files else None
+
+
+def check_resume(start: Path, config: Config, identity: dict[str, str | None]) -> list[str]:
+    """Passes if the run can go on from a checkpoint; returns a sentence on each change that is applied.
+
+    Raises:
+        ConfigError: naming everything that must not differ, with its value then and now.
+    """
+    content = checkpoint.read_trainer_state(start)
+    known = content.get("identity") or {}
+    notes, faults = [], list(_identity_faults(start, config, known, identity))
+    if not known:
+        notes.append(f"{start} holds no fingerprints: nobody checks that data, model and tokenizer are still the same")
+    may_change = (*WITHOUT_EFFECT, *APPLIED, *(key for keys in BY_CONTENT.values() for key in keys))
+    if content.get("model_only"):
+        may_change += ("worker.*.optim.*",)
+    if config.algorithm.kl_type == "fixed":
+        may_change += ("algorithm.kl_coef",)
+    now = dict(_flatten(config_to_dict(config)))
+    for key, then in _flatten(content.get("config") or {}):
+        if key not in now or now[key] == then or _matches(key, WITHOUT_EFFECT):
+            continue
+        if not _matches(key, may_change):
+            faults.append(
+                f"{key} = {now[key]!r}: {start} was trained with {then!r}, and a run cannot change it on its way; "
+                f"set {key}={then}, or {_new_run()}"
+            )
+        elif key not in {key for keys in BY_CONTENT.values() for key in keys}:
+            notes.append(f"{key} changes from {then!r} to {now[key]!r}")
+    if known.get("val_data") not in (None, identity["val_data"]):
+        notes.append("the validation rows are others than before: their scores compare only among themselves")
+    if faults:
+        raise ConfigError(faults)
+    return notes
+
+
+def _identity_faults(
+    start: Path, config: Config, known: dict[str, str | None], identity: dict[str, str | None]
+) -> Iterator[str]:
+    values = dict(_flatten(config_to_dict(config)))
+    for name, keys in BY_CONTENT.items():
+        if None not in (known.get(name), identity.get(name)) and known[name] != identity[name]:
+            given = next((f"{key} = {values[key]!r}" for key in keys if values[key] is not None), keys[0])
+            yield (
+                f"{given}: the {NOUNS[name]} differ from what {start} was trained with (SHA-256); give the same, "
+                f"or {_new_run()}"
+            )
+
+
+def _new_run() -> str:
+    return (
+        "start a new run: another trainer.save_checkpoint_path, and the checkpoint, merged by "
+        "scripts/model_merger.py, as worker.actor.model.model_path"
+    )
+
+
+def _flatten(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with dots and their values."""
+    for name, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
