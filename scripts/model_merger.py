@@ -6,6 +6,7 @@ See `verl.export.merger`.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"model_merger: {error}", file=sys.stderr)
         return 2
     print(f"merged model: {hf_dir}")
+    if json.loads((hf_dir / "config.json").read_text()).get("dtype") == "float32" and args.dtype is None:
+        print("Its weights are float32, as they were stored: twice the size of the released bfloat16 models, which")
+        print("--dtype bfloat16 writes.")
     if args.hf_upload_path:
         print(f"uploaded: {upload_folder(hf_dir, args.hf_upload_path, args.public)}")
     return 0

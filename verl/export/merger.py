@@ -4,8 +4,9 @@ The actor folder holds a torch.distributed.checkpoint whose "model" entry is the
 `model_world_size_W_rank_r.pt` of EasyR1 and of SpatialThinker's release; and `huggingface/` with config, tokenizer
 and processor. Weights go into `huggingface/` as safetensors; no process group and no GPU is needed, and at most one
 output file of weights is in memory at a time. Of a run with LoRA, `lora_adapter/` beside it is merged into the base
-model that it names, as a whole in memory; the adapters stay. The index of a torch.distributed.checkpoint is a pickle:
-merge only those that you trust. Files of ranks are read as tensors alone.
+model that it names, as a whole in memory; the adapters stay. Whatever a manifest lists is checked first. The index of
+a torch.distributed.checkpoint is a pickle, of which only an index's own parts are read; files of ranks are read as
+tensors alone.
 """
 
 import json
@@ -129,12 +130,32 @@ def write_merged_adapters(adapters_dir: Path, out_dir: Path, dtype: str | None) 
 
     from verl.model.lora import load_merged
 
+    _check_base(adapters_dir)
     model = load_merged(adapters_dir)
     if dtype:
         model.to(getattr(torch, dtype))
     model.save_pretrained(out_dir, max_shard_size=MAX_FILE_SIZE)
     (out_dir / "generation_config.json").unlink(missing_ok=True)  # the trainer has saved it already
     return {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+
+
+def _check_base(adapters_dir: Path) -> None:
+    """Pass unless the base model's weights are others than those the adapters were trained on, as far as is known.
+
+    Errors: ValueError with the base model's path.
+    """
+    from verl.model.checkpoint_files import digest_model
+
+    state = adapters_dir.resolve().parents[1] / "trainer_state.json"
+    known = (json.loads(state.read_text()).get("identity") or {}) if state.is_file() else {}
+    if known.get("base_model") is None:
+        return
+    base = json.loads((adapters_dir / "adapter_config.json").read_text())["base_model_name_or_path"]
+    if digest_model(base) not in (None, known["base_model"]):
+        raise ValueError(
+            f"{base}: its weights are not those that the adapters in {adapters_dir} were trained on (SHA-256); put "
+            f"the right model there, or correct base_model_name_or_path in {adapters_dir / 'adapter_config.json'}"
+        )
 
 
 def write_config(hf_dir: Path, out_dir: Path, dtypes: set[str]) -> None:
@@ -152,6 +173,7 @@ def write_config(hf_dir: Path, out_dir: Path, dtypes: set[str]) -> None:
 def publish_files(temporary_dir: Path, hf_dir: Path) -> None:
     """Move the finished files into place, each by one rename, and drop weight files of an earlier merge."""
     new = {path.name for path in temporary_dir.iterdir()}
+    _note_merged(temporary_dir / "config.json", hf_dir)
     for path in hf_dir.glob("model*.safetensors*"):
         if path.name not in new or path.name == INDEX_NAME:
             path.unlink()
@@ -164,6 +186,43 @@ def publish_files(temporary_dir: Path, hf_dir: Path) -> None:
         os.replace(path, hf_dir / path.name)
 
 
+def _note_merged(config: Path, hf_dir: Path) -> None:
+    """Adds the new config.json to the manifest, beside what the trainer wrote: the checkpoint stays whole."""
+    from verl.model.checkpoint_files import MANIFEST, MERGED, describe_files, read_manifest, write_json
+
+    folder = hf_dir.resolve().parents[1]
+    name = str(hf_dir.resolve().relative_to(folder) / "config.json")
+    if not (folder / MANIFEST).is_file() or name not in (manifest := read_manifest(folder)):
+        return
+    (described,) = describe_files(config.parent, [config]).values()
+    manifest[name][MERGED] = described
+    partial = folder / f"{MANIFEST}.tmp"
+    write_json(partial, manifest)
+    os.replace(partial, folder / MANIFEST)
+
+
+def check_folder(actor_dir: Path) -> None:
+    """Pass if the folder is an actor's, with its Hugging Face files, and as its manifest says, if it has one.
+
+    Errors: FileNotFoundError with what to do; ValueError with the damaged file.
+    """
+    from verl.model.checkpoint_files import MANIFEST, check_files
+
+    hf_dir = actor_dir / "huggingface"
+    if not actor_dir.is_dir():
+        raise FileNotFoundError(f"{actor_dir}: no such folder")
+    if (actor_dir / "actor").is_dir():
+        raise FileNotFoundError(f"{actor_dir}: is a checkpoint; give its folder {actor_dir / 'actor'} as --local_dir")
+    if not hf_dir.is_dir():
+        raise FileNotFoundError(
+            f"{hf_dir}: no such folder; make it and copy config.json, generation_config.json, the tokenizer's and the "
+            "processor's files of the base model into it"
+        )
+    folder = actor_dir.resolve().parent
+    if (folder / MANIFEST).is_file():
+        check_files(folder, under=f"{actor_dir.resolve().name}/")
+
+
 def merge_checkpoint(local_dir: str | Path, dtype: str | None = None) -> Path:
     """Write the actor's weights into `local_dir/huggingface` and return that folder.
 
@@ -172,8 +231,7 @@ def merge_checkpoint(local_dir: str | Path, dtype: str | None = None) -> Path:
     """
     actor_dir = Path(local_dir)
     hf_dir = actor_dir / "huggingface"
-    if not actor_dir.is_dir():
-        raise FileNotFoundError(f"{actor_dir}: no such folder")
+    check_folder(actor_dir)
     adapters_dir = actor_dir / "lora_adapter"
     has_adapters = (adapters_dir / "adapter_config.json").is_file()
     for left_over in hf_dir.glob(".merging-*"):  # of a merge that was killed

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MODEL_KEY = "model"  # where the trainer puts the state dict inside the checkpoint
 RANK_FILE = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 REPLICATED, SHARDED = "ddp", "fsdp"
+ZIP_START = b"PK\x03\x04"
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,16 @@ def read_weights(actor_dir: Path) -> Weights:
 
 
 def _read_distributed(actor_dir: Path) -> Weights:
-    from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    from verl.model.checkpoint_files import IndexReader
 
     if not (actor_dir / ".metadata").is_file():
         raise FileNotFoundError(
             f"{actor_dir}: no .metadata file and no model_world_size_W_rank_r.pt; --local_dir wants a folder "
             "global_step_N/actor"
         )
-    metadata = FileSystemReader(actor_dir).read_metadata()
+    metadata = IndexReader(actor_dir).read_metadata()
     ends: dict[str, int] = {}
     for info in (metadata.storage_data or {}).values():
         ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
@@ -101,11 +103,13 @@ def _load_distributed(actor_dir: Path, entries: dict[str, Entry], names: list[st
     from torch.distributed import checkpoint
     from torch.distributed.checkpoint.api import CheckpointException
 
+    from verl.model.checkpoint_files import IndexReader
+
     flat = {f"{MODEL_KEY}.{n}": torch.empty(entries[n].shape, dtype=entries[n].dtype) for n in names}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # just what no_dist asks for
-            checkpoint.load(flat, checkpoint_id=actor_dir, no_dist=True)
+            checkpoint.load(flat, storage_reader=IndexReader(actor_dir), no_dist=True)
     except CheckpointException as error:  # a BaseException: it would pass every handler of the callers
         raise ValueError(f"{actor_dir}: the checkpoint cannot be read: {error}") from error
     return {name: flat[f"{MODEL_KEY}.{name}"] for name in names}
@@ -145,16 +149,39 @@ def _load_rank_file(file: Path) -> dict[str, Any]:
 
     from verl.export.rank_pickle import ShardedTensor, WeightsPickle
 
+    with file.open("rb") as opened:
+        starts_as_zip = opened.read(len(ZIP_START)) == ZIP_START
     if not zipfile.is_zipfile(file):  # a cut file has lost the table at its end
         raise ValueError(f"{file} has {file.stat().st_size} bytes and no end: it was cut off; copy it again")
     try:
-        state = torch.load(file, map_location="cpu", pickle_module=WeightsPickle, weights_only=False, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        if not starts_as_zip:  # torch.load would take it for a file of its old form
+            raise pickle.UnpicklingError("it is no archive of torch.save")
+        state = _load_plain(file)  # first: it refuses a TorchScript archive, which the other reader would run
+        if state is None:
+            state = torch.load(file, map_location="cpu", pickle_module=WeightsPickle, weights_only=False, mmap=True)
+    except Exception as error:  # noqa: BLE001 -- damaged files raise anything
         raise ValueError(f"{file} cannot be read: {error}") from error
     kinds = torch.Tensor | ShardedTensor
     if not isinstance(state, dict) or not all(isinstance(value, kinds) for value in state.values()):
         raise ValueError(f"{file} is no state dict of tensors")
     return state
+
+
+def _load_plain(file: Path) -> dict[str, Any] | None:
+    """The state dict by torch's own reader of weights; None if it holds DTensors, whose older forms that one lacks.
+
+    Errors: RuntimeError for a TorchScript archive.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        return None
+    is_plain = isinstance(state, dict) and all(type(value) is torch.Tensor for value in state.values())
+    return state if is_plain else None
 
 
 def _parts(name: str, tensors: list[Any], files: list[Path]) -> "tuple[list[torch.Tensor], int, tuple[int, ...]]":

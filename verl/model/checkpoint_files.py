@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta  # noqa:
 MANIFEST = "manifest.json"
 MERGED = "merged"
 """Key of a manifest's entry: what the merger made of the file, which is as good as what the trainer wrote."""
+WEIGHTS = ("*.safetensors", "*.bin")
 NUM_PARALLEL_FILES = 4
 """Files that a rank writes, or hashes, at the same time; both release the GIL."""
 
@@ -28,6 +29,21 @@ def digests(files: Sequence[Path]) -> Iterator[str]:
 
     with ThreadPoolExecutor(NUM_PARALLEL_FILES) as pool:
         yield from pool.map(digest, files)
+
+
+def digest_model(path: str) -> str | None:
+    """Fingerprint of a model's weights; None for a hub name whose files have not been loaded yet."""
+    folder = Path(path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(path, local_files_only=True, allow_patterns=list(WEIGHTS)))
+        except (LocalEntryNotFoundError, ValueError):
+            return None
+    files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
+    return hashlib.sha256("".join(digests(files)).encode()).hexdigest() if files else None
 
 
 def describe_files(folder: Path, files: Sequence[Path]) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from verl.config.loading import config_to_dict
 from verl.config.records import Config, ConfigError
 from verl.data.dataset import RLHFDataset
 from verl.distributed import checkpoint
-from verl.model.checkpoint_files import digests
+from verl.model.checkpoint_files import digest_model
 
 WITHOUT_EFFECT = (
     *(f"trainer.{name}" for name in ("project_name", "experiment_name", "logger", "nnodes", "n_gpus_per_node")),
@@ -54,7 +54,6 @@ NOUNS = {
     "tokenizer": "tokenizer",
     "critic_base_model": "critic's base model",
 }
-WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def identify(config: Config, processor: Any, train_set: RLHFDataset, val_set: RLHFDataset) -> dict[str, str | None]:
@@ -65,8 +64,8 @@ def identify(config: Config, processor: Any, train_set: RLHFDataset, val_set: RL
     return {
         "data": _digest_rows(train_set),
         "val_data": _digest_rows(val_set),
-        "base_model": _digest_model(config.worker.actor.model.model_path),
-        "critic_base_model": _digest_model(critic) if critic else None,
+        "base_model": digest_model(config.worker.actor.model.model_path),
+        "critic_base_model": digest_model(critic) if critic else None,
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
     }
 
@@ -80,21 +79,6 @@ def _digest_rows(rows: RLHFDataset) -> str:
         for image in row.images:
             total.update(hashlib.sha256(image).digest())
     return total.hexdigest()
-
-
-def _digest_model(path: str) -> str | None:
-    """Fingerprint of a model's weights; None for a hub name whose files have not been loaded yet."""
-    folder = Path(path)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        try:
-            folder = Path(snapshot_download(path, local_files_only=True, allow_patterns=list(WEIGHTS)))
-        except (LocalEntryNotFoundError, ValueError):
-            return None
-    files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
-    return hashlib.sha256("".join(digests(files)).encode()).hexdigest() if files else None
 
 
 def check_resume(start: Path, config: Config, identity: dict[str, str | None]) -> list[str]:

@@ -285,11 +285,8 @@ def find_start(settings: TrainerConfig) -> Path | None:
         folder for step, folder in checkpoint.step_folders(root) if step > first and checkpoint.is_foreign(folder)
     ]
     if foreign:
-        raise ConfigError(
-            [
-                f"trainer.save_checkpoint_path = {root}: {_merge_advice(foreign[-1])}; else name another folder or move it"
-            ]
-        )
+        advice = f"{_merge_advice(foreign[-1])}; else name another folder, or move it away"
+        raise ConfigError([f"trainer.save_checkpoint_path = {str(root)!r}: {advice}"])
     return start
 
 
