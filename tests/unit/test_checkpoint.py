@@ -1,3 +1,6 @@
+import json
+import os
+import pickle
 import random
 
 import numpy as np
@@ -129,3 +132,99 @@ def test_generators_go_on_where_they_were(tmp_path):
     assert draw() != expected
     checkpoint.load_rng(tmp_path, 1)
     assert draw() == expected
+
+
+def make_pair(root):
+    """An older checkpoint, a newer one, and the newer one's manifest."""
+    for step in (1, 2):
+        folder = checkpoint.begin(root, step)
+        (folder / "actor").mkdir()
+        (folder / "actor" / "weights").write_text("w")
+        checkpoint.finish(folder, {"global_step": step})
+    return root / "global_step_1", root / "global_step_2", root / "global_step_2" / checkpoint.MANIFEST
+
+
+def test_any_flipped_byte_of_a_manifest_is_passed_over_or_means_nothing(tmp_path):
+    old, new, manifest = make_pair(tmp_path)
+    whole = manifest.read_bytes()
+    meaning = json.loads(whole)
+    for place in range(len(whole)):
+        for bit in (1, 4, 32, 128):
+            manifest.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            found = checkpoint.find_latest(tmp_path)
+            assert found == old or found == new and json.loads(manifest.read_bytes()) == meaning
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"[]", b"null", b"3", b"{}", b'"x"', b"\xff\xfe", b"[" * 5000, b'{"a": ' * 5000),
+        *(b'{"trainer_state.json": null}', b'{"trainer_state.json": {"bytes": 1}}', b'{"trainer_state.json": [1]}'),
+        *(b'{"../x": {"bytes": 0, "sha256": ""}}', b'{"/etc/passwd": {"bytes": 0, "sha256": ""}}'),
+        *(b'{"a\\u0000": {"bytes": 0, "sha256": ""}}', b'{"actor/weights": {"bytes": 1, "sha256": "0"}}'),
+        b'{"' + b"x" * 5000 + b'": {"bytes": 0, "sha256": ""}}',
+    ],
+)
+def test_whatever_a_manifest_became_the_older_checkpoint_is_taken(tmp_path, content, capsys):
+    old, new, manifest = make_pair(tmp_path)
+    manifest.write_bytes(content)
+    assert checkpoint.find_latest(tmp_path) == old
+    assert "Skipping checkpoint: " in capsys.readouterr().out
+
+
+def test_a_manifest_that_leaves_out_the_state_is_damaged(tmp_path):
+    old, new, manifest = make_pair(tmp_path)
+    entries = json.loads(manifest.read_text())
+    del entries[checkpoint.TRAINER_STATE]
+    manifest.write_text(json.dumps(entries))
+    assert checkpoint.find_latest(tmp_path) == old
+
+
+class Command:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("place", ["whole", "planner_data"])
+def test_an_index_with_code_in_it_runs_nothing(tmp_path, place):
+    model = torch.nn.Linear(3, 2)
+    save(tmp_path / "actor", model)
+    index = tmp_path / "actor" / ".metadata"
+    metadata = pickle.loads(index.read_bytes())
+    metadata.planner_data = Command(tmp_path / "ran")
+    index.write_bytes(pickle.dumps(metadata if place == "planner_data" else Command(tmp_path / "ran")))
+    with pytest.raises(ValueError, match="cannot be loaded.*is no part of an index"):
+        checkpoint.load_shards(tmp_path / "actor", model, None)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_setting_of_the_optimizer_with_code_in_it_runs_nothing(tmp_path):
+    state = {"optimizer": {"param_groups": {"eps": Command(tmp_path / "ran")}}}
+    torch.distributed.checkpoint.save(state, checkpoint_id=tmp_path / "actor", no_dist=True)
+    loaded = {"optimizer": {"param_groups": {"eps": 1.0}}}
+    reader, planner = checkpoint.IndexReader(tmp_path / "actor"), checkpoint.PlainLoadPlanner()
+    with pytest.raises(torch.distributed.checkpoint.api.CheckpointException):
+        torch.distributed.checkpoint.load(loaded, storage_reader=reader, planner=planner, no_dist=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_generators_with_code_in_them_run_nothing(tmp_path):
+    for content in (Command(tmp_path / "ran"), {"torch": Command(tmp_path / "ran")}):
+        torch.save(content, tmp_path / "rng_rank_0.pt")
+        with pytest.raises(pickle.UnpicklingError):
+            checkpoint.load_rng(tmp_path, 0)
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "rng_rank_0.pt")
+    with pytest.raises(RuntimeError, match="TorchScript"):
+        checkpoint.load_rng(tmp_path, 0)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_write_that_fails_without_a_message_is_a_fault(tmp_path):
+    writer = checkpoint.ShardWriter()
+    writer.writing = writer.thread.submit(lambda: (_ for _ in ()).throw(MemoryError()))
+    assert writer.fault(blocking=True) == "MemoryError: "

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from tests.support.merged_models import image_logits, load_merged, save_checkpoint, save_huggingface_part, tiny_model
 from tests.support.ranks import leave
+from verl.distributed import checkpoint as trainers
 from verl.export import merger
 
 TIED, OUTPUT = "model.language_model.embed_tokens.weight", "lm_head.weight"
@@ -132,3 +133,69 @@ def test_incomplete_checkpoints_are_refused(tmp_path, capsys):
     (actor_dir / ".metadata").unlink()
     assert model_merger.main(["--local_dir", str(actor_dir)]) == 2
     assert "no .metadata" in capsys.readouterr().err
+
+
+def finished(root: Path, model=None) -> Path:
+    """Actor folder of a checkpoint as the trainer finishes one."""
+    folder = trainers.begin(root, 1)
+    save_checkpoint(model or tiny_model(), folder / "actor")
+    return trainers.finish(folder, {"global_step": 1}) / "actor"
+
+
+@pytest.mark.parametrize("name", ["*.distcp", ".metadata", "huggingface/config.json", "huggingface/tokenizer.json"])
+def test_one_flipped_byte_of_any_file_is_refused(tmp_path, capsys, name):
+    actor_dir = finished(tmp_path)
+    (file,) = actor_dir.glob(name)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert model_merger.main(["--local_dir", str(actor_dir)]) == 2
+    assert f"{file} has other bytes than were written" in capsys.readouterr().err
+    assert not list((actor_dir / "huggingface").glob("*.safetensors"))
+
+
+def test_a_manifest_that_is_damaged_is_said(tmp_path, capsys):
+    actor_dir = finished(tmp_path)
+    (actor_dir.parent / "manifest.json").write_text("[]")
+    assert model_merger.main(["--local_dir", str(actor_dir)]) == 2
+    assert "the checkpoint is damaged" in capsys.readouterr().err
+
+
+def test_a_merged_checkpoint_stays_whole_and_can_be_merged_again(tmp_path, monkeypatch):
+    actor_dir = finished(tmp_path / "run")
+    for dtype in ("bfloat16", "float16", None):
+        arguments = [] if dtype is None else ["--dtype", dtype]
+        monkeypatch.chdir(actor_dir.parent)  # a relative path finds the manifest too
+        assert model_merger.main(["--local_dir", "actor", *arguments]) == 0
+        trainers.check(actor_dir.parent)
+        assert trainers.find_latest(tmp_path / "run") == actor_dir.parent
+    config = actor_dir / "huggingface" / "config.json"
+    config.write_text(config.read_text().replace("64", "65"))
+    assert model_merger.main(["--local_dir", "actor"]) == 2
+
+
+def test_folders_that_are_no_actors_say_which_is_wanted(tmp_path, capsys):
+    actor_dir = finished(tmp_path)
+    assert model_merger.main(["--local_dir", str(actor_dir.parent)]) == 2
+    assert f"give its folder {actor_dir} as --local_dir" in capsys.readouterr().err
+    released = tmp_path / "released" / "actor"
+    released.mkdir(parents=True)
+    torch.save({"weight": torch.ones(1)}, released / "model_world_size_1_rank_0.pt")
+    assert model_merger.main(["--local_dir", str(released)]) == 2
+    message = capsys.readouterr().err
+    assert f"{released / 'huggingface'}: no such folder" in message and "copy config.json" in message
+    (released / "huggingface").write_text("")
+    assert model_merger.main(["--local_dir", str(released)]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_weights_of_twice_the_released_size_are_said(tmp_path, capsys):
+    for model, arguments, is_said in (
+        (tiny_model(), [], True),
+        (tiny_model(), ["--dtype", "float32"], False),
+        (tiny_model(), ["--dtype", "bfloat16"], False),
+        (tiny_model().to(torch.bfloat16), [], False),
+    ):
+        actor_dir = finished(tmp_path, model)
+        assert model_merger.main(["--local_dir", str(actor_dir), *arguments]) == 0
+        assert ("twice the size" in capsys.readouterr().out) is is_said

@@ -1,5 +1,7 @@
 """Files of ranks as EasyR1 and SpatialThinker's release write them: merged exactly, or refused by name."""
 
+import tarfile
+import zipfile
 from pathlib import Path
 
 import model_merger
@@ -116,3 +118,49 @@ def test_code_in_a_shard_is_not_run(tmp_path, capsys):
     torch.save({"weight": Code()}, actor_dir / "model_world_size_1_rank_0.pt")
     assert "cannot be read" in refusal(actor_dir, capsys)
     assert not (tmp_path / "ran").exists()
+
+
+class Program(torch.nn.Module):
+    """A TorchScript program."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.weight
+
+
+@pytest.mark.parametrize("has_data", [True, False])
+def test_a_torchscript_program_in_the_place_of_a_shard_is_refused(tmp_path, capsys, monkeypatch, has_data):
+    actor_dir = tmp_path / "actor"
+    save_huggingface_part(tiny_model(), actor_dir)
+    file = actor_dir / "model_world_size_1_rank_0.pt"
+    torch.jit.save(torch.jit.script(Program() if has_data else torch.nn.ReLU()), file)
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("the program was run"))
+    message = refusal(actor_dir, capsys)
+    assert f"{file} cannot be read" in message and "TorchScript" in message
+
+
+def test_a_shard_that_also_reads_as_a_program_is_refused(tmp_path, capsys, monkeypatch):
+    actor_dir = save_ranks(tiny_model(), tmp_path / "actor", (1,))
+    file = actor_dir / "model_world_size_1_rank_0.pt"
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("archive/constants.pkl", b"\x80\x02).")
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/constants.pkl", b"\x80\x02).")
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("the program was run"))
+    assert "cannot be read" in refusal(actor_dir, capsys)
+
+
+@pytest.mark.parametrize("kind", ["old form", "tar", "garbage before the archive"])
+def test_a_shard_in_another_form_is_refused(tmp_path, capsys, kind):
+    actor_dir = tmp_path / "actor"
+    save_huggingface_part(tiny_model(), actor_dir)
+    file = actor_dir / "model_world_size_1_rank_0.pt"
+    torch.save({"weight": torch.ones(1)}, file, _use_new_zipfile_serialization=kind != "old form")
+    if kind == "tar":
+        with tarfile.open(file, "w") as archive:
+            archive.addfile(tarfile.TarInfo("pickle"))
+    elif kind != "old form":
+        file.write_bytes(b"garbage" + file.read_bytes())
+    assert str(file) in refusal(actor_dir, capsys)

@@ -46,6 +46,14 @@ def test_the_stack_names_the_line_that_does_not_end(watchdog):
     assert watchdog.caller_timeout_s > watchdog.timeout_s
 
 
+def test_a_stall_names_the_stacks_only_where_there_are_some(watchdog):
+    assert "no process wrote its stack" in watchdog.describe_stacks()
+    assert stand_still(0) == "done"  # an empty file
+    assert "no process wrote its stack" in watchdog.describe_stacks()
+    assert stand_still(0.5) == "done"
+    assert str(watchdog.folder) in watchdog.describe_stacks()
+
+
 def test_without_a_watchdog_nothing_is_armed(monkeypatch):
     monkeypatch.delenv("VERL_WATCHDOG_TIMEOUT_S", raising=False)
     assert stand_still(0) == "done"

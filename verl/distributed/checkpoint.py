@@ -142,13 +142,17 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     Raises:
         ValueError: the files do not fit the model or cannot be read.
     """
-    state = _sharded_state_dict(model, optimizer)
+    state, reader = _sharded_state_dict(model, optimizer), IndexReader(folder)
+    try:
+        names = reader.read_metadata().state_dict_metadata  # torch's loader hides why it cannot
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be loaded: {error}") from error
     states = state["optimizer"]["state"] if isinstance(optimizer, KahanAdamW) else {}
-    is_old = bool(states) and any(name.endswith(f".{OLD_STATE}") for name in _stored_names(folder))
+    is_old = bool(states) and any(name.endswith(f".{OLD_STATE}") for name in names)
     if is_old:
         rename_states(states, LOW_BITS, OLD_STATE)
     try:
-        dcp.load(state, storage_reader=IndexReader(folder), planner=PlainLoadPlanner())
+        dcp.load(state, storage_reader=reader, planner=PlainLoadPlanner())
     except CheckpointException as error:  # a BaseException: it would pass every handler of the callers
         causes = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
         raise ValueError(f"{folder} cannot be loaded: {causes}") from error
@@ -159,11 +163,6 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     set_model_state_dict(model, state["model"], options=StateDictOptions(strict=not has_adapters(model)))
     if optimizer is not None:
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
-
-
-def _stored_names(folder: Path) -> Iterable[str]:
-    """Names of the tensors in a checkpoint's shards; none where there are no shards."""
-    return IndexReader(folder).read_metadata().state_dict_metadata if (folder / ".metadata").is_file() else ()
 
 
 def save_rng(folder: Path, rank: int) -> None:

@@ -1,0 +1,216 @@
+"""A run goes on only with what it was trained with; each key says whether it may change, and what differs is named."""
+
+import dataclasses
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor
+
+from spatialthinker.synthetic import generate
+from tests.support.tiny_model_folder import save_tiny_model
+from verl.config.fields import find_keys
+from verl.config.loading import config_to_dict
+from verl.config.records import Config, ConfigError
+from verl.data.dataset import RLHFDataset
+from verl.distributed import checkpoint
+from verl.trainer.resume import APPLIED, BY_CONTENT, WITHOUT_EFFECT, _flatten, check_resume, identify
+
+KNOWN = {"data": "d", "val_data": "v", "base_model": "b", "critic_base_model": None, "tokenizer": "t"}
+
+
+def change(config: Any, key: str, value: Any) -> Any:
+    """The configuration with another value of one key."""
+    name, _, rest = key.partition(".")
+    return dataclasses.replace(config, **{name: change(getattr(config, name), rest, value) if rest else value})
+
+
+def write(root: Path, config: Config, **state: Any) -> Path:
+    """A checkpoint's state alone."""
+    folder = root / "global_step_3"
+    folder.mkdir()
+    content = {"config": config_to_dict(config), "identity": KNOWN, "model_only": False} | state
+    (folder / checkpoint.TRAINER_STATE).write_text(json.dumps(content))
+    return folder
+
+
+def refusal(folder: Path, config: Config, identity: dict[str, str | None] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_resume(folder, config, identity or KNOWN)
+    return str(caught.value)
+
+
+def test_the_same_run_goes_on_without_a_word(tmp_path):
+    assert check_resume(write(tmp_path, Config()), Config(), KNOWN) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("worker.actor.model.lora.alpha", 8),
+        ("worker.actor.model.lora.rank", 4),
+        ("worker.actor.model.lora.exclude_modules", ".*visual.*"),
+        ("worker.actor.optim.weight_decay", 0.3),
+        ("worker.actor.optim.betas", (0.9, 0.95)),
+        ("worker.actor.optim.strategy", "adamw"),
+        ("worker.critic.optim.weight_decay", 0.3),
+        ("worker.actor.fsdp.torch_dtype", "fp32"),
+        ("data.rollout_batch_size", 256),
+        ("data.mini_rollout_batch_size", 256),
+        ("worker.actor.global_batch_size", 64),
+        ("data.shuffle", False),
+        ("data.seed", 2),
+        ("worker.rollout.n", 4),
+        ("worker.rollout.temperature", 0.5),
+        ("algorithm.adv_estimator", "rloo"),
+        ("algorithm.online_filtering", True),
+    ],
+)
+def test_a_key_that_must_stay_is_refused_by_name_with_both_values_and_the_way_out(tmp_path, key, value):
+    folder = write(tmp_path, Config())
+    message = refusal(folder, change(Config(), key, value))
+    then = dict(checkpoint_values(Config()))[key]
+    for words in (f"{key} = ", str(folder), f"set {key}={then}", "start a new run", "model_merger.py"):
+        assert words in message
+    assert message.startswith("1 fault")
+
+
+def checkpoint_values(config: Config) -> list[tuple[str, Any]]:
+    return list(_flatten(config_to_dict(config)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("worker.actor.optim.lr", 5e-7),
+        ("trainer.max_steps", 100),
+        ("worker.actor.optim.lr_scheduler_type", "cosine"),
+        ("worker.actor.max_grad_norm", 0.5),
+        ("algorithm.kl_coef", 0.1),
+        ("worker.reward.score_function", "math"),
+        ("worker.rollout.val_override_config", {"temperature": 0.1, "n": 1}),
+    ],
+)
+def test_a_key_that_may_change_is_applied_and_said(tmp_path, key, value):
+    (note,) = check_resume(write(tmp_path, Config()), change(Config(), key, value), KNOWN)
+    assert note.startswith(key) and "changes from" in note
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trainer.n_gpus_per_node", 8),
+        ("trainer.save_limit", 9),
+        ("worker.actor.offload.offload_params", True),
+        ("worker.actor.micro_batch_size_per_device_for_update", 1),
+        ("worker.rollout.gpu_memory_utilization", 0.5),
+        ("worker.actor.model.model_path", "/elsewhere"),
+        ("data.train_files", "/elsewhere@train"),
+    ],
+)
+def test_a_key_that_changes_nothing_is_free(tmp_path, key, value):
+    assert check_resume(write(tmp_path, Config()), change(Config(), key, value), KNOWN) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("data", ["data.train_files", "training rows"]),
+        ("base_model", ["worker.actor.model.model_path", "base model"]),
+        ("tokenizer", ["tokenizer"]),
+    ],
+)
+def test_another_fingerprint_is_refused(tmp_path, name, words):
+    message = refusal(write(tmp_path, Config()), Config(), KNOWN | {name: "other"})
+    assert all(word in message for word in (*words, "start a new run"))
+
+
+def test_all_differences_come_together(tmp_path):
+    config = change(change(Config(), "data.seed", 2), "worker.rollout.n", 4)
+    assert refusal(write(tmp_path, config), Config(), KNOWN | {"data": "other"}).startswith("3 faults")
+
+
+def test_an_adaptive_weight_is_the_checkpoints(tmp_path):
+    config = change(Config(), "algorithm.kl_type", "adaptive")
+    assert "algorithm.kl_coef" in refusal(write(tmp_path, config), change(config, "algorithm.kl_coef", 0.1))
+
+
+def test_weights_alone_take_any_optimizer(tmp_path):
+    folder = write(tmp_path, Config(), model_only=True)
+    (note,) = check_resume(folder, change(Config(), "worker.actor.optim.weight_decay", 0.3), KNOWN)
+    assert "worker.actor.optim.weight_decay" in note
+
+
+def test_an_older_checkpoint_goes_on_and_one_line_says_what_is_not_known(tmp_path):
+    folder = write(tmp_path, Config(), identity=None)
+    (note,) = check_resume(folder, change(Config(), "data.train_files", "/elsewhere@train"), KNOWN)
+    assert "holds no fingerprints" in note
+    state = checkpoint.read_trainer_state(folder)
+    del state["config"]["worker"]["rollout"]["seed"]  # a key that came later
+    state["config"]["worker"]["rollout"]["gone"] = 1
+    (folder / checkpoint.TRAINER_STATE).write_text(json.dumps(state))
+    assert len(check_resume(folder, Config(), KNOWN)) == 1
+
+
+def test_unknown_fingerprints_are_not_compared_and_validation_rows_are_said(tmp_path):
+    folder = write(tmp_path, Config(), identity=KNOWN | {"base_model": None})
+    (note,) = check_resume(folder, Config(), KNOWN | {"val_data": "other"})
+    assert "validation rows" in note
+
+
+def test_every_stated_key_exists():
+    keys = find_keys()
+    for pattern in (*WITHOUT_EFFECT, *APPLIED, *(key for named in BY_CONTENT.values() for key in named)):
+        assert any(fnmatchcase(key, pattern) for key in keys), pattern
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny_model(folder / "model")
+    return folder
+
+
+def rows() -> list[dict[str, Any]]:
+    pictures = [{"bytes": row.images, "path": None} for _, row in generate(4, seed=1)]
+    return [
+        {"problem": f"<image> {number}?", "answer_option_text": "A", "images": picture}
+        for number, picture in enumerate(pictures)
+    ]
+
+
+def fingerprints(inputs: Path, folder: Path, content: list[dict[str, Any]], model: str = "model") -> dict[str, Any]:
+    folder.mkdir()
+    Dataset.from_list(content).to_parquet(folder / "train-0.parquet")
+    processor = AutoProcessor.from_pretrained(inputs / "model")
+    prompts = RLHFDataset(f"{folder}@train", processor)
+    config = change(Config(), "worker.actor.model.model_path", str(inputs / model))
+    return identify(config, processor, prompts, prompts)
+
+
+def test_the_fingerprint_of_rows_is_their_content_in_its_order(inputs, tmp_path):
+    content = rows()
+    first = fingerprints(inputs, tmp_path / "first", content)
+    assert fingerprints(inputs, tmp_path / "copy", content) == first
+    swapped = [content[1], content[0], *content[2:]]
+    image = [content[0] | {"images": content[1]["images"]}, *content[1:]]
+    answer = [content[0] | {"answer_option_text": "B"}, *content[1:]]
+    changed = {"lost": content[:2] + content[3:], "swapped": swapped, "image": image, "answer": answer}
+    found = {fingerprints(inputs, tmp_path / name, some)["data"] for name, some in changed.items()}
+    assert len(found | {first["data"]}) == 5
+
+
+def test_one_other_number_of_the_base_is_another_base(inputs, tmp_path):
+    first = fingerprints(inputs, tmp_path / "first", rows())
+    save_tiny_model(inputs / "other")
+    (file,) = (inputs / "other").glob("*.safetensors")
+    weights = load_file(file)
+    name = sorted(weights)[-1]
+    weights[name].view(-1)[0] += 1
+    save_file(weights, file, metadata={"format": "pt"})
+    second = fingerprints(inputs, tmp_path / "second", rows(), "other")
+    assert {key for key in first if first[key] != second[key]} == {"base_model"}
