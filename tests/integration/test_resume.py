@@ -9,10 +9,12 @@ import time
 
 import psutil
 import pytest
+from datasets import Dataset
 
 from tests.support.forked_run import fork, kill, kill_at, make_config, make_inputs, run
 from tests.support.training import learned, metrics
 from verl.distributed import checkpoint
+from verl.distributed.single_controller import WorkerError
 
 pytestmark = pytest.mark.integration
 
@@ -192,3 +194,88 @@ def test_a_damaged_checkpoint_is_named_or_passed_over(inputs, unbroken, tmp_path
     assert run(config) == 0
     assert f"Skipping checkpoint: {shard} should have" in (tmp_path / "run.log").read_text()
     assert steps(tmp_path / "run") == unbroken(1)
+
+
+@pytest.mark.parametrize("again", [6, pytest.param(9, marks=pytest.mark.nightly)])
+def test_a_last_checkpoint_that_failed_is_tried_once_more_and_then_an_error(inputs, unbroken, tmp_path, again):
+    config = make_config(inputs, tmp_path / "run", "trainer.n_gpus_per_node=1", "trainer.on_save_error=continue")
+    code = run(config, fill_disk(5, again))
+    output = (tmp_path / "run.log").read_text()
+    assert "Warning: the checkpoint of step 5 could not be written" in output
+    assert code == (0 if again == 6 else 2)
+    assert ("step 5, the run's last, could not be saved" in output) is (again != 6)
+    assert run(config) == 0
+    assert checkpoint.find_latest(tmp_path / "run").name == "global_step_5"
+
+
+@pytest.mark.parametrize(("role", "saved"), [("rollout", "global_step_2"), ("actor", None)])
+def test_an_engines_death_saves_and_a_ranks_does_not(inputs, unbroken, tmp_path, role, saved):
+    config = make_config(inputs, tmp_path / "run", "trainer.n_gpus_per_node=1", "trainer.save_freq=-1")
+
+    def die(method: str, times: int) -> None:
+        if (method, times) == ("load_groups", 3):
+            raise WorkerError(f"{role} rank 0 of 1: its process died", role)
+
+    assert run(config, die) == 2
+    assert f"{role} rank 0 of 1: its process died" in (tmp_path / "run.log").read_text()
+    latest = checkpoint.find_latest(tmp_path / "run")
+    assert (latest and latest.name) == saved
+    assert run(config) == 0
+    assert steps(tmp_path / "run") == unbroken(1)
+
+
+def test_a_run_that_goes_back_learns_from_there_and_keeps_what_it_left(inputs, unbroken, tmp_path):
+    chosen = ["trainer.n_gpus_per_node=1", "trainer.save_limit=-1"]
+    assert run(make_config(inputs, tmp_path / "run", *chosen)) == 0
+    before = steps(tmp_path / "run")
+    start = tmp_path / "run" / "global_step_2"
+    back = [*chosen, f"trainer.load_checkpoint_path={start}", "worker.actor.optim.lr=5e-4", "trainer.save_limit=1"]
+    config = make_config(inputs, tmp_path / "run", *back)
+    assert run(config, kill_at("update_actor", 2)) == -signal.SIGKILL
+    assert "worker.actor.optim.lr changes from 0.001 to 0.0005" in (tmp_path / "run.log").read_text()
+    assert run(config) == 0
+    after = steps(tmp_path / "run")
+    assert [after[step] == before[step] for step in EVERY_STEP] == [True, True, False, False, False]
+    assert after[3]["actor/lr"] == pytest.approx(0.5 * before[3]["actor/lr"])
+    kept = {path.name for path in (tmp_path / "run").glob("global_step_*")}
+    assert {"global_step_2", "global_step_5"} <= kept
+    aside = tmp_path / "run" / "abandoned_1"
+    assert {path.name for path in aside.glob("global_step_*")} == {f"global_step_{step}" for step in (3, 4, 5)}
+    assert steps(aside) == before and not (tmp_path / "run" / "abandoned_2").exists()
+
+
+def test_what_no_longer_fits_is_refused_before_a_step_is_trained(inputs, tmp_path):
+    lora = ["worker.actor.model.lora.rank=4", "worker.actor.model.lora.alpha=64"]
+    chosen = ["trainer.n_gpus_per_node=1", "trainer.max_steps=2", *lora]
+    assert run(make_config(inputs, tmp_path / "run", *chosen)) == 0
+    before = (tmp_path / "run" / "experiment_log.jsonl").read_text()
+    short = tmp_path / "short"
+    short.mkdir()
+    rows = Dataset.from_parquet(str(inputs / "train-0.parquet"))
+    rows.select([0, *range(2, len(rows))]).to_parquet(short / "train-0.parquet")
+    shutil.copytree(inputs / "model", tmp_path / "other")
+    (weights,) = (tmp_path / "other").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    for override, words in (
+        ("worker.actor.model.lora.alpha=8", "set worker.actor.model.lora.alpha=64"),
+        ("worker.actor.optim.weight_decay=0.5", "set worker.actor.optim.weight_decay="),
+        ("data.rollout_batch_size=2", "set data.rollout_batch_size=4"),
+        (f"data.train_files={short}@train", "the training rows differ"),
+        (f"worker.actor.model.model_path={tmp_path / 'other'}", "the base model differ"),
+    ):
+        assert run(make_config(inputs, tmp_path / "run", *chosen, "trainer.max_steps=5", override)) == 2
+        assert words in (tmp_path / "run.log").read_text()
+    assert (tmp_path / "run" / "experiment_log.jsonl").read_text() == before
+    assert checkpoint.find_latest(tmp_path / "run").name == "global_step_2"
+
+
+def test_validation_alone_at_an_older_step_voids_nothing(inputs, tmp_path):
+    chosen = ["trainer.n_gpus_per_node=1", "trainer.save_limit=-1", "trainer.max_steps=3"]
+    assert run(make_config(inputs, tmp_path / "run", *chosen)) == 0
+    before = metrics(tmp_path / "run")
+    start = tmp_path / "run" / "global_step_1"
+    only = ["trainer.val_only=true", f"trainer.load_checkpoint_path={start}"]
+    assert run(make_config(inputs, tmp_path / "run", *chosen, *only)) == 0
+    after = metrics(tmp_path / "run")
+    assert {step: after[step] for step in (2, 3)} == {step: before[step] for step in (2, 3)}
+    assert {path.name for path in (tmp_path / "run").glob("global_step_*")} == {f"global_step_{s}" for s in (1, 2, 3)}

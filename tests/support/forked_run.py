@@ -24,7 +24,7 @@ from verl.config.loading import config_to_dict, load_config
 from verl.config.records import Config, ConfigError
 from verl.data.dataset import RLHFDataset
 from verl.distributed.fsdp import open_store
-from verl.distributed.single_controller import Dispatch, WorkerGroup, WorkerSpec, register
+from verl.distributed.single_controller import Dispatch, WorkerError, WorkerGroup, WorkerSpec, register
 from verl.protocol import DataProto
 from verl.reward import RewardError
 from verl.trainer.guards import DivergenceError
@@ -217,7 +217,7 @@ def fork(config: Config, on_call: Callable[[str, int], None] | None = None, fail
         try:
             train(config, before_call, fails_at)
             code = 0
-        except (RewardError, ConfigError, CheckpointError, DivergenceError) as error:
+        except (RewardError, ConfigError, CheckpointError, DivergenceError, WorkerError) as error:
             print(error, flush=True)
             code = 2
         except KeyboardInterrupt as error:

@@ -28,6 +28,16 @@ SMALL = [
     "trainer.save_limit=-1",
 ]
 
+HOLDER = """
+import sys
+from pathlib import Path
+from verl.trainer.saver import lock_folder
+lock_folder(Path(sys.argv[1]))
+print("locked", flush=True)
+sys.stdin.read()
+"""
+"""Program that holds a run's folder until its input ends."""
+
 
 def make_data(folder: Path, num_train: int = 64, num_val: int = 16) -> None:
     command = [sys.executable, "-m", "spatialthinker.synthetic", "--out", str(folder), "--seed", "3"]

@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset
 
 from spatialthinker.synthetic import generate
+from tests.support.training import HOLDER
 from verl.config.loading import load_config
 from verl.config.records import ConfigError
 from verl.trainer import main as program
@@ -158,6 +159,14 @@ def test_a_damaged_checkpoint_to_go_on_from_is_named(run, tmp_path):
     message = run(f"trainer.load_checkpoint_path={folder}")
     assert "trainer.load_checkpoint_path" in message and "should have 1000 bytes and has None" in message
     assert "there is no such folder" in run(f"trainer.load_checkpoint_path={tmp_path / 'new' / 'global_step_3'}")
+
+
+def test_a_folder_in_which_another_trainer_works_is_named(run, tmp_path):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
+        assert holder.stdout.readline() == "locked\n"
+        assert f"process {holder.pid} of " in run()
+        holder.kill()
 
 
 def test_a_logger_that_is_not_installed_is_named_with_its_cure(run):

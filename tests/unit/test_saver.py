@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.training import HOLDER
 from verl.config.records import ConfigError, TrainerConfig
 from verl.distributed import checkpoint
 from verl.distributed.single_controller import WorkerError
@@ -203,6 +204,24 @@ def test_the_best_checkpoint_is_known_again_after_a_restart(tmp_path):
     assert kept(tmp_path) == {4}
 
 
+def test_a_best_checkpoint_that_is_gone_or_of_other_rows_counts_no_more(tmp_path):
+    save(start(tmp_path, save_limit=-1), 1, score=0.9)
+    saver = start(tmp_path, save_limit=-1)
+    save(saver, 2)
+    saver.identity = {"val_data": "old"}
+    save(saver, 3)
+    assert start(tmp_path, load_checkpoint_path=str(tmp_path / "global_step_2")).best is not None
+    batches: Any = SimpleNamespace(restore=lambda *_: None, position=Position())
+    for rows, best in (("old", {"step": 1, "score": 0.9}), ("new", None)):
+        other = CheckpointSaver(tmp_path, [Ranks()], settings(tmp_path), {"val_data": rows})  # type: ignore[list-item]
+        restore(tmp_path / "abandoned_1" / "global_step_3", other, batches, other.groups[0])
+        assert other.best is None  # it lies in another folder
+        (tmp_path / "abandoned_1" / "global_step_1").mkdir(exist_ok=True)
+        restore(tmp_path / "abandoned_1" / "global_step_3", other, batches, other.groups[0])
+        assert other.best == best
+        (tmp_path / "abandoned_1" / "global_step_1").rmdir()
+
+
 @pytest.mark.parametrize("broken", [NAN, INFINITY, -INFINITY])
 def test_a_score_that_is_no_number_is_never_the_best(tmp_path, broken):
     saver = start(tmp_path, save_limit=1)
@@ -267,16 +286,6 @@ def test_a_last_step_that_is_not_saved_is_an_error_whatever_is_asked(tmp_path):
     saver.check_saved(1)
     with pytest.raises(CheckpointError, match="step 2, the run's last, could not be saved.*since step 1"):
         saver.check_saved(2)
-
-
-HOLDER = """
-import sys
-from pathlib import Path
-from verl.trainer.saver import lock_folder
-lock_folder(Path(sys.argv[1]))
-print("locked", flush=True)
-sys.stdin.read()
-"""
 
 
 def test_a_second_trainer_in_a_folder_is_told_who_is_there(tmp_path):

@@ -109,7 +109,7 @@ def check_resume(start: Path, config: Config, identity: dict[str, str | None]) -
         elif key not in {key for keys in BY_CONTENT.values() for key in keys}:
             notes.append(f"{key} changes from {then!r} to {now[key]!r}")
     if known.get("val_data") not in (None, identity["val_data"]):
-        notes.append("the validation rows are others than before: their scores compare only among themselves")
+        notes.append("the validation rows are others than before, and the best checkpoint so far counts no more")
     if faults:
         raise ConfigError(faults)
     return notes

@@ -240,13 +240,21 @@ class CheckpointSaver:
 def restore(folder: Path, saver: CheckpointSaver, batches: BatchMaker, actor: WorkerGroup) -> tuple[TrainState, str]:
     """Brings saver, batches and ranks to a checkpoint; returns its state, and a note on what it lacks."""
     content = checkpoint.read_trainer_state(folder)
-    saver.saved_step, saver.best = content["global_step"], content.get("best")
+    saver.saved_step, saver.best = content["global_step"], _known_best(folder, content, saver.identity or {})
     saver.origin = saver.origin or content.get("origin")
     batches.restore(folder, content["num_drawn"])
     is_model_only = content.get("model_only", False)
     actor.restore(str(folder), is_model_only)
     note = "; it holds no optimizer, which starts anew" if is_model_only else ""
     return TrainState(content["global_step"], batches.position, content.get("kl_coef", 0.0)), note
+
+
+def _known_best(folder: Path, content: dict[str, Any], identity: dict[str, str | None]) -> dict[str, Any] | None:
+    """The best checkpoint so far, if it still is there and was measured on the same rows."""
+    best, rows = content.get("best"), (content.get("identity") or {}).get("val_data")
+    if best is None or rows not in (None, identity.get("val_data")):
+        return None
+    return best if (folder.parent / f"global_step_{best['step']}").is_dir() else None
 
 
 def origin_of(settings: TrainerConfig) -> str | None:
