@@ -401,17 +401,17 @@ class TrainerConfig:
     save_in_background: bool = True
     """Asynchronous checkpoints: training goes on while one is written from a copy in host memory."""
     on_save_error: Literal["stop", "continue"] = "stop"
-    """Reaction to a checkpoint that cannot be written, on a full disk for instance; older ones stay whole."""
+    """Reaction to a checkpoint that cannot be written, on a full disk for instance; the last one must be."""
     save_checkpoint_path: str = "checkpoints/{project_name}/{experiment_name}"
     """Folder of the run's checkpoints and logs; the two names in braces are filled in."""
     watchdog_timeout_s: PositiveFloat | None = 3600.0
     """Seconds after which a call to the workers has stalled: all write their stacks, the run ends; null waits."""
     max_host_memory_share: PositiveShare = 0.94
-    """Share of a machine's memory in use at which the run saves and ends, before the system kills a process."""
+    """Share of a machine's or container's memory in use at which the run saves and ends, before a process is killed."""
     load_checkpoint_path: str | None = None
-    """Checkpoint folder `.../global_step_N` to start from; null lets find_last_checkpoint decide."""
+    """Checkpoint folder `.../global_step_N` to start from, unless a newer one of that start is there; null: none."""
     find_last_checkpoint: bool = True
-    """Goes on from the newest complete checkpoint in save_checkpoint_path."""
+    """Goes on from the newest complete checkpoint in save_checkpoint_path; false sets those there aside."""
     check_versions: bool = True
     """Requires the versions of torch, transformers, vLLM and the like that this trainer was tried with."""
     dry_run: bool = False
