@@ -86,6 +86,19 @@ def test_prune_keeps_the_newest_and_whatever_is_no_checkpoint(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"global_step_2", "global_step_11", "global_step_10_backup"}
 
 
+def test_what_cannot_be_removed_hinders_no_other(tmp_path):
+    make_pair(tmp_path)
+    (tmp_path / "global_step_1.tmp").write_text("no folder")  # as if somebody had it open
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "global_step_0").symlink_to(tmp_path / "global_step_2")
+    with pytest.raises(OSError):
+        checkpoint.prune(tmp_path, keep=1)
+    (tmp_path / "global_step_1.tmp").unlink()
+    checkpoint.prune(tmp_path, keep=1)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"global_step_2", "global_step_0", "elsewhere"}
+
+
 def test_no_checkpoint_is_none(tmp_path):
     assert checkpoint.find_latest(tmp_path / "nothing") is None
 

@@ -310,13 +310,26 @@ def prune(root: Path, keep: int, spared: Collection[int] = (), step: int | None 
 
     Damaged and foreign ones, and those after `step` if given, neither count nor go. Unfinished ones go: call it only
     while none is being written.
+
+    Raises:
+        OSError: some could not be removed.
     """
-    for path in root.glob("global_step_*.tmp"):
-        shutil.rmtree(path)
+    faults: list[OSError] = []
+
+    def remove(folder: Path) -> None:
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            faults.append(error)
+
+    for folder in root.glob("global_step_*.tmp"):
+        remove(folder)
     known = [(number, folder) for number, folder in step_folders(root) if step is None or number <= step]
-    whole = [(number, folder) for number, folder in known if _is_whole(folder)]
+    whole = [(number, folder) for number, folder in known if not folder.is_symlink() and _is_whole(folder)]
     for number, folder in whole[: -keep if keep > 0 else 0]:
-        if number not in spared:
-            going = folder.with_suffix(".tmp")  # in one step: a kill leaves no half of it
-            folder.rename(going)
-            shutil.rmtree(going)
+        going = unfinished(root, number)
+        if number not in spared and not going.exists():
+            folder.rename(going)  # in one step: a kill leaves no half of it
+            remove(going)
+    if faults:
+        raise faults[0]

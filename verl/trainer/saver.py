@@ -197,6 +197,7 @@ class CheckpointSaver:
             fault = f"{type(error).__name__}: {error}"
         if fault:
             shutil.rmtree(folder, ignore_errors=True)
+            self.fault = fault  # should its description fail
             self.fault = self._describe(step, fault)
         else:
             self._prune(step)
