@@ -407,7 +407,7 @@ class TrainerConfig:
     watchdog_timeout_s: PositiveFloat | None = 3600.0
     """Seconds after which a call to the workers has stalled: all write their stacks, the run ends; null waits."""
     max_host_memory_share: PositiveShare = 0.94
-    """Share of a machine's or container's memory in use at which the run saves and ends, before the system kills it."""
+    """Share of a machine's or container's memory at which the run saves and ends, before the system kills it."""
     load_checkpoint_path: str | None = None
     """Checkpoint folder `.../global_step_N` to start from, unless a newer one of that start is there; null: none."""
     find_last_checkpoint: bool = True
