@@ -1,6 +1,7 @@
 """Runs killed at random moments, again and again: no checkpoint that was promised is lost, and no number changes.
 
-`KILLS=200 pytest -m nightly tests/integration/test_kills.py` sets how many there are over all kinds of runs.
+`KILLS=200 pytest -m nightly tests/integration/test_kills.py` sets how many there are over all kinds of whole runs; of the
+saver alone, with ranks that write a word, there are ten times as many.
 """
 
 import os
@@ -9,12 +10,14 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.test_training_choices import FILTERED
-from tests.support.forked_run import fork, kill, make_config, make_inputs, run
+from tests.support.forked_run import FORK, fork, kill, make_config, make_inputs, run
 from tests.support.training import learned, metrics
+from tests.unit.test_saver import save, start
 from verl.distributed import checkpoint
 
 pytestmark = [pytest.mark.integration, pytest.mark.nightly]
@@ -77,6 +80,7 @@ def test_no_kill_costs_a_checkpoint_or_changes_a_number(inputs, tmp_path, ranks,
     expected = steps(expected_folder)
     moments = random.Random(f"{ranks} {kind}")
     num_kills = num_ends = 0
+    newest: set[int] = set()
     most, before = 0, set()
     config = make_config(inputs, folder, *begin(inputs, folder, ranks, kind))
     while num_kills < -(-NUM_KILLS // len(CASES)):
@@ -95,6 +99,7 @@ def test_no_kill_costs_a_checkpoint_or_changes_a_number(inputs, tmp_path, ranks,
             aside = set().union(*(whole_steps(place) for place in folder.glob("abandoned_*")))
             assert {3, 4, 5} <= whole | aside
         num_kills += code == -signal.SIGKILL
+        newest.add(max(whole, default=0))
         if code == 0:
             num_ends += 1
             assert steps(folder) == expected
@@ -103,4 +108,46 @@ def test_no_kill_costs_a_checkpoint_or_changes_a_number(inputs, tmp_path, ranks,
             config = make_config(inputs, folder, *begin(inputs, folder, ranks, kind))
     assert run(config) == 0
     assert steps(folder) == expected
-    print(f"{kind}, {ranks} ranks: {num_kills} kills, {num_ends} ends on the way")
+    print(f"{kind}, {ranks} ranks: {num_kills} kills, newest steps {sorted(newest)}, {num_ends} ends on the way")
+
+
+def save_steps(root: Path, changes: dict[str, Any]) -> None:
+    """A run whose ranks write a word: 30 steps, every third with a score."""
+    saver = start(root, **changes)
+    for step in range(saver.saved_step + 1, 31):
+        save(saver, step, score=(step * 7 % 10) / 10 if step % 3 == 0 else None)
+
+
+def test_no_kill_of_the_saver_alone_costs_a_checkpoint(tmp_path):
+    """Ten kills for each of whole runs, in all stages of writing, publishing, pruning and moving aside."""
+    moments = random.Random(7)
+    num_kills = num_back = 0
+    changes: dict[str, Any] = {"save_limit": SAVE_LIMIT}
+    steps_seen = set()
+    while num_kills < 10 * NUM_KILLS:
+        before = whole_steps(tmp_path)
+        if len(before) > 1 and moments.random() < 0.1:  # goes back, or no longer
+            going = {"load_checkpoint_path": str(tmp_path / f"global_step_{min(before)}")}
+            changes = {"save_limit": SAVE_LIMIT} | (going if moments.random() < 0.7 else {})
+            num_back += "load_checkpoint_path" in changes
+        if max(before, default=0) == 30:
+            shutil.rmtree(tmp_path)
+            tmp_path.mkdir()
+            before, changes = set(), {"save_limit": SAVE_LIMIT}
+        all_before = before.union(*(whole_steps(place) for place in tmp_path.glob("abandoned_*")))
+        process = FORK.Process(target=save_steps, args=(tmp_path, changes))
+        process.start()
+        time.sleep(moments.uniform(0, 0.15))
+        process.kill()
+        process.join()
+        num_kills += 1
+        whole = whole_steps(tmp_path)
+        aside = set().union(*(whole_steps(place) for place in tmp_path.glob("abandoned_*")))
+        steps_seen.add(max(whole, default=0))
+        assert len(whole | aside) >= min(SAVE_LIMIT, len(all_before)), (before, whole, aside)
+        if "load_checkpoint_path" in changes:
+            assert checkpoint.read_step(Path(changes["load_checkpoint_path"])) in whole
+        else:
+            assert max(whole, default=0) >= max(before, default=0)
+            assert len(whole) >= min(SAVE_LIMIT, len(before)), (before, whole)
+    print(f"the saver alone: {num_kills} kills, {num_back} times back, newest steps {sorted(steps_seen)}")
