@@ -1,7 +1,7 @@
 """Runs killed at random moments, again and again: no checkpoint that was promised is lost, and no number changes.
 
-`KILLS=200 pytest -m nightly tests/integration/test_kills.py` sets how many there are over all kinds of whole runs; of the
-saver alone, with ranks that write a word, there are ten times as many.
+`KILLS=200 pytest -m nightly tests/integration/test_kills.py` sets how many there are over all kinds of whole runs; the
+saver alone, with ranks that write a word, takes ten times as many.
 """
 
 import os
