@@ -36,6 +36,7 @@ APPLIED = (
     *("trainer.max_steps", "trainer.total_epochs", "worker.*.optim.lr", "worker.*.optim.lr_*"),
     *("worker.*.optim.min_lr_ratio", "worker.*.max_grad_norm", "worker.actor.clip_ratio_*", "worker.reward.*"),
     *("algorithm.kl_target", "algorithm.kl_horizon", "worker.rollout.dtype", "worker.rollout.val_override_config*"),
+    "data.on_bad_row",
 )
 """Keys that may change and are applied from the next step on, which is said."""
 BY_CONTENT = {
