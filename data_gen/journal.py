@@ -1,14 +1,11 @@
 """The truth about a run: a journal of outcomes; CSV, parquet and reports are made from it.
 
-Every line behind the settings is one outcome of one image (or record); its newest line counts. Two processes never
-write the same journal.
+Every line behind the settings is one outcome of one image (or record); its newest line counts.
 
 Answers that are paid for must find room: a run over a model keeps a reserve on the disk. When the disk is full, the
 reserve is given up for the answers in flight, `is_full` is set, and the run sends no further requests.
 """
 
-import fcntl
-import json
 import os
 import sys
 import tempfile
@@ -19,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec import Struct
+
 from spatialthinker.storage.files import DISK_IS_FULL
-from spatialthinker.storage.journal import Journal, JournalFault, Line, is_journal, read_lines
+from spatialthinker.storage.journal import Journal, JournalFault, Line, is_journal, parse_line, read_lines
 
 ACCEPTED, QUARANTINED, FAILED = "accepted", "quarantined", "error"
 """accepted: a row; quarantined: no row, with a reason, and not asked again; error: asked again by the next run."""
@@ -62,11 +62,6 @@ class SceneJournal(Journal):
         if path.is_file() and not is_journal(path):
             raise JournalFault(f"{path} is there and no journal of this program; name another output")
         self.open()
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._fd)
-            raise JournalFault(f"{path} is being written by another process") from None
         self._synced = time.monotonic()
         try:
             self._reserve = self._take_reserve(reserve_bytes)
@@ -77,7 +72,7 @@ class SceneJournal(Journal):
                     "--overwrite to start over and lose it"
                 )
             for line in lines:
-                self._note(line)
+                self._note(check_outcome(path, line))
         except BaseException:
             os.close(self._fd)
             raise
@@ -156,6 +151,31 @@ class SceneJournal(Journal):
             )
 
 
+class _Record(Struct):
+    category: str
+    level: str
+
+
+class _Outcome(Struct):
+    """Keys of a line that this file reads."""
+
+    key: str
+    status: str
+    index: int = 0
+    cost_usd: float = 0.0
+    asked: tuple[str, str] | None = None
+    record: _Record | None = None
+
+
+def check_outcome(path: Path, line: Line) -> Line:
+    """The line of a journal; JournalFault where it is no outcome."""
+    try:
+        msgspec.convert(line, _Outcome)
+    except msgspec.ValidationError as error:
+        raise JournalFault(f"{path}: {str(line)[:80]} is no outcome ({error}); remove that line") from None
+    return line
+
+
 def newest_lines(path: Path) -> Iterator[Line]:
     """The newest line of each key in the order of the source; one line is held at a time."""
     place_of: dict[str, tuple[int, int]] = {}
@@ -163,8 +183,8 @@ def newest_lines(path: Path) -> Iterator[Line]:
     with path.open("rb") as file:
         for line, raw in zip(read_lines(path), file, strict=False):
             if "key" in line:
-                place_of[line["key"]] = (line.get("index", 0), offset)
+                place_of[check_outcome(path, line)["key"]] = (line.get("index", 0), offset)
             offset += len(raw)
         for _, offset in sorted(place_of.values()):
             file.seek(offset)
-            yield json.loads(file.readline())
+            yield parse_line(file.readline())[0]

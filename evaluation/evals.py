@@ -263,13 +263,15 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # OSError: files, and hub names without a network
         print(f"evals: {error}", file=sys.stderr)
         return 2
-    if args.provider in LOCAL_PROVIDERS:
-        return run(args, jobs, backend)
     from evaluation.engines.api import BatchPending
     from spatialthinker.clients.model_api import ApiStop
+    from spatialthinker.storage.journal import JournalFault
 
     try:
         return run(args, jobs, backend)
+    except JournalFault as error:
+        print(f"evals: {error}", file=sys.stderr)
+        return 2
     except BatchPending as message:
         print(message)
         return 0

@@ -1,12 +1,12 @@
 """Answers of a run: a line each in its journal, which a resumed run reads to request only what is missing."""
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from spatialthinker.storage.journal import Journal, Line, name_differences, whole_lines
+from spatialthinker.storage.journal import Journal, JournalFault, Line, name_differences, read_lines, whole_lines
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,17 @@ class AnswerJournal(Journal):
     def __init__(self, path: Path, settings: Line, is_resumed: bool) -> None:
         """Read, when resuming, the answered items of an earlier run with the same settings.
 
-        Errors: ValueError that names each setting in which an existing journal differs.
+        Errors: ValueError that names each setting in which an existing journal differs, JournalFault for one that
+        another process writes.
         """
         super().__init__(path)
         self.settings = settings
         self.records: dict[str, Record] = {}
+        self._size = 0
+        if path.is_file():
+            self.open()
+            self._size = path.stat().st_size
+            self.close()
         self._is_new = not (is_resumed and path.is_file() and any(whole_lines(path)))
         if self._is_new:
             return
@@ -67,9 +73,14 @@ class AnswerJournal(Journal):
             )
 
     def __enter__(self) -> "AnswerJournal":
-        if self._is_new and self.path.is_file():  # its answers may have cost hours or money
-            self.path.replace(self.path.with_name(f"{self.path.name}.previous"))
         self.open()
+        if os.fstat(self._fd).st_size != self._size:
+            self.close()
+            raise JournalFault(f"{self.path} was written by another process meanwhile; go on with --resume")
+        if self._is_new and self._size:  # its answers may have cost hours or money
+            self.path.replace(self.path.with_name(f"{self.path.name}.previous"))
+            self.close()
+            self.open()
         self.begin(self.settings)
         return self
 
@@ -86,20 +97,19 @@ class AnswerJournal(Journal):
 def read_journal(path: Path) -> tuple[Line, dict[str, Record]]:
     """Return the settings and the newest record of each item.
 
-    Errors: ValueError for a file that is no journal or a broken line before the last.
+    Errors: ValueError for a file that is no journal or a damaged line before the last.
     """
     settings: Line | None = None
     records: dict[str, Record] = {}
-    for number, line in enumerate(whole_lines(path), 1):
+    for line in read_lines(path):
+        if settings is None:
+            settings = line["settings"]
+            continue
         try:
-            value = json.loads(line)
-            if settings is None:
-                settings = value["settings"]
-            else:
-                record = Record(**{key: value[key] for key in _FIELDS & value.keys()})
-                records[record.id] = record
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a line of a journal ({error})") from error
+            record = Record(**{key: line[key] for key in _FIELDS & line.keys()})
+            records[record.id] = record
+        except TypeError as error:
+            raise JournalFault(f"{path}: {str(line)[:80]} is not a line of a journal ({error})") from error
     if settings is None:
         raise ValueError(f"{path}: not a journal; start without --resume")
     return settings, records

@@ -2,17 +2,18 @@
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from data_gen.journal import SceneJournal
+from data_gen.journal import SceneJournal, newest_lines
 from evaluation.journal import AnswerJournal, Record
 from spatialthinker.storage.files import whole_file, write_json, write_text
 from spatialthinker.storage.images import BrokenImage, encode, open_image, orientation, upright, upright_size
-from spatialthinker.storage.journal import name_differences, read_lines
+from spatialthinker.storage.journal import JournalFault, name_differences, read_lines
 
 
 def test_a_file_appears_complete(tmp_path: Path):
@@ -71,7 +72,7 @@ def test_a_journal_cut_at_any_byte_keeps_its_whole_lines(tmp_path: Path, add: Ca
     path = tmp_path / "run.jsonl"
     add(path, "0", "1")
     whole = path.read_bytes()
-    assert whole.startswith(b'{"settings": {"model": "m", "seed": 1}}\n') and "né".encode() in whole
+    assert whole.startswith(b'{"settings": {"model": "m", "seed": 1}, "crc32": "') and "né".encode() in whole
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         num_lines = whole[:cut].count(b"\n")
@@ -90,6 +91,84 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path):
         AnswerJournal(path, {}, is_resumed=True)
     with pytest.raises(ValueError, match=r"run\.jsonl, line 2: "):
         SceneJournal(path, {})
+
+
+@pytest.mark.parametrize("add", [add_scenes, add_answers])
+def test_no_flipped_byte_of_a_journal_passes_unseen(tmp_path: Path, add: Callable[..., set[str]]):
+    """All but one of the last line's end, which makes it a line that was cut off."""
+    path = tmp_path / "run.jsonl"
+    add(path, "0", "1")
+    whole = path.read_bytes()
+    for place in range(len(whole) - 1):
+        for flip in (1, 32, 255):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
+            with pytest.raises(ValueError, match=r"run\.jsonl"):
+                add(path)
+    path.write_bytes(whole[:-1] + b"x")
+    assert add(path) == {"0"}
+
+
+def without_checksums(data: bytes) -> bytes:
+    return re.sub(rb', "crc32": "[0-9a-f]{8}"', b"", data)
+
+
+@pytest.mark.parametrize("add", [add_scenes, add_answers])
+def test_a_journal_without_checksums_is_read_and_gone_on_with(tmp_path: Path, add: Callable[..., set[str]]):
+    path = tmp_path / "run.jsonl"
+    add(path, "0", "1")
+    path.write_bytes(without_checksums(path.read_bytes()))
+    assert add(path, "2") == {"0", "1"} and add(path) == {"0", "1", "2"}
+    lines = path.read_bytes().splitlines()
+    assert [b"crc32" in line for line in lines] == [False, False, False, True]
+    path.write_bytes(b"\n".join([*lines, without_checksums(lines[-1]), b""]))
+    with pytest.raises(ValueError, match=r"line 5: not a line of a journal \(its checksum is damaged\)"):
+        add(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"[]", b"3", b'{"key": []}', b'{"key": "1", "index": "x", "status": 1}', b'{"key": "1"}', b"[" * 9999]
+    + [b'{"key": ' + b"9" * 5000 + b"}", b'\xff\xfe{"', b"\x00", b'"\\ud800"'],
+)
+def test_a_line_that_is_no_outcome_has_one_message(tmp_path: Path, damage: bytes):
+    path = tmp_path / "run.jsonl"
+    for data in (b'{"settings": {}}\n' + damage + b"\n", damage + b'\n{"settings": {}}\n'):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"run\.jsonl"):
+            SceneJournal(path, {})
+        with pytest.raises(ValueError, match=r"run\.jsonl"):
+            list(newest_lines(path))
+            SceneJournal(path, {})
+
+
+def test_halves_of_surrogates_outlive_the_journal(tmp_path: Path):
+    texts = ["\ud800", "a\udfffb", "\\\ud83d", "\U0001f600 é", "\udfff\ud800"]
+    with SceneJournal(tmp_path / "run.jsonl", {}) as journal:
+        journal.add({"key": "\udc00", "index": 0, "status": "accepted", "texts": texts})
+    (line,) = newest_lines(tmp_path / "run.jsonl")
+    assert line["texts"] == texts and line["key"] == "\udc00"
+
+
+def test_an_open_journal_is_locked_for_every_program(tmp_path: Path):
+    path = tmp_path / "run.jsonl"
+    with AnswerJournal(path, SETTINGS, is_resumed=False) as journal:
+        journal.add(Record("", "A", "A", "A", 1, None, id="0"))
+        for is_resumed in (True, False):
+            with pytest.raises(JournalFault, match="being written by another process"):
+                AnswerJournal(path, SETTINGS, is_resumed)
+        with pytest.raises(JournalFault, match="being written by another process"):
+            SceneJournal(path, SETTINGS)
+    assert add_answers(path) == {"0"}
+
+
+@pytest.mark.parametrize("is_resumed", [True, False])
+def test_a_journal_that_another_run_wrote_meanwhile_is_not_gone_on_with(tmp_path: Path, is_resumed: bool):
+    path = tmp_path / "run.jsonl"
+    late = AnswerJournal(path, SETTINGS, is_resumed)
+    add_answers(path, "0")
+    with pytest.raises(JournalFault, match="meanwhile; go on with --resume"), late:
+        pass
+    assert os.listdir(tmp_path) == ["run.jsonl"] and add_answers(path) == {"0"}
 
 
 def test_settings_that_differ_are_named_with_both_values():
