@@ -4,9 +4,12 @@
     python data_gen/generate_data.py generate_hf_data --out=data/demo
 
 `COMMAND --help` lists a command's arguments. Mistakes end with one message and exit code 2; a run that was cut off
-goes on when the same command is given again.
+goes on when the same command is given again. Keys are read from the environment, and from a file `.env` in the folder
+of the call.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
 from data_gen.arguments import check_flags, check_repo, fill_defaults, read_address, read_bool, read_count
+from spatialthinker.clients.keys import read_env_file
 from spatialthinker.output import print_any_text
 from spatialthinker.storage.files import claim_output
 
@@ -42,6 +46,7 @@ class Commands:
         relation_percent: float = 50.0,
         with_image: bool = True,
         seed: int = 0,
+        box_format: str = "auto",
         dry_run: bool = False,
         overwrite: bool = False,
     ) -> None:
@@ -65,6 +70,7 @@ class Commands:
             relation_percent: share of category relation; the other eight share the rest.
             with_image: show the image to the model; without it depth and orientation are not asked.
             seed: of all random choices.
+            box_format: corners (x1, y1, x2, y2), xywh (x, y, width, height), or auto: told from the first boxes.
             dry_run: count tokens and print the price; no call.
             overwrite: start over and lose an existing output.
         """
@@ -315,20 +321,39 @@ def main(argv: list[str] | None = None) -> int:
 
     print_any_text()
     argv = sys.argv[1:] if argv is None else argv
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # job systems send it
     try:
+        read_env_file(Path(".env"))
         name = argv[0].replace("-", "_") if argv else ""
         if (command := getattr(Commands, name, None)) is not None:
             check_flags(argv, command, CLUSTER_COMMANDS.get(name))
             if "--help" in argv:  # a command with **arguments would take it for one of them
                 argv = [argv[0], "--", "--help"]
         fire.Fire(Commands, command=argv, name="generate_data.py")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return report_closed_pipe()
     except (ValueError, OSError) as error:
         print(f"generate_data: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("generate_data: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def report_closed_pipe() -> int:
+    """Say that the reader of the output is gone, where there is still one to say it to; return the exit code."""
+    with open(os.devnull, "w") as nothing:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except BrokenPipeError:  # else the interpreter would complain at its end
+                os.dup2(nothing.fileno(), stream.fileno())
+    print("generate_data: the reader of the output is gone; the same command goes on from here", file=sys.stderr)
+    return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":

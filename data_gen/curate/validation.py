@@ -4,7 +4,6 @@ An error is no disagreement: it is retried, stays open for the next run and neve
 """
 
 import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from data_gen.questions.records import Record, journal_of, read_records, write_c
 from data_gen.scenes.sources import Source
 from spatialthinker.clients.model_api import Api, ApiRequest, OutageFault, Reply, RequestFault, merge_usage
 from spatialthinker.clients.providers import APIS
+from spatialthinker.clients.replies import find_object, without_thoughts
 from spatialthinker.response import extract_choice
 from spatialthinker.schema import LETTERS, parquet_path, question_with_options
 from spatialthinker.storage.files import claim_output
@@ -107,8 +107,10 @@ class Judge:
                 line["is_blind"] = await self._is_blind(record, replies)
                 if line["is_blind"] and self.options.blind == "drop":
                     line |= {"status": QUARANTINED, "reason": "answered without the picture"}
-        except (OutageFault, RequestFault) as error:
-            line = record_line(record, index, FAILED, reason=str(error))
+        except (OutageFault, RequestFault, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and not replies:
+                raise  # nothing is paid
+            line = record_line(record, index, FAILED, reason=str(error) or "the run was stopped before an answer")
         return line | merge_usage(replies)
 
     async def _look(self, record: Record, image: bytes, replies: list[Reply]) -> list[bool]:
@@ -128,8 +130,11 @@ class Judge:
     async def _agrees(self, record: Record, image: bytes | None, vote: int, replies: list[Reply]) -> bool:
         turned = turn_options(record, vote, self.options.seed)
         text, images = question_with_options(turned.question, turned.options), () if image is None else (image,)
-        replies.append(await self.api.ask(ApiRequest(text, images, SYSTEM_PROMPT, SCHEMA, max_tokens=100)))
-        return read_choice_index(replies[-1].text, turned.options) == turned.answer_index
+        reply = await self.api.ask(ApiRequest(text, images, SYSTEM_PROMPT, SCHEMA, max_tokens=100))
+        replies.append(reply)
+        if reply.fault:
+            raise RequestFault(reply.fault)
+        return read_choice_index(reply.text, turned.options) == turned.answer_index
 
 
 def turn_options(record: Record, vote: int, seed: int) -> Record:
@@ -142,11 +147,11 @@ def turn_options(record: Record, vote: int, seed: int) -> Record:
 
 def read_choice_index(text: str, options: tuple[str, ...]) -> int | None:
     """The option that a reply names; None where it names none. "The answer is B" is B, "I can't tell" is nothing."""
-    try:
-        text = json.loads(text)["answer"]
-    except (json.JSONDecodeError, TypeError, KeyError):
-        pass
-    letter = extract_choice(str(text), options).letter
+    values = find_object(text, "answer")
+    answer = without_thoughts(text) if values is None else values["answer"]
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return None
+    letter = extract_choice(str(answer), options).letter
     return None if letter is None else LETTERS.index(letter)
 
 
@@ -167,9 +172,16 @@ def validate(options: ValidationOptions, source: Source | None = None) -> SceneJ
         claim_output(options.output_file, options.is_overwritten)
     settings = options.settings() | {"source": source.locator}
     reserve = options.concurrency * RESERVE_BYTES
+
+    async def judge_all() -> None:
+        try:
+            await _judge_all(options, source, records, journal, api)
+        finally:
+            await api.close()
+
     with SceneJournal(journal_path, settings, options.is_overwritten, reserve) as journal:
         try:
-            asyncio.run(_judge_all(options, source, records, journal, api))
+            asyncio.run(judge_all())
         finally:
             kept = list(read_records(journal_path))
             _write_output(options.output_file, kept, source)
@@ -208,7 +220,7 @@ async def _judge_all(
     async def work(index: int, record: Record, image: bytes) -> None:
         journal.add(await judge.judge(record, image, index))
 
-    try:
+    async with api.finishing(lambda: tasks):
         for image_id, image in find_images(source, waiting.keys()):
             for index, record in waiting.pop(image_id):
                 while len(tasks) >= options.concurrency:
@@ -223,8 +235,3 @@ async def _judge_all(
         for group in waiting.values():
             for index, record in group:
                 journal.add(record_line(record, index, FAILED, reason="the source has no image of it"))
-    finally:
-        faults = [fault for fault in await asyncio.gather(*tasks, return_exceptions=True) if fault is not None]
-        await api.close()
-    for fault in faults:
-        raise fault

@@ -2,7 +2,8 @@
 what has to be asked again, and submits what is new.
 
 Beside OUT.jsonl stands OUT.batches.jsonl: for each batch one line with its targets before it is sent, one with its id
-after, so that nothing is submitted twice, whenever a run is cut off, and replies find their scenes.
+after, so that nothing is submitted twice, whenever a run is cut off, and replies find their scenes. What the provider
+answered is downloaded once and kept in OUT.batches.
 """
 
 import asyncio
@@ -20,9 +21,18 @@ from data_gen.generate.outcomes import quarantined_line, walk
 from data_gen.generate.requests import MAX_ASKS, NO_QUESTION, Wish, choose_wish, judge, make_request, repaired
 from data_gen.journal import RESERVE_BYTES, SceneJournal
 from data_gen.questions.quotas import Steering
-from data_gen.scenes.scene import Scene, read_scene
+from data_gen.scenes.scene import Scene, SceneFault, read_image_id, read_scene
 from data_gen.scenes.sources import Source
-from spatialthinker.clients.model_api import Api, ApiRequest, ApiStop, OutageFault, Reply, merge_usage
+from spatialthinker.clients.model_api import (
+    Api,
+    ApiRequest,
+    ApiStop,
+    OutageFault,
+    Reply,
+    RequestFault,
+    is_account_fault,
+    merge_usage,
+)
 from spatialthinker.clients.prices import Usage, cost_usd
 from spatialthinker.storage.journal import Line, read_lines
 
@@ -56,6 +66,14 @@ class Item:
     faults: list[str] = field(default_factory=list)
     sends: int = 1
 
+    def take(self, reply: Reply | str) -> None:
+        """Note an answer, or the fault for which there is none; the account's own faults cost no try."""
+        if isinstance(reply, Reply):
+            self.replies.append(reply)
+        else:
+            self.faults = [reply]
+            self.sends += not is_account_fault(reply)
+
     def as_dict(self) -> dict[str, Any]:
         replies = [reply.__dict__ | {"usage": reply.usage.__dict__} for reply in self.replies]
         return self.__dict__ | {"wish": list(self.wish.__dict__.values()), "replies": replies}
@@ -70,6 +88,10 @@ class Item:
         """The first request, or that of the repair round."""
         request = make_request(scene, self.wish, options.has_image, options.temperature)
         return repaired(request, self.replies[-1], self.faults) if self.replies else request
+
+    def line(self, reason: str) -> Line:
+        """The journal's line of an item without a row."""
+        return quarantined_line(self.key, self.index, reason) | self.paid()
 
     def paid(self) -> Line:
         """Target, replies, usage and cost, as keys of a journal line."""
@@ -112,12 +134,12 @@ class BatchRun:
             items = {name: Item.from_dict(item) for name, item in line["items"].items()}
             self.open[token] = Batch(items, line["time_s"])
             for replaced in line["replaces"]:
-                self.open.pop(replaced)
-        elif line["status"] == OPEN:
+                self.open.pop(replaced, None)
+        elif line["status"] == OPEN and token in self.open:
             self.open[token].batch_id = line["batch_id"]
             self.known_ids.add(line["batch_id"])
         else:
-            self.open.pop(token)
+            self.open.pop(token, None)
 
     def _note(self, token: str, status: str, **more: Any) -> None:
         line = {"key": token, "index": len(self.batches.entries), "status": status, **more}
@@ -127,8 +149,19 @@ class BatchRun:
     async def go(self) -> None:
         """Collect, send again, submit."""
         await self._find_lost()
+        folder = batches_path(self.options.out).with_suffix("")
         for token, batch in list(self.open.items()):
-            replies = await self.api.collect_batch(batch.batch_id) if batch.batch_id is not None else None
+            if batch.batch_id is None:
+                continue
+            try:
+                replies = await self.api.collect_batch(batch.batch_id, folder)
+            except RequestFault as error:  # the others are collected all the same
+                print(  # noqa: T201
+                    f"batch {batch.batch_id} cannot be collected ({error}); its {len(batch.items)} images stay under "
+                    f"way. If it is gone for good, remove {self.batches.path} once no other batch is under way, and "
+                    "they are asked again"
+                )
+                continue
             if replies is not None:
                 await self._take_in(token, replies)
         await self._submit_new()
@@ -164,52 +197,71 @@ class BatchRun:
 
     async def _take_in(self, token: str, replies: dict[str, Reply | str]) -> None:
         """Settle what a batch answered; what has to be asked again goes into a batch that replaces it."""
-        names = {item.key: name for name, item in self.open[token].items.items()}
-        again: list[Item] = []
-        for item, scene in self._scenes(list(self.open[token].items.values())):
-            line = self._settle(item, replies.get(names[item.key], "batch: no result"), scene, item.index)
+        items = self.open[token].items
+        if replies:  # else the whole batch failed, which is no item's fault
+            for name, item in items.items():
+                item.take(replies.get(name, "batch: no result"))
+        again: list[tuple[Item, Scene]] = []
+        for item, scene in self._scenes(list(items.values())):
+            line = self._settle(item, replies.get(f"{token}-{item.index}"), scene)
             if line is None:
-                again.append(item)
+                again.append((item, scene))
             else:
                 self.journal.add(line)
-        if again:
-            await self._send_again(token, again)
-        else:
-            self._note(token, COLLECTED)
+        await self._submit(again, replaces=[token])
 
     async def _send_again(self, token: str, items: list[Item]) -> None:
         await self._submit(list(self._scenes(items)), replaces=[token])
 
-    def _settle(self, item: Item, reply: Reply | str, scene: Scene, index: int) -> Line | None:
+    def _settle(self, item: Item, reply: Reply | str | None, scene: Scene) -> Line | None:
         """The journal's line of an item, or None where it is sent again."""
-        if isinstance(reply, str):
-            item.sends += 1
-            return None if item.sends <= MAX_SENDS else quarantined_line(item.key, index, reply) | item.paid()
-        item.replies.append(reply)
-        outcome = judge(reply, scene, index, item.wish, self.options.provenance())
+        if not isinstance(reply, Reply):
+            return None if item.sends <= MAX_SENDS else item.line("; ".join(item.faults))
+        outcome = judge(reply, scene, item.index, item.wish, self.options.provenance())
         if isinstance(outcome, dict):
             return outcome | item.paid()
         item.faults = outcome
-        if len(item.replies) < MAX_ASKS:
-            return None
-        return quarantined_line(item.key, index, "; ".join(outcome)) | item.paid()
+        return None if len(item.replies) < MAX_ASKS else item.line("; ".join(outcome))
 
     def _scenes(self, items: list[Item]) -> Iterator[tuple[Item, Scene]]:
-        """The items that have no outcome yet, with their scenes, in one pass over their part of the source."""
+        """The items that have no outcome yet, with their scenes, in one pass over their part of the source.
+
+        One whose scene is no longer there gets its outcome here.
+        """
         waiting = {item.index: item for item in items if not self.journal.is_settled(item.key)}
         first = min(waiting, default=0)
         for index, row in enumerate(self.source.rows(first), first):
             if not waiting:
                 return
             if index in waiting:
-                yield (item := waiting.pop(index)), read_scene(row, item.index, self.source.root)
+                item = waiting.pop(index)
+                try:
+                    if (image_id := read_image_id(row, index)) != item.key:
+                        raise SceneFault(f"row {index} of the source is now {image_id!r}")
+                    scene = read_scene(row, index, self.source.root)
+                except SceneFault as error:
+                    self.journal.add(item.line(str(error)))
+                    continue
+                yield item, scene
+        for item in waiting.values():
+            self.journal.add(item.line(f"the source has no row {item.index} any more"))
 
     async def _submit(self, pairs: list[tuple[Item, Scene]], replaces: Sequence[str] = ()) -> None:
         """Send a batch: its items are noted before, its id after; `_find_lost` mends a cut between the two."""
         token = secrets.token_hex(8)
-        named = {f"{token}-{item.index}": (item, scene) for item, scene in pairs}
-        bodies = {name: self.api.body(item.request(scene, self.options)) for name, (item, scene) in named.items()}
-        items = {name: item.as_dict() for name, (item, _) in named.items()}
+        bodies: dict[str, Any] = {}
+        items: dict[str, Line] = {}
+        for item, scene in pairs:
+            name = f"{token}-{item.index}"
+            try:
+                bodies[name] = self.api.body(item.request(scene, self.options))
+                items[name] = item.as_dict()
+            except RequestFault as error:
+                self.journal.add(item.line(str(error)))
+        if not items:
+            for replaced in replaces:
+                self._note(replaced, COLLECTED)
+            return
         self._note(token, SENDING, time_s=time.time(), replaces=list(replaces), items=items)
         self._note(token, OPEN, batch_id=await self.api.submit_batch(bodies, token))
 

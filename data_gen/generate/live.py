@@ -35,12 +35,14 @@ class Progress:
     accepted: Counter[str] = field(default_factory=Counter)
     cost_usd: float = 0.0
     failures_in_a_row: int = 0
+    last_failure: str = ""
 
     def add(self, line: Line) -> None:
         """Count one line of the journal."""
         self.outcomes[line["status"]] += 1
         self.cost_usd += line.get("cost_usd", 0.0)
         self.failures_in_a_row = self.failures_in_a_row + 1 if line["status"] == FAILED else 0
+        self.last_failure = line.get("reason", "")
         if line.get("asked"):
             self.asked[line["asked"][0]] += 1
             self.accepted[line["asked"][0]] += line["status"] == ACCEPTED
@@ -73,18 +75,12 @@ class LiveRun:
 
     async def go(self) -> None:
         """Ask everything that the journal has not settled; on a stop, wait for what is under way."""
-        try:
+        async with self.api.finishing(lambda: [task for task in self.window if isinstance(task, asyncio.Task)]):
             for index, image_id, scene in walk(self.source, self.journal, self._settle, self.options.data_cap):
                 await self._make_room()
                 if self._is_out_of_money():
                     break
                 self._start(index, image_id, scene)
-        finally:
-            open_tasks = [task for task in self.window if isinstance(task, asyncio.Task)]
-            faults = await asyncio.gather(*open_tasks, return_exceptions=True)
-        for fault in faults:
-            if isinstance(fault, BaseException):
-                raise fault
         print(self.progress.text(), file=sys.stderr)  # noqa: T201
 
     def _start(self, index: int, image_id: str, scene: Scene | None) -> None:
@@ -123,13 +119,17 @@ class LiveRun:
             for task in done:
                 task.result()
         while len(self.window) >= LOOKBACK:
-            oldest = self.window.popleft()
-            self.steering.settle(await oldest if isinstance(oldest, asyncio.Task) else oldest)
+            oldest = self.window[0]
+            if isinstance(oldest, asyncio.Task):
+                await asyncio.wait([oldest])  # `await oldest` would cancel it when the run is told to stop
+                oldest = oldest.result()
+            self.window.popleft()
+            self.steering.settle(oldest)
         self.journal.check_room()
         if self.progress.failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise ApiStop(
-                f"{MAX_FAILURES_IN_A_ROW} images in a row got no answer; the provider seems to be down. Nothing is "
-                "lost: the same command goes on"
+                f"{MAX_FAILURES_IN_A_ROW} images in a row got no answer ({self.progress.last_failure}); the provider "
+                "seems to be down. Nothing is lost: the same command goes on"
             )
 
     def _is_out_of_money(self) -> bool:

@@ -1,5 +1,6 @@
 """Requests for one scene: prompt, check of the reply, one repair round with its faults, journal line."""
 
+import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -83,6 +84,8 @@ def judge(reply: Reply, scene: Scene, index: int, wish: Wish, provenance: Mappin
     """The journal line of a valid reply, or its faults."""
     if reply.stop == "refusal":
         return ["the model refused"]
+    if reply.fault:
+        return [reply.fault]
     try:
         draft = parse_reply(reply.text)
     except ReplyFault as error:
@@ -101,9 +104,11 @@ async def ask_scene(
     for _ in range(MAX_ASKS):
         try:
             reply = await api.ask(request)
-        except (RequestFault, OutageFault) as error:
-            line = quarantined_line(scene.image_id, index, str(error))
-            if isinstance(error, OutageFault):
+        except (RequestFault, OutageFault, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and not replies:
+                raise  # nothing is paid
+            line = quarantined_line(scene.image_id, index, str(error) or "the run was stopped before an answer")
+            if not isinstance(error, RequestFault):
                 line["status"] = FAILED
             return line | paid(wish, replies)
         replies.append(reply)

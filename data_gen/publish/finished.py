@@ -10,6 +10,7 @@ from data_gen.curate.export import ROW_GROUP_ROWS
 from data_gen.curate.selection import SPLITS
 from data_gen.publish.publishing import upload_folder
 from data_gen.scenes.sources import Row, Source, open_source
+from spatialthinker.plain_text import to_cell
 from spatialthinker.schema import parquet_path, parquet_schema
 from spatialthinker.storage.files import claim_output, whole_file
 
@@ -43,7 +44,7 @@ def review(name: str, path: Path) -> int:
         writer.writerow(REVIEW_COLUMNS)
         for split, source in splits.items():
             for row in source.rows():
-                writer.writerow([{**row, "split": split}[column] for column in REVIEW_COLUMNS])
+                writer.writerow([to_cell(str({**row, "split": split}[column])) for column in REVIEW_COLUMNS])
                 number += 1
     return number
 

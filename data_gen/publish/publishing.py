@@ -150,5 +150,12 @@ def upload_folder(folder: Path, repo: str, is_private: bool) -> None:
         raise ValueError(f"uploading to {repo} needs the environment variable HF_TOKEN; the data set is in {folder}")
     api = HfApi(token=token)
     api.create_repo(repo, repo_type="dataset", private=is_private, exist_ok=True)
+    # An existing repository keeps its visibility, whatever was asked for.
+    if is_private and not api.repo_info(repo, repo_type="dataset").private:
+        raise ValueError(
+            f"{repo} exists and is public, nothing was uploaded; make it private there, name another --target_repo, "
+            f"or pass --private=False. The data set is in {folder}"
+        )
     api.upload_folder(repo_id=repo, repo_type="dataset", folder_path=str(folder))
+    is_private = bool(api.repo_info(repo, repo_type="dataset").private)
     print(f"uploaded to {repo} ({'private' if is_private else 'public'})")  # noqa: T201

@@ -41,6 +41,8 @@ def find_form_faults(draft: Draft) -> list[str]:
     faults = find_label_faults(draft.category, draft.level, draft.rating)
     if not draft.question.strip() or len(draft.question) > MAX_QUESTION_CHARS:
         faults.append(f"the question has {len(draft.question)} characters, need 1 to {MAX_QUESTION_CHARS}")
+    if "<" in draft.question:
+        faults.append("the question holds a tag")
     if match := _OBJECT_ID.search(draft.question):
         faults.append(f"the question names the id {match[0]!r}; use the name alone")
     texts = [option.strip() for option in draft.options]

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from data_gen.questions.draft import Draft, strip_letters
-from data_gen.questions.records import answer_index
+from data_gen.questions.records import answer_index, read_rating
 from data_gen.scenes.scene import Scene
+from spatialthinker.clients.replies import find_object
+from spatialthinker.plain_text import printable
 from spatialthinker.scene_graph import Relation
 from spatialthinker.schema import CATEGORIES, LETTERS, LEVELS
 
@@ -132,41 +135,59 @@ class ReplyFault(ValueError):
 
 
 def parse_reply(text: str) -> Draft:
-    """The draft in a reply: its first JSON object with a question, whatever prose stands around it."""
-    values = _find_object(text)
-    missing = [name for name in REPLY_SCHEMA["required"] if name not in values]
-    if missing:
+    """The draft in a reply: its last JSON object with a question, whatever prose stands around it.
+
+    Raises ReplyFault for a key that is missing or of another kind: no text is made of null or of a list.
+    """
+    values = find_object(text, "question")
+    if values is None:
+        raise ReplyFault("the reply holds no JSON object with a question")
+    values = {"evidence_relations": []} | {name: value for name, value in values.items() if value is not None}
+    if missing := [name for name in REPLY_SCHEMA["required"] if name not in values]:
         raise ReplyFault(f"the reply lacks {', '.join(missing)}")
-    lists = ("options", "evidence_ids", "evidence_relations")
-    if wrong := [name for name in lists if not isinstance(values[name], list)]:
-        raise ReplyFault(f"{', '.join(wrong)} must be lists")
-    options = strip_letters([str(option) for option in values["options"]])
+    options = strip_letters(_texts("options", _as_list(values["options"])))
+    relations = values["evidence_relations"]
+    if not isinstance(relations, list) or not all(isinstance(relation, dict) for relation in relations):
+        raise ReplyFault("evidence_relations must be a list of objects")
+    ends = [_texts("evidence_relations", [r.get(name) for name in _RELATION["required"]]) for r in relations]
     try:
-        index = answer_index(str(values["answer"]), options)
-        relations = [Relation(str(r["subject"]), str(r["predicate"]), str(r["object"])) for r in values[lists[2]]]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ReplyFault(f"{error}" if isinstance(error, ValueError) else "an evidence relation lacks a key") from None
-    rating = values["rating"]
+        index = answer_index(_text("answer", values["answer"]), options)
+    except ValueError as error:
+        raise ReplyFault(str(error)) from None
+    try:
+        rating = read_rating(values["rating"])
+    except ValueError:
+        rating = 0
     return Draft(
-        category=str(values["category"]).strip().lower(),
-        level=str(values["level"]).strip().lower(),
-        question=" ".join(str(values["question"]).split()),
+        category=_text("category", values["category"]).lower(),
+        level=_text("level", values["level"]).lower(),
+        question=_text("question", values["question"]),
         options=tuple(options),
         answer_index=index,
-        rating=rating if isinstance(rating, int) and not isinstance(rating, bool) else 0,
-        evidence=tuple(str(i) for i in values["evidence_ids"]),
-        relations=tuple(relations),
+        rating=rating,
+        evidence=tuple(_texts("evidence_ids", values["evidence_ids"])),
+        relations=tuple(Relation(*texts) for texts in ends),
     )
 
 
-def _find_object(text: str) -> dict[str, Any]:
-    decoder, start = json.JSONDecoder(), text.find("{")
-    while start >= 0:
-        try:
-            values, _ = decoder.raw_decode(text, start)
-        except json.JSONDecodeError:
-            values = None
-        if isinstance(values, dict) and "question" in values:
-            return values
-        start = text.find("{", start + 1)
-    raise ReplyFault("the reply holds no JSON object with a question")
+def _as_list(options: Any) -> Any:
+    """Options that stand under their letters, or as JSON in a text, as a list."""
+    if isinstance(options, dict) and list(options) == list(LETTERS[: len(options)]):
+        return list(options.values())
+    if isinstance(options, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(options)
+    return options
+
+
+def _texts(name: str, values: Any) -> list[str]:
+    if not isinstance(values, list):
+        raise ReplyFault(f"{name} must be a list")
+    return [_text(name, value) for value in values]
+
+
+def _text(name: str, value: Any) -> str:
+    """The value as text on one line; a number is one too."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ReplyFault(f"{name} must be text, got {str(value)[:60]}")
+    return printable(str(value))

@@ -16,6 +16,7 @@ from typing import Any
 from data_gen.journal import ACCEPTED, newest_lines
 from data_gen.questions.draft import Draft, question_of, strip_letters
 from data_gen.scenes.scene import Scene, reference_scene
+from spatialthinker.plain_text import from_cell, to_cell
 from spatialthinker.prompts import parse_image_size, render_prompt
 from spatialthinker.response import section
 from spatialthinker.schema import COLUMNS, LETTERS, VqaRow, build_row, question_with_options
@@ -113,9 +114,7 @@ def read_records(path: Path) -> Iterator[Record]:
     elif path.suffix == ".parquet":
         yield from _read_rows(path, _parquet_rows(path))
     elif path.suffix == ".csv":
-        csv.field_size_limit(1 << 30)
-        with path.open(encoding="utf-8", newline="") as file:
-            yield from _read_rows(path, csv.DictReader(file))
+        yield from _read_rows(path, _csv_rows(path))
     else:
         raise ValueError(f"--input_file {path}: not one of .csv, .jsonl, .parquet")
 
@@ -137,6 +136,13 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     columns = [name for name in file.schema_arrow.names if name not in ("images", "image")]
     for batch in file.iter_batches(batch_size=256, columns=columns):
         yield from batch.to_pylist()
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(1 << 30)
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            yield {name: from_cell(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
 
 
 def _read_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
@@ -202,7 +208,8 @@ def write_csv(records: Iterable[Record], path: Path, is_exported: bool = False) 
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         for record in records:
-            writer.writerow(_csv_row(record))
+            row = _csv_row(record)
+            writer.writerow({name: to_cell(cell) if isinstance(cell, str) else cell for name, cell in row.items()})
             number += 1
     return number
 

@@ -22,11 +22,12 @@ def is_template_file(template: str) -> bool:
 
 def check_template_file(template: str) -> str:
     """Return the file's text. Errors: ValueError for broken Jinja, a variable that we do not know or no question."""
-    from jinja2 import Environment, TemplateSyntaxError, meta
+    from jinja2 import TemplateSyntaxError, meta
+    from jinja2.sandbox import SandboxedEnvironment
 
     try:
         text = Path(template).read_text(encoding="utf-8")
-        used = meta.find_undeclared_variables(Environment().parse(text))
+        used = meta.find_undeclared_variables(SandboxedEnvironment().parse(text))
     except UnicodeDecodeError as error:
         raise ValueError(f"--template {template}: is not UTF-8 text") from error
     except TemplateSyntaxError as error:
@@ -40,9 +41,10 @@ def check_template_file(template: str) -> str:
 
 @cache
 def _compile(template: str):
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    return Environment(undefined=StrictUndefined).from_string(check_template_file(template))
+    return ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(check_template_file(template))
 
 
 def render_question(template: str, question: str, choices: Sequence[str], sizes: Sequence[tuple[int, int]]) -> str:

@@ -54,6 +54,7 @@ def read_reply(prompt: str, reply: Reply, seconds: float = 0.0) -> Answer:
         response_tokens=used.output,
         cost_usd=reply.cost_usd,
         seconds=seconds,
+        error=reply.fault or None,
     )
 
 

@@ -5,37 +5,62 @@
 
 An answer is waited for as long as retrying can help. What is wrong with one request raises RequestFault, what is
 wrong with the account ApiStop; an outage that outlasts all retries raises OutageFault, and the request may be asked
-again by the next run.
+again by the next run. `stop` ends retrying: what is under way is waited for, and nothing more is sent.
 """
 
 import asyncio
 import base64
 import math
-import os
 import random
 import re
+import resource
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from spatialthinker.clients.keys import find_key
 from spatialthinker.clients.prices import Price, Usage, cost_usd, find_price
+from spatialthinker.clients.replies import Reply, ReplyError, batch_lines, check_payload, load_payload
+from spatialthinker.plain_text import printable
+from spatialthinker.storage.files import write_bytes
 from spatialthinker.storage.images import BrokenImage, encode, has_transparency, open_image, orientation, upright
 
 MAX_TRIES = 14
 MAX_WAIT_S = 60.0
 TIMEOUT_S = 120.0
+"""Silence of a server that ends a request."""
+
+REQUEST_S = 300.0
+"""A whole request: a server that sends a byte now and then is never silent for TIMEOUT_S."""
+
+BATCH_S = 1800.0
+"""A whole request that carries a batch."""
+
+STOP_WAIT_S = 25.0
+"""A run that is told to stop waits so long for the answers under way; job systems kill after 30 s."""
+
+MAX_REFUSED_TRIES = 3
+"""Tries with status 403 or 404: an item's own fault where other requests are answered, else the account's."""
+
 _FIRST_WAIT_S = 0.5
 _TELL_S = 30.0
+_FREE_DESCRIPTORS = 40
 _PLAIN_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 _PLAIN_MODES = ("RGB", "L")
-_OUT_OF_MONEY = re.compile(r"credit balance|insufficient_quota|billing|exceeded your current quota", re.IGNORECASE)
-"""Phrases in the providers' errors (status 400, 402 or 429) for an account without credit."""
-_NO_KEY = "none"
-"""The API key for a local server where none is set."""
+_ACCOUNT_FAULT = re.compile(
+    r"credit balance|no credit|out of credit|insufficient.(?:quota|credit|balance|funds)|billing|exceeded your current"
+    r" quota|authentication.error|invalid.{0,3}(?:x-)?api.key|incorrect api key|model.not.found|model .{0,80}does not"
+    r" exist|account .{0,40}(?:disabled|deactivated|suspended|on hold)",
+    re.IGNORECASE,
+)
+"""Phrases in the providers' errors for a wrong key, an account without credit and an unknown model."""
+_MIN_KEY_CHARS = 8
 
 
 class RequestFault(ValueError):
@@ -66,16 +91,6 @@ class ApiRequest:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A model's reply; `stop` is "end", "length" or "refusal"."""
-
-    text: str
-    stop: str
-    usage: Usage
-    cost_usd: float
-
-
-@dataclass(frozen=True)
 class BatchInfo:
     """A batch that the provider has of this account."""
 
@@ -95,6 +110,12 @@ class Throttle:
         self._free = asyncio.Condition()
         self._paused_until = 0.0
         self._shrunk = 0.0
+        self.stopped = asyncio.Event()
+
+    async def pause(self, wait_s: float) -> None:
+        """Wait, at most until the run is told to stop."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.stopped.wait(), wait_s)
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
@@ -103,7 +124,7 @@ class Throttle:
             self._active += 1
         try:
             if (wait := self._paused_until - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
+                await self.pause(wait)
             yield
         finally:
             async with self._free:
@@ -133,9 +154,14 @@ class Api(ABC):
     def __init__(self, model: str, base_url: str | None = None, most_at_once: int = 32) -> None:
         self.model = model
         self.price: Price | None = find_price(model)
-        self.throttle = Throttle(most_at_once)
-        self.num_retries = 0
+        self.throttle = Throttle(min(most_at_once, _free_descriptors()))
+        self.num_retries = self.num_answers = 0
         self._told = -math.inf
+        key = find_key(self.KEYS, base_url)
+        if key is None:
+            others = ", ".join(self.KEYS[1:])
+            raise ApiStop(f"no API key: set {self.KEYS[0]} (or {others}) in the environment, or in a file .env")
+        self.key = key
         self.client = self._connect(base_url)
 
     def _encode(self, image: bytes) -> tuple[str, str]:
@@ -152,14 +178,19 @@ class Api(ABC):
     async def _send(self, body: dict[str, Any]) -> Any: ...
 
     @abstractmethod
-    def read(self, message: Any, is_batch: bool = False) -> Reply:
-        """The reply in a provider's message."""
+    def read(self, message: dict[str, Any], is_batch: bool = False) -> Reply:
+        """The reply in a provider's message; whatever the message lacks, it does not raise."""
 
     @abstractmethod
     async def _send_batch(self, bodies: Mapping[str, dict[str, Any]], token: str) -> str: ...
 
     @abstractmethod
-    async def _collect_batch(self, batch_id: str) -> dict[str, Reply | str] | None: ...
+    async def _find_results(self, batch_id: str) -> dict[str, Callable[[], Awaitable[bytes]]] | None:
+        """The downloads of an ended batch by file name; None while it runs."""
+
+    @abstractmethod
+    def _read_result(self, item: dict[str, Any]) -> Reply | str:
+        """The reply in one line of a batch's results, a text where there is none."""
 
     @abstractmethod
     async def _list_batches(self, since_s: float, known: Container[str]) -> list[BatchInfo]: ...
@@ -170,7 +201,11 @@ class Api(ABC):
     async def ask(self, request: ApiRequest) -> Reply:
         """The reply to one request."""
         body = await asyncio.to_thread(self.body, request)  # images are encoded: calls under way must not wait for it
-        return self.read(await self._insist(lambda: self._send(body)))
+
+        async def send() -> Reply:
+            return self.read(await self._send(body))
+
+        return await self._insist(send)
 
     async def submit_batch(self, bodies: Mapping[str, dict[str, Any]], token: str = "") -> str:
         """Submit requests by name for an answer within a day; return the batch's id.
@@ -179,51 +214,136 @@ class Api(ABC):
         failure only the list of batches says whether the batch arrived. Errors: ApiStop, RequestFault.
         """
         try:
-            return await self._send_batch(bodies, token)
-        except self._retryable() as error:
+            async with asyncio.timeout(BATCH_S):
+                return await self._send_batch(bodies, token)
+        except (*self._retryable(), ReplyError, TimeoutError) as error:
             self._judge(error, 0.0)
-            raise ApiStop(f"the batch may not have arrived ({error}); the same command finds out later") from error
+            message = f"the batch may not have arrived ({self._describe(error)}); the same command finds out later"
+            raise ApiStop(message) from None
 
-    async def collect_batch(self, batch_id: str) -> dict[str, Reply | str] | None:
-        """The replies of a batch by name, a text where one failed; None while it runs."""
-        return await self._insist(lambda: self._collect_batch(batch_id))
+    async def collect_batch(self, batch_id: str, folder: Path | None = None) -> dict[str, Reply | str] | None:
+        """The replies of a batch by name, a text where one failed; None while it runs.
+
+        What is downloaded is kept in `folder`, and read from there the next time. Each line stands alone.
+        """
+
+        async def collect() -> dict[str, Reply | str] | None:
+            files = await self._find_results(batch_id)
+            if files is None:
+                return None
+            replies: dict[str, Reply | str] = {}
+            for name, download in files.items():
+                for item_id, item in batch_lines(await _download(folder, name, download)):
+                    if not isinstance(replies.get(item_id), Reply):
+                        replies[item_id] = "batch: an unreadable line" if item is None else self._read_result(item)
+            return replies
+
+        return await self._insist(collect, BATCH_S)
+
+    def read_batched(self, body: Any) -> Reply | str:
+        """The reply in a message of a batch, a text where it is an error."""
+        try:
+            return self.read(check_payload(body), is_batch=True)
+        except ReplyError as error:
+            return f"batch: {self._describe(error)}"
+
+    def stop(self) -> None:
+        """Send nothing more; requests that are not under way raise OutageFault."""
+        self.throttle.stopped.set()
+
+    @asynccontextmanager
+    async def finishing(self, tasks: Callable[[], Iterable[asyncio.Task[Any]]]) -> AsyncIterator[None]:
+        """A block whose tasks are waited for at its end; their first fault is raised.
+
+        After an error in the block nothing more is sent; when the run is told to stop, the wait has a limit.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self.stop()
+            is_told = isinstance(error, asyncio.CancelledError)
+            under_way = [task for task in tasks() if not task.done()]
+            if is_told and under_way:
+                with suppress(OSError):
+                    print(  # noqa: T201
+                        f"stopping: {len(under_way)} answers are under way and waited for, {STOP_WAIT_S:.0f} s at "
+                        "most; stop again to give them up",
+                        file=sys.stderr,
+                    )
+            _, late = (
+                await asyncio.wait(under_way, timeout=STOP_WAIT_S if is_told else None) if under_way else ((), ())
+            )
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks(), return_exceptions=True)
+            raise
+        for fault in await asyncio.gather(*tasks(), return_exceptions=True):
+            if isinstance(fault, BaseException):
+                raise fault
 
     async def list_batches(self, since_s: float, known: Container[str] = ()) -> list[BatchInfo]:
         """The batches submitted since a time in seconds since the epoch, without those whose ids are known."""
-        return await self._insist(lambda: self._list_batches(since_s, known))
 
-    async def _insist[T](self, call: Callable[[], Awaitable[T]]) -> T:
+        async def read_list() -> list[BatchInfo]:
+            try:
+                return await self._list_batches(since_s, known)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ReplyError(f"status 200 with an unreadable list of batches ({error})") from error
+
+        return await self._insist(read_list, BATCH_S)
+
+    async def _insist[T](self, call: Callable[[], Awaitable[T]], limit_s: float | None = None) -> T:
         """Return a call's result, with retries while they can help. Errors: RequestFault, ApiStop, OutageFault."""
         fault = ""
         for attempt in range(MAX_TRIES):
             wait_s = min(MAX_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 7)) * (0.5 + random.random() / 2)
             try:
                 async with self.throttle.slot():
-                    result = await call()
+                    if self.throttle.stopped.is_set():
+                        break
+                    async with asyncio.timeout(limit_s or REQUEST_S):
+                        result = await call()
                 self.throttle.speed_up()
+                self.num_answers += 1
                 return result
-            except self._retryable() as error:
-                fault = f"{type(error).__name__}: {str(error)[:200]}"
+            except (*self._retryable(), ReplyError, TimeoutError) as error:
+                fault = self._describe(error)
                 wait_s = self._judge(error, wait_s)
+                if getattr(error, "status_code", None) in (403, 404) and attempt + 1 >= MAX_REFUSED_TRIES:
+                    is_own_fault = self.num_answers > 0 or limit_s is not None  # a batch that is not there
+                    raise (RequestFault if is_own_fault else OutageFault)(fault) from None
             self.num_retries += 1
             if attempt >= 2:
                 self._tell(fault)
-            await asyncio.sleep(wait_s)
+            await self.throttle.pause(wait_s)
+        if self.throttle.stopped.is_set():
+            raise OutageFault(f"the run was stopped before an answer{fault and '; last: '}{fault}")
         raise OutageFault(f"no answer after {MAX_TRIES} tries; last: {fault}")
 
     def _tell(self, fault: str) -> None:
         """Say why answers are waited for, now and then."""
         if time.monotonic() - self._told > _TELL_S:
             self._told = time.monotonic()
-            print(f"{self.model}: no answer, trying on; last: {fault}", file=sys.stderr)  # noqa: T201
+            print(f"{self.model}: no answer, trying on; last: {self.clean(fault)}", file=sys.stderr)  # noqa: T201
+
+    def clean(self, text: str) -> str:
+        """A server's text in one short line, without what a terminal would obey and without a key that it echoes."""
+        text = text.replace(self.key, "[key]") if len(self.key) >= _MIN_KEY_CHARS else text
+        return printable(text[:4096])[:300]
+
+    def _describe(self, error: Exception) -> str:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        return f"{type(error).__name__}: {self.clean(str(error) or 'no end of the answer in time')}{self.clean(cause)}"
 
     def _judge(self, error: Exception, wait_s: float) -> float:
         """The seconds to wait before the next try. Raises RequestFault or ApiStop where none can help."""
         status = getattr(error, "status_code", None)
-        if status in (401, 402, 403, 404) or (status in (400, 429) and _OUT_OF_MONEY.search(str(error))):
-            raise ApiStop(f"{self.model}: {error}") from None
-        if status is not None and status < 500 and status not in (408, 409, 429):
-            raise RequestFault(f"status {status}: {str(error)[:300]}") from None
+        text = f"{error} {getattr(error, 'body', '')}"
+        is_stop = status in (401, 402) or (status == 404 and "model" in text.casefold())
+        if is_stop or (status in (None, 400, 403, 404, 429) and is_account_fault(text)):
+            raise ApiStop(f"{self.model}: {self.clean(str(error))}") from None
+        if status is not None and 300 <= status < 500 and status not in (403, 404, 408, 409, 429):
+            raise RequestFault(f"status {status}: {self.clean(str(error))}") from None
         if status in (429, 529):
             wait_s = _retry_after(error) or wait_s
             self.throttle.slow_down(wait_s)
@@ -236,32 +356,51 @@ class Api(ABC):
                 f"--max_cost_usd needs a price, and none is known of {self.model!r}; see PRICES in prices.py"
             )
 
-    def _reply(self, text: str, stop: str, usage: Usage, is_batch: bool) -> Reply:
-        return Reply(text, stop, usage, cost_usd(usage, self.price, is_batch) if self.price else 0.0)
+    def _reply(self, text: str, stop: str, usage: Usage, is_batch: bool, fault: str = "") -> Reply:
+        return Reply(text, stop, usage, cost_usd(usage, self.price, is_batch) if self.price else 0.0, fault)
 
     async def close(self) -> None:
         await self.client.close()
 
 
+def is_account_fault(text: str) -> bool:
+    """True for a provider's error that is about the account and not about the request."""
+    return _ACCOUNT_FAULT.search(text) is not None
+
+
+async def load_response(call: Awaitable[Any]) -> dict[str, Any]:
+    """The JSON object of a raw response of either client. Raises ReplyError where it is none, or an error."""
+    return load_payload((await call).http_response.content)
+
+
+async def _download(folder: Path | None, name: str, download: Callable[[], Awaitable[bytes]]) -> bytes:
+    path = folder and folder / quote(name, safe="")
+    if path is not None and path.is_file():
+        return path.read_bytes()
+    data = await download()
+    if data.strip() and not any(True for _ in batch_lines(data)):
+        raise ReplyError(f"status 200, but no results of a batch: {data[:200].decode('utf-8', 'replace')}")
+    if path is not None:
+        write_bytes(path, data)
+    return data
+
+
+def _free_descriptors() -> int:
+    """Connections that this process may open; a few descriptors are left for files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard and soft != resource.RLIM_INFINITY:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft - _FREE_DESCRIPTORS)
+
+
 def _retry_after(error: Exception) -> float | None:
     headers = getattr(getattr(error, "response", None), "headers", {})
     try:
-        return min(MAX_WAIT_S, float(headers.get("retry-after", "")))
+        return max(0.0, min(MAX_WAIT_S, float(headers.get("retry-after", ""))))
     except ValueError:
         return None
-
-
-def find_key(names: Sequence[str], base_url: str | None) -> str:
-    """The first of these environment variables that is set; a server of one's own needs none.
-
-    Errors: ApiStop that names the variables.
-    """
-    for name in names:
-        if key := os.environ.get(name):
-            return key
-    if base_url is not None:
-        return _NO_KEY
-    raise ApiStop(f"no API key: set {names[0]} (or {', '.join(names[1:])}) in the environment")
 
 
 def encode_image(data: bytes, max_bytes: int, max_px: int) -> tuple[str, str]:

@@ -1,11 +1,15 @@
 """Anthropic and OpenAI through their official clients: how each words a request and reads a reply."""
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
+from datetime import datetime
+from functools import partial
 from typing import Any
 
-from spatialthinker.clients.model_api import TIMEOUT_S, Api, ApiRequest, BatchInfo, Reply, find_key
+from spatialthinker.clients.model_api import TIMEOUT_S, Api, ApiRequest, BatchInfo, load_response
 from spatialthinker.clients.prices import Usage
+from spatialthinker.clients.replies import Reply, ReplyError, as_count, as_dict, as_text, batch_lines, first
+from spatialthinker.plain_text import whole_characters
 
 _TOOL = "answer"
 _FIXED_TEMPERATURE = ("o1", "o3", "o4", "gpt-5")
@@ -24,13 +28,12 @@ class AnthropicApi(Api):
     def _connect(self, base_url: str | None) -> Any:
         import anthropic
 
-        key = find_key(self.KEYS, base_url)
-        return anthropic.AsyncAnthropic(api_key=key, base_url=base_url, max_retries=0, timeout=TIMEOUT_S)
+        return anthropic.AsyncAnthropic(api_key=self.key, base_url=base_url, max_retries=0, timeout=TIMEOUT_S)
 
     def _retryable(self) -> tuple[type[Exception], ...]:
         import anthropic
 
-        return (anthropic.AnthropicError, json.JSONDecodeError)
+        return (anthropic.AnthropicError,)
 
     def body(self, request: ApiRequest) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
@@ -56,48 +59,71 @@ class AnthropicApi(Api):
         # The client no longer has an argument for it, the service still reads it for these models.
         extra = {key: body[key] for key in body.keys() & {"temperature"}}
         arguments = {key: value for key, value in body.items() if key not in extra}
-        return await self.client.messages.create(**arguments, extra_body=extra)
+        return await load_response(self.client.messages.with_raw_response.create(**arguments, extra_body=extra))
 
-    def read(self, message: Any, is_batch: bool = False) -> Reply:
-        texts = [json.dumps(block.input) for block in message.content if block.type == "tool_use"]
-        texts += [block.text for block in message.content if block.type == "text"]
-        stop = {"max_tokens": "length", "refusal": "refusal"}.get(message.stop_reason, "end")
-        used = message.usage
-        read, written = used.cache_read_input_tokens or 0, used.cache_creation_input_tokens or 0
-        return self._reply(
-            "\n".join(texts), stop, Usage(used.input_tokens, used.output_tokens, read, written), is_batch
-        )
+    def read(self, message: dict[str, Any], is_batch: bool = False) -> Reply:
+        if "content" not in message:
+            raise ReplyError(f"status 200 with no message: {str(message)[:200]}")
+        content = message["content"]
+        parts = content if isinstance(content, list) else []
+        tools = [part for part in parts if as_dict(part).get("type") == "tool_use"]
+        # A forced tool's input is the answer: it comes last, where a draft in the text cannot hide it.
+        ordered = [part for part in parts if part not in tools] + tools if tools else content
+        text = as_text(ordered, {"text": "text", "tool_use": "input"})
+        stop = {"max_tokens": "length", "refusal": "refusal"}.get(str(message.get("stop_reason")), "end")
+        used = as_dict(message.get("usage"))
+        names = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+        usage = Usage(*(as_count(used.get(name)) for name in names))
+        fault = "" if content and isinstance(content, str | list) else f"the reply has no content: {str(content)[:40]}"
+        return self._reply(text, stop, usage, is_batch, fault)
 
     async def _send_batch(self, bodies: Mapping[str, dict[str, Any]], token: str) -> str:
         requests = [{"custom_id": name, "params": body} for name, body in bodies.items()]
-        return (await self.client.messages.batches.create(requests=requests)).id
+        return batch_id(await load_response(self.client.messages.batches.with_raw_response.create(requests=requests)))
 
     async def _list_batches(self, since_s: float, known: Container[str]) -> list[BatchInfo]:
         found = []
-        async for batch in self.client.messages.batches.list(limit=100):  # the newest first
-            if batch.created_at.timestamp() < since_s:
-                break
-            if batch.id not in known:
-                token = await self._token(batch.id) if batch.processing_status == "ended" else None
-                found.append(BatchInfo(batch.id, sum(batch.request_counts.model_dump().values()), token))
-        return found
+        further: dict[str, str] = {}
+        while True:
+            call = self.client.messages.batches.with_raw_response.list(limit=100, **further)
+            page = await load_response(call)
+            batches = [as_dict(batch) for batch in page.get("data") or []]
+            for batch in batches:  # the newest first
+                if datetime.fromisoformat(batch["created_at"]).timestamp() < since_s:
+                    return found
+                if batch["id"] not in known:
+                    token = await self._token(batch["id"]) if batch.get("processing_status") == "ended" else None
+                    counts = as_dict(batch.get("request_counts"))
+                    found.append(BatchInfo(batch["id"], sum(map(as_count, counts.values())), token))
+            if not page.get("has_more") or not batches:
+                return found
+            further = {"after_id": batches[-1]["id"]}
 
-    async def _token(self, batch_id: str) -> str:
+    async def _token(self, name: str) -> str:
         """The common prefix of an ended batch's request names: the provider keeps no other mark."""
-        async for item in await self.client.messages.batches.results(batch_id):
-            return item.custom_id.partition("-")[0]
+        for download in ((await self._find_results(name)) or {}).values():
+            for item_id, _ in batch_lines(await download()):
+                return item_id.partition("-")[0]
         return ""
 
-    async def _collect_batch(self, batch_id: str) -> dict[str, Reply | str] | None:
-        batch = await self.client.messages.batches.retrieve(batch_id)
-        if batch.processing_status != "ended":
+    async def _find_results(self, name: str) -> dict[str, Callable[[], Awaitable[bytes]]] | None:
+        batch = await load_response(self.client.messages.batches.with_raw_response.retrieve(name))
+        if batch.get("processing_status") != "ended":
             return None
-        replies: dict[str, Reply | str] = {}
-        async for item in await self.client.messages.batches.results(batch_id):
-            result = item.result
-            is_done = result.type == "succeeded"
-            replies[item.custom_id] = self.read(result.message, is_batch=True) if is_done else f"batch: {result.type}"
-        return replies
+        address = batch.get("results_url") or f"/v1/messages/batches/{name}/results"
+
+        async def download() -> bytes:
+            from anthropic import AsyncAPIResponse
+
+            return (await self.client.get(str(address), cast_to=AsyncAPIResponse[bytes])).http_response.content
+
+        return {f"{name}.jsonl": download}
+
+    def _read_result(self, item: dict[str, Any]) -> Reply | str:
+        result = as_dict(item.get("result"))
+        if result.get("type") == "succeeded":
+            return self.read_batched(result.get("message"))
+        return f"batch: {self.clean(str(result.get('error') or result.get('type')))}"
 
 
 class OpenAiApi(Api):
@@ -110,13 +136,12 @@ class OpenAiApi(Api):
     def _connect(self, base_url: str | None) -> Any:
         import openai
 
-        key = find_key(self.KEYS, base_url)
-        return openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=TIMEOUT_S)
+        return openai.AsyncOpenAI(api_key=self.key, base_url=base_url, max_retries=0, timeout=TIMEOUT_S)
 
     def _retryable(self) -> tuple[type[Exception], ...]:
         import openai
 
-        return (openai.OpenAIError, json.JSONDecodeError)
+        return (openai.OpenAIError,)
 
     def body(self, request: ApiRequest) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
@@ -139,55 +164,87 @@ class OpenAiApi(Api):
         return body
 
     async def _send(self, body: dict[str, Any]) -> Any:
-        return await self.client.chat.completions.create(**body)
+        return await load_response(self.client.chat.completions.with_raw_response.create(**body))
 
-    def read(self, message: Any, is_batch: bool = False) -> Reply:
-        choice = message.choices[0]
-        is_refused = bool(choice.message.refusal) or choice.finish_reason == "content_filter"
-        stop = "refusal" if is_refused else "length" if choice.finish_reason == "length" else "end"
-        text = choice.message.content or choice.message.refusal or ""
-        used = message.usage
-        read = (used.prompt_tokens_details.cached_tokens or 0) if used.prompt_tokens_details else 0
-        return self._reply(text, stop, Usage(used.prompt_tokens - read, used.completion_tokens, read), is_batch)
+    def read(self, message: dict[str, Any], is_batch: bool = False) -> Reply:
+        if "choices" not in message:
+            raise ReplyError(f"status 200 with no message: {str(message)[:200]}")
+        choice = first(message["choices"])
+        answer = as_dict(choice.get("message"))
+        listed = answer.get("tool_calls")
+        calls = [as_dict(as_dict(call).get("function")) for call in (listed if isinstance(listed, list) else [])]
+        calls.append(as_dict(answer.get("function_call")))
+        arguments = [value for call in calls if isinstance(value := call.get("arguments"), str | dict)]
+        texts = [as_text(answer.get("content"), {"text": "text", "output_text": "text"})]
+        texts += [value if isinstance(value, str) else json.dumps(value) for value in arguments]
+        refusal = as_text(answer.get("refusal"), {})
+        text = whole_characters("\n".join(filter(None, texts))) or refusal
+        reason = str(choice.get("finish_reason"))
+        is_refused = bool(refusal) or reason == "content_filter"
+        used = as_dict(message.get("usage"))
+        read = as_count(as_dict(used.get("prompt_tokens_details")).get("cached_tokens"))
+        sent, written = as_count(used.get("prompt_tokens")), as_count(used.get("completion_tokens"))
+        usage = Usage(max(0, sent - read), written, read)
+        fault = "" if answer else f"the reply holds no message: {str(message['choices'])[:80]}"
+        stop = "refusal" if is_refused else "length" if reason == "length" else "end"
+        return self._reply(text, stop, usage, is_batch, fault)
 
     async def _send_batch(self, bodies: Mapping[str, dict[str, Any]], token: str) -> str:
         path = "/v1/chat/completions"
         lines = [{"custom_id": n, "method": "POST", "url": path, "body": body} for n, body in bodies.items()]
         data = "\n".join(map(json.dumps, lines)).encode()
-        file = await self.client.files.create(file=("batch.jsonl", data), purpose="batch")
-        mark = {"token": token} if token else None
-        batch = await self.client.batches.create(
-            input_file_id=file.id, endpoint=path, completion_window="24h", metadata=mark
+        file = await load_response(
+            self.client.files.with_raw_response.create(file=("batch.jsonl", data), purpose="batch")
         )
-        return batch.id
+        call = self.client.batches.with_raw_response.create(
+            input_file_id=batch_id(file),
+            endpoint=path,
+            completion_window="24h",
+            metadata={"token": token} if token else None,
+        )
+        return batch_id(await load_response(call))
 
     async def _list_batches(self, since_s: float, known: Container[str]) -> list[BatchInfo]:
         found = []
-        async for batch in self.client.batches.list(limit=100):  # the newest first
-            if batch.created_at < since_s:
-                break
-            if batch.id not in known:
-                number = batch.request_counts.total if batch.request_counts else 0
-                found.append(BatchInfo(batch.id, number, (batch.metadata or {}).get("token", "")))
-        return found
+        further: dict[str, str] = {}
+        while True:
+            page = await load_response(self.client.batches.with_raw_response.list(limit=100, **further))
+            batches = [as_dict(batch) for batch in page.get("data") or []]
+            for batch in batches:  # the newest first
+                if batch["created_at"] < since_s:
+                    return found
+                if batch["id"] not in known:
+                    number = as_count(as_dict(batch.get("request_counts")).get("total"))
+                    found.append(BatchInfo(batch["id"], number, as_dict(batch.get("metadata")).get("token", "")))
+            if not page.get("has_more") or not batches:
+                return found
+            further = {"after": batches[-1]["id"]}
 
-    async def _collect_batch(self, batch_id: str) -> dict[str, Reply | str] | None:
-        from openai.types.chat import ChatCompletion
-
-        batch = await self.client.batches.retrieve(batch_id)
-        if batch.status not in ("completed", "failed", "expired", "cancelled"):
+    async def _find_results(self, name: str) -> dict[str, Callable[[], Awaitable[bytes]]] | None:
+        batch = await load_response(self.client.batches.with_raw_response.retrieve(name))
+        if batch.get("status") not in ("completed", "failed", "expired", "cancelled"):
             return None
-        replies: dict[str, Reply | str] = {}
-        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
-            for line in (await self.client.files.content(file_id)).text.splitlines():
-                item = json.loads(line)
-                answer = item.get("response") or {}
-                if answer.get("status_code") == 200:
-                    message = ChatCompletion.model_validate(answer["body"])
-                    replies[item["custom_id"]] = self.read(message, is_batch=True)
-                else:
-                    replies[item["custom_id"]] = f"batch: {str(item.get('error') or answer)[:200]}"
-        return replies
+        if batch["status"] != "completed":
+            self._tell(f"batch {name} {batch['status']}: {batch.get('errors')}")
+        files = [str(file) for key in ("output_file_id", "error_file_id") if (file := batch.get(key))]
+
+        async def download(file: str) -> bytes:
+            return (await self.client.files.with_raw_response.content(file)).http_response.content
+
+        return {f"{name}.{file}.jsonl": partial(download, file) for file in files}
+
+    def _read_result(self, item: dict[str, Any]) -> Reply | str:
+        answer = as_dict(item.get("response"))
+        if answer.get("status_code") == 200:
+            return self.read_batched(answer.get("body"))
+        return f"batch: {self.clean(str(item.get('error') or answer))}"
+
+
+def batch_id(created: dict[str, Any]) -> str:
+    """The id of what was created. Raises ReplyError where the server names none."""
+    if not isinstance(name := created.get("id"), str) or not name:
+        raise ReplyError(f"status 200 with no id: {str(created)[:200]}")
+    return whole_characters(name)
 
 
 APIS: dict[str, type[Api]] = {"anthropic": AnthropicApi, "openai": OpenAiApi}

@@ -41,12 +41,17 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears complete or not at all, and lasts once it has appeared."""
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that appears complete or not at all, and lasts once it has appeared."""
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that appears complete or not at all, and lasts once it has appeared."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

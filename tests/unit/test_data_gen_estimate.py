@@ -37,7 +37,8 @@ def test_replies_are_read_as_what_they_are():
     wanted = Draft("relation", "easy", "Where {a,b}?", ("on", "in"), 1, 7, ("a.1",))
     for text in (json.dumps(values), f"Here {{it}} is:\n```json\n{json.dumps(values)}\n``` }}"):
         assert parse_reply(text) == wanted
-    assert parse_reply(json.dumps(values | {"rating": "8/10"})).rating == 0
+    ratings = {"8/10": 8, "7": 7, "7.5": 7, "eight": 0, "0": 0, "11": 0}
+    assert {r: parse_reply(json.dumps(values | {"rating": r})).rating for r in ratings} == ratings
     for bad in ("none", json.dumps(values)[:-20], json.dumps({"question": "?"}), json.dumps(values | {"answer": "C"})):
         with pytest.raises(ReplyFault):
             parse_reply(bad)
