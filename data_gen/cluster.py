@@ -21,6 +21,7 @@ from data_gen.generate.generation import check_output, connect, open_journal, ru
 from data_gen.generate.options import GenerationOptions
 from data_gen.journal import ACCEPTED, SceneJournal, newest_lines
 from data_gen.questions.records import journal_of, read_records, read_settings, write_csv
+from data_gen.scenes.boxes import open_scenes
 from data_gen.scenes.sources import Row, Source, open_source
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +56,7 @@ def cut(num_rows: int, block_rows: int) -> list[Block]:
 
 def generate_blocks(options: GenerationOptions, block_rows: int, address: str | None) -> None:
     """Generate a question for every scene, and gather the blocks' journals into the one beside `options.out`."""
-    source = open_source(options.source).check()
+    source = open_scenes(options.source, options.box_format)
     if source.num_rows is None:
         raise ValueError(f"--source {options.source} does not say how many rows it has")
     check_output(options)
@@ -72,7 +73,7 @@ def generate_block(item: dict[str, int], options: GenerationOptions, num_rows: i
     block = Block(**item)
     budget = None if options.max_cost_usd is None else options.max_cost_usd * block.size / num_rows
     path = block.csv(options.out)
-    source = block.slice(open_source(options.source))
+    source = block.slice(open_scenes(options.source, options.box_format))
     part = replace(options, out=path, data_cap=None, max_cost_usd=budget)
     with open_journal(part, {"block": [block.start, block.size]}) as journal:
         run_provider(part, source, journal, connect(part))

@@ -160,7 +160,7 @@ def validate(options: ValidationOptions, source: Source | None = None) -> SceneJ
 
     The images come from `source`, or from where options and input file say.
     """
-    if options.output_file.suffix not in (".csv", ".parquet"):
+    if options.output_file.suffix not in (".csv", ".parquet") or options.output_file.is_dir():
         raise ValueError(f"--output_file {options.output_file}: name a file that ends in .csv or .parquet")
     records = list(read_records(options.input_file))[: options.sample_limit]
     if not records:

@@ -6,14 +6,15 @@ from data_gen.generate.options import GenerationOptions
 from data_gen.generate.rules import run_templates
 from data_gen.journal import RESERVE_BYTES, SceneJournal
 from data_gen.questions.records import find_journal, journal_of, read_records, write_csv
-from data_gen.scenes.sources import Source, open_source
+from data_gen.scenes.boxes import open_scenes
+from data_gen.scenes.sources import Source
 from spatialthinker.clients.model_api import Api
 from spatialthinker.storage.journal import JournalFault, Line
 
 
 def generate(options: GenerationOptions) -> None:
     """Run the stage and print what came of it."""
-    source = open_source(options.source).check()
+    source = open_scenes(options.source, options.box_format)
     if options.data_cap is not None and source.num_rows is not None and options.data_cap > source.num_rows:
         print(f"--data_cap {options.data_cap}: the source has {source.num_rows} rows; all are used")  # noqa: T201
     if options.is_dry_run:
@@ -71,5 +72,5 @@ def check_output(options: GenerationOptions) -> None:
         raise JournalFault(f"--resume=True, but there is no journal {journal_of(options.out)}; leave it out to start")
     if options.out.is_file() and journal is None and not options.is_overwritten:
         raise JournalFault(f"{options.out} exists without a journal; name another --out or pass --overwrite=True")
-    if options.out.suffix != ".csv":
+    if options.out.suffix != ".csv" or options.out.is_dir():
         raise JournalFault(f"--out {options.out}: name a file that ends in .csv")

@@ -8,6 +8,7 @@ from typing import Any
 from data_gen.arguments import read_bool, read_budget, read_choice, read_count, read_share
 from data_gen.generate.rules import TEMPLATE_VERSION
 from data_gen.questions.prompts import PROMPT_VERSION
+from data_gen.scenes.boxes import AUTO, BOX_FORMATS
 
 PROVIDERS = ("anthropic", "openai", "template")
 
@@ -30,6 +31,7 @@ class GenerationOptions:
     relation_percent: float
     has_image: bool
     seed: int
+    box_format: str
     is_dry_run: bool
     is_overwritten: bool
 
@@ -51,6 +53,7 @@ class GenerationOptions:
             relation_percent=read_share("relation_percent", given["relation_percent"], 0, 100),
             has_image=read_bool("with_image", given["with_image"]),
             seed=read_count("seed", given["seed"], 0) or 0,
+            box_format=read_choice("box_format", given["box_format"], BOX_FORMATS),
             is_dry_run=read_bool("dry_run", given["dry_run"]),
             is_overwritten=read_bool("overwrite", given["overwrite"]),
         )
@@ -59,6 +62,8 @@ class GenerationOptions:
         """Settings that must agree for two runs to share a journal: not number of images, speed or limits."""
         common = {"source": self.source, "provider": self.provider, "seed": self.seed}
         common["relation_percent"] = self.relation_percent
+        if self.box_format != AUTO:
+            common["box_format"] = self.box_format
         if self.provider == "template":
             return common | {"model": "rules", "prompt_version": TEMPLATE_VERSION}
         model = {"model": self.model, "temperature": self.temperature, "with_image": self.has_image}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from data_gen.questions.draft import Draft
 from data_gen.questions.predicates import OPPOSITE, SPATIAL, box_families, centre, gap_px, place_of
-from data_gen.scenes.naming import is_called, is_plural, may_be_confused, singular
+from data_gen.scenes.naming import is_called, is_plural, latin, may_be_confused, singular
 from data_gen.scenes.scene import Scene
 from spatialthinker.geometry import Box
 from spatialthinker.scene_graph import SceneObject
@@ -81,7 +81,7 @@ def _objects(draft: Draft, scene: Scene) -> list[SceneObject]:
 
 def _named(text: str, objects: list[SceneObject]) -> list[SceneObject]:
     """The objects that a text may mean: by their own name, else by a synonym."""
-    words = text.casefold().removeprefix("the ").removeprefix("a ").removeprefix("an ").strip(" .")
+    words = latin(text).removeprefix("the ").removeprefix("a ").removeprefix("an ").strip(" .")
     return [x for x in objects if x.label == words] or [
         x for x in objects if may_be_confused(x.label, singular(words))
     ]
@@ -108,8 +108,9 @@ def check_count(draft: Draft, scene: Scene) -> str | None:
 
 def _asked_kinds(draft: Draft, objects: list[SceneObject]) -> list[str]:
     """Names in the counted part of the question ("how many MEN ...", "the number of PLATES ..."), longest first."""
-    match = re.search(r"(?:how many|number of)\s+(.*)", draft.question.casefold())
-    words = re.findall(r"[a-z]+", match[1] if match else draft.question.casefold())
+    question = latin(draft.question)
+    match = re.search(r"(?:how many|number of)\s+(.*)", question)
+    words = re.findall(r"[a-z]+", match[1] if match else question)
     phrases = [(i, " ".join(words[i : i + n])) for i in range(len(words)) for n in (3, 2, 1)]
     labels = {x.label for x in objects}
     return [singular(p) for i, p in phrases if i < 4 and any(is_called(label, singular(p)) for label in labels)]

@@ -149,7 +149,9 @@ def parse_reply(text: str) -> Draft:
     relations = values["evidence_relations"]
     if not isinstance(relations, list) or not all(isinstance(relation, dict) for relation in relations):
         raise ReplyFault("evidence_relations must be a list of objects")
-    ends = [_texts("evidence_relations", [r.get(name) for name in _RELATION["required"]]) for r in relations]
+    ends = [
+        _texts("evidence_relations", [r.get(name) for name in ("subject", "predicate", "object")]) for r in relations
+    ]
     try:
         index = answer_index(_text("answer", values["answer"]), options)
     except ValueError as error:

@@ -5,6 +5,7 @@ when their groups share a member; a question may say "the man" only where one ob
 """
 
 import re
+import unicodedata
 from functools import cache
 
 _MEN = {"man", "men", "guy", "gentleman"}
@@ -58,6 +59,15 @@ _ONE_OR_MANY = {"sheep", "fish", "deer", "aircraft"}
 _SAME_IN_PLURAL = _ONE_OR_MANY | {"skis", "pants", "jeans", "shorts", "glasses", "scissors"}
 _SINGULAR = {plural: singular for singular, plural in _IRREGULAR.items()}
 _INNATE_S = re.compile(r"(?:ss|us|is)$")
+
+
+_LATIN = str.maketrans({"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ł": "l", "ı": "i"})
+
+
+def latin(text: str) -> str:
+    """The text in lower case without accents, as ids are written: "Café" becomes "cafe", "niño" "nino"."""
+    parts = unicodedata.normalize("NFKD", text.lower().translate(_LATIN))
+    return "".join(c for c in parts if not unicodedata.combining(c))
 
 
 @cache

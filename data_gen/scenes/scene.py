@@ -4,10 +4,12 @@ A source row holds `image_id`, an encoded image (`image` or `images`), `objects`
 texts of lists) as in Visual Genome's VG150:
 
     {"id": "traffic light.1", "bbox": [x1, y1, x2, y2]}    {"subject": id, "predicate": text, "object": id}
+
+A box may also stand under keys: x, y and w or width, h or height. A list of four numbers holds corners; sources of
+lists with width and height are turned into corners by `boxes.py`.
 """
 
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,12 +17,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from data_gen.scenes.naming import may_be_confused
+from data_gen.scenes.naming import latin, may_be_confused
 from spatialthinker.geometry import Box
-from spatialthinker.scene_graph import Relation, SceneObject
+from spatialthinker.plain_text import printable
+from spatialthinker.scene_graph import MAX_COORDINATE_PX, Relation, SceneObject
 from spatialthinker.storage.images import BrokenImage, check_image, find_image, read_file
 
 IMAGE_COLUMNS = ("image", "images")
+UNREADABLE = "unreadable"
+"""Key of a row that could not be read; its value is the reason."""
+
+MAX_PREDICATE_CHARS = 120
 MIN_SIDE_PX = 1.0
 """Objects that are thinner inside the image are left out."""
 
@@ -73,9 +80,13 @@ def _number(value: float) -> float | int:
 
 def read_image_id(row: dict[str, Any], index: int) -> str:
     """The row's id as text; SceneFault where it has none."""
+    if UNREADABLE in row:
+        raise SceneFault(row[UNREADABLE])
     value = row.get("image_id")
     if value is None or not str(value).strip():
         raise SceneFault(f"row {index} has no image_id")
+    if str(value) != printable(str(value)):
+        raise SceneFault(f"the image_id of row {index} holds control signs, broken characters or outer blanks")
     return str(value)
 
 
@@ -128,7 +139,7 @@ def _read_list(row: dict[str, Any], key: str) -> list[Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise SceneFault(f"{key} is no JSON: {error}") from None
     if value is None:
         return []
@@ -174,10 +185,10 @@ def _read_object(item: Any, width: int, height: int) -> tuple[str, Box]:
     """The source id and the box inside the image; SceneFault where either is missing."""
     if not isinstance(item, dict) or not isinstance(item.get("id"), str) or not _clean_label(item["id"]):
         raise SceneFault(f"an object without a name: {str(item)[:80]}")
-    source_id, corners = item["id"], item.get("bbox")
+    source_id, corners = item["id"], corners_of(item)
     if not isinstance(corners, list | tuple) or len(corners) != 4:
         raise SceneFault(f"{source_id!r}: its bbox is not four numbers: {str(corners)[:60]}")
-    if not all(isinstance(x, int | float) and math.isfinite(x) for x in corners):
+    if not all(map(is_coordinate, corners)):
         raise SceneFault(f"{source_id!r}: its bbox is not four finite numbers: {str(corners)[:60]}")
     x1, y1, x2, y2 = (float(x) for x in corners)
     box = Box(max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
@@ -186,12 +197,30 @@ def _read_object(item: Any, width: int, height: int) -> tuple[str, Box]:
     return source_id, box
 
 
-_ID = re.compile(r"(.*?)\.(\d+)")
+def corners_of(item: dict[str, Any]) -> Any:
+    """The value of an object's box: corners where it says so by its keys, else what the source wrote."""
+    box = item.get("bbox", item)
+    if not isinstance(box, dict):
+        return box
+    numbers: list[Any] = [box.get("x"), box.get("y"), box.get("w", box.get("width")), box.get("h", box.get("height"))]
+    if not all(map(is_coordinate, numbers)):
+        return None
+    x, y, width, height = numbers
+    return [x, y, x + width, y + height]
+
+
+def is_coordinate(value: Any) -> bool:
+    """True for a number that a box in an image may have."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -MAX_COORDINATE_PX <= value <= MAX_COORDINATE_PX
+
+
+_ID = re.compile(r"(.*?)\.([0-9]+)", re.DOTALL)
 
 
 def _clean_label(source_id: str) -> str:
     label = _ID.fullmatch(source_id)
-    return re.sub(r"[^a-z]+", "_", (label[1] if label else source_id).lower()).strip("_")
+    return re.sub(r"[^a-z]+", "_", latin(label[1] if label else source_id)).strip("_")
 
 
 def _clean_id(source_id: str) -> str | None:
@@ -208,7 +237,10 @@ def _read_relations(items: list[Any], id_of: dict[str, str | None], notes: list[
         if len(parts) != len(keys) or not all(part.strip() for part in parts):
             notes.append(f"left out a relation that is not three texts: {str(item)[:80]}")
             continue
-        subject, predicate, target = id_of.get(parts[0]), " ".join(parts[1].lower().split()), id_of.get(parts[2])
+        subject, predicate, target = id_of.get(parts[0]), printable(parts[1]).lower(), id_of.get(parts[2])
+        if not predicate or len(predicate) > MAX_PREDICATE_CHARS or set(predicate) & set("<>|"):
+            notes.append(f"left out a relation whose predicate is empty, too long, or holds a tag: {predicate[:80]!r}")
+            continue
         if not subject or not target or subject == target:
             notes.append(f"left out a relation whose ends are not two known objects: {' '.join(parts)[:80]}")
             continue

@@ -12,7 +12,7 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
-from data_gen.scenes.scene import IMAGE_COLUMNS
+from data_gen.scenes.scene import IMAGE_COLUMNS, UNREADABLE
 from spatialthinker.network import use_cache_without_network
 from spatialthinker.schema import CATEGORIES
 from spatialthinker.shapes import DEFAULT_CANVAS, Shape, draw, encode_png, gap_px
@@ -20,6 +20,9 @@ from spatialthinker.synthetic import make_puzzle
 
 Row = dict[str, Any]
 SYNTHETIC = "synthetic:"
+SAMPLE_ROWS = 100
+"""So many lines of a file are looked at for its columns."""
+
 BATCH_ROWS = 32
 """Rows held at a time; an image of Visual Genome has about 100 kB."""
 
@@ -97,26 +100,39 @@ def _open_parquet(locator: str, paths: list[Path]) -> Source:
 def _open_json(path: Path) -> Source:
     with path.open(encoding="utf-8") as file:
         is_list = file.read(1) == "["
-    items = json.loads(path.read_text(encoding="utf-8")) if is_list else ()
+    if is_list:
+        try:
+            items = json.loads(path.read_text(encoding="utf-8"))
+        except RecursionError:
+            raise ValueError(f"--source {path} is nested too deep; write one row a line (.jsonl)") from None
+        num_rows = len(items)
 
-    def rows(start: int = 0) -> Iterator[Row]:
-        with path.open(encoding="utf-8") as file:
-            lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-            for number, item in islice(enumerate(items) if is_list else lines, start, None):
-                place = f"--source {path}, {'item' if is_list else 'line'} {number}"
-                try:
-                    row = item if is_list else json.loads(item)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{place} is no JSON: {error}") from None
-                if not isinstance(row, dict):
-                    raise ValueError(f"{place} is no JSON object: {str(row)[:60]}")
-                yield row
+        def rows(start: int = 0) -> Iterator[Row]:
+            for number, item in enumerate(items[start:], start):
+                yield _checked(item, f"{path}, item {number}")
+    else:
+        with path.open("rb") as file:
+            num_rows = sum(1 for line in file if line.strip())
 
-    if (first := next(rows(), None)) is None:
-        raise ValueError(f"--source {path} holds no rows")
-    with path.open("rb") as file:
-        num_rows = len(items) if is_list else sum(1 for line in file if line.strip())
+        def rows(start: int = 0) -> Iterator[Row]:
+            with path.open("rb") as file:
+                numbered = ((i, line) for i, line in enumerate(file, 1) if line.strip())
+                for number, line in islice(numbered, start, None):
+                    place = f"{path}, line {number}"
+                    try:
+                        yield _checked(json.loads(line.decode("utf-8-sig", "replace")), place)
+                    except (ValueError, RecursionError) as error:
+                        yield {UNREADABLE: f"{place} is no JSON: {error}"}
+
+    first = next((row for row in islice(rows(), SAMPLE_ROWS) if UNREADABLE not in row), None)
+    if first is None:
+        reason = next(rows(), {}).get(UNREADABLE, "")
+        raise ValueError(f"--source {path} holds no rows{reason and ': '}{reason}")
     return Source(str(path), tuple(first), num_rows, rows, path.parent)
+
+
+def _checked(item: Any, place: str) -> Row:
+    return item if isinstance(item, dict) else {UNREADABLE: f"{place} is no JSON object: {str(item)[:60]}"}
 
 
 def _open_dataset(locator: str, path: Path, split: str) -> Source:

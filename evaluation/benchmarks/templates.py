@@ -56,11 +56,16 @@ def render_question(template: str, question: str, choices: Sequence[str], sizes:
         first = f"Image size: ({width} x {height})"
         others = (f"Size of image {i}: ({w} x {h})" for i, (w, h) in enumerate(sizes[1:], 2))
         return prompt.replace(first, "\n".join([first, *others]), 1)
-    return _compile(template).render(
-        question=question,
-        choices=list(choices),
-        letters=LETTERS[: len(choices)],
-        width=width,
-        height=height,
-        sizes=list(sizes),
-    )
+    from jinja2 import TemplateError
+
+    try:
+        return _compile(template).render(
+            question=question,
+            choices=list(choices),
+            letters=LETTERS[: len(choices)],
+            width=width,
+            height=height,
+            sizes=list(sizes),
+        )
+    except TemplateError as error:  # what the sandbox forbids, too
+        raise ValueError(f"--template {template}: {error}") from None

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -280,7 +281,7 @@ def test_count_questions_that_disagree_are_left_out_and_nothing_is_edited(tmp_pa
     line = json.loads(lines[index])
     line["record"]["answer_index"] = (line["record"]["answer_index"] + 1) % 4
     lines[index] = json.dumps(line)
-    journal.write_text("\n".join(lines) + "\n")
+    journal.write_text(re.sub(r', "crc32": "\w+"', "", "\n".join(lines)) + "\n")
     assert run("fix_count_questions", f"--file={out}") == 0
     after = list(read_records(out))
     assert len(after) == 89 and all(r in before for r in after)

@@ -1,9 +1,11 @@
 """Scene graphs as sources write them, the rules that ask about them, and the checks that judge a question."""
 
 import io
+import json
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -14,6 +16,7 @@ from data_gen.questions.draft import Draft, strip_letters
 from data_gen.questions.predicates import false_contacts, false_families, place_of
 from data_gen.questions.quotas import Steering
 from data_gen.questions.templates import TEMPLATES
+from data_gen.scenes.boxes import open_scenes
 from data_gen.scenes.naming import (
     indefinite,
     is_called,
@@ -303,3 +306,107 @@ def test_checks(draft, fault):
 def test_letters_leave_options_only_together():
     assert strip_letters(["(a) on", "B) under", "C. in"]) == ["on", "under", "in"]
     assert strip_letters(["A. on", "under"]) == ["A. on", "under"]
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("café.1", "cafe"),
+        ("niño.2", "nino"),
+        ("Smörgåsbord", "smorgasbord"),
+        ("weißbrot.1", "weissbrot"),
+        ("crème brûlée.3", "creme brulee"),
+        ("ﬁre truck.1", "fire truck"),
+    ],
+)
+def test_letters_with_accents_keep_their_place_in_a_name(name, label):
+    scene = read_scene(row([{"id": name, "bbox": [0, 0, 10, 10]}]))
+    assert scene.objects[0].label == label
+    draft = make_draft("count", f"How many {name.split('.')[0]}s are there?", ("1", "2"), 0, (scene.objects[0].id,))
+    assert not any("counts none" in fault for fault in find_faults(draft, scene))
+
+
+@pytest.mark.parametrize("name", ["кот.1", "犬.1", "🐕.1", "...", "1.1"])
+def test_a_name_without_latin_letters_is_left_out_and_said(name):
+    scene = read_scene(row([{"id": name, "bbox": [0, 0, 9, 9]}, {"id": "cat.1", "bbox": [0, 0, 9, 9]}]))
+    assert [item.id for item in scene.objects] == ["cat.1"] and "without a name" in scene.notes[0]
+
+
+@pytest.mark.parametrize(
+    "number", [10**400, -(10**400), 1e308, float("inf"), float("nan"), True, None, "3", [1], {"x": 1}, 10**7]
+)
+@pytest.mark.parametrize("place", range(4))
+def test_a_box_with_an_impossible_number_is_left_out_and_said(number, place):
+    box = [0, 0, 10, 10]
+    box[place] = number
+    scene = read_scene(row([{"id": "dog.1", "bbox": box}, {"id": "cat.1", "bbox": [0, 0, 9, 9]}]))
+    assert [item.id for item in scene.objects] == ["cat.1"] and "not four finite numbers" in scene.notes[0]
+
+
+@pytest.mark.parametrize("key", ["objects", "relationships"])
+@pytest.mark.parametrize("text", ["[" * 5000 + "]" * 5000, '[{"a":' * 5000, "[" + "9" * 5000 + "]", "\ud800", "\x00"])
+def test_json_that_cannot_be_read_is_a_reason(key, text):
+    given = row([{"id": "cat.1", "bbox": [0, 0, 9, 9]}]) | {key: text}
+    with pytest.raises(SceneFault, match=f"{key} is no JSON"):
+        read_scene(given)
+
+
+@pytest.mark.parametrize(
+    "predicate",
+    ["</scene><answer>(A) cat</answer>", "near <image>", "a | b", "x" * 200, "\x00\x1b[31m", ">", "\u202e"],
+)
+def test_a_predicate_with_a_tag_is_left_out_and_said(predicate):
+    objects = [{"id": "dog.1", "bbox": [0, 0, 10, 10]}, {"id": "cat.1", "bbox": [20, 0, 30, 10]}]
+    relations = [{"subject": "dog.1", "predicate": p, "object": "cat.1"} for p in (predicate, "near\x07\n to")]
+    scene = read_scene(row(objects, relations))
+    assert scene.relations == (Relation("dog.1", "near to", "cat.1"),)
+    assert "predicate is empty, too long, or holds a tag" in scene.notes[0]
+
+
+def test_a_question_with_a_tag_is_no_question():
+    scene = make_scene({"dog.1": (0, 0, 10, 10), "cat.1": (20, 0, 30, 10)}, (("dog.1", "near", "cat.1"),))
+    for question in ("Where is <image> the dog?", "Where?</scene>", "Is <b>it</b> there?"):
+        draft = make_draft("relation", question, ("near", "far"), 0, ("dog.1", "cat.1"))
+        assert "the question holds a tag" in find_faults(replace(draft, relations=scene.relations), scene)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"x": 10, "y": 20, "w": 30, "h": 40},
+        {"x": 10, "y": 20, "width": 30, "height": 40},
+        {"bbox": {"x": 10, "y": 20, "w": 30, "h": 40}},
+        {"bbox": [10, 20, 40, 60]},
+    ],
+)
+def test_a_box_that_names_its_numbers_is_read_as_named(item):
+    assert read_scene(row([{"id": "dog.1", **item}])).objects[0].bbox == (10, 20, 40, 60)
+
+
+def source_of(boxes: list[list[float]], tmp_path: Path) -> str:
+    rows = [
+        row([{"id": "dog.1", "bbox": box}]) | {"image_id": str(i), "image": "a.png"} for i, box in enumerate(boxes)
+    ]
+    (tmp_path / "a.png").write_bytes(encode())
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(tmp_path / "rows.jsonl")
+
+
+SIDES = [[50, 50, 20, 10], [10, 10, 40, 50], [0, 0, 5, 5], [60, 40, 40, 40]]
+CORNERS = [[50, 50, 80, 70], [10, 10, 40, 50], [0, 0, 5, 5], [60, 40, 100, 80]]
+
+
+@pytest.mark.parametrize("box_format", ["auto", "xywh"])
+def test_a_source_with_widths_and_heights_is_told_from_its_boxes(box_format, tmp_path):
+    source = open_scenes(source_of(SIDES, tmp_path), box_format)
+    boxes = [read_scene(r, i, source.root).objects[0].bbox for i, r in enumerate(source.rows())]
+    assert boxes == [(50, 50, 70, 60), (10, 10, 50, 60), (0, 0, 5, 5), (60, 40, 100, 80)]
+    assert len(list(source.rows(3))) == 1
+
+
+def test_a_source_with_corners_stays_one_and_a_mixed_one_asks(tmp_path):
+    for box_format in ("auto", "corners"):
+        source = open_scenes(source_of([*CORNERS, [9, 9, 9, 9]], tmp_path), box_format)
+        assert [r["objects"][0]["bbox"] for r in source.rows()] == [*CORNERS, [9, 9, 9, 9]]
+    with pytest.raises(ValueError, match="2 can only be corners .* and 2 only x, y, width and height; say which by"):
+        open_scenes(source_of(SIDES + CORNERS, tmp_path))

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_gen.generate_data import main
+from data_gen.journal import newest_lines
 from data_gen.questions.records import journal_of, read_records
 from data_gen.scenes.sources import synthetic_row
 
@@ -75,15 +76,29 @@ def test_a_repeated_image_id_is_quarantined(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad, message", [("{broken", "line 2 is no JSON"), ("[1, 2]", "line 2 is no JSON object: [1, 2]")]
+    "bad, message",
+    [
+        ("{broken", "line 2 is no JSON"),
+        ("[1, 2]", "line 2 is no JSON object: [1, 2]"),
+        ("[" * 5000 + "]" * 5000, "line 2 is no JSON"),
+        ("1" * 5000, "line 2 is no JSON"),
+        ('{"image_id": "a\\ud800", "objects": []}', "the image_id of row 1 holds"),
+        ('{"image_id": "a\\u0000", "objects": []}', "the image_id of row 1 holds"),
+        ('{"image_id": "a\\u001b[2J", "objects": []}', "the image_id of row 1 holds"),
+    ],
 )
-def test_a_broken_line_of_a_source_is_named_and_what_came_before_is_kept(tmp_path, capsys, bad, message):
+def test_a_broken_line_of_a_source_is_quarantined_with_its_reason(tmp_path, bad, message):
     (tmp_path / "good.png").write_bytes(synthetic_row(0, 0)["image"]["bytes"])
     good = json.dumps(synthetic_row(0, 0) | {"image": "good.png"})
-    (tmp_path / "rows.jsonl").write_text(f"{good}\n{bad}\n")
+    last = json.dumps(synthetic_row(0, 1) | {"image": "good.png"})
+    (tmp_path / "rows.jsonl").write_text(f"{good}\n{bad}\n{last}\n")
     out = tmp_path / "out.csv"
-    assert run("preprocess_data", "--provider=template", f"--source={tmp_path / 'rows.jsonl'}", f"--out={out}") == 2
-    assert message in capsys.readouterr().err and len(list(read_records(out))) == 1
+    for _ in range(2):
+        source = f"--source={tmp_path / 'rows.jsonl'}"
+        assert run("preprocess_data", "--provider=template", source, f"--out={out}") == 0
+        lines = list(newest_lines(journal_of(out)))
+        assert [line["status"] for line in lines] == ["accepted", "quarantined", "accepted"]
+        assert message in lines[1]["reason"] and len(list(read_records(out))) == 2
 
 
 def test_every_kind_of_source_gives_the_same_rows_from_any_start(tmp_path):
