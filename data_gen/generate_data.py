@@ -346,13 +346,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def report_closed_pipe() -> int:
     """Say that the reader of the output is gone, where there is still one to say it to; return the exit code."""
+    texts = ("", "generate_data: the reader of the output is gone; the same command goes on from here\n")
     with open(os.devnull, "w") as nothing:
-        for stream in (sys.stdout, sys.stderr):
+        for stream, text in zip((sys.stdout, sys.stderr), texts, strict=True):
             try:
+                stream.write(text)
                 stream.flush()
             except BrokenPipeError:  # else the interpreter would complain at its end
                 os.dup2(nothing.fileno(), stream.fileno())
-    print("generate_data: the reader of the output is gone; the same command goes on from here", file=sys.stderr)
     return 128 + signal.SIGPIPE
 
 

@@ -15,6 +15,8 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +33,8 @@ from spatialthinker.scene_graph import Relation, SceneObject
 from spatialthinker.schema import LETTERS
 
 FAULTS = ("429", "500", "timeout", "cut", "refusal", "prose", "truncated", "invalid")
+UNANSWERED = ("429", "500", "timeout", "cut", "error_body", "page", "list", "forbidden", "drip", "no_json", "deep")
+"""Faults without a message, which cost nothing."""
 UNKNOWN_MODEL = "no-such-model"
 STATIC_TOKENS, OUTPUT_TOKENS = 1400, 120
 
@@ -42,11 +46,14 @@ class Mock:
     kinds: tuple[str, ...] = FAULTS
     timeout_s: float = 5.0
     calls: Path | None = None
+    bill: Path | None = None
+    """A line for every message that was answered, with what its usage says and True where it was in a batch."""
     credit: int | None = None
     """So many requests are answered, all later ones refused; None answers all."""
     seen: Counter[str] = field(default_factory=Counter)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    downloads: int = 0
     under_way: int = 0
     most_under_way: int = 0
     """Requests that wait for their answer, now and at most; GET /most_under_way."""
@@ -61,6 +68,11 @@ class Mock:
         if self.calls is not None:
             with self.calls.open("a") as file:
                 file.write(hashlib.sha256(text.encode()).hexdigest()[:16] + "\n")
+
+    def charge(self, message: dict[str, Any], is_batch: bool) -> None:
+        if self.bill is not None:
+            with self.bill.open("a") as file:
+                file.write(json.dumps([message.get("usage"), is_batch]) + "\n")
 
 
 def read_request(text: str) -> tuple[Scene, str]:
@@ -145,6 +157,108 @@ def openai_message(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
 
 
 MESSAGES = {"anthropic": anthropic_message, "openai": openai_message}
+ERROR = {"error": {"type": "api_error", "message": "down \x1b[2J\u202e, your key was test-key-0123456789"}}
+
+
+def text_of_message(message: dict[str, Any]) -> str:
+    """The text or the tool's input of a whole message."""
+    if "choices" in message:
+        return message["choices"][0]["message"]["content"]
+    block = message["content"][0]
+    return json.dumps(block["input"]) if block["type"] == "tool_use" else block["text"]
+
+
+def with_text(message: dict[str, Any], text: Any) -> dict[str, Any]:
+    """The message with another text, or other content."""
+    if "choices" in message:
+        message["choices"][0]["message"]["content"] = text
+    else:
+        message["content"] = [{"type": "text", "text": text}] if isinstance(text, str) else text
+    return message
+
+
+def set_usage(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda message: message | {key: value}
+
+
+def without_choice(value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda message: message | {"choices" if "choices" in message else "content": value}
+
+
+def as_parts(message: dict[str, Any]) -> Any:
+    text = text_of_message(message)
+    return with_text(message, [{"type": "text", "text": text}, {"type": "odd"}, None, 3, {"type": "text"}])
+
+
+def as_tool_call(message: dict[str, Any]) -> Any:
+    text = text_of_message(message)
+    if "choices" in message:
+        call = {"id": "t", "type": "function", "function": {"name": "answer", "arguments": text}}
+        message["choices"][0]["message"] |= {"content": None, "tool_calls": [call]}
+    return message
+
+
+def reworded(change: Callable[[str], Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda message: with_text(message, change(text_of_message(message)))
+
+
+def without_message(message: dict[str, Any]) -> Any:
+    if "choices" in message:
+        message["choices"][0]["message"] = None
+        return message
+    return message | {"content": None}
+
+
+def null_counts(message: dict[str, Any]) -> Any:
+    return message | {"usage": dict.fromkeys(message["usage"], None)}
+
+
+def drafted(text: str) -> str:
+    draft = json.dumps(json.loads(text) | {"question": "A draft?"})
+    return f"<think>First {draft}, no.</think>\n{text}"
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no_choices": without_choice([]),
+    "null_choices": without_choice(None),
+    "odd_choices": without_choice([None, 3, "x"]),
+    "no_usage": lambda message: {key: value for key, value in message.items() if key != "usage"},
+    "null_usage": set_usage("usage", None),
+    "odd_usage": set_usage("usage", [{"input_tokens": "many"}]),
+    "null_counts": null_counts,
+    "null_message": without_message,
+    "null_stop": lambda message: message | {"stop_reason": None, "id": None, "model": ["x"]},
+    "parts": as_parts,
+    "tool_call": as_tool_call,
+    "surrogate": reworded(lambda text: text[:-1] + ', "note": "\ud800"}'),
+    "surrogate_id": set_usage("id", "\udfff"),
+    "separators": reworded(lambda text: text.replace(" ", "\u2028", 1) + "\x85\u2029 done"),
+    "draft": reworded(drafted),
+    "trailing_commas": reworded(lambda text: text.replace("]", ",]").replace("}", ",}")),
+    "single_quotes": reworded(lambda text: str(json.loads(text))),
+    "nul": reworded(lambda text: text.replace('"question": "', '"question": "\\u0000') + "\0"),
+    "null_question": reworded(lambda text: json.dumps(json.loads(text) | {"question": None})),
+    "nested": reworded(lambda text: '{"a":' * 5000 + "1" + "}" * 5000),
+    "number_of_400_digits": reworded(lambda text: text[:-1] + ', "n": ' + "9" * 400 + "}"),
+}
+"""Messages that are answered, and paid, in a form that no schema foresees."""
+
+
+def payload(provider: str, body: dict[str, Any], fault: str | None) -> Any:
+    """The JSON of an answer with status 200."""
+    if fault == "error_body":
+        return ERROR
+    if fault == "list":
+        return [ERROR]
+    if fault == "deep":
+        return "deep"
+    message = MESSAGES[provider](body, fault)
+    return HOSTILE[fault](message) if fault in HOSTILE else message
+
+
+def encode(value: Any) -> str:
+    """The JSON text of an answer; halves of surrogates stay as escapes."""
+    return "[" * 5000 + "]" * 5000 if value == "deep" else json.dumps(value)
 
 
 def create_app(mock: Mock) -> web.Application:
@@ -175,8 +289,25 @@ def create_app(mock: Mock) -> web.Application:
             if fault == "cut":
                 request.transport.close()
                 return web.Response()
-            mock.note(text)
-            return web.json_response(MESSAGES[provider](body, fault))
+            if fault == "forbidden":
+                return web.json_response(ERROR, status=403)
+            if fault == "page":
+                return web.Response(text="<html>\x1b[31mLog in</html>", content_type="text/html")
+            if fault == "no_json":
+                return web.Response(body=b'{"id": "c", \xff\xfe', content_type="application/json")
+            if fault == "drip":
+                response = web.StreamResponse(headers={"Content-Type": "application/json"})
+                await response.prepare(request)
+                with suppress(ConnectionError):
+                    for _ in range(100):
+                        await response.write(b" ")
+                        await asyncio.sleep(0.2)
+                return response
+            value = payload(provider, body, fault)
+            if fault not in UNANSWERED:
+                mock.note(text)
+                mock.charge(value, is_batch=False)
+            return web.Response(text=encode(value), content_type="application/json")
 
         return handle
 
@@ -193,7 +324,7 @@ def create_app(mock: Mock) -> web.Application:
 
 
 async def _stats(mock: Mock) -> web.Response:
-    return web.json_response({"requests": sum(mock.seen.values())})
+    return web.json_response({"requests": sum(mock.seen.values()), "downloads": mock.downloads})
 
 
 def add_batches(app: web.Application, mock: Mock) -> None:
@@ -210,9 +341,12 @@ def add_batches(app: web.Application, mock: Mock) -> None:
         found = batch["results"] = []
         for name, body in batch["requests"]:
             fault = mock.fault(text_of(body))
-            is_failed = fault in ("429", "500", "timeout", "cut")
-            found.append((name, None if is_failed else MESSAGES[provider](body, fault)))
-            mock.note(text_of(body))
+            is_failed = fault in UNANSWERED and fault not in ("error_body", "list", "deep")
+            value = None if is_failed else payload(provider, body, fault)
+            found.append((name, value))
+            if fault not in UNANSWERED:
+                mock.note(text_of(body))
+                mock.charge(value, is_batch=True)
         return found
 
     async def create_anthropic(request: web.Request) -> web.Response:
@@ -242,7 +376,8 @@ def add_batches(app: web.Application, mock: Mock) -> None:
             if message is None:
                 error = {"type": "error", "error": {"type": "api_error", "message": "down"}}
                 result = {"type": "errored", "error": error}
-            lines.append(json.dumps({"custom_id": name, "result": result}))
+            lines.append(json.dumps({"custom_id": name, "result": result}, ensure_ascii="\\ud" in json.dumps(result)))
+        mock.downloads += 1
         return web.Response(text="\n".join(lines))
 
     async def create_file(request: web.Request) -> web.Response:
@@ -294,11 +429,13 @@ def add_batches(app: web.Application, mock: Mock) -> None:
         lines = []
         for name, message in results(mock.batches[batch_id], "openai"):
             response = {"status_code": 200 if message else 500, "body": message or {}}
-            lines.append(json.dumps({"custom_id": name, "response": response, "error": None}))
+            line = {"custom_id": name, "response": response, "error": None}
+            lines.append(json.dumps(line, ensure_ascii="\\ud" in json.dumps(line)))
         mock.files[f"out-{batch_id}"] = "\n".join(lines)
         return web.json_response(openai_batch(batch_id, "completed") | {"output_file_id": f"out-{batch_id}"})
 
     async def get_file(request: web.Request) -> web.Response:
+        mock.downloads += 1
         return web.Response(text=mock.files[request.match_info["id"]])
 
     app.router.add_post("/v1/messages/batches", create_anthropic)
@@ -327,9 +464,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency_s", type=float, default=0.0)
     parser.add_argument("--faults", type=float, default=0.0)
-    parser.add_argument("--kinds", type=lambda text: tuple(text.split(",")), default=FAULTS)
+    every = (*FAULTS, *UNANSWERED[4:], *HOSTILE)
+    parser.add_argument(
+        "--kinds", type=lambda text: every if text == "every" else tuple(text.split(",")), default=FAULTS
+    )
     parser.add_argument("--timeout_s", type=float, default=5.0)
     parser.add_argument("--calls", type=Path)
+    parser.add_argument("--bill", type=Path)
     parser.add_argument("--credit", type=int)
     options = vars(parser.parse_args())
     port = options.pop("port")
