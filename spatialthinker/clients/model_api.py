@@ -332,8 +332,10 @@ class Api(ABC):
         return printable(text[:4096])[:300]
 
     def _describe(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError):
+            return "TimeoutError: no end of the answer in time"
         cause = f" ({error.__cause__})" if error.__cause__ else ""
-        return f"{type(error).__name__}: {self.clean(str(error) or 'no end of the answer in time')}{self.clean(cause)}"
+        return f"{type(error).__name__}: {self.clean(str(error) + cause)}"
 
     def _judge(self, error: Exception, wait_s: float) -> float:
         """The seconds to wait before the next try. Raises RequestFault or ApiStop where none can help."""

@@ -101,7 +101,9 @@ def check_outcomes(out: Path, number: int) -> list[str]:
 
 def check_cost(server: FaultServer, out: Path, provider: str) -> None:
     counted = sum(line.get("cost_usd", 0.0) for line in read_lines(out.with_suffix(".jsonl")))
-    assert counted == pytest.approx(server.billed_usd(provider), abs=1e-7 * server.num_answers())
+    billed = server.billed_usd(provider)
+    print(f"{provider}: {counted:.6f} dollars counted, {billed:.6f} billed")
+    assert counted == pytest.approx(billed, abs=1e-7 * server.num_answers())
 
 
 def live(server: FaultServer, out: Path, provider: str, number: int, capsys) -> None:
@@ -150,7 +152,12 @@ def test_every_item_ends_with_a_row_or_a_reason_and_is_paid_once(serve, tmp_path
 @pytest.mark.nightly
 @pytest.mark.parametrize("run", [live, batches])
 @pytest.mark.parametrize("provider", MODELS)
-def test_two_thousand_items_end_with_a_row_or_a_reason_and_are_paid_once(serve, tmp_path, capsys, provider, run):
+def test_two_thousand_items_end_with_a_row_or_a_reason_and_are_paid_once(
+    serve, tmp_path, capsys, provider, run, monkeypatch
+):
+    monkeypatch.setattr(
+        "spatialthinker.clients.model_api.REQUEST_S", 20.0
+    )  # an answer given up is billed all the same
     run(serve(*EVERY_FAULT), tmp_path / "t.csv", provider, 2000, capsys)
 
 
@@ -174,8 +181,14 @@ def test_validation_over_faults_counts_no_error_as_disagreement(serve, tmp_path,
 ENVIRONMENT = os.environ | {"ANTHROPIC_API_KEY": KEY, "OPENAI_API_KEY": KEY}
 
 
-def command(server: FaultServer, out: Path, *arguments: str) -> list[str]:
-    given = ["preprocess_data", *server.arguments("anthropic"), "--source=synthetic:300", f"--out={out}", *arguments]
+def command(server: FaultServer, out: Path, number: int, *arguments: str) -> list[str]:
+    given = [
+        "preprocess_data",
+        *server.arguments("anthropic"),
+        f"--source=synthetic:{number}",
+        f"--out={out}",
+        *arguments,
+    ]
     return [sys.executable, "data_gen/generate_data.py", *given]
 
 
@@ -183,7 +196,7 @@ def command(server: FaultServer, out: Path, *arguments: str) -> list[str]:
 def test_a_stop_waits_for_the_answers_under_way(serve, tmp_path, number):
     server, out = serve("--latency_s", "1"), tmp_path / "t.csv"
     process = subprocess.Popen(
-        command(server, out, "--concurrency=8"), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        command(server, out, 300, "--concurrency=8"), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
     while server.num_answers() < 8:
         time.sleep(0.05)
@@ -200,7 +213,7 @@ def test_a_stop_waits_for_the_answers_under_way(serve, tmp_path, number):
 @pytest.mark.parametrize("shell", ["2>&1 | head -c 1", "2>/dev/null | true", "| true"])
 def test_a_closed_pipe_loses_no_answer(serve, tmp_path, shell):
     server, out = serve(), tmp_path / "t.csv"
-    script = " ".join(command(server, out)) + f" {shell}; exit ${{PIPESTATUS[0]}}"
+    script = " ".join(command(server, out, 40)) + f" {shell}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
     assert done.returncode in (0, 141)
@@ -210,10 +223,10 @@ def test_a_closed_pipe_loses_no_answer(serve, tmp_path, shell):
 
 def test_few_file_descriptors_slow_a_run_down_and_no_more(serve, tmp_path):
     server, out = serve("--latency_s", "0.02"), tmp_path / "t.csv"
-    script = f"ulimit -n 64; {' '.join(command(server, out, '--concurrency=200'))}"
+    script = f"ulimit -n 64; {' '.join(command(server, out, 120, '--concurrency=200'))}"
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(list(read_records(out))) == 300 == server.num_answers()
+    assert len(list(read_records(out))) == 120 == server.num_answers()
 
 
 @pytest.mark.parametrize("out", ["/dev/null/t.csv", "/proc/t.csv", "folder.csv", "rows.txt/t.csv"])
