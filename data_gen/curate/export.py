@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from data_gen.questions.records import PROVENANCE, Record, read_settings
+from data_gen.questions.records import PROVENANCE, Record, read_records, read_settings
 from data_gen.scenes.scene import SceneFault, image_bytes, read_image_id
-from data_gen.scenes.sources import Source, open_source
+from data_gen.scenes.sources import VG150, Source, open_source
 from spatialthinker.schema import parquet_path, parquet_schema
 from spatialthinker.storage.files import whole_file
 
@@ -68,8 +68,14 @@ def _write(writer: Any, schema: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def image_locator(path: Path) -> str | None:
-    """The location of a file's images: the source of its journal, or the parquet file itself; None for neither."""
-    return read_settings(path).get("source") or (str(path) if path.suffix == ".parquet" else None)
+    """The location of a file's images: the source of its journal, its column `source`, or the parquet file itself.
+
+    A CSV without either is one of the released pipeline, whose images are those of VG150. None for other files.
+    """
+    if (source := read_settings(path).get("source")) or path.suffix != ".csv":
+        return source or (str(path) if path.suffix == ".parquet" else None)
+    sources = {record.provenance.get("source") for record in read_records(path)}
+    return sources.pop() or VG150 if len(sources) == 1 else None
 
 
 def image_source(path: Path, locator: str | None) -> Source:

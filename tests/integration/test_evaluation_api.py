@@ -97,6 +97,19 @@ def test_a_killed_run_loses_at_most_what_was_under_way(data_dir, tmp_path, serve
     assert sum(asked.values()) - 80 <= 8
 
 
+@pytest.mark.parametrize("more", [["--resume"], []])
+def test_two_evaluations_of_one_output_pay_once(data_dir, tmp_path, serve, more):
+    address, calls = serve(latency_s=1)
+    given = arguments(data_dir, tmp_path, address, "--num_samples", "60", "--concurrency", "8", *more)
+    command = [sys.executable, "evaluation/evals.py", *given]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
+    messages = [process.communicate()[1].decode() for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2]
+    loser = messages[both[0].returncode == 0]
+    assert "by another process" in loser and "Traceback" not in loser
+    assert len(read(tmp_path / "run.json")) == len(calls.read_text().split()) == 60
+
+
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 def test_batches_are_submitted_once_and_collected_by_the_same_command(
     data_dir, tmp_path, serve, provider, capsys, monkeypatch

@@ -13,12 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_gen.curate.export import export_schema
+from data_gen.curate.export import export_schema, image_locator
 from data_gen.curate.filters import best_rated
 from data_gen.curate.selection import select
 from data_gen.generate_data import main
+from data_gen.publish.publishing import upload_folder
 from data_gen.questions.quotas import allocate, val_rows
-from data_gen.questions.records import RAW_COLUMNS, Record, answer_index, journal_of, read_rating, read_records
+from data_gen.questions.records import (
+    RAW_COLUMNS,
+    Record,
+    answer_index,
+    journal_of,
+    read_rating,
+    read_records,
+    write_csv,
+)
 from data_gen.scenes.sources import synthetic_row
 from spatialthinker.rewards import REWARDS, RewardInput, check_ground_truth
 from spatialthinker.rewards.gold import gold_response
@@ -346,3 +355,91 @@ def test_a_row_costs_as_many_calls_in_a_large_set_as_in_a_small_one(tmp_path):
         finally:
             sys.setprofile(None)
     assert 1.8 < calls[600] / calls[300] < 2.1
+
+
+class Hub:
+    """A hub with one repository, which keeps its visibility whatever is asked for."""
+
+    is_there, is_private = True, False
+    uploads: list[str] = []
+
+    def __init__(self, token: str) -> None:
+        pass
+
+    def create_repo(self, repo: str, repo_type: str, private: bool, exist_ok: bool) -> None:
+        if not self.is_there:
+            type(self).is_private = private
+
+    def repo_info(self, repo: str, repo_type: str) -> "Hub":
+        return self
+
+    @property
+    def private(self) -> bool:
+        return self.is_private
+
+    def upload_folder(self, repo_id: str, repo_type: str, folder_path: str) -> None:
+        self.uploads.append(repo_id)
+
+
+@pytest.mark.parametrize(
+    ("is_there", "is_private", "wanted", "said"),
+    [(True, False, True, None), (True, True, False, "private"), (False, False, True, "private")]
+    + [(False, True, False, "public"), (True, False, False, "public"), (True, True, True, "private")],
+)
+def test_nothing_private_goes_to_a_public_repository(
+    tmp_path, monkeypatch, capsys, is_there, is_private, wanted, said
+):
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setenv("HF_TOKEN", "x")
+    Hub.is_there, Hub.is_private, Hub.uploads = is_there, is_private, []
+    if said is None:
+        with pytest.raises(ValueError, match="exists and is public, nothing was uploaded"):
+            upload_folder(tmp_path, "me/set", wanted)
+        assert Hub.uploads == []
+    else:
+        upload_folder(tmp_path, "me/set", wanted)
+        assert Hub.uploads == ["me/set"] and f"uploaded to me/set ({said})" in capsys.readouterr().out
+
+
+def test_no_cell_of_a_csv_is_a_formula_and_records_come_back(tmp_path):
+    from dataclasses import replace
+
+    out = tmp_path / "train.csv"
+    assert run("preprocess_data", "--provider=template", "--source=synthetic:3", f"--out={out}") == 0
+    texts = ("=HYPERLINK(1)", "@SUM(A1)", "-1+1", "+x", "'=y", "-3")
+    records = [
+        replace(r, question=t, options=(t, "no"), answer_index=0, image_id=t, rating=5, full_scene={})
+        for t in texts
+        for r in list(read_records(out))[:1]
+    ]
+    for is_exported in (True, False):
+        path = tmp_path / f"{is_exported}.csv"
+        write_csv(records, path, is_exported)
+        with path.open(newline="") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert not [c for c in cells if c[:1] in "=@" and c] and not [c for c in cells if c in ("-1+1", "+x")]
+        assert [(r.image_id, r.question, r.options) for r in read_records(path)] == [(t, t, (t, "no")) for t in texts]
+
+
+def test_a_csv_without_a_journal_says_where_its_images_are(tmp_path):
+    out = tmp_path / "train.csv"
+    assert run("preprocess_data", "--provider=template", "--source=synthetic:9", f"--out={out}") == 0
+    assert run("generate_hf_data", f"--input_file={out}", f"--out={tmp_path}") == 0
+    for name in ("train.csv", "data_train.csv", "data_val.csv"):
+        assert image_locator(tmp_path / name) == "synthetic:9"
+    rows = (tmp_path / "data_train.csv").read_text().replace("synthetic:9", "")
+    (tmp_path / "released.csv").write_text(rows)
+    assert image_locator(tmp_path / "released.csv") == "JosephZ/vg150_train_sgg_prompt"
+
+
+def test_the_released_fourth_step_says_how_to_go_on_in_the_folder_of_the_second(tmp_path, capsys):
+    out = tmp_path / "train.csv"
+    assert run("preprocess_data", "--provider=template", "--source=synthetic:30", f"--out={out}") == 0
+    first = ("generate_hf_data", f"--input_file={out}", f"--out={tmp_path}")
+    assert run(*first) == 0
+    fourth = ("generate_hf_data", f"--input_file={tmp_path / 'data_train.csv'}", f"--out={tmp_path}")
+    assert run(*fourth) == 2
+    assert "name another output, or pass --overwrite=True to replace it" in capsys.readouterr().err
+    rows = len(list(read_records(tmp_path / "data_train.csv")))
+    assert run(*fourth, "--overwrite=True", "--val_split=0") == 0
+    assert len(list(read_records(tmp_path / "data_train.csv"))) == rows

@@ -222,3 +222,20 @@ def test_a_faulty_template_file_is_named(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         check_template_file(str(path))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.popen('touch {path}').read() }}",
+        "{{ question.__class__.__base__.__subclasses__() }}",
+        "{{ choices.append('e') }}",
+    ],
+)
+def test_a_template_file_runs_no_code(code, tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text("{{ question }} " + code.replace("{path}", str(tmp_path / "ran")))
+    with pytest.raises(ValueError, match=r"mine\.jinja: "):
+        render_question(str(path), "Which?", ("dog", "cat"), [(40, 30)])
+    assert not (tmp_path / "ran").exists()
