@@ -16,8 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
-from data_gen.arguments import check_flags, check_repo, fill_defaults, read_address, read_bool, read_count
-from data_gen.scenes.sources import VG150
+from data_gen.arguments import VG150, check_flags, check_repo, fill_defaults, read_address, read_bool, read_count
 from spatialthinker.clients.keys import read_env_file
 from spatialthinker.output import print_any_text
 from spatialthinker.storage.files import claim_output

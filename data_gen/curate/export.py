@@ -6,9 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from data_gen.arguments import VG150
 from data_gen.questions.records import PROVENANCE, Record, read_records, read_settings
 from data_gen.scenes.scene import SceneFault, image_bytes, read_image_id
-from data_gen.scenes.sources import VG150, Source, open_source
+from data_gen.scenes.sources import Source, open_source
 from spatialthinker.schema import parquet_path, parquet_schema
 from spatialthinker.storage.files import whole_file
 

@@ -19,7 +19,6 @@ from spatialthinker.shapes import DEFAULT_CANVAS, Shape, draw, encode_png, gap_p
 from spatialthinker.synthetic import make_puzzle
 
 Row = dict[str, Any]
-VG150 = "JosephZ/vg150_train_sgg_prompt"
 SYNTHETIC = "synthetic:"
 SAMPLE_ROWS = 100
 """So many lines of a file are looked at for its columns."""
