@@ -299,7 +299,7 @@ def create_app(mock: Mock) -> web.Application:
                 response = web.StreamResponse(headers={"Content-Type": "application/json"})
                 await response.prepare(request)
                 with suppress(ConnectionError):
-                    for _ in range(200):
+                    for _ in range(400):
                         await response.write(b" ")
                         await asyncio.sleep(0.2)
                 return response
