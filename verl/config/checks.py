@@ -245,6 +245,10 @@ def _path_faults(config: Config) -> Iterator[str]:
             yield f"worker.{key} = {path!r}: is neither a folder nor a hub name; correct it"
         elif os.path.exists(path) and not os.path.exists(os.path.join(path, file)):
             yield f"worker.{key} = {path!r}: holds no {file}; give a Hugging Face folder"
+    for key in ("project_name", "experiment_name"):
+        name = getattr(trainer, key)
+        if ".." in name.split("/") or name.startswith(("/", "~")) or not name.isprintable():
+            yield f"trainer.{key} = {name!r}: leaves the runs' folder; write a name without '..' and a leading '/'"
     if os.path.exists(trainer.save_checkpoint_path) and not os.path.isdir(trainer.save_checkpoint_path):
         yield f"trainer.save_checkpoint_path = {trainer.save_checkpoint_path!r}: is a file; name a folder"
     loaded = trainer.load_checkpoint_path
