@@ -8,7 +8,6 @@ goes on when the same command is given again. Keys are read from the environment
 of the call.
 """
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's p
 
 from data_gen.arguments import VG150, check_flags, check_repo, fill_defaults, read_address, read_bool, read_count
 from spatialthinker.clients.keys import read_env_file
-from spatialthinker.output import print_any_text
+from spatialthinker.output import print_any_text, report_closed_pipe
 from spatialthinker.storage.files import claim_output
 
 TRAIN_CSV = "data/spatialthinker_vqa_train.csv"
@@ -331,7 +330,8 @@ def main(argv: list[str] | None = None) -> int:
         fire.Fire(Commands, command=argv, name="generate_data.py")
         sys.stdout.flush()
     except BrokenPipeError:
-        return report_closed_pipe()
+        message = "generate_data: the reader of the output is gone; the same command goes on from here"
+        return report_closed_pipe(message)
     except (ValueError, OSError) as error:
         print(f"generate_data: {error}", file=sys.stderr)
         return 2
@@ -341,19 +341,6 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
-
-
-def report_closed_pipe() -> int:
-    """Say that the reader of the output is gone, where there is still one to say it to; return the exit code."""
-    texts = ("", "generate_data: the reader of the output is gone; the same command goes on from here\n")
-    with open(os.devnull, "w") as nothing:
-        for stream, text in zip((sys.stdout, sys.stderr), texts, strict=True):
-            try:
-                stream.write(text)
-                stream.flush()
-            except BrokenPipeError:  # else the interpreter would complain at its end
-                os.dup2(nothing.fileno(), stream.fileno())
-    return 128 + signal.SIGPIPE
 
 
 if __name__ == "__main__":
