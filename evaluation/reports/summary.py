@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.journal import Record
+from spatialthinker.plain_text import printable
 
 Z_95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 PARSE_FAILURES = ("unparsed", "truncated")
@@ -142,11 +143,15 @@ def format_markdown(summary: dict[str, Any]) -> str:
     settings = summary["settings"]
     title = f"# {settings.get('dataset', 'evaluation')}: {settings.get('model_path', '')}"
     table = [_HEADER, ("---", "---:", "---:", "---:"), *_table_rows(summary)]
-    lines = [title, "", *("| " + " | ".join(row) + " |" for row in table), ""]
+    lines = [title, "", *("| " + " | ".join(map(_escape, row)) + " |" for row in table), ""]
     lines += [f"- {note}" for note in _notes(summary)]
     lines += ["", "| setting | value |", "| --- | --- |"]
-    lines += [f"| {key} | {value} |" for key, value in settings.items()]
+    lines += [f"| {key} | {_escape(str(value))} |" for key, value in settings.items()]
     return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    return printable(text).replace("|", "\\|")
 
 
 _HEADER = ("task", "n", "accuracy", "95 % interval")
@@ -158,7 +163,9 @@ def _table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     named += [(f"all, scoring {name}", scoring) for name, scoring in summary["scorings"].items()]
     figures = [(name, f["n"], f["accuracy"], f["accuracy_low"], f["accuracy_high"]) for name, f in named]
     figures += [(f"reward/{key}", summary["answered"], *f.values()) for key, f in summary["rewards"].items()]
-    return [(name, str(n), f"{value:.3f}", f"{low:.3f} - {high:.3f}") for name, n, value, low, high in figures]
+    return [
+        (printable(name), str(n), f"{value:.3f}", f"{low:.3f} - {high:.3f}") for name, n, value, low, high in figures
+    ]
 
 
 def _notes(summary: dict[str, Any]) -> list[str]:
