@@ -10,6 +10,7 @@ from evaluation.benchmarks.rows import BENCHMARKS, Benchmark
 from evaluation.benchmarks.templates import check_template_file, is_template_file
 from spatialthinker.prompts import PROMPTS
 
+DEFAULT_MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
 LOCAL_PROVIDERS = ("huggingface", "vllm")
 PROVIDERS = (*LOCAL_PROVIDERS, "openai", "anthropic")
 SCORINGS = ("strict", "paper")
@@ -42,6 +43,15 @@ def template_name(value: str) -> str:
     return value if is_template_file(value) else one_of("template", PROMPTS)(value)
 
 
+def output_name(value: str) -> str:
+    """Return the base name of output files: a name, or a path that stays in its folder."""
+    name = value.removesuffix(".json")
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not path.name or not value.isprintable():
+        raise argparse.ArgumentTypeError(f"{value!r} is no name in --output_dir; leave out '..' and a leading '/'")
+    return name
+
+
 def positive(value: str) -> int:
     """Return a whole number from 1 up."""
     number = int(value)
@@ -63,11 +73,13 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--split", help="split to read (default: the benchmark's own)")
     add("--revision", help="commit or tag of the data set's repository (default: the benchmark's own)")
     add("--template", type=template_name, metavar="NAME", help=f"{', '.join(PROMPTS)}, or a Jinja file")
-    add("--model_path", help="local folder or hub name of a Qwen-VL model; with an API its model name")
+    model_help = f"local folder or hub name of a Qwen-VL model (default: {DEFAULT_MODEL}); with an API its model name"
+    add("--model_path", metavar="MODEL", help=model_help)
     add("--processor_name", help="processor to use (default: the model's own)")
     add("--provider", type=one_of("provider", PROVIDERS), default="huggingface", help=" or ".join(PROVIDERS))
     add("--cuda", type=int, help="use this GPU alone (default: vllm takes all visible ones, huggingface the first)")
     add("--tensor_parallel_size", type=positive, default=1, help="GPUs that share one model, for vllm (default: 1)")
+    add("--ray_address", help="Ray cluster for several engines (default: one of their own, whatever RAY_ADDRESS says)")
     add("--batch_size", type=positive, default=8, help="items per batch of provider huggingface (default: 8)")
     add("--num_samples", type=positive, help="evaluate this many items, drawn after shuffling (default: all)")
     add("--limit_per_task", type=positive, help="of each task at most this many items, drawn after shuffling")
@@ -85,7 +97,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
         help="half the price: submit batches, collect them by the same command later",
     )
     add("--output_dir", default="evaluation/outputs", help="(default: evaluation/outputs)")
-    add("--custom_filename", help="name of the output files without ending")
+    add("--custom_filename", type=output_name, metavar="NAME", help="name of the output files without ending")
     add("--resume", action="store_true", help="keep the answers of an earlier run with the same settings")
     return parser
 
@@ -96,8 +108,11 @@ def parse_arguments(argv: list[str] | None, description: str | None) -> argparse
     args = parser.parse_args(argv)
     if args.list:
         return args
-    if missing := [name for name in ("dataset", "template", "model_path") if getattr(args, name) is None]:
-        parser.error(f"the following arguments are required: {', '.join('--' + name for name in missing)}")
+    if args.provider in LOCAL_PROVIDERS and args.model_path is None:
+        args.model_path = DEFAULT_MODEL
+    if missing := [name for name in ("dataset", "template", "model_path") if not getattr(args, name)]:
+        known = f"; --template is one of {', '.join(PROMPTS)}, or a Jinja file" if "template" in missing else ""
+        parser.error(f"the following arguments are required: {', '.join('--' + name for name in missing)}{known}")
     if ALL in args.dataset:
         args.dataset = [name for name, row in BENCHMARKS.items() if accepts(row, args.template)]
     return args
@@ -137,7 +152,10 @@ def check_model_path(model_path: str) -> None:
                 f"--model_path {folder}: the folder has no weights; merge the checkpoint with scripts/model_merger.py"
             )
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", model_path) or model_path.startswith("."):
-        raise ValueError(f"--model_path {folder}: no such folder, and no OWNER/NAME of the hub")
+        raise ValueError(
+            f"--model_path {folder}: no such folder, and no OWNER/NAME of the hub; for an API's model add --provider "
+            "openai or anthropic"
+        )
 
 
 def locate_data(args: argparse.Namespace, dataset: str) -> str | None:
@@ -153,13 +171,18 @@ def locate_data(args: argparse.Namespace, dataset: str) -> str | None:
 def name_output(args: argparse.Namespace, dataset: str) -> str:
     """Return the base name of the output files: data set, model, template and scoring unless the user names it."""
     if args.custom_filename:
-        name = args.custom_filename.removesuffix(".json")
-        return name if len(args.dataset) == 1 else f"{name}_{dataset}"
-    parts = [part for part in Path(args.model_path).parts if part not in ("huggingface", "actor", "/")]
+        return args.custom_filename if len(args.dataset) == 1 else f"{args.custom_filename}_{dataset}"
+    path = Path(args.model_path)
+    parts = [part for part in path.parts if part not in ("huggingface", "actor", "/")] or [path.name]
     model = parts[-1]
     if model.startswith("global_step_") and len(parts) > 1:
         model = f"{parts[-2]}_{model}"
     return f"{dataset}_{model}_{Path(args.template).stem}_{args.scoring}"
+
+
+def name_released(args: argparse.Namespace, dataset: str) -> str | None:
+    """Return the released programs' name of the list of records, None where it is ours."""
+    return None if args.custom_filename else f"{dataset}_{Path(args.model_path).name}.json"
 
 
 def locate_output(args: argparse.Namespace, dataset: str, ending: str) -> Path:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +27,24 @@ from evaluation.command_line import (
     list_choices,
     locate_data,
     locate_output,
+    name_released,
     parse_arguments,
 )
+from evaluation.engines.stopping import BatchPending, StopSignal
 from spatialthinker.network import use_cache_without_network
-from spatialthinker.output import print_any_text
+from spatialthinker.output import print_any_text, report_closed_pipe
+from spatialthinker.plain_text import printable
 from spatialthinker.versions import check_versions
 
 if TYPE_CHECKING:
     from evaluation.benchmarks.samples import Sample
+    from evaluation.engines.answering import Reserve
     from evaluation.engines.local import Answer, Backend
     from evaluation.journal import AnswerJournal, Record
 
 DENSE_REWARD = "spatial_sgg"
+UNGRADED = "ungraded"
+"""Kind of an answer whose grading failed; a later run grades it again and asks nothing."""
 ENGINE_PACKAGES = ("torch", "torchvision", "torchaudio", "torchcodec", "transformers", "datasets")
 
 
@@ -62,34 +68,53 @@ def collect_settings(args: argparse.Namespace, dataset: str, samples: "list[Samp
 
 
 def grade(sample: "Sample", answer: "Answer", benchmark: Benchmark, scoring: str = "strict") -> "Record":
-    """Return the record of one answer, with the dense reward where the row holds a reference scene."""
-    from evaluation.journal import Record
-    from evaluation.scoring.released import grade_as_released
-    from evaluation.scoring.strict import grade_response
+    """Return the record of one answer, with the dense reward where the row holds a reference scene.
 
-    common = {"correct_answer": str(sample.reference), "task": sample.task, "id": sample.id}
-    common |= {"groups": sample.groups or None, "cluster": sample.cluster}
-    if answer.error is not None:
-        return Record(prompt="", reasoning="", pred_answer="", correct=0, status="error", error=answer.error, **common)
-    strict = grade_response(answer.text, sample.choices, sample.reference, answer.finish_reason)
-    released = grade_as_released(answer.text, sample.answer_cell, sample.choices, benchmark.is_multiple_choice)
-    is_released = scoring == "paper"
-    return Record(
+    A fault of the item or of its grading is its error; what was paid for stays in the record.
+    """
+    from evaluation.journal import Record
+
+    record = Record(
         prompt=answer.prompt,
+        correct_answer=str(sample.reference),
         reasoning=answer.text,
-        pred_answer=released.prediction if is_released else strict.letter or strict.text or "",
-        correct=int(released.is_correct if is_released else strict.is_correct),
-        correct_strict=int(strict.is_correct),
-        correct_paper=int(released.is_correct),
-        kind=strict.kind,
+        pred_answer="",
+        correct=0,
+        task=sample.task,
+        id=sample.id,
         finish_reason=answer.finish_reason,
         prompt_tokens=answer.prompt_tokens,
         response_tokens=answer.response_tokens,
         cost_usd=answer.cost_usd,
         seconds=answer.seconds,
-        reward=measure_reward(sample, answer),
-        **common,
+        groups=sample.groups or None,
+        cluster=sample.cluster,
     )
+    if answer.error is not None:
+        return replace(record, status="error", error=answer.error)
+    try:
+        return replace(record, **find_marks(sample, answer, benchmark, scoring))
+    except Exception as error:  # noqa: BLE001 -- it is told, and the answer may have cost money
+        text = f"item {sample.id}: its answer cannot be graded: {type(error).__name__}: {error}"
+        return replace(record, status="error", error=text, kind=UNGRADED)
+
+
+def find_marks(sample: "Sample", answer: "Answer", benchmark: Benchmark, scoring: str) -> dict[str, Any]:
+    """Return the fields of a record that grading fills."""
+    from evaluation.scoring.released import grade_as_released
+    from evaluation.scoring.strict import grade_response
+
+    strict = grade_response(answer.text, sample.choices, sample.reference, answer.finish_reason)
+    released = grade_as_released(answer.text, sample.answer_cell, sample.choices, benchmark.is_multiple_choice)
+    is_released = scoring == "paper"
+    return {
+        "pred_answer": released.prediction if is_released else strict.letter or strict.text or "",
+        "correct": int(released.is_correct if is_released else strict.is_correct),
+        "correct_strict": int(strict.is_correct),
+        "correct_paper": int(released.is_correct),
+        "kind": strict.kind,
+        "reward": measure_reward(sample, answer),
+    }
 
 
 def measure_reward(sample: "Sample", answer: "Answer") -> dict[str, float] | None:
@@ -120,13 +145,18 @@ class Job:
     group_sizes: dict[str, Counter[str]]
     journal: "AnswerJournal"
     missing: "list[Sample]"
+    """Items without an answer."""
+    ungraded: "list[Sample]"
+    """Items with an answer that could not be graded."""
 
 
-def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None]":
-    """Return the jobs and the engine, None where the journals have every answer.
+def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None, Reserve]":
+    """Return the jobs, the engine, None where the journals have every answer, and room for answers on the disk.
 
     Errors: ValueError or OSError with one message for the user.
     """
+    from evaluation.engines.answering import Reserve
+
     check_arguments(args)
     if args.provider in LOCAL_PROVIDERS:
         check_versions(*ENGINE_PACKAGES, *(["vllm"] if args.provider == "vllm" else []))
@@ -137,7 +167,9 @@ def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None]":
                 f"{len(job.samples) - len(job.missing)} of {len(job.samples)} items are in {job.journal.path} already"
             )
     unanswered = [job for job in jobs if job.missing]
-    return jobs, load_backend(args, unanswered) if unanswered else None
+    folder = locate_output(args, args.dataset[0], ".jsonl").parent
+    reserve = Reserve(folder, args.concurrency)
+    return jobs, load_backend(args, unanswered) if unanswered else None, reserve
 
 
 def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
@@ -153,8 +185,18 @@ def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
     samples = select_samples(every, benchmark, args.seed, args.num_samples, args.limit_per_task)
     sizes = {name: Counter(sample.groups[name] for sample in every) for name in benchmark.groupings}
     journal = AnswerJournal(locate_output(args, dataset, ".jsonl"), settings, args.resume or args.batch_api)
-    missing = [sample for sample in samples if not journal.is_answered(sample.id)]
-    return Job(dataset, benchmark, samples, settings, sizes, journal, missing)
+    ungraded = {name for name, record in journal.records.items() if record.kind == UNGRADED}
+    missing = [sample for sample in samples if not journal.is_answered(sample.id) and sample.id not in ungraded]
+    return Job(
+        dataset,
+        benchmark,
+        samples,
+        settings,
+        sizes,
+        journal,
+        missing,
+        [sample for sample in samples if sample.id in ungraded],
+    )
 
 
 def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
@@ -178,6 +220,7 @@ def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
         batch_file=str(locate_output(args, jobs[0].dataset, ".batch.json")) if args.batch_api else None,
         tensor_parallel_size=args.tensor_parallel_size,
         num_items=sum(len(job.missing) for job in jobs),
+        ray_address=args.ray_address or "local",
     )
     backends: dict[str, Callable[[ModelOptions], Backend]] = dict(LOCAL_BACKENDS)
     if args.provider not in backends:
@@ -189,47 +232,80 @@ def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
     return backend
 
 
-def answer_and_summarize(job: Job, backend: "Backend | None") -> "tuple[list[Record], dict[str, Any]]":
+def answer_and_summarize(
+    job: Job, backend: "Backend | None", reserve: "Reserve", stop: StopSignal
+) -> "tuple[list[Record], dict[str, Any]]":
     """Request missing answers, each written to the journal at once; return records and summary."""
-    from tqdm import tqdm
-
+    from evaluation.engines.answering import journal_answers
+    from evaluation.engines.local import Answer
     from evaluation.reports.summary import summarize
 
+    def mark(sample: "Sample", answer: "Answer") -> "Record":
+        return grade(sample, answer, job.benchmark, job.settings["scoring"])
+
     with job.journal as journal:
+        for sample in job.ungraded:
+            old = journal.records[sample.id]
+            names = {field.name for field in fields(Answer)} - {"text", "error"}
+            answer = Answer(text=old.reasoning, **{name: getattr(old, name) for name in names})
+            if (record := mark(sample, answer)).status == "ok":
+                journal.add(record)
         if backend is not None and job.missing:
-            answers = backend.answer(job.missing)
-            for sample, answer in tqdm(answers, total=len(job.missing), desc=job.dataset, unit="item"):
-                journal.add(grade(sample, answer, job.benchmark, job.settings["scoring"]))
+            journal_answers(job.missing, backend, journal, mark, reserve, stop)
     records = [journal.records[sample.id] for sample in job.samples]
     return records, summarize(records, job.settings, job.group_sizes)
 
 
-def run(args: argparse.Namespace, jobs: list[Job], backend: "Backend | None") -> int:
+def run(
+    args: argparse.Namespace, jobs: list[Job], backend: "Backend | None", reserve: "Reserve", stop: StopSignal
+) -> int:
     """Answer, grade, write and print; return the exit code."""
-    from evaluation.reports.summary import format_markdown, format_table
-    from spatialthinker.storage.files import write_json, write_text
+    from evaluation.reports.summary import format_table
 
     summaries = {}
     for job in jobs:
         start = time.monotonic()
-        records, summary = answer_and_summarize(job, backend)
+        records, summary = answer_and_summarize(job, backend, reserve, stop)
+        if job is jobs[-1]:
+            reserve.give_up()
         summaries[job.dataset] = summary
-        paths = {
-            ending: locate_output(args, job.dataset, ending) for ending in (".json", ".summary.json", ".summary.md")
-        }
-        write_json(paths[".json"], [asdict(record) for record in records])
-        write_json(paths[".summary.json"], summary)
-        write_text(paths[".summary.md"], format_markdown(summary))
+        paths = write_outputs(args, job.dataset, records, summary)
         print(f"\n{job.dataset}, {args.template}, {args.model_path}: answered in {time.monotonic() - start:.1f} s")
         print(format_table(summary))
-        print(f"records: {paths['.json']}\nsummary: {paths['.summary.json']}")
+        print(f"records: {paths['.json']}\nsummary: {paths['.summary.json']}", flush=True)
         for record in records:
             if record.status == "error":
-                print(f"evals: {record.error}", file=sys.stderr)
+                complain(record.error)
     if len(jobs) > 1:
         mean = sum(summary["accuracy"] for summary in summaries.values()) / len(jobs)
         print(f"\nmean accuracy over {len(jobs)} data sets: {mean:.3f}")
     return 2 if any(summary["errors"] for summary in summaries.values()) else 0
+
+
+def write_outputs(
+    args: argparse.Namespace, dataset: str, records: "list[Record]", summary: dict[str, Any]
+) -> dict[str, Path]:
+    """Write records and summary; return the paths by ending. The records have the released name, too, as a link."""
+    from evaluation.reports.released_records import with_released_figures
+    from evaluation.reports.summary import format_markdown
+    from spatialthinker.storage.files import whole_file, write_json, write_text
+
+    paths = {ending: locate_output(args, dataset, ending) for ending in (".json", ".summary.json", ".summary.md")}
+    write_json(paths[".json"], with_released_figures(records, summary["groups"].get("view")))
+    write_json(paths[".summary.json"], summary)
+    write_text(paths[".summary.md"], format_markdown(summary))
+    if (name := name_released(args, dataset)) is not None:
+        link = paths[".json"].with_name(name)
+        if link.is_file() and not link.is_symlink():  # a list that the released program wrote
+            link.replace(link.with_name(f"{name}.previous"))
+        with whole_file(link) as partial:
+            partial.symlink_to(paths[".json"].name)
+    return paths
+
+
+def complain(message: object) -> None:
+    """Print an error, in which a stranger's text may stand, without signs that a terminal would obey."""
+    print("evals:", "\n".join(map(printable, str(message).split("\n"))), file=sys.stderr)
 
 
 def hub_names(args: argparse.Namespace) -> list[str | None]:
@@ -256,29 +332,30 @@ def main(argv: list[str] | None = None) -> int:
     if args.list:
         print(list_choices())
         return 0
-    choose_gpu(args.cuda)
-    use_cache_without_network(hub_names(args))
+    stop, jobs = StopSignal(), []
     try:
-        jobs, backend = prepare(args)
-    except (ValueError, OSError) as error:  # OSError: files, and hub names without a network
-        print(f"evals: {error}", file=sys.stderr)
-        return 2
-    from evaluation.engines.api import BatchPending
-    from spatialthinker.clients.model_api import ApiStop
-    from spatialthinker.storage.journal import JournalFault
-
-    try:
-        return run(args, jobs, backend)
-    except JournalFault as error:
-        print(f"evals: {error}", file=sys.stderr)
-        return 2
+        with stop.handling():
+            choose_gpu(args.cuda)
+            use_cache_without_network(hub_names(args))
+            jobs, backend, reserve = prepare(args)
+            return run(args, jobs, backend, reserve, stop)
     except BatchPending as message:
         print(message)
         return 0
-    except ApiStop as error:
-        where = ", ".join(str(job.journal.path) for job in jobs)
-        print(f"evals: {error}\nwhat was answered is in {where}; go on with --resume", file=sys.stderr)
+    except BrokenPipeError:
+        return report_closed_pipe(f"evals: the reader of the output is gone{name_journals(jobs)}")
+    except KeyboardInterrupt:
+        complain(f"stopped{name_journals(jobs)}")
+        return stop.exit_code
+    except (ValueError, OSError) as error:  # OSError: files, and hub names without a network
+        complain(f"{error}{name_journals(jobs)}")
         return 2
+
+
+def name_journals(jobs: list[Job]) -> str:
+    """Return a sentence on where the answers of an unfinished run are; "" where there are none."""
+    paths = [str(job.journal.path) for job in jobs if job.journal.records]
+    return f"\nwhat was answered is in {', '.join(paths)}; go on with --resume" if paths else ""
 
 
 if __name__ == "__main__":

@@ -79,8 +79,17 @@ class Request:
 def build_request(sample: Sample, template: str) -> Request:
     """Return the sample's prompt under a template together with its decoded images.
 
-    Errors: ValueError if an image cannot be read or the text's image marks do not fit the images.
+    Errors: ValueError if an image cannot be read, the text's marks do not fit the images, or anything else fails.
     """
+    try:
+        return _build_request(sample, template)
+    except ValueError:
+        raise
+    except Exception as error:  # noqa: BLE001 -- the other items go on, and the error is told
+        raise ValueError(f"item {sample.id}: {type(error).__name__}: {error}") from error
+
+
+def _build_request(sample: Sample, template: str) -> Request:
     encoded = sample.read_encoded()
     images = [decode_image(data, sample.id) for data in encoded]
     if template == FULL_TEMPLATE and sample.prompt is not None:
@@ -109,6 +118,7 @@ def load_samples(
         raise ValueError(f"{name}: no column {', '.join(missing)}; the data has {', '.join(rows.column_names)}")
     images = rows.select_columns(list(benchmark.images))
     folder = Path(data_path).parent if data_path and Path(data_path).is_file() else Path(data_path or ".")
+    folder = folder.absolute()  # engines in other processes may have another working directory
     text_rows = rows.select_columns([c for c in (*wanted, *extra) if c not in benchmark.images])
     samples = []
     for index, row in enumerate(text_rows):

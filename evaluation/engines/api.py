@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks.samples import Sample, build_request
-from evaluation.engines.local import Answer, ModelOptions
+from evaluation.engines.local import Answer, ModelOptions, item_error
+from evaluation.engines.stopping import BatchPending
 from spatialthinker.clients.model_api import Api, ApiRequest, ApiStop, OutageFault, Reply, RequestFault
 from spatialthinker.clients.providers import APIS
 from spatialthinker.prompts import IMAGE_MARK
@@ -26,10 +27,6 @@ LAST_WAIT_S = 30.0
 MAX_BATCH_BYTES = 90_000_000
 MAX_BATCH_ITEMS = 10_000
 """Below what both providers accept: 200 MB and 50,000 requests, 256 MB and 100,000."""
-
-
-class BatchPending(Exception):
-    """A batch that was submitted or has not ended; the message names the next command."""
 
 
 def make_request(sample: Sample, options: ModelOptions) -> tuple[str, ApiRequest]:
@@ -66,6 +63,14 @@ class ApiBackend:
     def __init__(self, options: ModelOptions) -> None:
         self.options = options
         self.api: Api = APIS[self.provider](options.model_path, options.base_url, options.concurrency)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """End retries; requests under way are waited for."""
+        self._is_stopped = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.api.stop)
 
     def answer(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Answer]]:
         """Yield answers as they come.
@@ -73,12 +78,14 @@ class ApiBackend:
         Errors: ApiStop when going on makes no sense, BatchPending when a batch is not done.
         """
         with asyncio.Runner() as runner:
+            self._loop = runner.get_loop()
             try:
                 if self.options.batch_file is not None:
                     yield from self._use_batches(runner, list(samples), Path(self.options.batch_file))
                 else:
                     yield from self._ask_all(runner, iter(samples))
             finally:
+                self._loop = None
                 runner.run(self.api.close())
 
     def _ask_all(self, runner: asyncio.Runner, waiting: Iterator[Sample]) -> Iterator[tuple[Sample, Answer]]:
@@ -109,6 +116,8 @@ class ApiBackend:
                         stop = fault
                         continue
                     sample, answer = task.result()
+                    if self._is_stopped and answer.error is not None:
+                        continue  # not asked to its end
                     yield sample, answer
                     kind = (answer.error or "").split(":")[0]
                     repeats = repeats + 1 if kind and kind == last_error else int(bool(kind))
@@ -132,14 +141,14 @@ class ApiBackend:
             raise
         except (RequestFault, OutageFault) as error:
             return sample, Answer(error=f"{type(error).__name__}: item {sample.id}: {error}")
-        except ValueError as error:  # an unreadable image
-            return sample, Answer(error=str(error))
+        except ValueError as error:  # an unreadable image, a template that cannot be filled
+            return sample, item_error(sample, error)
 
     def _use_batches(
         self, runner: asyncio.Runner, samples: Sequence[Sample], state: Path
     ) -> Iterator[tuple[Sample, Answer]]:
         """Collect the batches that `state` names, then submit what is in none; both are written down at once."""
-        batches: dict[str, list[str]] = json.loads(state.read_text()) if state.is_file() else {}
+        batches = _read_batches(state)
         by_id = {sample.id: sample for sample in samples}
         waiting = by_id.keys() - {item_id for item_ids in batches.values() for item_id in item_ids}
         for batch, item_ids in list(batches.items()):
@@ -156,7 +165,7 @@ class ApiBackend:
             try:
                 body = self.api.body(make_request(by_id[item_id], self.options)[1])
             except ValueError as error:  # an unreadable image
-                yield by_id[item_id], Answer(error=str(error))
+                yield by_id[item_id], item_error(by_id[item_id], error)
                 continue
             length = len(json.dumps(body))
             if bodies and (size + length > MAX_BATCH_BYTES or len(bodies) == MAX_BATCH_ITEMS):
@@ -174,13 +183,38 @@ class ApiBackend:
     def _submit(
         self, runner: asyncio.Runner, bodies: dict[str, Any], batches: dict[str, list[str]], state: Path
     ) -> None:
-        batches[runner.run(self.api.submit_batch(bodies))] = list(bodies)
-        write_json(state, batches)
+        write_json(state, batches)  # tried before anything is paid
+        batch = runner.run(self.api.submit_batch(bodies))
+        batches[batch] = list(bodies)
+        try:
+            write_json(state, batches)
+        except (OSError, ValueError) as error:
+            text = json.dumps(batches)
+            raise ApiStop(
+                f"batch {batch} is submitted, but not written down: {error}; put this into it: {text}"
+            ) from error
 
     def _read_batched(self, sample: Sample, reply: Reply | str) -> Answer:
         if isinstance(reply, str):
             return Answer(error=f"item {sample.id}: {reply}")
-        return read_reply(build_request(sample, self.options.template).prompt, reply)
+        try:
+            prompt = build_request(sample, self.options.template).prompt
+        except ValueError:  # its image is gone by now: the answer is paid for
+            prompt = ""
+        return read_reply(prompt, reply)
+
+
+def _read_batches(state: Path) -> dict[str, list[str]]:
+    """Return the items of each submitted batch. Errors: ApiStop for a file that does not say them."""
+    if not state.is_file():
+        return {}
+    try:
+        batches = json.loads(state.read_text(encoding="utf-8"))
+    except ValueError:
+        batches = None
+    if not isinstance(batches, dict) or not all(isinstance(items, list) for items in batches.values()):
+        raise ApiStop(f'{state}: damaged; it names the batches as {{"BATCH": ["ITEM", ...], ...}}')
+    return batches
 
 
 class OpenAiBackend(ApiBackend):

@@ -52,6 +52,8 @@ class ModelOptions:
     """GPUs that share one model, for vllm."""
     num_items: int = 0
     """Number of questions in the run."""
+    ray_address: str = "local"
+    """Ray cluster of several engines."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Backend(Protocol):
 
     def answer(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Answer]]:
         """Yield each sample's answer as soon as it is complete."""
+        ...
+
+    def stop(self) -> None:
+        """End `answer` once what is under way has its answer; called by a signal's handler."""
         ...
 
 
@@ -122,6 +128,11 @@ class HuggingFaceBackend:
         )
         self.model.to("cuda" if has_gpu else "cpu").eval()
         torch.manual_seed(options.seed)
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """End with the batch under way."""
+        self._is_stopped = True
 
     def answer(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Answer]]:
         """Yield answers batch by batch; inside a window of batches the longest prompts go first."""
@@ -131,11 +142,25 @@ class HuggingFaceBackend:
                 try:
                     requests.append((sample, build_request(sample, self.options.template)))
                 except ValueError as error:
-                    yield sample, Answer(error=str(error))
+                    yield sample, item_error(sample, error)
             requests.sort(key=lambda pair: _estimate_tokens(pair[1]), reverse=True)
             for batch in batched(requests, self.options.batch_size):
-                answers = self._generate([request for _, request in batch])
-                yield from zip((sample for sample, _ in batch), answers, strict=True)
+                if self._is_stopped:
+                    return
+                yield from self._answer_batch(batch)
+
+    def _answer_batch(self, batch: Sequence[tuple[Sample, Request]]) -> Iterator[tuple[Sample, Answer]]:
+        """Yield the answers of a batch, one by one where it has an item that the processor refuses."""
+        try:
+            answers = self._generate([request for _, request in batch])
+        except ValueError as error:  # such as an image 200 times as long as it is wide
+            if len(batch) == 1:
+                yield batch[0][0], item_error(batch[0][0], error)
+                return
+            for pair in batch:
+                yield from self._answer_batch([pair])
+            return
+        yield from zip((sample for sample, _ in batch), answers, strict=True)
 
     def _generate(self, requests: Sequence[Request]) -> list[Answer]:
         import torch
@@ -169,6 +194,12 @@ class HuggingFaceBackend:
                 )
             )
         return answers
+
+
+def item_error(sample: Sample, error: ValueError) -> Answer:
+    """Return a fault of one item as its answer; it names the item."""
+    text = str(error)
+    return Answer(error=text if f"item {sample.id}" in text else f"item {sample.id}: {text}")
 
 
 def _estimate_tokens(request: Request) -> float:
@@ -210,6 +241,11 @@ class VllmBackend:
         # Text piece by piece as it grows is for chats: on a GPU it takes three times as long as the answers.
         choices |= {"detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
         self.sampling = SamplingParams(**(defaults | choices))
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Add nothing more to the engine."""
+        self._is_stopped = True
 
     def answer(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Answer]]:
         """Yield answers in the order in which the engine finishes them."""
@@ -220,8 +256,8 @@ class VllmBackend:
         coming = _in_threads(pool, self._prepare, samples, ahead=2 * SENT_PER_STEP)
         is_exhausted = False
         try:
-            while in_flight or not is_exhausted:
-                for _ in range(min(SENT_PER_STEP, limit - len(in_flight))):
+            while in_flight or not (is_exhausted or self._is_stopped):
+                for _ in range(0 if self._is_stopped else min(SENT_PER_STEP, limit - len(in_flight))):
                     sample, prepared = next(coming, (None, None))
                     if sample is None or prepared is None:
                         is_exhausted = True
@@ -232,7 +268,7 @@ class VllmBackend:
                         engine.add_request(request_id, engine_input, self.sampling)
                         in_flight[request_id] = sample, prompt, time.monotonic()
                     except ValueError as error:  # an unreadable image, a prompt beyond the model's length
-                        yield sample, Answer(error=str(error))
+                        yield sample, item_error(sample, error)
                 for output in engine.step() if in_flight else ():
                     sample, prompt, sent = in_flight.pop(output.request_id)
                     yield sample, self._read(output, prompt, time.monotonic() - sent)

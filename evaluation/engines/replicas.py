@@ -7,10 +7,12 @@ model is small: much of its time goes into Python, which one process does on one
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks.samples import Sample
+from evaluation.benchmarks.templates import is_template_file
 from evaluation.engines.local import Answer, Backend, HuggingFaceBackend, ModelOptions, VllmBackend
 from evaluation.journal import weight_files
 
@@ -51,17 +53,25 @@ class DataParallelBackend:
         from ray.exceptions import RayTaskError
 
         if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            # Without an address Ray would join the cluster of RAY_ADDRESS, where a training may hold the GPUs.
+            start: Any = {"include_dashboard": False} if options.ray_address == "local" else {}
+            ray.init(options.ray_address, log_to_driver=False, logging_level=logging.ERROR, **start)
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
         if threads_each is not None:
             environment["OMP_NUM_THREADS"] = str(threads_each)
         resources: Any = {"num_gpus": gpus_each, "num_cpus": 0, "runtime_env": {"env_vars": environment}}
+        paths = {name: getattr(options, name) for name in ("model_path", "processor_name", "template")}
+        found = {name: str(Path(path).absolute()) for name, path in paths.items() if path and _is_path(path)}
+        options = replace(options, **found)  # a cluster's processes have another working directory
         replica = ray.remote(**resources)(_Replica)
         self.replicas: list[Any] = [replica.remote(backend, options) for _ in range(num_replicas)]
         try:
             ray.get([replica.wait_until_loaded.remote() for replica in self.replicas])
         except RayTaskError as error:  # the engine's own error is the one that helps
             raise error.as_instanceof_cause() from error
+
+    def stop(self) -> None:
+        """Leave the replicas to their time: they take no other call while they answer."""
 
     def answer(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Answer]]:
         """Yield answers of all replicas. Samples carry where their images lie; each replica reads its own."""
@@ -82,6 +92,10 @@ class DataParallelBackend:
                 streams.remove(ready)
                 continue
             yield by_id[item_id], answer
+
+
+def _is_path(name: str) -> bool:
+    return Path(name).is_dir() or is_template_file(name)
 
 
 def count_cpu_engines(options: ModelOptions, cores: int) -> int:
