@@ -20,16 +20,17 @@ _SIGNS |= {
 }
 _SIGNS |= {ord(circled): f"({LETTERS[i]})" for i, circled in enumerate("ⒶⒷⒸⒹⒺⒻⒼⒽⒾⒿⓀⓁⓂⓃⓄⓅⓆⓇⓈⓉⓊⓋⓌⓍⓎⓏ")}
 _BOXED = re.compile(r"\\f?boxed\b\s{0,4}")
+_JOINT = re.compile(r"(?<=[a-z])_(?=[a-z])")  # of a JSON field: final_answer
 _DECORATION = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|bf|rm)(?=\s{0,4}\{)|\\[()\[\]]|[*_`${}\"“”„«»#~]")
 _DECORATION_IN_LINE = re.compile(
     r"(?m)^[ \t]{0,8}(?:[->•·●‣+][ \t]{1,4}){1,3}|\A\s{0,4}assistant\s{0,4}\n|<\|?/?\w{1,20}\|?>"
 )
 
 _NOUN = (
-    r"(?:answers?|choice|option|selection|conclusion|verdict|prediction|response|"
+    r"(?:answers?|ans|letter|guess|choice|option|selection|conclusion|verdict|prediction|response|"
     r"r[ée]ponse|antwort|l[öo]sung|respuesta|resposta|risposta|antwoord|svar(?:et)?|odpowied[źz]|odpov[ěe][ďd]|"
     r"cevap|yan[ıi]t|jawaban(?:nya)?|đ[áa]p [áa]n|ответ|відповідь|απάντηση|الإجابة|الجواب|उत्तर|"
-    r"opci[óo]n|option correcte|opç[ãa]o|opzione|вариант)"
+    r"opci[óo]n|option correcte|opç[ãa]o|opzione|alternativa|вариант)"
 )
 _ADJECTIVE = (
     r"(?:correct[eao]?|right|final[e]?|best|chosen|richtige|juste|correcta|correta|corretta|правильный|الصحيحة)"
@@ -46,33 +47,35 @@ _FILLER = (
 )
 _ENGLISH_TO = r"(?:,? (?:so|thus|hence|therefore|then))?"
 _LINK = (
-    rf"(?:\s{{0,3}}(?:[:=]|-{{1,2}}>?|–|—|>)\s{{0,4}}|\s{{1,3}}{_VERB}\b\s{{0,3}}:?\s{{0,4}}|[ \t]{{0,4}}\n\s{{0,4}})"
+    rf"(?:\s{{0,3}}(?:[:=]|-{{1,2}}>?|–|—|>)\s{{0,4}}|\s{{1,3}}{_VERB}(?!\w)\s{{0,3}}:?\s{{0,4}}|[ \t]{{0,4}}\n\s{{0,4}})"
 )
 
 STATEMENTS: dict[str, str] = {
-    "The correct answer, I believe, is B": rf"\b{_NOUN}\b{_QUALIFIER}{{0,2}}{_ASIDE}?(?:\([^()\n]{{0,20}}\))?{_LINK}",
-    "答案是B": r"(?:答案|正解|答え|选项|選項|选择|選択肢|정답|답)\]?(?:应该|應該|应|應)?(?:是|为|為|就是|选|選|は|은|:|=)?\s{0,3}:?\s{0,3}",
+    "The correct answer, I believe, is B": rf"\b{_NOUN}\b{_QUALIFIER}{{0,2}}{_ASIDE}?(?:\([^()\n]{{0,20}}\))?'?{_LINK}",
+    "答案是B": r"(?:答案|正解|解答|答え|选项|選項|选择|選択肢|정답|답)\]?(?:应该|應該|应|應)?(?:是|为|為|就是|选|選|は|은|:|=)?\s{0,3}:?\s{0,3}",
     "选B": r"(?:应|應|我|故|所以|因此)?(?:选择|選擇|选|選)\s{0,3}",
     "I would choose B": r"\bi(?:'d| would|'ll| will| have to| must| can only| should| am going to)?,?(?: therefore| thus| then)? "
-    r"(?:choose|chose|pick|picked|select|selected|go with|going with|answer|say|opt for|vote for)\s{1,3}",
+    r"(?:choose|chose|pick|picked|select|selected|go with|going with|answer|say|opt for|vote for|guess)\s{1,3}|"
+    r"\bif i (?:had|have) to (?:choose|guess|pick)[,:]\s{1,3}",
+    "Je choisis B": r"\b(?:je choisis|ich w[äa]hle|elijo|escolho|scelgo|выбираю|odpowied[źz] to|do[ğg]ru cevap|ja wybieram)\s{1,3}",
     "So it is B": r"(?:(?:^|[.!?\n]\s{0,3})|\b(?:so|thus|hence|therefore|consequently)\b,? ?)"
     r"(?:it|this|that|the (?:\w+ )?(?:one|letter))(?:'s| is| must be| should be| has to be)(?! right[:,!])\s{1,3}",
     "It must be (B)": r"\b(?:it|this|that) (?:must be|has to be|should be)\s{1,3}|\blooks like\s{1,3}(?=\(?[A-Z]\b)",
     "Not A, but B": r"\bnot \(?[A-Z]\b\)?,? but (?:rather )?",
     "Thus, B": r"(?:^|[.!?\n]\s{0,3})(?:so|thus|hence|therefore|consequently|in conclusion|conclusion|overall)[,:]\s{1,3}"
-    r"(?=\(?[A-Z](?:[).:]|\s{0,2}$|\n))",
+    r"(?=\(?[A-Z](?:[).:]|\s{0,2}$|\n))|\b(?:so|thus|hence|therefore|leaves|leaving)(?: only)? (?=\(?[A-Z]\)?(?:[.\n]|\s{0,2}$))",
 }
 """Beginnings of an explicit statement, each under an example; what is stated follows."""
 _FLAGS = re.IGNORECASE
 _STATEMENT = re.compile("|".join(f"(?:{pattern})" for pattern in STATEMENTS.values()), _FLAGS)
 _FILLERS = re.compile(rf"(?:[ :]{{0,2}}{_FILLER}){{1,4}}", _FLAGS)
 
-_LETTER = r"(?:\(\s?([A-Za-z])\s?\)|\[\s?([A-Za-z])\s?\]|([A-Z])(?![\w'’&+/-]|-\w))"
+_LETTER = r"(?:\(\s?([A-Za-z])\s?\)|\[\s?([A-Za-z])\s?\]|([A-Z])(?![A-Za-z0-9_&+/-]|'\w))"
 _VERDICT = re.compile(
-    r"(?:\(([A-Z])\)|\b([A-Z])(?=[\s).:]))[).:]?(?:[ \t][^\n.()]{0,60}?)??(?:[ \t]{1,3}(?:is|seems|looks|appears|must be|would be)"
+    r"(?:\(([A-Z])\)|\b([A-Z])(?=[\s).:选選是]))[).:]?(?:[ \t][^\n.()]{0,60}?)??(?:[ \t]{1,3}(?:is|seems|looks|appears|must be|would be)"
     r"(?: therefore| thus| clearly| indeed| definitely)?(?: to be)?[ \t](?:the )?(?:only |most |best )?"
     r"(?:correct|right|best|true|accurate|appropriate|(?:final )?answer)\b"
-    r"(?! because (?:it is )?not)|[ \t]{0,2}(?:-|–|—|:)[ \t]{0,2}(?:yes|correct|right|true)\b|[ \t]{0,2}[✓✔✅])",
+    r"(?! because (?:it is )?not)|[ \t]{0,2}(?:-|–|—|:)[ \t]{0,2}(?:yes|correct|right|true)\b|[ \t]{0,2}[✓✔✅]|[ \t](?:the (?:correct|right|best) (?:answer|choice|option)|(?:fits|matches)(?: best)?(?=[.\n]|$))|(?:选项|選項)?是?(?:正确|正確|对的))",
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
@@ -90,11 +93,17 @@ REFUSAL = re.compile(
     r"provide|decide|assist)\b|\b(?:hard|difficult|impossible) to (?:tell|say|determine)\b|\bnot enough information\b",
     _FLAGS,
 )
+HEDGE = re.compile(r"\b(?:might|could|may|perhaps|maybe|possibly|not|isn't|if|neither|nor|no)\b", _FLAGS)
+WITHDRAWAL = re.compile(
+    r"\b(?:wait|actually|hold on|let me (?:re)?(?:check|consider|think|examine|look)|on second thought|correction|scratch that)"
+    r"\b[^.\n]{0,80}[.,:!\n]",
+    _FLAGS,
+)
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 _ORDINAL = re.compile(rf"\b({'|'.join(_ORDINALS)}) (?:option|choice|answer|alternative)\b", _FLAGS)
 _NUMBERED = re.compile(r"(?:(?:option|choice|answer|number)\s)?#?(\d)(?:[).:]\s.{0,200})?", _FLAGS | re.DOTALL)
 _JOINED = re.compile(
-    r"\s{0,2}(?:,\s?(?:and |or )?|/|&|\band\b|\bor\b|\+)\s{0,2}(?:option |choice )?"
+    r"\s{0,2}(?:,\s?(?:and |or )?|/|&|\+|或者?|和|与|與|または|か|또는|\b(?:and|or|oder|und|ou|et|o|y|e|или|и)\b)\s{0,2}(?:option |choice )?"
     + _LETTER
     + r"(?!\s(?:is|are|was|does|has|would|fits?)\b)"
 )
@@ -105,14 +114,17 @@ _REASON = re.compile(
 _ARTICLE = re.compile(
     r"\s(?!because\b|since\b|as\b|for\b|due\b|given\b|with\b|and\b|or\b|not\b|is\b|in\b|based\b|which\b|rather\b|over\b|here\b|on\b)[a-z]"
 )
+_ARTICLE_OF_LETTER = re.compile(r"^(?:a|la|o|le|el|die|der|the) (?=\(?[A-Z](?![A-Za-z0-9]))")
+BARE_LETTER = re.compile(r"(?<![\w'])(?:[B-HJ-Z]|A(?! (?!or\b|and\b)[a-z]))(?![\w'])")
 _LABEL = re.compile(
-    r"^(?:option |choice )?(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=[).:,]|\s{0,4}$|\s{1,3}[-–—]))\s{0,3}[).:,\-–—]{0,2}\s{0,4}(.*)$",
+    r"^(?:option |choice )?(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=[).:,]|\s{0,4}$|\s{1,3}(?:[-–—]|because\b|since\b)))\s{0,3}[).:,\-–—]{0,2}\s{0,4}(.*)$",
     re.DOTALL | _FLAGS,
 )
 _MARKED = re.compile(r"(?<![\w'])(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Z])(?=[).:]\s))")
-LETTER_AT_END = re.compile(
-    r"\b(?:is|be|like|with|pick|point|box|object|region|image|picture|item|marker|location|position|label)\s([A-Z])(?=\s{0,2}(?:[.,;!]|$)|\s(?:to me|because|since|as)\b)",
-    _FLAGS,
+LETTER_IN_SENTENCE = re.compile(
+    r"^'?([A-Z])'?(?: it is)?[.!?]{0,3}$|^(?:[\w']{1,12},? ){0,4}'?([B-HJ-Z]|A(?=[.!?']{0,3}$))'?[.!?]{0,3}$|"
+    r"\b(?:is|be|like|with|pick|point|box|object|region|image|picture|item|marker|location|position|label)\s"
+    r"'?([A-Z])(?=\s{0,2}(?:[.,;!']|$)|\s(?:to me|because|since|as)\b)"
 )
 
 
@@ -126,7 +138,7 @@ def plain_text(answer: str) -> str:
     if len(answer) > MAX_CHARS:
         answer = f"{answer[: MAX_CHARS // 2]}\n{answer[-MAX_CHARS // 2 :]}"
     text = _DECORATION_IN_LINE.sub("", ascii_signs(answer).strip())
-    text = _BOXED.sub("\nanswer: ", text)
+    text = _BOXED.sub("\nanswer: ", _JOINT.sub(" ", text))
     return _DECORATION.sub("", text).strip()
 
 
@@ -154,6 +166,7 @@ def is_denied(target: str) -> bool:
 
 def stated_letters(target: str, known: str) -> list[str]:
     """Returns the letters at the beginning of a statement: "B or C" states two, "B because A is far" one."""
+    target = _ARTICLE_OF_LETTER.sub("", target.lstrip("'"), count=1)
     match = re.match(_LETTER, target)
     if match is None:
         lower = re.match(r"([a-z])(?:[).:]|\s{0,3}$)", target)
@@ -206,17 +219,18 @@ def ordinal_index(plain: str, num_options: int) -> int | None:
     return index if len(found) == 1 and 0 <= (index := found.pop()) < num_options else None
 
 
-_IDIOMS = re.compile(
-    r"\bthat'?s right\b|\b(?:right|correct)\?|\ball right\b|\bright now\b|\bin (?:front|total|all|addition|fact|the (?:image|picture|photo|scene|foreground|background|center|centre|middle))\b"
-    r"|\bon the (?:left|right|other)(?= side|[.,;]|$)",
-    _FLAGS,
-)
+_IDIOMS = {
+    "right": re.compile(r"\bthat'?s right\b|\bright\?|\ball right\b|\bright now\b"),
+    "on": re.compile(r"\bon (?=the (?:left|right|other|far)\b)"),
+    "in": re.compile(r"\bin (?=front|total|all\b|addition|fact|the (?:image|picture|photo|scene|\w+ground|cent|middle))"),
+}
+"""Phrases in which the text of an option, the key, says nothing."""
 _AFTER_DENIAL = re.compile(
-    r"(?:[\w' ]{0,24}?) ?\b(?:is not|isn't|does not|doesn't|are not|aren't|do not|don't|is wrong|is incorrect|was not|wasn't|no longer|- no)\b",
+    r"[\w' ]{0,20}\?|(?:[\w' ]{0,24}?) ?\b(?:is not|isn't|does not|doesn't|are not|aren't|do not|don't|is wrong|is incorrect|was not|wasn't|no longer|- no)\b",
     _FLAGS,
 )
 _BEFORE_DENIAL = re.compile(
-    r"(?:\b(?:not|no|never|neither|nor|without|cannot|rather than|instead of|unlike|than|opposed to)|n't)(?: \w+){0,2} ?$",
+    r"(?:\b(?:not|no|never|neither|nor|without|cannot|rather than|instead of|unlike|than|opposed to)|n't)(?: \w+){0,2}(?: n?or(?: an?| the)?)? ?$",
     _FLAGS,
 )
 _LEAD_IN = re.compile(
@@ -249,7 +263,10 @@ def mentions(sentence: str, options: Sequence[str]) -> tuple[list[int], list[int
     An option inside a longer one's text is not mentioned; "than the red chair" and "it could be a cat" affirm nothing.
     """
     patterns = option_patterns(tuple(options))
-    sentence = _IDIOMS.sub(lambda match: match[0] if _is_option(match[0], patterns) else " ", sentence)
+    texts = {normalize(option) for option in options}
+    for text, idiom in _IDIOMS.items():
+        if text in texts:
+            sentence = idiom.sub(" ", sentence)
     affirmed: list[tuple[int, int]] = []
     denied: list[int] = []
     rest = sentence
@@ -267,6 +284,3 @@ def mentions(sentence: str, options: Sequence[str]) -> tuple[list[int], list[int
         rest = pattern.sub(lambda match: "\0" * len(match[0]), rest)
     return list(dict.fromkeys(index for _, index in sorted(affirmed))), list(dict.fromkeys(denied)), rest
 
-
-def _is_option(idiom: str, patterns: Sequence[tuple[re.Pattern[str], tuple[int, ...]]]) -> bool:
-    return any(pattern.fullmatch(idiom) for pattern, _ in patterns)

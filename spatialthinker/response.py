@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from spatialthinker.answer_grammar import (
-    LETTER_AT_END,
+    LETTER_IN_SENTENCE,
+    BARE_LETTER,
+    HEDGE,
     LETTERS,
     REFUSAL,
+    WITHDRAWAL,
     ascii_signs,
     gives_reason,
     is_denied,
@@ -162,7 +165,8 @@ def find_answer(text: str, finish_reason: str | None = None) -> str | None:
 def _pair_at_end(text: str) -> list[str]:
     """Returns the answer tags' content at the very end of a response whose thinking was never closed."""
     before, closing, after = text.rpartition("</answer>")
-    return [before.rpartition("<answer>")[2].strip()] if closing and not after.strip() and "<answer>" in before else []
+    _, opening, content = before.rpartition("<answer>")
+    return [content.strip()] if closing and opening and not after.strip() and not _TAG.search(content) else []
 
 
 @dataclass(frozen=True)
@@ -189,10 +193,10 @@ def extract_choice(answer: str, options: Sequence[str]) -> Choice:
     reader = _Reader(tuple(options))
     if (index := reader.match_text(plain)) is not None:  # it may be a letter itself
         return reader.choice("text", index)
-    for read in (reader.read_statements, reader.read_verdict, reader.read_place, reader.read_mentions):
-        if (choice := read(plain)) is not None:
-            return choice
-    return _UNPARSED
+    withdrawals = list(WITHDRAWAL.finditer(plain))
+    if withdrawals and (choice := reader.read(plain[withdrawals[-1].end() :].strip())).letter is not None:
+        return choice
+    return reader.read(plain)
 
 
 class _Reader:
@@ -203,6 +207,13 @@ class _Reader:
         self.known = LETTERS[: len(self.options)] if options else LETTERS
         self.texts = [normalize(option) for option in self.options]
         self.is_numeric = bool(options) and all(text.replace(".", "", 1).isdigit() for text in self.texts)
+
+    def read(self, plain: str) -> Choice:
+        """The choice by the strongest evidence that there is."""
+        for read in (self.read_statements, self.read_verdict, self.read_place, self.read_mentions):
+            if (choice := read(plain)) is not None:
+                return choice
+        return _UNPARSED
 
     def choice(self, kind: Kind, index: int) -> Choice:
         return Choice(kind, LETTERS[index], self.options[index] if self.options else None)
@@ -237,6 +248,8 @@ class _Reader:
     def read_target(self, target: str) -> Choice | None:
         end = _SENTENCE_END.search(target)
         line = target[: end.start()] if end else target
+        if line.endswith("?"):
+            return None
         if (index := self.match_text(line)) is not None:
             return self.choice("text", index)
         letters = stated_letters(target, self.known)
@@ -359,7 +372,9 @@ class _Reader:
         return _CONFLICT
 
     def _letter_in_sentence(self, plain: str) -> Choice | None:
-        if len(plain) > 200 or REFUSAL.search(plain):
+        if len(plain) > 200 or REFUSAL.search(plain) or HEDGE.search(plain):
             return None
-        found = {letter for letter in LETTER_AT_END.findall(plain) if letter in self.known}
-        return self.with_text(found.pop(), "") if len(found) == 1 and "not" not in plain.casefold() else None
+        if len(set(BARE_LETTER.findall(plain)) & set(self.known)) > 1:
+            return _CONFLICT
+        found = {"".join(match) for match in LETTER_IN_SENTENCE.findall(plain)} & set(self.known)
+        return self.with_text(found.pop(), "") if len(found) == 1 else None

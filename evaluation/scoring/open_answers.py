@@ -34,15 +34,19 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _WORDS = {word: value for value, word in enumerate(_SMALL)}
 _WORDS |= {ten: 20 + 10 * i for i, ten in enumerate(_TENS)}
 _WORDS |= {f"{ten}-{one}": 20 + 10 * i + j for i, ten in enumerate(_TENS) for j, one in enumerate(_SMALL[1:10], 1)}
-_WORDS |= {"single": 1, "none": 0, "half": 0.5, "hundred": 100, "dozen": 12}
-_WORD = re.compile(rf"(?<![\w-])({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?![\w-])")
+_WORDS |= {"single": 1, "none": 0, "half": 0.5, "dozen": 12}
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
+_ONE_WORD = "|".join(sorted([*_WORDS, *_SCALES], key=len, reverse=True))
+_WORD = re.compile(rf"(?<![\w-])(?:{_ONE_WORD})(?:(?: and)? (?:{_ONE_WORD})){{0,8}}(?![\w-])")
 _NO_THING = re.compile(r"(?:there (?:is|are|were) )?(?:no|zero|not any)\b(?! one) [\w ]{1,40}")
 _NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.(?!\d))?(?:e[-+]?\d{1,3})?(?:\s?/\s?\d+(?![\w.]))?"
 )
 _MIXED = re.compile(r"(?<![\w.])(\d+)[ -](?:and )?(\d+)\s?/\s?(\d+)(?![\w.])")
 _RESULT = re.compile(r"(?:=|->|≈|\b(?:so|thus|therefore|hence|total of|in total)\b)\s{0,3}")
-_RANGE = re.compile(r"\d\s?(?:-|–|to|or|and|~)\s?\d")
+_RANGE = re.compile(
+    r"\d\s?(?:-|–|to|or|and|~)\s?(?:\d|more|less|fewer)|\d\+|\b(?:at least|at most|more than|less than|between|not|if)\s\d"
+)
 _UNITS = {"mm": ("m", 1e-3), "cm": ("m", 1e-2), "m": ("m", 1.0), "km": ("m", 1e3), "in": ("m", 0.0254)}
 _UNITS |= {"ft": ("m", 0.3048), "yd": ("m", 0.9144), "mi": ("m", 1609.344)}
 _UNITS |= {"ms": ("s", 1e-3), "s": ("s", 1.0), "min": ("s", 60.0), "h": ("s", 3600.0), "d": ("s", 86400.0)}
@@ -53,6 +57,7 @@ _ALIASES |= {"feet": "ft", "yard": "yd", "mile": "mi", "second": "s", "sec": "s"
 _ALIASES |= {"hr": "h", "day": "d", "gram": "g", "kilogram": "kg", "percent": "%", "degree": "deg", "°": "deg"}
 _UNIT = re.compile(r"\s{0,2}(?:\^\{?\\circ\}?|[%°]|[a-z]+)")
 _MATH = re.compile(r"\\(?:sqrt|d?frac|tfrac|pi|times|cdot|div)|(?<![a-z])[a-z](?![a-z'])|\^|\bsqrt\b|\bpi\b|√|π")
+_ROOTS = re.compile(r"\\sqrt|\\pi|[√π^]")
 _SIDE_WORDS = r"(?: (?:side|colou?r|direction|one|hand side|part|corner|in colou?r))?"
 
 
@@ -71,11 +76,25 @@ def grade_open(answer: str, reference: str, decimals: int | None = None) -> Outc
     wanted = parse_quantity(reference)
     raw = _unboxed(ascii_signs(answer))
     if wanted is not None and not _MATH.search(_without_units(ascii_signs(reference).lower())):
-        found = [number for text in _candidates(raw) if (number := parse_quantity(text)) is not None]
+        found = [number for text in _candidates(raw) if (number := _read_number(text)) is not None]
         return ("number", _is_same_number(found[0], wanted, decimals)) if found else ("unparsed", False)
     if any(_is_same_expression(text, reference) for text in _candidates(raw)):
         return "number" if wanted is not None else "text", True
     return "text", any(_says(text, normalize(reference)) for text in _candidates(raw))
+
+
+def _read_number(text: str) -> Number | None:
+    """Return the number that a text is, as an expression without unknowns, or that it states."""
+    if is_denied(text.lower()):
+        return None
+    if (sides := _parse_expression(text)) is not None:
+        try:
+            first, second = (_evaluate(sides[-1], point) for point in (0, 1))
+        except (ValueError, ArithmeticError, RecursionError):
+            return None if _ROOTS.search(text) else parse_quantity(text)
+        if isinstance(first, complex) and first == second and not first.imag:
+            return Number(first.real, "")
+    return None if _ROOTS.search(_without_units(text)) else parse_quantity(text)
 
 
 def mean_relative_accuracy(predicted: float, true: float) -> float:
@@ -122,7 +141,7 @@ def parse_quantity(text: str) -> Number | None:
     if _RANGE.search(_MIXED.sub("", plain)):
         return None
     plain = _WORD.sub(
-        lambda match: str(_WORDS[match[0]]), re.sub(r"\b(?:this|that|the|no) one\b|\bone of\b", "", plain)
+        lambda match: _spelled_out(match[0]), re.sub(r"\b(?:this|that|the|no) one\b|\bone of\b", "", plain)
     )
     plain = _MIXED.sub(lambda m: str(int(m[1]) + int(m[2]) / max(int(m[3]), 1)), plain)
     found = [match for match in _NUMBER.finditer(plain) if any(char.isdigit() for char in match[0])]
@@ -131,10 +150,27 @@ def parse_quantity(text: str) -> Number | None:
         return None
     (value, match) = next(iter(numbers.items()))
     unit = _UNIT.match(plain, match.end())
+    if re.match(r"[a-z](?![a-z])", plain[match.end() :]) and not _unit_name(plain[match.end()]):
+        return None  # 5x
     return Number(value or 0.0, _unit_name(unit[0].strip()) if unit else "")
 
 
 _NUMBER_IN = re.compile(r"\d")
+
+
+def _spelled_out(words: str) -> str:
+    """Return the digits of a number in words: "one hundred and five" is 105; other words stay apart."""
+    total, current = 0.0, 0.0
+    for word in words.split():
+        if word in _SCALES:
+            current = (current or 1) * _SCALES[word]
+            if word != "hundred":
+                total, current = total + current, 0.0
+        elif word != "and":
+            if 0 < current < 100 and current % 10 != 0 or current == 0 and word != words.split()[0] and not total:
+                return words  # "one two"
+            current += _WORDS[word]
+    return f"{total + current:g}" if total + current < 1e6 else str(int(total + current))
 
 
 def _value(text: str) -> float | None:
@@ -239,7 +275,7 @@ def _is_close(left: object, right: object) -> bool:
 def _parse_expression(text: str) -> list[ast.expr] | None:
     """Return the sides of an equation, or the one expression; None for what is neither."""
     text = _plain_math(ascii_signs(text).strip().rstrip("."))
-    if not text or len(text) > MAX_EXPRESSION_CHARS:
+    if not text or len(text) > MAX_EXPRESSION_CHARS or re.search(r"\d\s+\d", text):
         return None
     for pattern, replacement in _LATEX:
         text = pattern.sub(replacement, text)
