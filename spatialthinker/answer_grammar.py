@@ -46,9 +46,7 @@ _FILLER = (
     r"answer|opci[óo]n|opç[ãa]o|opzione|la|die|the correct|the option|the letter|вариант)\b[ :]{0,2})"
 )
 _ENGLISH_TO = r"(?:,? (?:so|thus|hence|therefore|then))?"
-_LINK = (
-    rf"(?:\s{{0,3}}(?:[:=]|-{{1,2}}>?|–|—|>)\s{{0,4}}|\s{{1,3}}{_VERB}(?!\w)\s{{0,3}}:?\s{{0,4}}|[ \t]{{0,4}}\n\s{{0,4}})"
-)
+_LINK = rf"(?:\s{{0,3}}(?:[:=]|-{{1,2}}>?|–|—|>)\s{{0,4}}|\s{{1,3}}{_VERB}(?!\w)\s{{0,3}}:?\s{{0,4}}|[ \t]{{0,4}}\n\s{{0,4}})"
 
 STATEMENTS: dict[str, str] = {
     "The correct answer, I believe, is B": rf"\b{_NOUN}\b{_QUALIFIER}{{0,2}}{_ASIDE}?(?:\([^()\n]{{0,20}}\))?'?{_LINK}",
@@ -222,7 +220,9 @@ def ordinal_index(plain: str, num_options: int) -> int | None:
 _IDIOMS = {
     "right": re.compile(r"\bthat'?s right\b|\bright\?|\ball right\b|\bright now\b"),
     "on": re.compile(r"\bon (?=the (?:left|right|other|far)\b)"),
-    "in": re.compile(r"\bin (?=front|total|all\b|addition|fact|the (?:image|picture|photo|scene|\w+ground|cent|middle))"),
+    "in": re.compile(
+        r"\bin (?=front|total|all\b|addition|fact|the (?:image|picture|photo|scene|\w+ground|cent|middle))"
+    ),
 }
 """Phrases in which the text of an option, the key, says nothing."""
 _AFTER_DENIAL = re.compile(
@@ -283,4 +283,3 @@ def mentions(sentence: str, options: Sequence[str]) -> tuple[list[int], list[int
                 affirmed += [(match.start(), index) for index in owners]
         rest = pattern.sub(lambda match: "\0" * len(match[0]), rest)
     return list(dict.fromkeys(index for _, index in sorted(affirmed))), list(dict.fromkeys(denied)), rest
-

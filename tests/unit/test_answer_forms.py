@@ -38,13 +38,31 @@ STATEMENTS = (
     "Resposta final: {x}", "La risposta è {x}.", "Risposta: {x}", "Ответ: {x}", "Правильный ответ: {x}.", "Odpowiedź: {x}",
     "Cevap: {x}", "Jawaban: {x}", "Het antwoord is {x}.", "Svar: {x}", "الإجابة: {x}", "Đáp án: {x}",
 )  # fmt: skip
-FORMS = ("{l}", "({l})", "**{l}**", "({l}) {t}", "{l}. {t}", "**({l}) {t}**", "（{f}）", "{l}) {t}", "[{l}]", "`{l}`", "{f}", "{l}: {t}")
+FORMS = (
+    "{l}",
+    "({l})",
+    "**{l}**",
+    "({l}) {t}",
+    "{l}. {t}",
+    "**({l}) {t}**",
+    "（{f}）",
+    "{l}) {t}",
+    "[{l}]",
+    "`{l}`",
+    "{f}",
+    "{l}: {t}",
+)
 VERDICTS = (
     "Hence, option {l} is correct.", "So ({l}) is the correct answer.", "Option {l} is the best answer.",
     "Therefore, {l} is correct.", "The answer is {l} because it fits.", "The answer is ({l}), since the others do not fit.",
 )  # fmt: skip
 CASES = [
-    (body.format(*options), statement.format(x=form.format(l=letter, f=chr(ord(letter) + 0xFEE0), t=text)), options, letter)
+    (
+        body.format(*options),
+        statement.format(x=form.format(l=letter, f=chr(ord(letter) + 0xFEE0), t=text)),
+        options,
+        letter,
+    )
     for options in (THINGS, PETS)
     for body, statement, form in product(BODIES.values(), STATEMENTS, FORMS)
     for letter, text in [("ABCD"[len(body + statement + form) % 4], options[len(body + statement + form) % 4])]
@@ -60,9 +78,13 @@ def read(text, options):
 
 
 def test_statements_after_reasoning_are_read():
-    wrong = [(body + said, letter, got) for body, said, options, letter in CASES if (got := read(body + said, options)) != letter]
+    wrong = [
+        (body + said, letter, got)
+        for body, said, options, letter in CASES
+        if (got := read(body + said, options)) != letter
+    ]
     assert len(CASES) > 5000
-    assert len(wrong) <= len(CASES) * 0.005, (len(wrong), wrong[::max(1, len(wrong) // 40)])
+    assert len(wrong) <= len(CASES) * 0.005, (len(wrong), wrong[:: max(1, len(wrong) // 40)])
     credited = [case for case in wrong if case[2] is not None]
     assert len(credited) <= len(CASES) / 300, credited[:20]
 
@@ -119,6 +141,8 @@ PLAIN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("options", "text", "letter"), [(o, t, e) for o, rows in PLAIN.items() for t, e in rows.items()])
+@pytest.mark.parametrize(
+    ("options", "text", "letter"), [(o, t, e) for o, rows in PLAIN.items() for t, e in rows.items()]
+)
 def test_what_a_careful_reader_takes_an_answer_for(options, text, letter):
     assert read(text, options) == letter
