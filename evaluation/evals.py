@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
 from evaluation.benchmarks.rows import BENCHMARKS, Benchmark
-from evaluation.benchmarks.templates import check_template_file, is_template_file
+from evaluation.benchmarks.templates import check_template_file, digest_template, is_template_file
 from evaluation.command_line import (
     LOCAL_PROVIDERS,
     check_arguments,
@@ -35,6 +35,7 @@ from spatialthinker.versions import check_versions
 
 if TYPE_CHECKING:
     from evaluation.benchmarks.samples import Sample
+    from evaluation.engines.extractor import Extractor
     from evaluation.engines.local import Answer, Backend
     from evaluation.journal import AnswerJournal, Record
 
@@ -189,7 +190,9 @@ def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
     return backend
 
 
-def answer_and_summarize(job: Job, backend: "Backend | None") -> "tuple[list[Record], dict[str, Any]]":
+def answer_and_summarize(
+    job: Job, backend: "Backend | None", extractor: "Extractor | None", opinions: Path
+) -> "tuple[list[Record], dict[str, Any]]":
     """Request missing answers, each written to the journal at once; return records and summary."""
     from tqdm import tqdm
 
@@ -201,10 +204,17 @@ def answer_and_summarize(job: Job, backend: "Backend | None") -> "tuple[list[Rec
             for sample, answer in tqdm(answers, total=len(job.missing), desc=job.dataset, unit="item"):
                 journal.add(grade(sample, answer, job.benchmark, job.settings["scoring"]))
     records = [journal.records[sample.id] for sample in job.samples]
-    return records, summarize(records, job.settings, job.group_sizes)
+    facts = None
+    if extractor is not None:
+        pairs = zip(job.samples, records, strict=True)
+        facts = extractor.read([pair for pair in pairs if pair[1].status == "ok"], opinions)
+    settings = job.settings | {"prompt_digest": digest_template(job.settings["template"])}
+    return records, summarize(records, settings, job.group_sizes, facts)
 
 
-def run(args: argparse.Namespace, jobs: list[Job], backend: "Backend | None") -> int:
+def run(
+    args: argparse.Namespace, jobs: list[Job], backend: "Backend | None", extractor: "Extractor | None" = None
+) -> int:
     """Answer, grade, write and print; return the exit code."""
     from evaluation.reports.summary import format_markdown, format_table
     from spatialthinker.storage.files import write_json, write_text
@@ -212,7 +222,8 @@ def run(args: argparse.Namespace, jobs: list[Job], backend: "Backend | None") ->
     summaries = {}
     for job in jobs:
         start = time.monotonic()
-        records, summary = answer_and_summarize(job, backend)
+        opinions = locate_output(args, job.dataset, ".extractor.jsonl")
+        records, summary = answer_and_summarize(job, backend, extractor, opinions)
         summaries[job.dataset] = summary
         paths = {
             ending: locate_output(args, job.dataset, ending) for ending in (".json", ".summary.json", ".summary.md")
@@ -238,6 +249,15 @@ def hub_names(args: argparse.Namespace) -> list[str | None]:
     return [*models, *(BENCHMARKS[name].repo for name in args.dataset if not args.data_path)]
 
 
+def load_extractor(args: argparse.Namespace) -> "Extractor | None":
+    """Return the model that gives second opinions, None where none is asked for. Errors: ApiStop without a key."""
+    if args.extractor is None:
+        return None
+    from evaluation.engines.extractor import Extractor
+
+    return Extractor(args.extractor, args.extractor_url, args.concurrency)
+
+
 def choose_gpu(index: int | None) -> None:
     """Leave one GPU visible if one is chosen; must come before torch is imported."""
     if index is None:
@@ -258,17 +278,18 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     choose_gpu(args.cuda)
     use_cache_without_network(hub_names(args))
-    try:
-        jobs, backend = prepare(args)
-    except (ValueError, OSError) as error:  # OSError: files, and hub names without a network
-        print(f"evals: {error}", file=sys.stderr)
-        return 2
     from evaluation.engines.api import BatchPending
     from spatialthinker.clients.model_api import ApiStop
     from spatialthinker.storage.journal import JournalFault
 
     try:
-        return run(args, jobs, backend)
+        extractor = load_extractor(args)
+        jobs, backend = prepare(args)
+    except (ValueError, OSError, ApiStop) as error:  # OSError: files, and hub names without a network
+        print(f"evals: {error}", file=sys.stderr)
+        return 2
+    try:
+        return run(args, jobs, backend, extractor)
     except JournalFault as error:
         print(f"evals: {error}", file=sys.stderr)
         return 2

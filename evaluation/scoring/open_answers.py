@@ -45,7 +45,8 @@ _NUMBER = re.compile(
 _MIXED = re.compile(r"(?<![\w.])(\d+)[ -](?:and )?(\d+)\s?/\s?(\d+)(?![\w.])")
 _RESULT = re.compile(r"(?:=|->|≈|\b(?:so|thus|therefore|hence|total of|in total)\b)\s{0,3}")
 _RANGE = re.compile(
-    r"\d\s?(?:-|–|to|or|and|~)\s?(?:\d|more|less|fewer)|\d\+|\b(?:at least|at most|more than|less than|between|not|if)\s\d"
+    r"\d\s?(?:-|–|to|or|and|~)\s?(?:\d|more|less|fewer)|\d\+|"
+    r"\b(?:at least|at most|more than|less than|between|not|if)\s\d"
 )
 _UNITS = {"mm": ("m", 1e-3), "cm": ("m", 1e-2), "m": ("m", 1.0), "km": ("m", 1e3), "in": ("m", 0.0254)}
 _UNITS |= {"ft": ("m", 0.3048), "yd": ("m", 0.9144), "mi": ("m", 1609.344)}
@@ -354,7 +355,8 @@ def _says(answer: str, wanted: str) -> bool:
     if len(said) > 200 or not wanted:
         return False
     stated = re.fullmatch(
-        rf"(?:(?!.*\b(?:not|or|no|never)\b)[^.,;]*\b(?:is|are|was|looks|be|appears) )?(?:a |an |the )?{re.escape(wanted)}{_SIDE_WORDS}",
+        r"(?:(?!.*\b(?:not|or|no|never)\b)[^.,;]*\b(?:is|are|was|looks|be|appears) )?(?:a |an |the )?"
+        rf"{re.escape(wanted)}{_SIDE_WORDS}",
         said,
     )
     return stated is not None

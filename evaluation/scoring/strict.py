@@ -13,6 +13,9 @@ from evaluation.scoring.open_answers import grade_open
 from spatialthinker.answer_grammar import LETTERS, normalize
 from spatialthinker.response import Kind, extract_choice, find_answer
 
+PARSE_FAILURES: tuple[Kind, ...] = ("conflict", "unparsed", "truncated")
+"""Kinds of answers that name no answer, or more than one."""
+
 
 @dataclass(frozen=True)
 class Reference:

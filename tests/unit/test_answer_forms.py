@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of texts
 """Answers in thousands of forms: statements x reasoning before them x letters x decorations, in several languages."""
 
 from itertools import product

@@ -11,6 +11,7 @@ from evaluation.benchmarks.rows import BENCHMARKS, FULL_TEMPLATE
 from evaluation.benchmarks.samples import (
     _build_sample,
     build_request,
+    find_choices,
     find_files,
     load_samples,
     parse_list,
