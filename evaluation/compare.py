@@ -78,8 +78,8 @@ def format_markdown(comparison: Mapping[str, Any]) -> str:
         )
     if comparison["published"]:
         notes.append(
-            "The paper's figures were graded by the released parser and answered under its released prompt; the prompt "
-            "here is worded otherwise."
+            "The paper's figures were graded by the released parser and answered under its released prompt; "
+            "the prompt here is worded otherwise."
         )
     return f"{table}\n\n{' '.join(notes)}\n"
 

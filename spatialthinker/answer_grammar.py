@@ -42,26 +42,32 @@ _VERB = (
     r"est|ist|lautet|w[äa]re|es|ser[íi]a|é|è|sarebbe|er|är|jest|je|adalah|là|هي|هو|है|είναι|-?это)"
 )
 _FILLER = (
-    r"(?:(?:that|clearly|therefore|thus|definitely|probably|likely|most likely|simply|just|indeed|option|choice|letter|"
+    r"(?:(?:that|clearly|therefore|thus|definitely|probably|likely|most likely|simply|just|indeed|option|choice"
+    r"|letter|"
     r"answer|opci[óo]n|opç[ãa]o|opzione|la|die|the correct|the option|the letter|вариант)\b[ :]{0,2})"
 )
 _ENGLISH_TO = r"(?:,? (?:so|thus|hence|therefore|then))?"
-_LINK = rf"(?:\s{{0,3}}(?:[:=]|-{{1,2}}>?|–|—|>)\s{{0,4}}|\s{{1,3}}{_VERB}(?!\w)\s{{0,3}}:?\s{{0,4}}|[ \t]{{0,4}}\n\s{{0,4}})"
+_LINK = rf"(?:\s{{0,3}}(?:[:=]|-{{1,2}}>?|–|—|>)\s{{0,4}}|\s{{1,3}}{_VERB}(?!\w)\s{{0,3}}:?\s{{0,4}}"
+rf"|[ \t]{{0,4}}\n\s{{0,4}})"
 
 STATEMENTS: dict[str, str] = {
     "The correct answer, I believe, is B": rf"\b{_NOUN}\b{_QUALIFIER}{{0,2}}{_ASIDE}?(?:\([^()\n]{{0,20}}\))?'?{_LINK}",
     "答案是B": r"(?:答案|正解|解答|答え|选项|選項|选择|選択肢|정답|답)\]?(?:应该|應該|应|應)?(?:是|为|為|就是|选|選|は|은|:|=)?\s{0,3}:?\s{0,3}",
     "选B": r"(?:应|應|我|故|所以|因此)?(?:选择|選擇|选|選)\s{0,3}",
-    "I would choose B": r"\bi(?:'d| would|'ll| will| have to| must| can only| should| am going to)?,?(?: therefore| thus| then)? "
+    "I would choose B": r"\bi(?:'d| would|'ll| will| have to| must| can only| should| am going to)?,?(?: therefore"
+    r"| thus| then)? "
     r"(?:choose|chose|pick|picked|select|selected|go with|going with|answer|say|opt for|vote for|guess)\s{1,3}|"
     r"\bif i (?:had|have) to (?:choose|guess|pick)[,:]\s{1,3}",
-    "Je choisis B": r"\b(?:je choisis|ich w[äa]hle|elijo|escolho|scelgo|выбираю|odpowied[źz] to|do[ğg]ru cevap|ja wybieram)\s{1,3}",
+    "Je choisis B": r"\b(?:je choisis|ich w[äa]hle|elijo|escolho|scelgo|выбираю|odpowied[źz] to|do[ğg]ru cevap"
+    r"|ja wybieram)\s{1,3}",
     "So it is B": r"(?:(?:^|[.!?\n]\s{0,3})|\b(?:so|thus|hence|therefore|consequently)\b,? ?)"
     r"(?:it|this|that|the (?:\w+ )?(?:one|letter))(?:'s| is| must be| should be| has to be)(?! right[:,!])\s{1,3}",
     "It must be (B)": r"\b(?:it|this|that) (?:must be|has to be|should be)\s{1,3}|\blooks like\s{1,3}(?=\(?[A-Z]\b)",
     "Not A, but B": r"\bnot \(?[A-Z]\b\)?,? but (?:rather )?",
-    "Thus, B": r"(?:^|[.!?\n]\s{0,3})(?:so|thus|hence|therefore|consequently|in conclusion|conclusion|overall)[,:]\s{1,3}"
-    r"(?=\(?[A-Z](?:[).:]|\s{0,2}$|\n))|\b(?:so|thus|hence|therefore|leaves|leaving)(?: only)? (?=\(?[A-Z]\)?(?:[.\n]|\s{0,2}$))",
+    "Thus, B": r"(?:^|[.!?\n]\s{0,3})(?:so|thus|hence|therefore|consequently|in conclusion|conclusion"
+    r"|overall)[,:]\s{1,3}"
+    r"(?=\(?[A-Z](?:[).:]|\s{0,2}$|\n))|\b(?:so|thus|hence|therefore|leaves"
+    r"|leaving)(?: only)? (?=\(?[A-Z]\)?(?:[.\n]|\s{0,2}$))",
 }
 """Beginnings of an explicit statement, each under an example; what is stated follows."""
 _FLAGS = re.IGNORECASE
@@ -70,10 +76,13 @@ _FILLERS = re.compile(rf"(?:[ :]{{0,2}}{_FILLER}){{1,4}}", _FLAGS)
 
 _LETTER = r"(?:\(\s?([A-Za-z])\s?\)|\[\s?([A-Za-z])\s?\]|([A-Z])(?![A-Za-z0-9_&+/-]|'\w))"
 _VERDICT = re.compile(
-    r"(?:\(([A-Z])\)|\b([A-Z])(?=[\s).:选選是]))[).:]?(?:[ \t][^\n.()]{0,60}?)??(?:[ \t]{1,3}(?:is|seems|looks|appears|must be|would be)"
+    r"(?:\(([A-Z])\)|\b([A-Z])(?=[\s).:选選是]))[).:]?(?:[ \t][^\n.()]{0,60}?)??(?:[ \t]{1,3}(?:is|seems|looks|appears"
+    r"|must be|would be)"
     r"(?: therefore| thus| clearly| indeed| definitely)?(?: to be)?[ \t](?:the )?(?:only |most |best )?"
     r"(?:correct|right|best|true|accurate|appropriate|(?:final )?answer)\b"
-    r"(?! because (?:it is )?not)|[ \t]{0,2}(?:-|–|—|:)[ \t]{0,2}(?:yes|correct|right|true)\b|[ \t]{0,2}[✓✔✅]|[ \t](?:the (?:correct|right|best) (?:answer|choice|option)|(?:fits|matches)(?: best)?(?=[.\n]|$))|(?:选项|選項)?是?(?:正确|正確|对的))",
+    r"(?! because (?:it is )?not)|[ \t]{0,2}(?:-|–|—|:)[ \t]{0,2}(?:yes|correct|right|true)\b|[ \t]{0,2}[✓✔✅]"
+    r"|[ \t](?:the (?:correct|right|best) (?:answer|choice|option)|(?:fits|matches)(?: best)?(?=[.\n]|$))|(?:选项"
+    r"|選項)?是?(?:正确|正確|对的))",
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
@@ -81,19 +90,22 @@ _DENIAL = re.compile(
 )
 _DENIED_TARGET = re.compile(r"(?:not|neither|cannot|never|n't)\b|either\b|between\b", _FLAGS)
 _HEDGED = re.compile(
-    r"\b(?:could|might|may|can)(?: also| well)? be\b[^.\n;]{0,24}$|\b(?:possibly|perhaps|maybe|unlikely)\b[^.\n;]{0,12}$|"
+    r"\b(?:could|might|may|can)(?: also| well)? be\b[^.\n;]{0,24}$|\b(?:possibly|perhaps|maybe"
+    r"|unlikely)\b[^.\n;]{0,12}$|"
     r"\bif\b[^.\n;]{0,60}$",
     _FLAGS,
 )
 REFUSAL = re.compile(
     r"\bi(?:'m| am) (?:sorry|unable|not sure|not able|uncertain)\b|\bunable to\b|\bdo(?:n't| not) know\b|"
-    r"\b(?:can(?:no|')t|could(?:n't| not)) (?:\w+ )?(?:tell|determine|identify|see|answer|say|make out|help|be determined|"
+    r"\b(?:can(?:no|')t|could(?:n't| not)) (?:\w+ )?(?:tell|determine|identify|see|answer|say|make out|help"
+    r"|be determined|"
     r"provide|decide|assist)\b|\b(?:hard|difficult|impossible) to (?:tell|say|determine)\b|\bnot enough information\b",
     _FLAGS,
 )
 HEDGE = re.compile(r"\b(?:might|could|may|perhaps|maybe|possibly|not|isn't|if|neither|nor|no)\b", _FLAGS)
 WITHDRAWAL = re.compile(
-    r"\b(?:wait|actually|hold on|let me (?:re)?(?:check|consider|think|examine|look)|on second thought|correction|scratch that)"
+    r"\b(?:wait|actually|hold on|let me (?:re)?(?:check|consider|think|examine|look)|on second thought|correction"
+    r"|scratch that)"
     r"\b[^.\n]{0,80}[.,:!\n]",
     _FLAGS,
 )
@@ -101,21 +113,22 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 _ORDINAL = re.compile(rf"\b({'|'.join(_ORDINALS)}) (?:option|choice|answer|alternative)\b", _FLAGS)
 _NUMBERED = re.compile(r"(?:(?:option|choice|answer|number)\s)?#?(\d)(?:[).:]\s.{0,200})?", _FLAGS | re.DOTALL)
 _JOINED = re.compile(
-    r"\s{0,2}(?:,\s?(?:and |or )?|/|&|\+|或者?|和|与|與|または|か|또는|\b(?:and|or|oder|und|ou|et|o|y|e|или|и)\b)\s{0,2}(?:option |choice )?"
-    + _LETTER
-    + r"(?!\s(?:is|are|was|does|has|would|fits?)\b)"
+    r"\s{0,2}(?:,\s?(?:and |or )?|/|&|\+|或者?|和|与|與|または|か|또는|\b(?:and|or|oder|und|ou|et|o|y|e|или"
+    r"|и)\b)\s{0,2}(?:option |choice )?" + _LETTER + r"(?!\s(?:is|are|was|does|has|would|fits?)\b)"
 )
 _REASON = re.compile(
     r"[\s,;:.(-]{0,4}(?:because|since|as|for|due to|given|not|rather than|instead of|explanation|reason(?:ing)?)\b",
     _FLAGS,
 )
 _ARTICLE = re.compile(
-    r"\s(?!because\b|since\b|as\b|for\b|due\b|given\b|with\b|and\b|or\b|not\b|is\b|in\b|based\b|which\b|rather\b|over\b|here\b|on\b)[a-z]"
+    r"\s(?!because\b|since\b|as\b|for\b|due\b|given\b|with\b|and\b|or\b|not\b|is\b|in\b|based\b|which\b|rather\b"
+    r"|over\b|here\b|on\b)[a-z]"
 )
 _ARTICLE_OF_LETTER = re.compile(r"^(?:a|la|o|le|el|die|der|the) (?=\(?[A-Z](?![A-Za-z0-9]))")
 BARE_LETTER = re.compile(r"(?<![\w'])(?:[B-HJ-Z]|A(?! (?!or\b|and\b)[a-z]))(?![\w'])")
 _LABEL = re.compile(
-    r"^(?:option |choice )?(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=[).:,]|\s{0,4}$|\s{1,3}(?:[-–—]|because\b|since\b)))\s{0,3}[).:,\-–—]{0,2}\s{0,4}(.*)$",
+    r"^(?:option |choice )?(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=[).:,]|\s{0,4}$|\s{1,3}(?:[-–—]|because\b"
+    r"|since\b)))\s{0,3}[).:,\-–—]{0,2}\s{0,4}(.*)$",
     re.DOTALL | _FLAGS,
 )
 _MARKED = re.compile(r"(?<![\w'])(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Z])(?=[).:]\s))")
@@ -226,15 +239,18 @@ _IDIOMS = {
 }
 """Phrases in which the text of an option, the key, says nothing."""
 _AFTER_DENIAL = re.compile(
-    r"[\w' ]{0,20}\?|(?:[\w' ]{0,24}?) ?\b(?:is not|isn't|does not|doesn't|are not|aren't|do not|don't|is wrong|is incorrect|was not|wasn't|no longer|- no)\b",
+    r"[\w' ]{0,20}\?|(?:[\w' ]{0,24}?) ?\b(?:is not|isn't|does not|doesn't|are not|aren't|do not|don't|is wrong"
+    r"|is incorrect|was not|wasn't|no longer|- no)\b",
     _FLAGS,
 )
 _BEFORE_DENIAL = re.compile(
-    r"(?:\b(?:not|no|never|neither|nor|without|cannot|rather than|instead of|unlike|than|opposed to)|n't)(?: \w+){0,2}(?: n?or(?: an?| the)?)? ?$",
+    r"(?:\b(?:not|no|never|neither|nor|without|cannot|rather than|instead of|unlike|than|opposed to)"
+    r"|n't)(?: \w+){0,2}(?: n?or(?: an?| the)?)? ?$",
     _FLAGS,
 )
 _LEAD_IN = re.compile(
-    r"(?:(?:it|they|he|she|this|that|there)(?:'s| is| are| was)? )?(?:(?:at|in) (?=the same))?(?:the |a (?!is\b|and\b|or\b)|an )?",
+    r"(?:(?:it|they|he|she|this|that|there)(?:'s| is| are| was)? )?(?:(?:at|in) (?=the same))?(?:the |a (?!is\b"
+    r"|and\b|or\b)|an )?",
     _FLAGS,
 )
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from spatialthinker.answer_grammar import (
-    LETTER_IN_SENTENCE,
     BARE_LETTER,
     HEDGE,
+    LETTER_IN_SENTENCE,
     LETTERS,
     REFUSAL,
     WITHDRAWAL,

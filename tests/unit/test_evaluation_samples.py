@@ -243,7 +243,7 @@ def test_a_template_file_runs_no_code(code, tmp_path):
 
 
 def test_more_choices_than_letters_are_cut_at_the_last_letter():
-    question = "Which? " + " ".join(f"{letter}. item {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZABC")
+    question = "Which? " + " ".join(f"{letter}. item {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZBC")
     assert len(find_choices(question)) == 26
     assert find_choices("A. x " * 1000) == ()
     assert find_choices("A. x " * 1000 + "B. y") == ("x", "y")
