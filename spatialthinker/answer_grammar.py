@@ -47,12 +47,16 @@ _FILLER = (
     r"answer|opci[óo]n|opç[ãa]o|opzione|la|die|the correct|the option|the letter|вариант)\b[ :]{0,2})"
 )
 _ENGLISH_TO = r"(?:,? (?:so|thus|hence|therefore|then))?"
-_LINK = rf"(?:\s{{0,3}}(?:[:=]|-{{1,2}}>?|–|—|>)\s{{0,4}}|\s{{1,3}}{_VERB}(?!\w)\s{{0,3}}:?\s{{0,4}}"
-rf"|[ \t]{{0,4}}\n\s{{0,4}})"
+_LINK = (
+    rf"(?:\s{{0,3}}(?:[:=]|-{{1,2}}>?|–|—|>)\s{{0,4}}|\s{{1,3}}{_VERB}(?!\w)\s{{0,3}}:?\s{{0,4}}"
+    r"|[ \t]{0,4}\n\s{0,4})"
+)
 
 STATEMENTS: dict[str, str] = {
-    "The correct answer, I believe, is B": rf"\b{_NOUN}\b{_QUALIFIER}{{0,2}}{_ASIDE}?(?:\([^()\n]{{0,20}}\))?'?{_LINK}",
-    "答案是B": r"(?:答案|正解|解答|答え|选项|選項|选择|選択肢|정답|답)\]?(?:应该|應該|应|應)?(?:是|为|為|就是|选|選|は|은|:|=)?\s{0,3}:?\s{0,3}",
+    "The correct answer, I believe, is B": rf"\b{_NOUN}\b{_QUALIFIER}{{0,2}}{_ASIDE}?"
+    rf"(?:\([^()\n]{{0,20}}\))?'?{_LINK}",
+    "答案是B": r"(?:答案|正解|解答|答え|选项|選項|选择|選択肢|정답|답)\]?"
+    r"(?:应该|應該|应|應)?(?:是|为|為|就是|选|選|は|은|:|=)?\s{0,3}:?\s{0,3}",
     "选B": r"(?:应|應|我|故|所以|因此)?(?:选择|選擇|选|選)\s{0,3}",
     "I would choose B": r"\bi(?:'d| would|'ll| will| have to| must| can only| should| am going to)?,?(?: therefore"
     r"| thus| then)? "

@@ -1,8 +1,9 @@
 """Accuracies in % as the paper states them: https://arxiv.org/abs/2511.07403v2, tables 1, 2, 3 and 10.
 
-They were graded by the released parser (PROTOCOLS says by which rule), which misreads many answers of models that were not trained on its form, and
-3DSRBench by plain accuracy on the authors' own copy: a reference beside one's own figures, no ground truth. Of the
-rows that have all columns only Claude-4-Sonnet's does not give the average that table 4 states (67.1 against 68.7).
+They were graded by the released parser, which misreads many answers of models that were not trained on its form, and
+3DSRBench by plain accuracy on the authors' own copy (see PROTOCOLS): a reference beside one's own figures, no ground
+truth. Of the rows that have all columns only Claude-4-Sonnet's does not give the average that table 4 states
+(67.1 against 68.7).
 """
 
 from collections.abc import Mapping
