@@ -46,7 +46,6 @@ _FILLER = (
     r"|letter|"
     r"answer|opci[óo]n|opç[ãa]o|opzione|la|die|the correct|the option|the letter|вариант)\b[ :]{0,2})"
 )
-_ENGLISH_TO = r"(?:,? (?:so|thus|hence|therefore|then))?"
 _LINK = (
     rf"(?:\s{{0,3}}(?:[:=]|-{{1,2}}>?|–|—|>)\s{{0,4}}|\s{{1,3}}{_VERB}(?!\w)\s{{0,3}}:?\s{{0,4}}"
     r"|[ \t]{0,4}\n\s{0,4})"
