@@ -55,7 +55,7 @@ _ENDS_OF_TURN = re.compile(r"<\|(?:im_end|endoftext|eot_id|end|return)\|>|</s>|<
 _MAX_RESPONSE_CHARS = 200_000
 """Longer responses are read at their beginning and their end, half of this each."""
 _LIST_LINES = 60
-_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_NUMBER_WORDS: tuple[str, ...] = tuple("zero one two three four five six seven eight nine ten eleven twelve".split())
 _NUMBER_WORD = re.compile(rf"(?<![\w-])({'|'.join(_NUMBER_WORDS)})(?![\w-])", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|(?<=[.!?])\s(?!\w{1,12}\s{0,2}$)")
 _CLAUSE_END = re.compile(r"[:;.!?](?:\s|$)")
