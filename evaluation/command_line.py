@@ -89,6 +89,12 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     add(
         "--scoring", type=one_of("scoring", SCORINGS), default="strict", help="strict (default), or paper: as released"
     )
+    add(
+        "--extractor",
+        metavar="MODEL",
+        help="openai:NAME, anthropic:NAME or a local text model: reads what the rules could not, reported apart",
+    )
+    add("--extractor_url", metavar="URL", help="server of an extractor that speaks the provider's language")
     add("--concurrency", type=positive, default=32, help="questions under way at an API at a time (default: 32)")
     add("--base_url", help="server that speaks the provider's language, such as a vLLM server")
     add(

@@ -77,7 +77,10 @@ def format_markdown(comparison: Mapping[str, Any]) -> str:
             f"p, adjusted for the number of tests, is below {SIGNIFICANT}."
         )
     if comparison["published"]:
-        notes.append("The paper's figures were graded by the released parser.")
+        notes.append(
+            "The paper's figures were graded by the released parser and answered under its released prompt; "
+            "the prompt here is worded otherwise."
+        )
     return f"{table}\n\n{' '.join(notes)}\n"
 
 

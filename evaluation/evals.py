@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
 from evaluation.benchmarks.rows import BENCHMARKS, Benchmark
-from evaluation.benchmarks.templates import check_template_file, is_template_file
+from evaluation.benchmarks.templates import check_template_file, digest_template, is_template_file
 from evaluation.command_line import (
     LOCAL_PROVIDERS,
     check_arguments,
@@ -30,7 +30,7 @@ from evaluation.command_line import (
     name_released,
     parse_arguments,
 )
-from evaluation.engines.stopping import BatchPending, StopSignal
+from evaluation.engines.stopping import BatchPending, Stopped, StopSignal
 from spatialthinker.network import use_cache_without_network
 from spatialthinker.output import print_any_text, report_closed_pipe
 from spatialthinker.plain_text import printable
@@ -38,7 +38,7 @@ from spatialthinker.versions import check_versions
 
 if TYPE_CHECKING:
     from evaluation.benchmarks.samples import Sample
-    from evaluation.engines.answering import Reserve
+    from evaluation.engines.extractor import Extractor
     from evaluation.engines.local import Answer, Backend
     from evaluation.journal import AnswerJournal, Record
 
@@ -150,8 +150,8 @@ class Job:
     """Items with an answer that could not be graded."""
 
 
-def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None, Reserve]":
-    """Return the jobs, the engine, None where the journals have every answer, and room for answers on the disk.
+def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None]":
+    """Return the jobs and the engine, None where the journals have every answer. The folder of the output is tried.
 
     Errors: ValueError or OSError with one message for the user.
     """
@@ -167,9 +167,8 @@ def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None, Reser
                 f"{len(job.samples) - len(job.missing)} of {len(job.samples)} items are in {job.journal.path} already"
             )
     unanswered = [job for job in jobs if job.missing]
-    folder = locate_output(args, args.dataset[0], ".jsonl").parent
-    reserve = Reserve(folder, args.concurrency)
-    return jobs, load_backend(args, unanswered) if unanswered else None, reserve
+    Reserve(locate_output(args, args.dataset[0], ".jsonl").parent).give_up()
+    return jobs, load_backend(args, unanswered) if unanswered else None
 
 
 def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
@@ -233,7 +232,11 @@ def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
 
 
 def answer_and_summarize(
-    job: Job, backend: "Backend | None", reserve: "Reserve", stop: StopSignal
+    job: Job,
+    backend: "Backend | None",
+    extractor: "Extractor | None",
+    opinions: Path,
+    stop: StopSignal,
 ) -> "tuple[list[Record], dict[str, Any]]":
     """Request missing answers, each written to the journal at once; return records and summary."""
     from evaluation.engines.answering import journal_answers
@@ -251,23 +254,35 @@ def answer_and_summarize(
             if (record := mark(sample, answer)).status == "ok":
                 journal.add(record)
         if backend is not None and job.missing:
-            journal_answers(job.missing, backend, journal, mark, reserve, stop)
+            journal_answers(job.missing, backend, journal, mark, stop)
     records = [journal.records[sample.id] for sample in job.samples]
-    return records, summarize(records, job.settings, job.group_sizes)
+    facts = None
+    if extractor is not None:
+        pairs = zip(job.samples, records, strict=True)
+        with stop.asking(extractor.stop):
+            facts = extractor.read([pair for pair in pairs if pair[1].status == "ok"], opinions)
+        if stop.signum is not None:
+            raise Stopped
+    settings = job.settings | {"prompt_digest": digest_template(job.settings["template"])}
+    return records, summarize(records, settings, job.group_sizes, facts)
 
 
 def run(
-    args: argparse.Namespace, jobs: list[Job], backend: "Backend | None", reserve: "Reserve", stop: StopSignal
+    args: argparse.Namespace,
+    jobs: list[Job],
+    backend: "Backend | None",
+    extractor: "Extractor | None" = None,
+    stop: StopSignal | None = None,
 ) -> int:
     """Answer, grade, write and print; return the exit code."""
     from evaluation.reports.summary import format_table
 
+    stop = stop or StopSignal()
     summaries = {}
     for job in jobs:
         start = time.monotonic()
-        records, summary = answer_and_summarize(job, backend, reserve, stop)
-        if job is jobs[-1]:
-            reserve.give_up()
+        opinions = locate_output(args, job.dataset, ".extractor.jsonl")
+        records, summary = answer_and_summarize(job, backend, extractor, opinions, stop)
         summaries[job.dataset] = summary
         paths = write_outputs(args, job.dataset, records, summary)
         print(f"\n{job.dataset}, {args.template}, {args.model_path}: answered in {time.monotonic() - start:.1f} s")
@@ -314,6 +329,15 @@ def hub_names(args: argparse.Namespace) -> list[str | None]:
     return [*models, *(BENCHMARKS[name].repo for name in args.dataset if not args.data_path)]
 
 
+def load_extractor(args: argparse.Namespace) -> "Extractor | None":
+    """Return the model that gives second opinions, None where none is asked for. Errors: ApiStop without a key."""
+    if args.extractor is None:
+        return None
+    from evaluation.engines.extractor import Extractor
+
+    return Extractor(args.extractor, args.extractor_url, args.concurrency)
+
+
 def choose_gpu(index: int | None) -> None:
     """Leave one GPU visible if one is chosen; must come before torch is imported."""
     if index is None:
@@ -337,8 +361,9 @@ def main(argv: list[str] | None = None) -> int:
         with stop.handling():
             choose_gpu(args.cuda)
             use_cache_without_network(hub_names(args))
-            jobs, backend, reserve = prepare(args)
-            return run(args, jobs, backend, reserve, stop)
+            extractor = load_extractor(args)
+            jobs, backend = prepare(args)
+            return run(args, jobs, backend, extractor, stop)
     except BatchPending as message:
         print(message)
         return 0

@@ -9,6 +9,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from spatialthinker.answer_grammar import (
+    BARE_LETTER,
+    HEDGE,
+    LETTER_IN_SENTENCE,
+    LETTERS,
+    REFUSAL,
+    WITHDRAWAL,
+    ascii_signs,
+    gives_reason,
+    is_denied,
+    marked_letters,
+    mentions,
+    normalize,
+    ordinal_index,
+    plain_text,
+    split_label,
+    stated_letters,
+    statements,
+    verdicts,
+    without_lead,
+)
+
 SECTIONS = ("observe", "scene", "think", "answer")
 """The tags of a full response, in the prompt's order."""
 
@@ -17,24 +39,30 @@ Kind = Literal["letter", "text", "number", "conflict", "unparsed", "truncated"]
 number; conflict: letter and text, or several letters, disagree; unparsed: nothing that could be read; truncated: the
 response ended at its length limit before an answer."""
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
 _TAGS = tuple((f"<{tag}>", f"</{tag}>") for tag in SECTIONS)
 _NO_TAG = "[^<]*+"
 _CANONICAL = re.compile(_NO_TAG + _NO_TAG.join(f"<{tag}>({_NO_TAG})</{tag}>" for tag in SECTIONS) + _NO_TAG)
 """A response with no other `<` than those of its four sections: nearly all of a trained model's."""
 _SEAMS = tuple(re.compile(rf"</{a}>\s*<{b}>") for a, b in zip(SECTIONS, SECTIONS[1:], strict=False))
 _THINK_ANSWER_SEAM = re.compile(r"</think>\s*<answer>")
-_DECORATION = re.compile(r"\\(?:boxed|text|textbf|mathrm)(?=\s*\{)|[*_`${}\"“”]")
-_LEADING_PHRASE = re.compile(
-    r"^(?:so|thus|therefore|hence)?,?\s*(?:the\s+)?(?:(?:final|correct|right|best)\s+)*(?:answer|option|choice)"
-    r"(?:\s+is)?(?:\s+(?:option|choice))?\s*[:=]?\s*(?=\S)",
+_TAG = re.compile(
+    r"<\s{0,4}(/?)\s{0,4}(think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad|observe|scene|answer)"
+    r"\s{0,4}>|\[(/?)(THINK)\]",
     re.IGNORECASE,
 )
-_LEADING_LETTER = re.compile(
-    r"^(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=[).:,]|\s*$|\s+[-–—]))\s*[).:,\-–—]*\s*(.*)$", re.DOTALL
+_FINAL_CHANNEL = "<|channel|>final<|message|>"
+_ENDS_OF_TURN = re.compile(r"<\|(?:im_end|endoftext|eot_id|end|return)\|>|</s>|<eos>|<end_of_turn>")
+_MAX_RESPONSE_CHARS = 200_000
+"""Longer responses are read at their beginning and their end, half of this each."""
+_LIST_LINES = 60
+_NUMBER_WORDS: tuple[str, ...] = tuple("zero one two three four five six seven eight nine ten eleven twelve".split())
+_NUMBER_WORD = re.compile(rf"(?<![\w-])({'|'.join(_NUMBER_WORDS)})(?![\w-])", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\n|(?<=[.!?])\s(?!\w{1,12}\s{0,2}$)")
+_CLAUSE_END = re.compile(r"[:;.!?](?:\s|$)")
+_NONE_OPTION = re.compile(r"(?:none|neither)\b.*", re.IGNORECASE)
+_CONCLUSION = re.compile(
+    r"\b(?:so|thus|therefore|hence|overall|in conclusion|in total)\b,? |\bi (?:count|see) |(?:->|=)\s", re.IGNORECASE
 )
-_LETTER_IN_BRACKETS = re.compile(r"\(([A-Za-z])\)")
 
 
 class Response(NamedTuple):
@@ -89,15 +117,56 @@ def _is_chain(text: str, opening: str, seams: tuple[re.Pattern[str], ...], closi
     return True
 
 
-def normalize(text: str) -> str:
-    """Returns a text fit for comparison: no decoration, no final dot, single blanks, no case."""
-    text = _DECORATION.sub("", text)
-    return " ".join(text.split()).lstrip(" ,;:!?'").rstrip(" .,;:!?'").casefold()
+def find_answer(text: str, finish_reason: str | None = None) -> str | None:
+    """Returns the part of a response that is its answer, or None where it holds none.
+
+    Thinking is left out: pairs of tags, what stands before a lone closing tag and after a lone opening one. Of the
+    rest it is the last pair of answer tags that holds something, what follows an opening one alone, else all of it.
+    A response cut off at its length limit has an answer only within a closed pair.
+    """
+    if len(text) > _MAX_RESPONSE_CHARS:
+        text = f"{text[: _MAX_RESPONSE_CHARS // 2]}\n{text[-_MAX_RESPONSE_CHARS // 2 :]}"
+    text = _ENDS_OF_TURN.sub("\n", ascii_signs(text).rpartition(_FINAL_CHANNEL)[2])
+    outside: list[str] = []
+    pairs: list[str] = []
+    opened: int | None = None  # number of texts outside before an answer's opening tag
+    position, is_thinking, tag = 0, False, None
+    for tag in _TAG.finditer(text):
+        is_closing, is_answer = bool(tag[1] or tag[3]), (tag[2] or "").lower() == "answer"
+        if is_thinking and (is_answer or not is_closing):
+            continue
+        if not is_thinking:
+            outside.append(text[position : tag.start()])
+        position = tag.end()
+        if is_answer and opened is not None and (is_closing or outside[-1].strip()):
+            pairs += ["".join(outside[opened:]).strip()]
+            opened = None if is_closing else len(outside)
+        elif is_answer:
+            opened = None if is_closing else len(outside)
+        elif is_closing:
+            if not is_thinking:  # a lone closing tag: everything before it was thinking
+                outside, pairs, opened = [], [], None
+            is_thinking = False
+        else:
+            is_thinking = True
+    if is_thinking:
+        pairs = pairs or _pair_at_end(text)
+        return next((pair for pair in reversed(pairs) if pair), None)
+    last = text[position:]
+    if any(pairs):
+        return next(pair for pair in reversed(pairs) if pair)
+    if finish_reason == "length" or pairs:
+        return None
+    if opened is not None:
+        return "".join([*outside[opened:], last]).strip() or None
+    return " ".join([*outside, last]).strip() or None
 
 
-def without_phrase(answer: str) -> str:
-    """Returns an answer without decoration and without a phrase such as "The correct answer is" before it."""
-    return _LEADING_PHRASE.sub("", _DECORATION.sub("", answer).strip(), count=1)
+def _pair_at_end(text: str) -> list[str]:
+    """Returns the answer tags' content at the very end of a response whose thinking was never closed."""
+    before, closing, after = text.rpartition("</answer>")
+    _, opening, content = before.rpartition("<answer>")
+    return [content.strip()] if closing and opening and not after.strip() and not _TAG.search(content) else []
 
 
 @dataclass(frozen=True)
@@ -109,70 +178,203 @@ class Choice:
     text: str | None
 
 
-def extract_choice(answer: str, options: Sequence[str]) -> Choice:
-    """Returns the choice that an answer names by letter, by text or by both.
+_CONFLICT, _UNPARSED = Choice("conflict", None, None), Choice("unparsed", None, None)
 
+
+def extract_choice(answer: str, options: Sequence[str]) -> Choice:
+    """Returns the choice that an answer names by letter, by text or by both, the strongest evidence first.
+
+    1. the whole answer is one option's text; 2. the last explicit statement ("the answer is B"); 3. an option that
+    is called right; 4. a letter at a place of its own, the first or last line; 5. the text of one option, affirmed.
     Without options any single letter is accepted. Letter and text of different options are a conflict in which the
     letter counts; several letters are a conflict that names nothing.
     """
-    plain = without_phrase(answer)
-    known = LETTERS[: len(options)] if options else LETTERS
-    by_text = _match_text(plain, options)
-    if by_text is not None:  # first the exact text of an option: it may be a letter itself
-        return Choice("text", LETTERS[by_text], options[by_text])
-    letter, rest = _split_letter(plain, known)
-    if letter is None:
-        return _extract_from_sentence(plain, options, known)
-    others = {found.upper() for found in _LETTER_IN_BRACKETS.findall(rest)} & set(known) - {letter}
-    if others:
-        return Choice("conflict", None, None)
-    index = _match_text(rest, options)
-    text = options[known.index(letter)] if options else (rest.strip() or None)
-    if index is not None and LETTERS[index] != letter:
-        return Choice("conflict", letter, text)
-    return Choice("letter", letter, text)
+    plain = plain_text(answer)
+    reader = _Reader(tuple(options))
+    if (index := reader.match_text(plain)) is not None:  # it may be a letter itself
+        return reader.choice("text", index)
+    withdrawals = list(WITHDRAWAL.finditer(plain))
+    if withdrawals and (choice := reader.read(plain[withdrawals[-1].end() :].strip())).letter is not None:
+        return choice
+    return reader.read(plain)
 
 
-def _split_letter(plain: str, known: str) -> tuple[str | None, str]:
-    match = _LEADING_LETTER.match(plain)
-    if match is None:
-        return None, plain
-    letter = (match[1] or match[2] or match[3]).upper()
-    return (letter, match[4]) if letter in known else (None, plain)
+class _Reader:
+    """Reads what plain texts say about these options."""
 
+    def __init__(self, options: tuple[str, ...]) -> None:
+        self.options = options[: len(LETTERS)]
+        self.known = LETTERS[: len(self.options)] if options else LETTERS
+        self.texts = [normalize(option) for option in self.options]
+        self.is_numeric = bool(options) and all(text.replace(".", "", 1).isdigit() for text in self.texts)
 
-def _match_text(text: str, options: Sequence[str]) -> int | None:
-    """Returns the index of the option with this text; None for no option and for several that differ in nothing."""
-    wanted = normalize(text)
-    found = [i for i, option in enumerate(options) if normalize(option) == wanted]
-    return found[0] if len(found) == 1 and wanted else None
+    def read(self, plain: str) -> Choice:
+        """The choice by the strongest evidence that there is."""
+        for read in (self.read_statements, self.read_verdict, self.read_place, self.read_mentions):
+            if (choice := read(plain)) is not None:
+                return choice
+        return _UNPARSED
 
+    def choice(self, kind: Kind, index: int) -> Choice:
+        return Choice(kind, LETTERS[index], self.options[index] if self.options else None)
 
-def _extract_from_sentence(plain: str, options: Sequence[str], known: str) -> Choice:
-    letters = {found.upper() for found in _LETTER_IN_BRACKETS.findall(plain)} & set(known)
-    stated = re.findall(r"\b(?:answer|option|choice)\s+(?:is\s+)?(?:option\s+)?\(?([A-Z])\b\)?", plain)
-    letters |= set(stated) & set(known)
-    if len(letters) > 1:
-        return Choice("conflict", None, None)
-    mentioned = _mentioned_options(plain, options)
-    if letters:
-        letter = letters.pop()
-        text = options[known.index(letter)] if options else None
-        is_conflict = len(mentioned) == 1 and LETTERS[mentioned[0]] != letter
+    def normal(self, text: str) -> str:
+        """Returns a normalized text, its numbers as digits among numbers."""
+        text = normalize(text)
+        if self.is_numeric:
+            text = _NUMBER_WORD.sub(lambda match: str(_NUMBER_WORDS.index(match[0])), text)
+        return text
+
+    def match_text(self, text: str) -> int | None:
+        """Returns the option with this text, a leading article aside; None for none, and for several alike."""
+        wanted = self.normal(text[:2000])
+        if not wanted or len(text) > 2000:
+            return None
+        found = [i for i, option in enumerate(self.texts) if option == wanted]
+        if not found and len(wanted) > 1:
+            bare = without_lead(wanted)
+            found = [i for i, option in enumerate(self.texts) if without_lead(option) == bare and bare]
+        return found[0] if len(found) == 1 else None
+
+    def read_statements(self, plain: str) -> Choice | None:
+        """The last statement that names something."""
+        for target in reversed(statements(plain)):
+            if is_denied(target):
+                continue
+            if (choice := self.read_target(target)) is not None:
+                return choice
+        return None
+
+    def read_target(self, target: str) -> Choice | None:
+        end = _SENTENCE_END.search(target)
+        line = target[: end.start()] if end else target
+        if line.endswith("?"):
+            return None
+        if (index := self.match_text(line)) is not None:
+            return self.choice("text", index)
+        letters = stated_letters(target, self.known)
+        if len(letters) > 1:
+            return _CONFLICT
+        if letters:
+            rest = split_label(target, self.known)[1] if split_label(target, self.known)[0] else target[1:]
+            return self.with_text(letters[0], rest)
+        if not self.options or REFUSAL.search(line):
+            return None
+        index = None if self.is_numeric else ordinal_index(line, len(self.options))
+        if index is not None:
+            return self.choice("text", index)
+        affirmed, _, _ = mentions(self.normal(line), self.options)
+        if len(affirmed) == 1:
+            return self.choice("text", affirmed[0])
+        leading = next((i for i in affirmed if self.normal(line).startswith(self.texts[i])), None)
+        if leading is not None and not re.search(r"\b(?:or|and)\b|/", line):
+            return self.choice("text", leading)
+        return _CONFLICT if affirmed else None
+
+    def with_text(self, letter: str, rest: str) -> Choice:
+        """The choice of a letter beside which a text stands: another option's text is a conflict."""
+        index = self.match_text(rest.split("\n")[0]) if self.options else None
+        text = self.options[self.known.index(letter)] if self.options else (rest.strip() or None)
+        is_conflict = index is not None and LETTERS[index] != letter
         return Choice("conflict" if is_conflict else "letter", letter, text)
-    if len(mentioned) == 1:
-        return Choice("text", LETTERS[mentioned[0]], options[mentioned[0]])
-    return Choice("conflict" if mentioned else "unparsed", None, None)
 
+    def read_verdict(self, plain: str) -> Choice | None:
+        found = set(verdicts(plain, self.known))
+        if len(found) > 1:
+            return _CONFLICT
+        return self.with_text(found.pop(), "") if found else None
 
-def _mentioned_options(plain: str, options: Sequence[str]) -> list[int]:
-    """Returns the options whose whole text stands in the sentence, without those inside a longer one's."""
-    sentence = normalize(plain)
-    texts = [normalize(option) for option in options]
-    found: list[int] = []
-    for text in sorted({text for text in texts if text}, key=lambda text: (-len(text), text)):
-        pattern = rf"(?<!\w){re.escape(text)}(?!\w)"
-        if re.search(pattern, sentence):
-            found += [index for index, other in enumerate(texts) if other == text]
-            sentence = re.sub(pattern, " \0 ", sentence)
-    return found
+    def read_place(self, plain: str) -> Choice | None:
+        """A letter that begins the first or the last line, unless the lines only list the options."""
+        lines = [line.strip() for line in plain.split("\n") if line.strip()]
+        if not lines:
+            return None
+        lines = [*lines[:_LIST_LINES], *lines[-_LIST_LINES:]] if len(lines) > 2 * _LIST_LINES else lines
+        labels = [split_label(line, self.known) for line in lines]
+        labelled = [(i, letter, rest) for i, (letter, rest) in enumerate(labels) if letter]
+        if not labelled:
+            return None
+        last = len(lines) - 1
+        if len(labelled) > 1 and labelled[-1][0] == last:
+            return self._last_label(lines, labelled)
+        position, letter, rest = labelled[0]
+        if position == 0 and (len(labelled) == 1 or len(rest) < 2 or self.match_text(rest) is not None):
+            if len(labelled) > 1 and len(rest) >= 2 and labelled[1][0] == 1:  # a list of options
+                return _CONFLICT
+            return self._labelled(lines[0], letter, rest)
+        if position == last:
+            return self._labelled(lines[last], letter, rest)
+        return None
+
+    def _last_label(self, lines: list[str], labelled: list[tuple[int, str, str]]) -> Choice | None:
+        _, letter, rest = labelled[-1]
+        _, previous, previous_rest = labelled[-2]
+        is_bare, was_bare = len(rest) < 2, len(previous_rest) < 2
+        marked = marked_letters(lines[labelled[-2][0]], self.known)
+        if len(marked) > 1:  # a line that goes through the options: what stands alone below it is the choice
+            return self._labelled(lines[-1], letter, rest)
+        if is_bare == was_bare and LETTERS.find(letter) == LETTERS.find(previous) + 1:
+            return _CONFLICT
+        if letter != previous and is_bare and was_bare:
+            return _CONFLICT
+        return self._labelled(lines[-1], letter, rest)
+
+    def _labelled(self, line: str, letter: str, rest: str) -> Choice | None:
+        others = set(marked_letters(rest, self.known)) - {letter}
+        if len(stated_letters(line, self.known)) > 1 or (others and not gives_reason(rest)):
+            return _CONFLICT
+        return self.with_text(letter, rest)
+
+    def read_mentions(self, plain: str) -> Choice | None:
+        """The one option whose text is affirmed, or the one letter that is named in a sentence."""
+        letters = list(dict.fromkeys(marked_letters(plain, self.known)))
+        if len(letters) > 1:
+            return _CONFLICT
+        if letters and self.options and not is_denied(plain):
+            affirmed, _, _ = mentions(self.normal(plain), self.options)
+            choice = self.with_text(letters[0], "")
+            is_conflict = len(affirmed) == 1 and LETTERS[affirmed[0]] != letters[0]
+            return Choice("conflict", choice.letter, choice.text) if is_conflict else choice
+        if letters:
+            return self.with_text(letters[0], "") if not is_denied(plain) else None
+        if not self.options:
+            return None
+        if not self.is_numeric and (index := ordinal_index(plain, len(self.options))) is not None:
+            return self.choice("text", index)
+        return self._mentioned(self.normal(plain)) or self._letter_in_sentence(plain)
+
+    def _mentioned(self, sentence: str) -> Choice | None:
+        affirmed, denied, rest = mentions(sentence, self.options)
+        if REFUSAL.search(rest):
+            return _UNPARSED
+        if denied and affirmed and sentence.startswith("not "):
+            return _CONFLICT
+        if len(affirmed) == 1:
+            return self.choice("text", affirmed[0])
+        if affirmed:
+            return self._conclusion(sentence, affirmed)
+        nones = [i for i, text in enumerate(self.texts) if _NONE_OPTION.fullmatch(text)]
+        if len(nones) == 1 and len(denied) == len(self.texts) - 1 and nones[0] not in denied:
+            return self.choice("text", nones[0])
+        return _UNPARSED if denied else None
+
+    def _conclusion(self, sentence: str, affirmed: list[int]) -> Choice:
+        """Several options are mentioned: the one that opens a yes or no, or that a last "so ..." concludes."""
+        opening = re.match(r"(yes|no)\b[,.;:]", sentence)
+        if opening and opening[1] in self.texts:
+            return self.choice("text", self.texts.index(opening[1]))
+        marks = list(_CONCLUSION.finditer(sentence))
+        if marks:
+            end = _CLAUSE_END.search(sentence, marks[-1].end())
+            found = mentions(sentence[marks[-1].end() : end.start() if end else None], self.options)[0]
+            if len(found) == 1:
+                return self.choice("text", found[0])
+        return _CONFLICT
+
+    def _letter_in_sentence(self, plain: str) -> Choice | None:
+        if len(plain) > 200 or REFUSAL.search(plain) or HEDGE.search(plain):
+            return None
+        if len(set(BARE_LETTER.findall(plain)) & set(self.known)) > 1:
+            return _CONFLICT
+        found = {"".join(match) for match in LETTER_IN_SENTENCE.findall(plain)} & set(self.known)
+        return self.with_text(found.pop(), "") if len(found) == 1 else None

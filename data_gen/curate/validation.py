@@ -19,8 +19,8 @@ from data_gen.questions.records import Record, journal_of, read_records, write_c
 from data_gen.scenes.sources import Source
 from spatialthinker.clients.model_api import Api, ApiRequest, OutageFault, Reply, RequestFault, merge_usage
 from spatialthinker.clients.providers import APIS
-from spatialthinker.clients.replies import find_object, without_thoughts
-from spatialthinker.response import extract_choice
+from spatialthinker.clients.replies import find_object
+from spatialthinker.response import extract_choice, find_answer
 from spatialthinker.schema import LETTERS, parquet_path, question_with_options
 from spatialthinker.storage.files import claim_output
 from spatialthinker.storage.journal import Line
@@ -148,7 +148,7 @@ def turn_options(record: Record, vote: int, seed: int) -> Record:
 def read_choice_index(text: str, options: tuple[str, ...]) -> int | None:
     """The option that a reply names; None where it names none. "The answer is B" is B, "I can't tell" is nothing."""
     values = find_object(text, "answer")
-    answer = without_thoughts(text) if values is None else values["answer"]
+    answer = find_answer(text) or "" if values is None else values["answer"]
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return None
     letter = extract_choice(str(answer), options).letter

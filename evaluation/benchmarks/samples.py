@@ -5,12 +5,11 @@ number of items.
 """
 
 import ast
+import bisect
 import hashlib
-import io
 import json
 import random
 import re
-import tokenize
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.benchmarks.rows import FULL_TEMPLATE, Benchmark
 from evaluation.benchmarks.templates import render_question
-from evaluation.scoring.strict import LETTERS, Reference, resolve_reference
+from evaluation.scoring.strict import Reference, resolve_reference
+from spatialthinker.answer_grammar import LETTERS
 from spatialthinker.prompts import IMAGE_MARK
 from spatialthinker.schema import question_with_options
 from spatialthinker.storage.images import BrokenImage, find_image, load_image, read_file
@@ -31,11 +31,12 @@ _QUESTION_IN_PICTURE = "Answer the question in the picture."
 _ANSWER_TAGS = "Put your final answer between <answer> and </answer>."
 # Some benchmarks end their questions with a request that contradicts every template with tags.
 _BARE_ANSWER_REQUEST = re.compile(
-    r"\s*(?:Please answer directly with (?:only the letter|a single word or number)"
-    r"|Answer with the option's letter from the given choices)[^.]*\."
+    r"(?<!\s)\s*(?:Please answer directly with (?:only the letter|a single word or number)"
+    r"|Answer with the option's letter from the given choices)[^.]{0,200}\."
 )
 _FILE_KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
 _CHOICE_MARK = re.compile(r"(?<!\w)\(?([A-Z])[).:]\s+")
+_QUOTED = re.compile(r"""[\s,]*+('(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")""", re.DOTALL)
 _SPLIT_ALIASES = {"val": ("val", "validation"), "validation": ("validation", "val")}
 
 
@@ -211,20 +212,23 @@ def _read_choices(benchmark: Benchmark, row: dict[str, Any], question: str) -> t
 
 def find_choices(question: str) -> tuple[str, ...]:
     """Return the choices that a question lists as "A: ...", "(A) ..." or "A. ..."; () where it lists none."""
-    marks = list(_CHOICE_MARK.finditer(question))
-    for start in reversed(range(len(marks))):
-        if marks[start][1] != "A":
+    marks: dict[str, list[re.Match[str]]] = {letter: [] for letter in LETTERS}
+    for mark in _CHOICE_MARK.finditer(question):
+        marks[mark[1]].append(mark)
+    for start in reversed(marks["A"]):
+        chosen = [start]
+        for letter in LETTERS[1:]:
+            following = bisect.bisect_left(marks[letter], chosen[-1].end(), key=re.Match.start)
+            if following == len(marks[letter]):
+                break
+            chosen.append(marks[letter][following])
+        if len(chosen) == 1:
             continue
-        chosen = [marks[start]]
-        for mark in marks[start + 1 :]:
-            if mark[1] == LETTERS[len(chosen)]:
-                chosen.append(mark)
         ends = [mark.start() for mark in chosen[1:]] + [len(question)]
         texts = [
             question[mark.end() : end].split("\n")[0].rstrip(" ,;") for mark, end in zip(chosen, ends, strict=True)
         ]
-        if len(texts) > 1:
-            return tuple(texts)
+        return tuple(texts)
     return ()
 
 
@@ -250,17 +254,23 @@ def parse_list(value: Any) -> tuple[str, ...]:
         raise ValueError(f"{value!r} is no list")
     try:
         return tuple(str(element) for element in json.loads(text))
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         pass
     try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(text[1:-1]).readline))
-        strings = [token.string for token in tokens if token.type == tokenize.STRING]
-        others = [token.string for token in tokens if token.type in (tokenize.NAME, tokenize.NUMBER)]
-        if strings and not others:
+        if (strings := _split_strings(text[1:-1])) is not None:
             return tuple(str(ast.literal_eval(string)) for string in strings)
         return tuple(str(element) for element in ast.literal_eval(text))
-    except (SyntaxError, ValueError, tokenize.TokenError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{value!r} is no list") from error
+
+
+def _split_strings(text: str) -> list[str] | None:
+    """Return the quoted strings of a text that holds nothing else but commas and blanks between them, or None."""
+    strings, position = [], 0
+    while piece := _QUOTED.match(text, position):
+        strings.append(piece[1])
+        position = piece.end()
+    return strings if strings and not text[position:].strip(" ,\t\r\n") else None
 
 
 def _strip_letters(choices: tuple[str, ...]) -> tuple[str, ...]:

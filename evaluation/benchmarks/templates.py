@@ -5,6 +5,7 @@ A Jinja file may use `question` (choices included where the benchmark lists them
 one image mark `<image>` for each image, at its place; without any the images come first.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,12 @@ def check_template_file(template: str) -> str:
     if "question" not in used:
         raise ValueError(f"--template {template}: does not use {{{{ question }}}}")
     return text
+
+
+def digest_template(template: str) -> str:
+    """Return a short hash of a template's text, which tells prompts of one name apart."""
+    text = check_template_file(template) if is_template_file(template) else PROMPTS[template]
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @cache

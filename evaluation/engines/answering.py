@@ -12,34 +12,31 @@ from evaluation.engines.local import Answer, Backend
 from evaluation.engines.stopping import Stopped, StopSignal
 from evaluation.journal import AnswerJournal, Record
 
-BYTES_PER_ANSWER = 1 << 16
-"""Room on the disk for an answer under way: one of 2,048 tokens and its prompt take a fourth of it."""
+RESERVE_BYTES = 2 << 20
+"""Room on the disk for answers under way: for 32 of them 64 KiB each, of which 2,048 tokens and a prompt take 16."""
 
 
 class Reserve:
-    """Room on the journal's disk that answers under way get once the disk is full."""
+    """Room on a folder's disk that answers under way get once the disk is full."""
 
-    def __init__(self, folder: Path, num_answers: int) -> None:
+    def __init__(self, folder: Path) -> None:
         """Take the room. Errors: ValueError for a folder that cannot be written or has no room."""
         self._file: IO[Any] | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-            os.posix_fallocate(self._file.fileno(), 0, num_answers * BYTES_PER_ANSWER)
+            os.posix_fallocate(self._file.fileno(), 0, RESERVE_BYTES)
         except OSError as error:
             self.give_up()
             raise ValueError(f"--output_dir {folder} cannot be written: {error.strerror}; choose another") from error
 
-    @property
-    def is_given_up(self) -> bool:
-        """True once the disk was full."""
-        return self._file is None
-
-    def give_up(self) -> None:
-        """Free the room; the file has no name and goes with its descriptor."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def give_up(self) -> bool:
+        """Free the room, since the file has no name and goes with its descriptor; True where there was any."""
+        if self._file is None:
+            return False
+        self._file.close()
+        self._file = None
+        return True
 
 
 def journal_answers(
@@ -47,16 +44,17 @@ def journal_answers(
     backend: Backend,
     journal: AnswerJournal,
     grade: Callable[[Sample, Answer], Record],
-    reserve: Reserve,
     stop: StopSignal,
 ) -> None:
     """Request the answers and write each to the journal at once.
 
     After a signal and on a full disk nothing more is requested, and what is under way is waited for and written.
-    Errors: Stopped; OSError for a journal that cannot be written.
+    Errors: Stopped; ValueError for a journal that cannot be written.
     """
     from tqdm import tqdm
 
+    reserve = Reserve(journal.path.parent)
+    end_early: Callable[[], None] = getattr(backend, "stop", lambda: None)
     fault: OSError | None = None
     unwritten: list[Record] = []
 
@@ -72,15 +70,15 @@ def journal_answers(
             journal.add(record)
         except OSError as error:
             fault = fault or error
-            if reserve.is_given_up:
+            end_early()
+            if reserve.give_up():
+                write(record)
+            else:
                 unwritten.append(record)
-                return
-            reserve.give_up()
-            write(record)
 
     bar = tqdm(total=len(samples), desc=journal.settings["dataset"], unit="item")
     try:
-        with stop.asking(backend.stop):
+        with stop.asking(end_early):
             for sample, answer in backend.answer(waiting()):
                 write(grade(sample, answer))
                 try:
@@ -91,11 +89,16 @@ def journal_answers(
         if stop.signum is None:
             raise
         # The signal has reached the engine's processes, too.
-    with suppress(OSError):
-        bar.close()
-    for record in unwritten:  # there may be room by now
-        journal.add(record)
+    finally:
+        reserve.give_up()
+        with suppress(OSError):
+            bar.close()
     if fault is not None:
-        raise fault
+        with suppress(OSError):  # there may be room by now
+            while unwritten:
+                journal.add(unwritten[-1])
+                unwritten.pop()
+        lost = f"{len(unwritten)} answers are lost; " if unwritten else ""
+        raise ValueError(f"{journal.path} cannot be written: {fault.strerror}; {lost}make room") from fault
     if stop.signum is not None and not all(sample.id in journal.records for sample in samples):
         raise Stopped

@@ -76,11 +76,10 @@ class Backend(Protocol):
     """Interface of an inference engine."""
 
     def answer(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Answer]]:
-        """Yield each sample's answer as soon as it is complete."""
-        ...
+        """Yield each sample's answer as soon as it is complete.
 
-    def stop(self) -> None:
-        """End `answer` once what is under way has its answer; called by a signal's handler."""
+        A back end may have a method `stop`, called by a signal's handler: what is under way then ends the answers.
+        """
         ...
 
 

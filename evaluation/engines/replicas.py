@@ -70,9 +70,6 @@ class DataParallelBackend:
         except RayTaskError as error:  # the engine's own error is the one that helps
             raise error.as_instanceof_cause() from error
 
-    def stop(self) -> None:
-        """Leave the replicas to their time: they take no other call while they answer."""
-
     def answer(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Answer]]:
         """Yield answers of all replicas. Samples carry where their images lie; each replica reads its own."""
         import ray

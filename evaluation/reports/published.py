@@ -1,8 +1,9 @@
 """Accuracies in % as the paper states them: https://arxiv.org/abs/2511.07403v2, tables 1, 2, 3 and 10.
 
 They were graded by the released parser, which misreads many answers of models that were not trained on its form, and
-3DSRBench by plain accuracy on the authors' own copy: a reference beside one's own figures, no ground truth. Of the
-rows that have all columns only Claude-4-Sonnet's does not give the average that table 4 states (67.1 against 68.7).
+3DSRBench by plain accuracy on the authors' own copy (see PROTOCOLS): a reference beside one's own figures, no ground
+truth. Of the rows that have all columns only Claude-4-Sonnet's does not give the average that table 4 states
+(67.1 against 68.7).
 """
 
 from collections.abc import Mapping
@@ -58,6 +59,15 @@ def _by_benchmark() -> dict[str, dict[str, float]]:
 
 PUBLISHED: Mapping[str, Mapping[str, float]] = _by_benchmark()
 """Benchmark -> model -> accuracy in %. `cv-bench` is the mean of its 2D and 3D halves."""
+
+_PROTOCOL = "accuracy over single items, released prompt and parser"
+PROTOCOLS: Mapping[str, str] = dict.fromkeys(PUBLISHED, _PROTOCOL) | {
+    "3dsrbench": f"{_PROTOCOL}, as the paper says; EASI's verification calls its base rows circular evaluation",
+    "cv-bench": "mean of the 2D and 3D halves' accuracy, released prompt and parser; the card weighs by source",
+    "mmvp": f"{_PROTOCOL}; the benchmark's own figure is over pairs",
+    "spatialbench": f"{_PROTOCOL}; the benchmark's own figure is over pairs",
+}
+"""The protocol of each published figure; sources that disagree are named."""
 
 MODELS = tuple(dict.fromkeys(model for rows in PUBLISHED.values() for model in rows))
 

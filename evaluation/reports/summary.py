@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.journal import Record
+from evaluation.scoring.strict import PARSE_FAILURES
 from spatialthinker.plain_text import printable
 
 Z_95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
-PARSE_FAILURES = ("unparsed", "truncated")
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -77,13 +77,17 @@ def summarize_groups(records: Sequence[Record], sizes: Mapping[str, Mapping[str,
 
 
 def summarize(
-    records: Sequence[Record], settings: dict[str, Any], group_sizes: Mapping[str, Mapping[str, int]] | None = None
+    records: Sequence[Record],
+    settings: dict[str, Any],
+    group_sizes: Mapping[str, Mapping[str, int]] | None = None,
+    extractor: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the run's summary.
 
     Items that ended in an error (a broken image) got no answer: `accuracy` is over answered items, and
     `accuracy_errors_wrong` counts them as wrong. `macro_accuracy` is the mean over the tasks seen. `scorings` sets
-    the strict reading of answers beside the released rule.
+    the strict reading of answers beside the released rule, and beside strict reading with an extractor's opinions on
+    what the rules could not read.
     """
     answered = [record for record in records if record.status == "ok"]
     kinds = Counter(record.kind for record in answered)
@@ -93,6 +97,8 @@ def summarize(
     correct = sum(record.correct for record in answered)
     strict = [record.correct_strict for record in answered if record.correct_strict is not None]
     scorings = {"strict": strict, "paper": [r.correct_paper for r in answered if r.correct_paper is not None]}
+    if extractor is not None:
+        scorings["strict, then extractor"] = [extractor["correct"].get(record.id) for record in answered]
     return {
         "settings": settings,
         "items": len(records),
@@ -104,7 +110,7 @@ def summarize(
         "standard_error_clustered": clustered_standard_error(answered),
         "clusters": len({record.cluster for record in answered if record.cluster is not None}),
         "groups": summarize_groups(answered, group_sizes or {}),
-        "scorings": {name: _proportion(sum(marks), len(marks)) for name, marks in scorings.items()},
+        "scorings": {name: _proportion(sum(map(bool, marks)), len(marks)) for name, marks in scorings.items()},
         "parse_failure_rate": sum(kinds[kind] for kind in PARSE_FAILURES) / len(answered) if answered else 0.0,
         "kinds": dict(sorted(kinds.items(), key=lambda item: str(item[0]))),
         "tasks": tasks,
@@ -112,6 +118,7 @@ def summarize(
             key: dict(zip(("mean", "low", "high"), mean_interval([reward[key] for reward in rewards]), strict=True))
             for key in (rewards[0] if rewards else ())
         },
+        "extractor": None if extractor is None else {k: v for k, v in extractor.items() if k != "correct"},
         "cost_usd": round(sum(r.cost_usd for r in records), 6),
         "seconds_mean": sum(r.seconds for r in answered) / len(answered) if answered else 0.0,
         "response_tokens_mean": sum(r.response_tokens for r in answered) / len(answered) if answered else 0.0,
@@ -179,6 +186,11 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     for name, group in summary["groups"].items():
         if group["incomplete"]:
             notes.append(f"{group['incomplete']} groups of {name} lack an item and do not count")
+    if extractor := summary.get("extractor"):
+        notes.append(
+            f"{extractor['model']} read {extractor['asked']} of the {extractor['unread']} answers that the rules "
+            f"could not, for {extractor['cost_usd']:.4f} dollars"
+        )
     if summary["errors"]:
         notes.append(f"{summary['errors']} of {summary['items']} items ended in an error and have no answer")
     return notes

@@ -4,21 +4,17 @@ A letter is read as a letter, a text as a text; whatever names no choice, or mor
 falls back to a default choice, because that would pay a silent model the share of that letter.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spatialthinker.response import LETTERS, Kind, extract_choice, normalize, parse_response, without_phrase
+from evaluation.scoring.open_answers import grade_open
+from spatialthinker.answer_grammar import LETTERS, normalize
+from spatialthinker.response import Kind, extract_choice, find_answer
 
-_NUMBER_WORDS = {
-    word: number for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
-}
-_RELATIVE_TOLERANCE = 1e-6
-
-_MARKER = re.compile(r"(?:^|\n|\.\s)[*_#\s]*(?:final\s+)?answer[*_\s]*:", re.IGNORECASE)
-_NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
+PARSE_FAILURES: tuple[Kind, ...] = ("conflict", "unparsed", "truncated")
+"""Kinds of answers that name no answer, or more than one."""
 
 
 @dataclass(frozen=True)
@@ -84,58 +80,26 @@ def resolve_reference(value: Any, kind: str, choices: Sequence[str]) -> Referenc
 
 
 def grade_response(
-    response: str, choices: Sequence[str], reference: Reference, finish_reason: str | None = None
+    response: str,
+    choices: Sequence[str],
+    reference: Reference,
+    finish_reason: str | None = None,
+    decimals: int | None = None,
 ) -> Grade:
-    """Return the grade of a complete model text."""
+    """Return the grade of a complete model text; `decimals` is the precision that a benchmark states for numbers."""
     answer = find_answer(response, finish_reason)
     if answer is None:
         return Grade("truncated" if finish_reason == "length" else "unparsed", None, None, False)
     if reference.letter is None and reference.text is not None:
-        return _grade_value(answer, choices, reference.text)
+        return _grade_value(answer, choices, reference.text, decimals)
     choice = extract_choice(answer, choices)
     is_correct = choice.letter is not None and choice.letter == reference.letter
     return Grade(choice.kind, choice.letter, choice.text, is_correct)
 
 
-def find_answer(response: str, finish_reason: str | None = None) -> str | None:
-    """Return the part of a response that is its answer, or None where it holds none.
-
-    The answer tags come first. Without a pair of them: what follows an opening tag, a line "Answer:" or the thinking;
-    else the whole text, if it holds none of the tags. A response cut off at its length limit has an answer only
-    within a closed pair.
-    """
-    tagged = parse_response(response).answer
-    if tagged is not None:
-        return tagged or None
-    if finish_reason == "length":
-        return None
-    rest = response.rpartition("<answer>")[2] if "<answer>" in response else response
-    rest = rest.rpartition("</think>")[2].replace("</answer>", "")
-    markers = list(_MARKER.finditer(rest))
-    if markers:
-        rest = rest[markers[-1].end() :]
-    if any(tag in rest for tag in ("<think>", "<observe>", "<scene>")):
-        return None
-    return rest.strip() or None
-
-
-def _grade_value(answer: str, choices: Sequence[str], reference: str) -> Grade:
+def _grade_value(answer: str, choices: Sequence[str], reference: str, decimals: int | None) -> Grade:
     if choices:  # the reference is none of the choices, so a letter cannot be right, but its text may be
         choice = extract_choice(answer, choices)
         answer = choice.text or answer
-    wanted = parse_number(reference)
-    if wanted is not None:
-        number = parse_number(answer)
-        if number is None:
-            return Grade("unparsed", None, answer, False)
-        return Grade("number", None, answer, math.isclose(number, wanted, rel_tol=_RELATIVE_TOLERANCE))
-    return Grade("text", None, answer, normalize(without_phrase(answer)) == normalize(reference))
-
-
-def parse_number(text: str) -> float | None:
-    """Return the one number that a text states, in digits or as a word up to ten; None for none or several."""
-    plain = text.casefold()
-    found = [match for match in _NUMBER.findall(plain) if any(c.isdigit() for c in match)]
-    found += [str(_NUMBER_WORDS[word]) for word in re.findall(r"[a-z]+", plain) if word in _NUMBER_WORDS]
-    values = {float(value.replace(",", "")) for value in found}
-    return values.pop() if len(values) == 1 else None
+    kind, is_correct = grade_open(answer, reference, decimals)
+    return Grade(kind, None, answer, is_correct)

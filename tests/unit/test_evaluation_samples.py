@@ -11,6 +11,7 @@ from evaluation.benchmarks.rows import BENCHMARKS, FULL_TEMPLATE
 from evaluation.benchmarks.samples import (
     _build_sample,
     build_request,
+    find_choices,
     find_files,
     load_samples,
     parse_list,
@@ -239,3 +240,16 @@ def test_a_template_file_runs_no_code(code, tmp_path):
     with pytest.raises(ValueError, match=r"mine\.jinja: "):
         render_question(str(path), "Which?", ("dog", "cat"), [(40, 30)])
     assert not (tmp_path / "ran").exists()
+
+
+def test_more_choices_than_letters_are_cut_at_the_last_letter():
+    question = "Which? " + " ".join(f"{letter}. item {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZBC")
+    assert len(find_choices(question)) == 26
+    assert find_choices("A. x " * 1000) == ()
+    assert find_choices("A. x " * 1000 + "B. y") == ("x", "y")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000 + "]", "['" + "\\'" * 1000 + "]", "['a' b 'c']"])
+def test_a_list_that_is_none_is_one_error(text):
+    with pytest.raises(ValueError, match="is no list"):
+        parse_list(text)

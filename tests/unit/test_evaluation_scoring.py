@@ -2,14 +2,9 @@
 
 import pytest
 
-from evaluation.scoring.strict import (
-    Reference,
-    extract_choice,
-    find_answer,
-    grade_response,
-    parse_number,
-    resolve_reference,
-)
+from evaluation.scoring.open_answers import parse_quantity
+from evaluation.scoring.strict import Reference, grade_response, resolve_reference
+from spatialthinker.response import extract_choice, find_answer
 
 PETS = ("dog", "cat", "cow", "hen")
 SIDES = ("left of", "right of", "above", "below")
@@ -119,8 +114,7 @@ def test_silence_and_truncation_are_never_right(letter):
 
 def test_tags_go_before_markers():
     assert find_answer("<answer>(B) cat</answer> Answer: (A)") == "(B) cat"
-    assert find_answer("Let me see.\nAnswer: B\nno, wait\nAnswer: C") == "C"
-    assert find_answer("<observe>x</observe> and nothing else") is None
+    assert find_answer("<observe>x</observe><scene>and nothing else") is None
 
 
 @pytest.mark.parametrize(
@@ -178,6 +172,9 @@ def test_open_answers(reference, answer, kind, is_correct):
 
 
 def test_numbers():
-    assert parse_number("-2.5") == -2.5
-    assert parse_number("1e3") == 1000
-    assert parse_number("none") is None
+    assert parse_quantity("-2.5") == (-2.5, "")
+    assert parse_quantity("1e3") == (1000, "")
+    assert parse_quantity("1,250.5 metres") == (1250.5, "m")
+    assert parse_quantity("1 1/2") == (1.5, "")
+    for text in ("many", "3 or 4", "2-3", "between 2 and 4", "1, 2, 3", "1/0"):
+        assert parse_quantity(text) is None, text

@@ -1,0 +1,362 @@
+"""Open answers against their reference: numbers with units, expressions, yes or no, words.
+
+Expressions are compared by their values at fixed points, in floating-point numbers: nothing of a model's text is run,
+and no power or product can grow beyond a float, so that the time is that of reading the text.
+"""
+
+import ast
+import cmath
+import math
+import re
+from typing import Literal, NamedTuple
+
+from spatialthinker.answer_grammar import (
+    LETTERS,
+    ascii_signs,
+    is_denied,
+    normalize,
+    plain_text,
+    split_label,
+    statements,
+    without_lead,
+)
+
+RELATIVE_TOLERANCE = 1e-6
+MAX_EXPRESSION_CHARS = 200
+MRA_THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))
+"""Confidence levels of the mean relative accuracy: https://arxiv.org/abs/2412.14171, section 3.2."""
+
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_WORDS = {word: value for value, word in enumerate(_SMALL)}
+_WORDS |= {ten: 20 + 10 * i for i, ten in enumerate(_TENS)}
+_WORDS |= {f"{ten}-{one}": 20 + 10 * i + j for i, ten in enumerate(_TENS) for j, one in enumerate(_SMALL[1:10], 1)}
+_WORDS |= {"single": 1, "none": 0, "half": 0.5, "dozen": 12}
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
+_ONE_WORD = "|".join(sorted([*_WORDS, *_SCALES], key=len, reverse=True))
+_WORD = re.compile(rf"(?<![\w-])(?:{_ONE_WORD})(?:(?: and)? (?:{_ONE_WORD})){{0,8}}(?![\w-])")
+_NO_THING = re.compile(r"(?:there (?:is|are|were) )?(?:no|zero|not any)\b(?! one) [\w ]{1,40}")
+_NUMBER = re.compile(
+    r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.(?!\d))?(?:e[-+]?\d{1,3})?(?:\s?/\s?\d+(?![\w.]))?"
+)
+_MIXED = re.compile(r"(?<![\w.])(\d+)[ -](?:and )?(\d+)\s?/\s?(\d+)(?![\w.])")
+_RESULT = re.compile(r"(?:=|->|≈|\b(?:so|thus|therefore|hence|total of|in total)\b)\s{0,3}")
+_RANGE = re.compile(
+    r"\d\s?(?:-|–|to|or|and|~)\s?(?:\d|more|less|fewer)|\d\+|"
+    r"\b(?:at least|at most|more than|less than|between|not|if)\s\d"
+)
+_UNITS = {"mm": ("m", 1e-3), "cm": ("m", 1e-2), "m": ("m", 1.0), "km": ("m", 1e3), "in": ("m", 0.0254)}
+_UNITS |= {"ft": ("m", 0.3048), "yd": ("m", 0.9144), "mi": ("m", 1609.344)}
+_UNITS |= {"ms": ("s", 1e-3), "s": ("s", 1.0), "min": ("s", 60.0), "h": ("s", 3600.0), "d": ("s", 86400.0)}
+_UNITS |= {"g": ("g", 1.0), "kg": ("g", 1e3), "%": ("%", 1.0), "deg": ("deg", 1.0)}
+_ALIASES = {"millimeter": "mm", "centimeter": "cm", "meter": "m", "kilometer": "km", "millimetre": "mm"}
+_ALIASES |= {"centimetre": "cm", "metre": "m", "kilometre": "km", "inch": "in", "inches": "in", "foot": "ft"}
+_ALIASES |= {"feet": "ft", "yard": "yd", "mile": "mi", "second": "s", "sec": "s", "minute": "min", "hour": "h"}
+_ALIASES |= {"hr": "h", "day": "d", "gram": "g", "kilogram": "kg", "percent": "%", "degree": "deg", "°": "deg"}
+_UNIT = re.compile(r"\s{0,2}(?:\^\{?\\circ\}?|[%°]|[a-z]+)")
+_MATH = re.compile(r"\\(?:sqrt|d?frac|tfrac|pi|times|cdot|div)|(?<![a-z])[a-z](?![a-z'])|\^|\bsqrt\b|\bpi\b|√|π")
+_ROOTS = re.compile(r"\\sqrt|\\pi|[√π^]")
+_SIDE_WORDS = r"(?: (?:side|colou?r|direction|one|hand side|part|corner|in colou?r))?"
+
+
+class Number(NamedTuple):
+    """A number and its unit's short name, "" without one that is known."""
+
+    value: float
+    unit: str
+
+
+Outcome = tuple[Literal["number", "text", "unparsed"], bool]
+
+
+def grade_open(answer: str, reference: str, decimals: int | None = None) -> Outcome:
+    """Return how an answer was read and its correctness; `decimals` is the precision that a benchmark states."""
+    wanted = parse_quantity(reference)
+    raw = _unboxed(ascii_signs(answer))
+    if wanted is not None and not _MATH.search(_without_units(ascii_signs(reference).lower())):
+        found = [number for text in _candidates(raw) if (number := _read_number(text)) is not None]
+        return ("number", _is_same_number(found[0], wanted, decimals)) if found else ("unparsed", False)
+    if any(_is_same_expression(text, reference) for text in _candidates(raw)):
+        return "number" if wanted is not None else "text", True
+    return "text", any(_says(text, normalize(reference)) for text in _candidates(raw))
+
+
+def _read_number(text: str) -> Number | None:
+    """Return the number that a text is, as an expression without unknowns, or that it states."""
+    if is_denied(text.lower()):
+        return None
+    if (sides := _parse_expression(text)) is not None:
+        try:
+            first, second = (_evaluate(sides[-1], point) for point in (0, 1))
+        except (ValueError, ArithmeticError, RecursionError):
+            return None if _ROOTS.search(text) else parse_quantity(text)
+        if isinstance(first, complex) and first == second and not first.imag:
+            return Number(first.real, "")
+    return None if _ROOTS.search(_without_units(text)) else parse_quantity(text)
+
+
+def mean_relative_accuracy(predicted: float, true: float) -> float:
+    """Return the share of thresholds t with |predicted - true| / |true| < 1 - t; 1 or 0 where the true value is 0."""
+    error = abs(predicted - true) / abs(true) if true else math.inf * (predicted != true) if predicted != true else 0.0
+    return sum(error < 1 - threshold - 1e-12 for threshold in MRA_THRESHOLDS) / len(MRA_THRESHOLDS)
+
+
+def _unboxed(text: str) -> str:
+    """Return what stands in the last box, braces balanced, or the text."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return text
+    start += len("\\boxed{")
+    depth = 1
+    for position in range(start, min(len(text), start + 1000)):
+        depth += (text[position] == "{") - (text[position] == "}")
+        if depth == 0:
+            return text[start:position]
+    return text
+
+
+def _candidates(raw: str) -> list[str]:
+    """Return the texts that may be the answer: the last statement's, then the whole."""
+    plain = plain_text(raw)
+    stated = [re.split(r"\n|\.\s|\.$", text, maxsplit=1)[0] for text in statements(plain) if not is_denied(text)]
+    return [text for text in (*stated[-1:], plain if stated else raw.strip()) if text][
+        : 1 if stated and stated[-1] else 2
+    ]
+
+
+def parse_quantity(text: str) -> Number | None:
+    """Return the one number that a text states, in digits or words, and its unit; None for none, several or a range.
+
+    Where a calculation or a conclusion is written out, its result counts: "1 + 2 = 3", "... so 0".
+    """
+    plain = re.sub(r"\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\}", r"\1/\2", text[:4000].lower())
+    plain = _plain_math(plain)
+    if results := list(_RESULT.finditer(plain)):
+        tail = plain[results[-1].end() :]
+        plain = tail if _NUMBER_IN.search(tail) or _WORD.search(tail) else plain
+    if _NO_THING.fullmatch(plain.strip(" .")):
+        return Number(0.0, "")
+    if _RANGE.search(_MIXED.sub("", plain)):
+        return None
+    plain = _WORD.sub(
+        lambda match: _spelled_out(match[0]), re.sub(r"\b(?:this|that|the|no) one\b|\bone of\b", "", plain)
+    )
+    plain = _MIXED.sub(lambda m: str(int(m[1]) + int(m[2]) / max(int(m[3]), 1)), plain)
+    found = [match for match in _NUMBER.finditer(plain) if any(char.isdigit() for char in match[0])]
+    numbers = {_value(match[0]): match for match in found}
+    if len(numbers) != 1 or None in numbers:
+        return None
+    (value, match) = next(iter(numbers.items()))
+    unit = _UNIT.match(plain, match.end())
+    if re.match(r"[a-z](?![a-z])", plain[match.end() :]) and not _unit_name(plain[match.end()]):
+        return None  # 5x
+    return Number(value or 0.0, _unit_name(unit[0].strip()) if unit else "")
+
+
+_NUMBER_IN = re.compile(r"\d")
+
+
+def _spelled_out(words: str) -> str:
+    """Return the digits of a number in words: "one hundred and five" is 105; other words stay apart."""
+    total, current = 0.0, 0.0
+    for word in words.split():
+        if word in _SCALES:
+            current = (current or 1) * _SCALES[word]
+            if word != "hundred":
+                total, current = total + current, 0.0
+        elif word != "and":
+            if 0 < current < 100 and current % 10 != 0 or current == 0 and word != words.split()[0] and not total:
+                return words  # "one two"
+            current += _WORDS[word]
+    return f"{total + current:g}" if total + current < 1e6 else str(int(total + current))
+
+
+def _value(text: str) -> float | None:
+    number, _, divisor = text.replace(",", "").replace(" ", "").partition("/")
+    if divisor and not int(divisor):
+        return None
+    return float(number) / int(divisor or 1)
+
+
+def _unit_name(text: str) -> str:
+    if "circ" in text:
+        return "deg"
+    name = _ALIASES.get(text) or _ALIASES.get(text.rstrip("s")) or text
+    return name if name in _UNITS else ""
+
+
+def _is_same_number(found: Number, wanted: Number, decimals: int | None) -> bool:
+    """True for equal numbers; units count where both are known: 100 cm are 1 m, and 10 cm are not 10 m."""
+    value, true = found.value, wanted.value
+    if found.unit and wanted.unit:
+        (kind, scale), (true_kind, true_scale) = _UNITS[found.unit], _UNITS[wanted.unit]
+        if kind != true_kind:
+            return False
+        value *= scale / true_scale
+    if decimals is not None:
+        return round(value, decimals) == round(true, decimals)
+    return math.isclose(value, true, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-12)
+
+
+def _without_units(text: str) -> str:
+    text = re.sub(r"\^\s?\{?\\circ\}?", "", text)
+    return re.sub(r"(?<=\d)\s{0,2}[a-z]{1,2}(?![a-z])", lambda m: "" if _unit_name(m[0].strip()) else m[0], text)
+
+
+def _plain_math(text: str) -> str:
+    for old, new in (
+        ("−", "-"),
+        ("–", "-"),
+        ("—", "-"),
+        ("≈", ""),
+        ("\\$", ""),
+        ("$", ""),
+        ("½", "1/2"),
+        ("¼", "1/4"),
+    ):
+        text = text.replace(old, new)
+    return re.sub(r"\\(?:text|mathrm|left|right|,|!|;| )|[*_`\"](?=\W|$)|(?<!\S)[*_`\"]+", "", text)
+
+
+# Expressions ---------------------------------------------------------------------------------------------------------
+
+_FUNCTIONS = {"sqrt": cmath.sqrt, "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "log": cmath.log}
+_FUNCTIONS |= {"ln": cmath.log, "exp": cmath.exp}
+_POINTS = (0.7310585786, 1.3862943611, 2.2360679775)
+_TOKEN = re.compile(r"\d+\.?\d*|\.\d+|sqrt|sin|cos|tan|log|ln|exp|pi|[a-z]|\*\*|[-+*/(),=]")
+_LATEX = (
+    (re.compile(r"\\(?:left|right|displaystyle|,|!|;|:| )|\$|\\[()\[\]]"), ""),
+    (re.compile(r"\\(?:text|mathrm|mathbf)\s?\{([^{}]{0,40})\}"), r"\1"),
+    (re.compile(r"\\[dt]?frac\s?(\d)\s?(\d)"), r"((\1)/(\2))"),
+    (re.compile(r"\\sqrt\s?(\d)"), r"sqrt(\1)"),
+    (re.compile(r"\\(?:times|cdot)|×|·"), "*"),
+    (re.compile(r"\\div|÷"), "/"),
+    (re.compile(r"\\pi|π"), "(pi)"),
+    (re.compile(r"√\s?(\d+|(?=\())"), r"sqrt(\1)"),
+)
+_FRACTION = re.compile(r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
+_ROOT = re.compile(r"\\sqrt\s?\{([^{}]*)\}")
+
+
+def _is_same_expression(answer: str, reference: str) -> bool:
+    """True for two expressions, equations or tuples of equal value at all points."""
+    left, right = (_parse_expression(text) for text in (answer, reference))
+    if left is None or right is None:
+        return False
+    if len(left) > len(right) == 1:  # "x = 5" for "5"
+        left = left[-1:]
+    if len(left) != len(right):
+        return False
+    pairs = (
+        [(left, right)]
+        if len(left) == 1
+        else [([ast.BinOp(left[0], ast.Sub(), left[1])], [ast.BinOp(right[0], ast.Sub(), right[1])])]
+    )
+    try:
+        return all(
+            _is_close(_evaluate(a[0], point), _evaluate(b[0], point))
+            for a, b in pairs
+            for point in range(len(_POINTS))
+        )
+    except (ValueError, ArithmeticError, RecursionError):
+        return False
+
+
+def _is_close(left: object, right: object) -> bool:
+    if isinstance(left, tuple) and isinstance(right, tuple):
+        return len(left) == len(right) and all(_is_close(a, b) for a, b in zip(left, right, strict=True))
+    if not isinstance(left, complex) or not isinstance(right, complex):
+        return False
+    return cmath.isclose(left, right, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-9)
+
+
+def _parse_expression(text: str) -> list[ast.expr] | None:
+    """Return the sides of an equation, or the one expression; None for what is neither."""
+    text = _plain_math(ascii_signs(text).strip().rstrip("."))
+    if not text or len(text) > MAX_EXPRESSION_CHARS or re.search(r"\d\s+\d", text):
+        return None
+    for pattern, replacement in _LATEX:
+        text = pattern.sub(replacement, text)
+    previous = None
+    while previous != text:
+        previous = text
+        text = _ROOT.sub(r"sqrt(\1)", _FRACTION.sub(r"((\1)/(\2))", text))
+    text = text.replace("{", "(").replace("}", ")").replace("^", "**").replace("[", "(").replace("]", ")").lower()
+    tokens = _TOKEN.findall(text)
+    if "".join(tokens) != "".join(text.split()) or not tokens:
+        return None
+    written = ""
+    for before, token in zip(["", *tokens], tokens, strict=False):
+        if (
+            before
+            and (before[-1].isalnum() or before == ")")
+            and (token[0].isalnum() or token == "(")
+            and before not in _FUNCTIONS
+        ):
+            written += "*"  # 2x, 2 sqrt(3), (x)(y)
+        written += token
+    try:
+        sides = [ast.parse(side, mode="eval").body for side in written.split("=")]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return sides if len(sides) <= 2 else sides[-1:]
+
+
+def _evaluate(node: ast.expr, point: int):
+    """Return an expression's value: a complex number, or a tuple of these."""
+    match node:
+        case ast.Tuple(elements):
+            return tuple(_evaluate(element, point) for element in elements)
+        case ast.Constant(int() | float() as value):
+            return complex(float(value))
+        case ast.Name("pi"):
+            return complex(math.pi)
+        case ast.Name(name) if len(name) == 1:
+            return complex(_POINTS[point] + LETTERS.index(name.upper()) / 7)
+        case ast.UnaryOp(ast.USub(), operand):
+            return -_evaluate(operand, point)
+        case ast.UnaryOp(ast.UAdd(), operand):
+            return _evaluate(operand, point)
+        case ast.Call(ast.Name(name), [argument]) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](_evaluate(argument, point))
+        case ast.BinOp(left, operator, right):
+            a, b = _evaluate(left, point), _evaluate(right, point)
+            if isinstance(a, complex) and isinstance(b, complex):
+                match operator:
+                    case ast.Add():
+                        return a + b
+                    case ast.Sub():
+                        return a - b
+                    case ast.Mult():
+                        return a * b
+                    case ast.Div():
+                        return a / b
+                    case ast.Pow():
+                        return a**b
+    raise ValueError("not an expression")
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+
+
+def _says(answer: str, wanted: str) -> bool:
+    """True for an answer that is the text, or a short sentence that states it and nothing else."""
+    said = normalize(answer)
+    if said == wanted or (bool(wanted) and without_lead(said) == without_lead(wanted) != ""):
+        return True
+    if wanted in ("yes", "no"):
+        return re.match(rf"{wanted}\b(?! (?:or|and)\b)", said) is not None
+    letter, rest = split_label(answer.strip(), LETTERS)
+    if letter and normalize(rest) == wanted:
+        return True
+    if len(said) > 200 or not wanted:
+        return False
+    stated = re.fullmatch(
+        r"(?:(?!.*\b(?:not|or|no|never)\b)[^.,;]*\b(?:is|are|was|looks|be|appears) )?(?:a |an |the )?"
+        rf"{re.escape(wanted)}{_SIDE_WORDS}",
+        said,
+    )
+    return stated is not None

@@ -1,0 +1,304 @@
+r"""The forms in which models write down an answer: a row a rule, each with an example.
+
+Everything here searches a text that `plain_text` made: ASCII signs, no decoration, `\boxed{B}` written as `answer: B`.
+No pattern has an unbounded repetition inside another, so that the time is linear in the text.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MAX_CHARS = 5_000
+"""Longer answers are read at their beginning and their end, half of this each."""
+
+_SIGNS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width forms of ASCII
+_SIGNS |= {ord(sign): None for sign in "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f"}
+_SIGNS |= {
+    ord(a): b
+    for a, b in zip("\u3000\u00a0\u202f。、「」『』【】《》〈〉◁▷’‘−➡→⇒", "   .,[][][]()()<>''->>>", strict=True)
+}
+_SIGNS |= {ord(circled): f"({LETTERS[i]})" for i, circled in enumerate("ⒶⒷⒸⒹⒺⒻⒼⒽⒾⒿⓀⓁⓂⓃⓄⓅⓆⓇⓈⓉⓊⓋⓌⓍⓎⓏ")}
+_BOXED = re.compile(r"\\f?boxed\b\s{0,4}")
+_JOINT = re.compile(r"(?<=[a-z])_(?=[a-z])")  # of a JSON field: final_answer
+_DECORATION = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|bf|rm)(?=\s{0,4}\{)|\\[()\[\]]|[*_`${}\"“”„«»#~]")
+_DECORATION_IN_LINE = re.compile(
+    r"(?m)^[ \t]{0,8}(?:[->•·●‣+][ \t]{1,4}){1,3}|\A\s{0,4}assistant\s{0,4}\n|<\|?/?\w{1,20}\|?>"
+)
+
+_NOUN = (
+    r"(?:answers?|ans|letter|guess|choice|option|selection|conclusion|verdict|prediction|response|"
+    r"r[ée]ponse|antwort|l[öo]sung|respuesta|resposta|risposta|antwoord|svar(?:et)?|odpowied[źz]|odpov[ěe][ďd]|"
+    r"cevap|yan[ıi]t|jawaban(?:nya)?|đ[áa]p [áa]n|ответ|відповідь|απάντηση|الإجابة|الجواب|उत्तर|"
+    r"opci[óo]n|option correcte|opç[ãa]o|opzione|alternativa|вариант)"
+)
+_ADJECTIVE = (
+    r"(?:correct[eao]?|right|final[e]?|best|chosen|richtige|juste|correcta|correta|corretta|правильный|الصحيحة)"
+)
+_ASIDE = r"(?:,? (?:i (?:believe|think|would say)|then|therefore|thus|clearly|however|again),?)"
+_QUALIFIER = rf"(?: (?:here|{_ADJECTIVE}|(?:to|for|of) (?:the|this|your) (?:\w+ )?(?:question|problem|puzzle|image)))"
+_VERB = (
+    r"(?:is|are|was|would be|should be|must be|has to be|will be|'s|remains|becomes|"
+    r"est|ist|lautet|w[äa]re|es|ser[íi]a|é|è|sarebbe|er|är|jest|je|adalah|là|هي|هو|है|είναι|-?это)"
+)
+_FILLER = (
+    r"(?:(?:that|clearly|therefore|thus|definitely|probably|likely|most likely|simply|just|indeed|option|choice"
+    r"|letter|"
+    r"answer|opci[óo]n|opç[ãa]o|opzione|la|die|the correct|the option|the letter|вариант)\b[ :]{0,2})"
+)
+_LINK = (
+    rf"(?:\s{{0,3}}(?:[:=]|-{{1,2}}>?|–|—|>)\s{{0,4}}|\s{{1,3}}{_VERB}(?!\w)\s{{0,3}}:?\s{{0,4}}"
+    r"|[ \t]{0,4}\n\s{0,4})"
+)
+
+STATEMENTS: dict[str, str] = {
+    "The correct answer, I believe, is B": rf"\b{_NOUN}\b{_QUALIFIER}{{0,2}}{_ASIDE}?"
+    rf"(?:\([^()\n]{{0,20}}\))?'?{_LINK}",
+    "答案是B": r"(?:答案|正解|解答|答え|选项|選項|选择|選択肢|정답|답)\]?"
+    r"(?:应该|應該|应|應)?(?:是|为|為|就是|选|選|は|은|:|=)?\s{0,3}:?\s{0,3}",
+    "选B": r"(?:应|應|我|故|所以|因此)?(?:选择|選擇|选|選)\s{0,3}",
+    "I would choose B": r"\bi(?:'d| would|'ll| will| have to| must| can only| should| am going to)?,?(?: therefore"
+    r"| thus| then)? "
+    r"(?:choose|chose|pick|picked|select|selected|go with|going with|answer|say|opt for|vote for|guess)\s{1,3}|"
+    r"\bif i (?:had|have) to (?:choose|guess|pick)[,:]\s{1,3}",
+    "Je choisis B": r"\b(?:je choisis|ich w[äa]hle|elijo|escolho|scelgo|выбираю|odpowied[źz] to|do[ğg]ru cevap"
+    r"|ja wybieram)\s{1,3}",
+    "So it is B": r"(?:(?:^|[.!?\n]\s{0,3})|\b(?:so|thus|hence|therefore|consequently)\b,? ?)"
+    r"(?:it|this|that|the (?:\w+ )?(?:one|letter))(?:'s| is| must be| should be| has to be)(?! right[:,!])\s{1,3}",
+    "It must be (B)": r"\b(?:it|this|that) (?:must be|has to be|should be)\s{1,3}|\blooks like\s{1,3}(?=\(?[A-Z]\b)",
+    "Not A, but B": r"\bnot \(?[A-Z]\b\)?,? but (?:rather )?",
+    "Thus, B": r"(?:^|[.!?\n]\s{0,3})(?:so|thus|hence|therefore|consequently|in conclusion|conclusion"
+    r"|overall)[,:]\s{1,3}"
+    r"(?=\(?[A-Z](?:[).:]|\s{0,2}$|\n))|\b(?:so|thus|hence|therefore|leaves"
+    r"|leaving)(?: only)? (?=\(?[A-Z]\)?(?:[.\n]|\s{0,2}$))",
+}
+"""Beginnings of an explicit statement, each under an example; what is stated follows."""
+_FLAGS = re.IGNORECASE
+_STATEMENT = re.compile("|".join(f"(?:{pattern})" for pattern in STATEMENTS.values()), _FLAGS)
+_FILLERS = re.compile(rf"(?:[ :]{{0,2}}{_FILLER}){{1,4}}", _FLAGS)
+
+_LETTER = r"(?:\(\s?([A-Za-z])\s?\)|\[\s?([A-Za-z])\s?\]|([A-Z])(?![A-Za-z0-9_&+/-]|'\w))"
+_VERDICT = re.compile(
+    r"(?:\(([A-Z])\)|\b([A-Z])(?=[\s).:选選是]))[).:]?(?:[ \t][^\n.()]{0,60}?)??(?:[ \t]{1,3}(?:is|seems|looks|appears"
+    r"|must be|would be)"
+    r"(?: therefore| thus| clearly| indeed| definitely)?(?: to be)?[ \t](?:the )?(?:only |most |best )?"
+    r"(?:correct|right|best|true|accurate|appropriate|(?:final )?answer)\b"
+    r"(?! because (?:it is )?not)|[ \t]{0,2}(?:-|–|—|:)[ \t]{0,2}(?:yes|correct|right|true)\b|[ \t]{0,2}[✓✔✅]"
+    r"|[ \t](?:the (?:correct|right|best) (?:answer|choice|option)|(?:fits|matches)(?: best)?(?=[.\n]|$))|(?:选项"
+    r"|選項)?是?(?:正确|正確|对的))",
+    re.IGNORECASE,
+)
+_DENIAL = re.compile(
+    r"(?:\b(?:not|isn't|cannot|can't|nor|neither|never|rather than|instead of)\b|n't\b)[^.\n,;]{0,20}$", _FLAGS
+)
+_DENIED_TARGET = re.compile(r"(?:not|neither|cannot|never|n't)\b|either\b|between\b", _FLAGS)
+_HEDGED = re.compile(
+    r"\b(?:could|might|may|can)(?: also| well)? be\b[^.\n;]{0,24}$|\b(?:possibly|perhaps|maybe"
+    r"|unlikely)\b[^.\n;]{0,12}$|"
+    r"\bif\b[^.\n;]{0,60}$",
+    _FLAGS,
+)
+REFUSAL = re.compile(
+    r"\bi(?:'m| am) (?:sorry|unable|not sure|not able|uncertain)\b|\bunable to\b|\bdo(?:n't| not) know\b|"
+    r"\b(?:can(?:no|')t|could(?:n't| not)) (?:\w+ )?(?:tell|determine|identify|see|answer|say|make out|help"
+    r"|be determined|"
+    r"provide|decide|assist)\b|\b(?:hard|difficult|impossible) to (?:tell|say|determine)\b|\bnot enough information\b",
+    _FLAGS,
+)
+HEDGE = re.compile(r"\b(?:might|could|may|perhaps|maybe|possibly|not|isn't|if|neither|nor|no)\b", _FLAGS)
+WITHDRAWAL = re.compile(
+    r"\b(?:wait|actually|hold on|let me (?:re)?(?:check|consider|think|examine|look)|on second thought|correction"
+    r"|scratch that)"
+    r"\b[^.\n]{0,80}[.,:!\n]",
+    _FLAGS,
+)
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+_ORDINAL = re.compile(rf"\b({'|'.join(_ORDINALS)}) (?:option|choice|answer|alternative)\b", _FLAGS)
+_NUMBERED = re.compile(r"(?:(?:option|choice|answer|number)\s)?#?(\d)(?:[).:]\s.{0,200})?", _FLAGS | re.DOTALL)
+_JOINED = re.compile(
+    r"\s{0,2}(?:,\s?(?:and |or )?|/|&|\+|或者?|和|与|與|または|か|또는|\b(?:and|or|oder|und|ou|et|o|y|e|или"
+    r"|и)\b)\s{0,2}(?:option |choice )?" + _LETTER + r"(?!\s(?:is|are|was|does|has|would|fits?)\b)"
+)
+_REASON = re.compile(
+    r"[\s,;:.(-]{0,4}(?:because|since|as|for|due to|given|not|rather than|instead of|explanation|reason(?:ing)?)\b",
+    _FLAGS,
+)
+_ARTICLE = re.compile(
+    r"\s(?!because\b|since\b|as\b|for\b|due\b|given\b|with\b|and\b|or\b|not\b|is\b|in\b|based\b|which\b|rather\b"
+    r"|over\b|here\b|on\b)[a-z]"
+)
+_ARTICLE_OF_LETTER = re.compile(r"^(?:a|la|o|le|el|die|der|the) (?=\(?[A-Z](?![A-Za-z0-9]))")
+BARE_LETTER = re.compile(r"(?<![\w'])(?:[B-HJ-Z]|A(?! (?!or\b|and\b)[a-z]))(?![\w'])")
+_LABEL = re.compile(
+    r"^(?:option |choice )?(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=[).:,]|\s{0,4}$|\s{1,3}(?:[-–—]|because\b"
+    r"|since\b)))\s{0,3}[).:,\-–—]{0,2}\s{0,4}(.*)$",
+    re.DOTALL | _FLAGS,
+)
+_MARKED = re.compile(r"(?<![\w'])(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Z])(?=[).:]\s))")
+LETTER_IN_SENTENCE = re.compile(
+    r"^'?([A-Z])'?(?: it is)?[.!?]{0,3}$|^(?:[\w']{1,12},? ){0,4}'?([B-HJ-Z]|A(?=[.!?']{0,3}$))'?[.!?]{0,3}$|"
+    r"\b(?:is|be|like|with|pick|point|box|object|region|image|picture|item|marker|location|position|label)\s"
+    r"'?([A-Z])(?=\s{0,2}(?:[.,;!']|$)|\s(?:to me|because|since|as)\b)"
+)
+
+
+def ascii_signs(text: str) -> str:
+    """Returns a text with full-width and typographic signs written in ASCII and invisible ones left out."""
+    return text if text.isascii() else text.translate(_SIGNS)
+
+
+def plain_text(answer: str) -> str:
+    """Returns an answer without decoration, `\\boxed` written as a statement."""
+    if len(answer) > MAX_CHARS:
+        answer = f"{answer[: MAX_CHARS // 2]}\n{answer[-MAX_CHARS // 2 :]}"
+    text = _DECORATION_IN_LINE.sub("", ascii_signs(answer).strip())
+    text = _BOXED.sub("\nanswer: ", _JOINT.sub(" ", text))
+    return _DECORATION.sub("", text).strip()
+
+
+def normalize(text: str) -> str:
+    """Returns a text fit for comparison: no decoration, no final dot, single blanks, no case."""
+    text = _DECORATION.sub("", _BOXED.sub("", ascii_signs(text)))
+    return " ".join(text.split()).lstrip(" ,;:!?'").rstrip(" .,;:!?'").casefold()
+
+
+def statements(plain: str) -> list[str]:
+    """Returns what is stated after each beginning of a statement, in the order of the text."""
+    ends = [match.end() for match in _STATEMENT.finditer(plain)]
+    return [_without_fillers(plain[end : end + 400]) for end in ends[-50:]]
+
+
+def _without_fillers(target: str) -> str:
+    match = _FILLERS.match(target)
+    return (target[match.end() :] if match else target).lstrip(" :\n")
+
+
+def is_denied(target: str) -> bool:
+    """True for a statement that says what the answer is not, or that it is one of several."""
+    return _DENIED_TARGET.match(target) is not None
+
+
+def stated_letters(target: str, known: str) -> list[str]:
+    """Returns the letters at the beginning of a statement: "B or C" states two, "B because A is far" one."""
+    target = _ARTICLE_OF_LETTER.sub("", target.lstrip("'"), count=1)
+    match = re.match(_LETTER, target)
+    if match is None:
+        lower = re.match(r"([a-z])(?:[).:]|\s{0,3}$)", target)
+        return [lower[1].upper()] if lower and lower[1].upper() in known else []
+    letter = (match[1] or match[2] or match[3]).upper()
+    rest = target[match.end() :]
+    if letter not in known or (match[3] in ("A", "I") and _ARTICLE.match(rest)):
+        return []
+    found = [letter]
+    while joined := _JOINED.match(rest):
+        found.append((joined[1] or joined[2] or joined[3]).upper())
+        rest = rest[joined.end() :]
+    return list(dict.fromkeys(found))
+
+
+def verdicts(plain: str, known: str) -> list[str]:
+    """Returns the letters that are called right: "option B is correct", "B) cat - yes"."""
+    found = []
+    for match in _VERDICT.finditer(plain):
+        letter = (match[1] or match[2]).upper()
+        if letter in known and not _DENIAL.search(plain[max(0, match.start() - 40) : match.start()]):
+            if not re.search(r"\b(?:not|n't|no)\b|n't\b", match[0][1:], _FLAGS):
+                found.append(letter)
+    return found
+
+
+def split_label(line: str, known: str) -> tuple[str | None, str]:
+    """Returns the letter that a line begins with and the rest: "(B) cat", "B. cat", "b"."""
+    match = _LABEL.match(line)
+    letter = (match[1] or match[2] or match[3]).upper() if match else ""
+    return (letter, match[4]) if match and letter in known else (None, line)
+
+
+def marked_letters(plain: str, known: str) -> list[str]:
+    """Returns the letters of known options that are marked as such, "(A)" or "A. ", in the order of the text."""
+    letters = ((a or b or c).upper() for a, b, c in _MARKED.findall(plain))
+    return [letter for letter in letters if letter in known]
+
+
+def gives_reason(rest: str) -> bool:
+    """True for a text that goes on with the reason of a choice: ", because (A) is wrong"."""
+    return _REASON.match(rest) is not None
+
+
+def ordinal_index(plain: str, num_options: int) -> int | None:
+    """Returns the index that "the second option", "Choice 2: cat" or "2" names."""
+    found = {_ORDINALS.index(word.lower()) for word in _ORDINAL.findall(plain)}
+    if match := _NUMBERED.fullmatch(plain.strip().rstrip(".")):
+        found.add(int(match[1]) - 1)
+    return index if len(found) == 1 and 0 <= (index := found.pop()) < num_options else None
+
+
+_IDIOMS = {
+    "right": re.compile(r"\bthat'?s right\b|\bright\?|\ball right\b|\bright now\b"),
+    "on": re.compile(r"\bon (?=the (?:left|right|other|far)\b)"),
+    "in": re.compile(
+        r"\bin (?=front|total|all\b|addition|fact|the (?:image|picture|photo|scene|\w+ground|cent|middle))"
+    ),
+}
+"""Phrases in which the text of an option, the key, says nothing."""
+_AFTER_DENIAL = re.compile(
+    r"[\w' ]{0,20}\?|(?:[\w' ]{0,24}?) ?\b(?:is not|isn't|does not|doesn't|are not|aren't|do not|don't|is wrong"
+    r"|is incorrect|was not|wasn't|no longer|- no)\b",
+    _FLAGS,
+)
+_BEFORE_DENIAL = re.compile(
+    r"(?:\b(?:not|no|never|neither|nor|without|cannot|rather than|instead of|unlike|than|opposed to)"
+    r"|n't)(?: \w+){0,2}(?: n?or(?: an?| the)?)? ?$",
+    _FLAGS,
+)
+_LEAD_IN = re.compile(
+    r"(?:(?:it|they|he|she|this|that|there)(?:'s| is| are| was)? )?(?:(?:at|in) (?=the same))?(?:the |a (?!is\b"
+    r"|and\b|or\b)|an )?",
+    _FLAGS,
+)
+
+
+@lru_cache(512)
+def option_patterns(options: tuple[str, ...]) -> tuple[tuple[re.Pattern[str], tuple[int, ...]], ...]:
+    """Returns each different text of the options, longest first, as a pattern with the options that have it."""
+    owners: dict[str, list[int]] = {}
+    normal = [normalize(option) for option in options]
+    bare = [without_lead(text) or text for text in normal]
+    is_told_apart = len(set(bare)) == len(set(normal))  # not so for "A is closer" and "B is closer"
+    for index, text in enumerate(bare if is_told_apart else normal):
+        owners.setdefault(text, []).append(index)
+    texts = sorted((text for text in owners if text), key=lambda text: (-len(text), text))
+    return tuple((re.compile(rf"(?<![\w-]){re.escape(text)}(?![\w-]|[.,]\d)"), tuple(owners[text])) for text in texts)
+
+
+def without_lead(text: str) -> str:
+    """Returns a normalized text without "they are at the", "it is a" or "the" before it."""
+    return _LEAD_IN.sub("", text, count=1)
+
+
+def mentions(sentence: str, options: Sequence[str]) -> tuple[list[int], list[int], str]:
+    """Returns the options that a normalized sentence affirms, those that it denies, and the rest of the sentence.
+
+    An option inside a longer one's text is not mentioned; "than the red chair" and "it could be a cat" affirm nothing.
+    """
+    patterns = option_patterns(tuple(options))
+    texts = {normalize(option) for option in options}
+    for text, idiom in _IDIOMS.items():
+        if text in texts:
+            sentence = idiom.sub(" ", sentence)
+    affirmed: list[tuple[int, int]] = []
+    denied: list[int] = []
+    rest = sentence
+    for pattern, owners in patterns:
+        for match in pattern.finditer(rest):
+            before, after = (
+                sentence[max(0, match.start() - 60) : match.start()],
+                sentence[match.end() : match.end() + 40],
+            )
+            is_denied_here = _BEFORE_DENIAL.search(before) or _AFTER_DENIAL.match(after) or _HEDGED.search(before)
+            if is_denied_here:
+                denied += owners
+            else:
+                affirmed += [(match.start(), index) for index in owners]
+        rest = pattern.sub(lambda match: "\0" * len(match[0]), rest)
+    return list(dict.fromkeys(index for _, index in sorted(affirmed))), list(dict.fromkeys(denied)), rest
