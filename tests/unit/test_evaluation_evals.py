@@ -1,6 +1,7 @@
 """The whole program on a tiny model: what it writes, how it resumes, what it refuses."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -10,13 +11,14 @@ from dataclasses import replace
 
 import datasets
 import pytest
+from PIL import Image
 
 from evaluation import evals
 from evaluation.benchmarks.rows import BENCHMARKS
 from evaluation.benchmarks.samples import load_samples
-from evaluation.command_line import name_output, parse_arguments
-from evaluation.engines.local import Answer, ModelOptions
-from evaluation.engines.replicas import MAX_CPU_WEIGHTS_BYTES, count_cpu_engines
+from evaluation.command_line import DEFAULT_MODEL, check_model_path, name_output, parse_arguments
+from evaluation.engines.local import Answer, HuggingFaceBackend, ModelOptions
+from evaluation.engines.replicas import MAX_CPU_WEIGHTS_BYTES, DataParallelBackend, count_cpu_engines
 from spatialthinker.schema import parquet_path, read_parquet, write_parquet
 from spatialthinker.synthetic import generate, gold_response
 from tests.support.tiny_model_folder import save_tiny_model
@@ -210,6 +212,79 @@ def test_a_model_without_processor_is_named(model_dir, data_dir, tmp_path, capsy
         (bare / name).write_bytes((model_dir / name).read_bytes())
     assert run(bare, data_dir, tmp_path / "out") == 2
     assert f"evals: {bare}:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/../../x", "..", ".json", "", "a\x1b[2J", "a\0"])
+def test_an_output_name_stays_in_its_folder(name, capsys):
+    given = ["--dataset", "stvqa", "--template", "reasoning", "--custom_filename", name]
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(given, None)
+    assert stop.value.code == 2 and "--custom_filename: " in capsys.readouterr().err
+
+
+def test_an_output_name_may_lie_in_a_folder_of_the_output():
+    given = ["--dataset", "stvqa", "--template", "reasoning", "--custom_filename"]
+    assert name_output(parse_arguments([*given, "a/run.json"], None), "stvqa") == "a/run"
+    assert name_output(parse_arguments([*given, "..x"], None), "stvqa") == "..x"
+
+
+def test_the_released_defaults(capsys):
+    assert parse_arguments(["--dataset", "stvqa", "--template", "reasoning"], None).model_path == DEFAULT_MODEL
+    for more in (["--template", "reasoning", "--provider", "openai"], []):
+        with pytest.raises(SystemExit):
+            parse_arguments(["--dataset", "stvqa", *more], None)
+        expected = "required: --model_path" if more else "--template is one of"
+        assert expected in capsys.readouterr().err
+    with pytest.raises(ValueError, match="for an API's model add --provider"):
+        check_model_path("gpt-4o-2024-05-13")
+
+
+@pytest.mark.parametrize("model", ["/", "actor", "huggingface"])
+def test_a_model_with_an_odd_name_has_an_output_name(model):
+    given = ["--dataset", "stvqa", "--template", "reasoning", "--provider", "openai", "--model_path", model]
+    name = name_output(parse_arguments(given, None), "stvqa")
+    assert name.startswith("stvqa_") and name.endswith("_reasoning_strict") and "/" not in name
+
+
+def test_the_records_have_the_released_name_too(model_dir, data_dir, tmp_path):
+    given = ["--dataset", "stvqa", "--template", "reasoning", "--max_tokens", "2", "--data_path", str(data_dir)]
+    given += ["--model_path", str(model_dir), "--output_dir", str(tmp_path), "--num_samples", "2"]
+    (tmp_path / "stvqa_tiny.json").write_text("[]")  # of the released program
+    for _ in range(2):
+        assert evals.main(given) == 0
+        records = read_json(tmp_path / "stvqa_tiny.json")
+        assert records == read_json(tmp_path / "stvqa_tiny_reasoning_strict.json")
+        assert records[-1]["final_accuracy"] == 0 and "final_std_err" in records[-1]
+        assert (tmp_path / "stvqa_tiny.json.previous").read_text() == "[]"
+
+
+def test_an_item_that_the_processor_refuses_is_an_error_of_its_own(model_dir, data_dir, tmp_path, capsys):
+    image = io.BytesIO()
+    Image.new("RGB", (3000, 4)).save(image, "PNG")
+    rows = read_parquet(parquet_path(data_dir, "val"))
+    odd = [replace(row, images=image.getvalue()) if i in (3, 7) else row for i, row in enumerate(rows)]
+    write_parquet(odd, parquet_path(tmp_path / "data", "val"))
+    assert run(model_dir, tmp_path / "data", tmp_path) == 2
+    assert "item 000003: " in capsys.readouterr().err
+    summary = read_json(tmp_path / "run.summary.json")
+    assert (summary["answered"], summary["errors"]) == (ITEMS - 2, 2)
+
+
+@pytest.mark.parametrize(("asked", "joined"), [([], "local"), (["--ray_address", "auto"], "auto")])
+def test_replicas_join_a_cluster_only_when_asked_to(asked, joined, monkeypatch, tmp_path):
+    class Joined(Exception):
+        pass
+
+    def init(address=None, **_):
+        raise Joined(address)
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    args = parse_arguments(["--dataset", "stvqa", "--template", "reasoning", *asked], None)
+    options = ModelOptions("x", "reasoning", ray_address=args.ray_address or "local")
+    with pytest.raises(Joined, match=joined):
+        DataParallelBackend(HuggingFaceBackend, options, 2)
 
 
 def test_output_names_say_what_was_evaluated():
