@@ -14,6 +14,7 @@ import pytest
 from evaluation import evals
 from evaluation.engines import answering
 from evaluation.journal import AnswerJournal, read_journal
+from spatialthinker.clients import model_api
 from tests.integration.test_evaluation_api import ROOT, arguments, data_dir, read, serve  # noqa: F401 -- fixtures
 
 pytestmark = pytest.mark.integration
@@ -160,3 +161,14 @@ def test_an_answer_that_cannot_be_graded_is_paid_once(data_dir, tmp_path, serve,
     failing.clear()
     assert evals.main(given) == 0 and len(calls.read_text().split()) == 6
     assert {record["status"] for record in read(tmp_path / "run.json")} == {"ok"}
+
+
+@pytest.mark.parametrize("kinds", ["error_body", "forbidden", "page"])
+def test_no_server_commands_the_terminal_or_echoes_a_key(data_dir, tmp_path, serve, monkeypatch, capsys, kinds):  # noqa: F811
+    monkeypatch.setattr(model_api, "MAX_TRIES", 3)
+    address, _ = serve(faults=1.0, kinds=kinds)
+    monkeypatch.setenv("OPENAI_API_KEY", "test-key-0123456789")
+    assert evals.main(arguments(data_dir, tmp_path, address, "--num_samples", "3")) == 2
+    output = "".join(capsys.readouterr()) + "".join(path.read_text() for path in tmp_path.glob("run*"))
+    assert not set("\x1b\u202e") & set(output) and "test-key" not in output
+    assert "evals: " in output
