@@ -17,7 +17,7 @@ import resource
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +34,10 @@ from spatialthinker.storage.images import BrokenImage, encode, has_transparency,
 MAX_TRIES = 14
 MAX_WAIT_S = 60.0
 TIMEOUT_S = 120.0
-"""Silence of a server that ends a request."""
+"""Silence of a server while it is connected to and takes a request; for the answer it may be silent for REQUEST_S."""
 
-REQUEST_S = 300.0
-"""A whole request: a server that sends a byte now and then is never silent for TIMEOUT_S."""
+REQUEST_S = 660.0
+"""A whole request. The providers answer within 10 minutes, or not at all: what is given up before is paid twice."""
 
 BATCH_S = 1800.0
 """A whole request that carries a batch."""
@@ -50,6 +50,9 @@ MAX_REFUSED_TRIES = 3
 
 _FIRST_WAIT_S = 0.5
 _TELL_S = 30.0
+_NUM_WAITS = 20
+_UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
+"""Causes of lost connections over which nothing was sent."""
 _FREE_DESCRIPTORS = 40
 _PLAIN_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 _PLAIN_MODES = ("RGB", "L")
@@ -155,7 +158,7 @@ class Api(ABC):
         self.model = model
         self.price: Price | None = find_price(model)
         self.throttle = Throttle(min(most_at_once, _free_descriptors()))
-        self.num_retries = self.num_answers = 0
+        self.num_retries = self.num_answers = self.num_given_up = 0
         self._told = -math.inf
         key = find_key(self.KEYS, base_url)
         if key is None:
@@ -214,8 +217,7 @@ class Api(ABC):
         failure only the list of batches says whether the batch arrived. Errors: ApiStop, RequestFault.
         """
         try:
-            async with asyncio.timeout(BATCH_S):
-                return await self._send_batch(bodies, token)
+            return await within(BATCH_S, self._send_batch(bodies, token))
         except (*self._retryable(), ReplyError, TimeoutError) as error:
             self._judge(error, 0.0)
             message = f"the batch may not have arrived ({self._describe(error)}); the same command finds out later"
@@ -292,7 +294,7 @@ class Api(ABC):
 
         return await self._insist(read_list, BATCH_S)
 
-    async def _insist[T](self, call: Callable[[], Awaitable[T]], limit_s: float | None = None) -> T:
+    async def _insist[T](self, call: Callable[[], Coroutine[Any, Any, T]], limit_s: float | None = None) -> T:
         """Return a call's result, with retries while they can help. Errors: RequestFault, ApiStop, OutageFault."""
         fault = ""
         for attempt in range(MAX_TRIES):
@@ -301,17 +303,20 @@ class Api(ABC):
                 async with self.throttle.slot():
                     if self.throttle.stopped.is_set():
                         break
-                    async with asyncio.timeout(limit_s or REQUEST_S):
-                        result = await call()
+                    result = await within(limit_s or REQUEST_S, call())
                 self.throttle.speed_up()
                 self.num_answers += 1
                 return result
             except (*self._retryable(), ReplyError, TimeoutError) as error:
                 fault = self._describe(error)
+                self.num_given_up += limit_s is None and _may_be_paid(error)
                 wait_s = self._judge(error, wait_s)
                 if getattr(error, "status_code", None) in (403, 404) and attempt + 1 >= MAX_REFUSED_TRIES:
                     is_own_fault = self.num_answers > 0 or limit_s is not None  # a batch that is not there
                     raise (RequestFault if is_own_fault else OutageFault)(fault) from None
+            except asyncio.CancelledError:
+                self.num_given_up += limit_s is None
+                raise
             self.num_retries += 1
             if attempt >= 2:
                 self._tell(fault)
@@ -362,7 +367,39 @@ class Api(ABC):
         return Reply(text, stop, usage, cost_usd(usage, self.price, is_batch) if self.price else 0.0, fault)
 
     async def close(self) -> None:
+        """Close the connections, and say for how many requests the provider may bill an answer that never came."""
         await self.client.close()
+        if self.num_given_up:
+            with suppress(OSError):
+                print(  # noqa: T201
+                    f"{self.model}: {self.num_given_up} requests ended without an answer (connection lost, time limit "
+                    "or stop); where the provider bills them, that is not in the cost",
+                    file=sys.stderr,
+                )
+
+
+async def within[T](limit_s: float, call: Coroutine[Any, Any, T]) -> T:
+    """The call's result. Raises TimeoutError after a limit.
+
+    It is waited for in parts: of the time for which this process was stopped or had no turn, only the part under way
+    counts, and an answer that came in meanwhile is read before the limit is looked at.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        for _ in range(_NUM_WAITS):
+            if (await asyncio.wait([task], timeout=limit_s / _NUM_WAITS))[0]:
+                return task.result()
+        raise TimeoutError
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+
+
+def _may_be_paid(error: Exception) -> bool:
+    """True where a request ended before its answer was there: the provider may have made one, and bill it."""
+    is_lost = type(error).__name__ in ("APIConnectionError", "APITimeoutError")
+    return isinstance(error, TimeoutError) or (is_lost and type(error.__cause__).__name__ not in _UNSENT)
 
 
 def is_account_fault(text: str) -> bool:

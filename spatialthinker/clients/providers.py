@@ -28,7 +28,8 @@ class AnthropicApi(Api):
     def _connect(self, base_url: str | None) -> Any:
         import anthropic
 
-        return anthropic.AsyncAnthropic(api_key=self.key, base_url=base_url, max_retries=0, timeout=TIMEOUT_S)
+        timeout = anthropic.Timeout(TIMEOUT_S, read=None)
+        return anthropic.AsyncAnthropic(api_key=self.key, base_url=base_url, max_retries=0, timeout=timeout)
 
     def _retryable(self) -> tuple[type[Exception], ...]:
         import anthropic
@@ -136,7 +137,8 @@ class OpenAiApi(Api):
     def _connect(self, base_url: str | None) -> Any:
         import openai
 
-        return openai.AsyncOpenAI(api_key=self.key, base_url=base_url, max_retries=0, timeout=TIMEOUT_S)
+        timeout = openai.Timeout(TIMEOUT_S, read=None)
+        return openai.AsyncOpenAI(api_key=self.key, base_url=base_url, max_retries=0, timeout=timeout)
 
     def _retryable(self) -> tuple[type[Exception], ...]:
         import openai

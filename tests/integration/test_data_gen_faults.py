@@ -155,10 +155,21 @@ def test_every_item_ends_with_a_row_or_a_reason_and_is_paid_once(serve, tmp_path
 def test_two_thousand_items_end_with_a_row_or_a_reason_and_are_paid_once(
     serve, tmp_path, capsys, provider, run, monkeypatch
 ):
-    monkeypatch.setattr(
-        "spatialthinker.clients.model_api.REQUEST_S", 20.0
-    )  # an answer given up is billed all the same
+    # An answer that is given up is billed all the same: the limit must be longer than a loaded server needs.
+    monkeypatch.setattr("spatialthinker.clients.model_api.REQUEST_S", 20.0)
     run(serve(*EVERY_FAULT), tmp_path / "t.csv", provider, 2000, capsys)
+
+
+def test_a_disk_that_stalls_longer_than_the_limit_costs_no_answer(serve, tmp_path, monkeypatch):
+    """Answers that come while the process has no turn are read before any limit ends their requests."""
+    monkeypatch.setattr("spatialthinker.clients.model_api.REQUEST_S", 2.0)
+    monkeypatch.setattr("data_gen.journal._SYNC_S", 0.0)
+    stalls = iter([2.5] * 4)
+    monkeypatch.setattr("data_gen.journal.os.fsync", lambda _: time.sleep(next(stalls, 0.0)))
+    server, out = serve("--latency_s", "0.3"), tmp_path / "t.csv"
+    assert preprocess(server, out, "anthropic", 60, "--concurrency=16") == 0
+    assert check_outcomes(out, 60) == ["accepted"] * 60 and server.num_answers() == 60
+    check_cost(server, out, "anthropic")
 
 
 def test_validation_over_faults_counts_no_error_as_disagreement(serve, tmp_path, capsys):

@@ -1,7 +1,9 @@
 """Replies as servers and models write them: garbled messages, drafts in reasoning, objects that are no strict JSON."""
 
+import asyncio
 import json
 import random
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +11,15 @@ import pytest
 from data_gen.curate.validation import read_choice_index
 from data_gen.questions.prompts import ReplyFault, parse_reply
 from spatialthinker.clients.keys import find_key, read_env_file
-from spatialthinker.clients.model_api import Api, ApiRequest, ApiStop, OutageFault, RequestFault, is_account_fault
+from spatialthinker.clients.model_api import (
+    Api,
+    ApiRequest,
+    ApiStop,
+    OutageFault,
+    RequestFault,
+    is_account_fault,
+    within,
+)
 from spatialthinker.clients.prices import Usage
 from spatialthinker.clients.providers import APIS
 from spatialthinker.clients.replies import Reply, ReplyError, batch_lines, find_object, load_payload
@@ -149,7 +159,7 @@ def test_a_success_that_is_none_is_a_fault_to_retry(api, data):
 class Refusal(Exception):
     body = None
 
-    def __init__(self, status_code: int, text: str) -> None:
+    def __init__(self, status_code: int | None, text: str) -> None:
         super().__init__(text)
         self.status_code = status_code
 
@@ -171,8 +181,6 @@ async def ask(api: Api, monkeypatch, *answers: Any) -> Reply:
 
 @pytest.mark.parametrize("status, text", [(403, "blocked"), (404, "no route"), (400, "bad image"), (413, "too large")])
 def test_a_refusal_of_one_item_is_that_item_s_fault(api, monkeypatch, status, text):
-    import asyncio
-
     async def run() -> None:
         assert (await ask(api, monkeypatch, message(api, "a"))).text == "a"
         with pytest.raises(RequestFault, match=text):
@@ -183,8 +191,6 @@ def test_a_refusal_of_one_item_is_that_item_s_fault(api, monkeypatch, status, te
 
 
 def test_a_refusal_before_any_answer_condemns_no_item(api, monkeypatch):
-    import asyncio
-
     with pytest.raises(OutageFault, match="blocked"):
         asyncio.run(ask(api, monkeypatch, Refusal(403, "blocked")))
 
@@ -195,8 +201,6 @@ def test_a_refusal_before_any_answer_condemns_no_item(api, monkeypatch):
     + [(400, "Your credit balance is too low"), (429, "insufficient_quota"), (None, "invalid_api_key")],
 )
 def test_the_account_s_own_fault_ends_the_run(api, monkeypatch, status, text):
-    import asyncio
-
     with pytest.raises(ApiStop):
         asyncio.run(ask(api, monkeypatch, ReplyError(text) if status is None else Refusal(status, text)))
 
@@ -209,8 +213,6 @@ def test_other_faults_are_not_the_account_s(text):
 
 
 def test_a_request_has_a_limit_as_a_whole(api, monkeypatch):
-    import asyncio
-
     monkeypatch.setattr("spatialthinker.clients.model_api.REQUEST_S", 0.01)
     monkeypatch.setattr("spatialthinker.clients.model_api.MAX_TRIES", 2)
 
@@ -221,6 +223,76 @@ def test_a_request_has_a_limit_as_a_whole(api, monkeypatch):
     monkeypatch.setattr(api, "_send", drip)
     with pytest.raises(OutageFault, match="after 2 tries; last: TimeoutError: no end of the answer in time"):
         asyncio.run(api.ask(ApiRequest("x")))
+    assert api.num_given_up == 2
+
+
+@pytest.mark.parametrize("num_turns", [1, 5, 12])
+def test_an_answer_that_came_while_the_process_was_stopped_is_kept(num_turns):
+    async def answer() -> str:
+        await asyncio.sleep(0.01)
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+        return "an answer"
+
+    async def go() -> str:
+        asyncio.get_running_loop().call_soon(time.sleep, 0.5)
+        return await within(0.2, answer())
+
+    assert asyncio.run(go()) == "an answer"
+
+
+def test_a_limit_ends_the_call_and_a_fault_of_the_call_is_its_own():
+    ended = []
+
+    async def call(fault: Exception | None) -> None:
+        try:
+            if fault is not None:
+                raise fault
+            await asyncio.sleep(60)
+        finally:
+            ended.append(fault)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(within(0.02, call(None)))
+    with pytest.raises(ReplyError, match="odd"):
+        asyncio.run(within(60, call(ReplyError("odd"))))
+    assert len(ended) == 2
+
+    async def leave() -> None:
+        task = asyncio.create_task(within(60, call(None)))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    assert len(ended) == 3
+
+
+def lost(cause: str) -> Exception:
+    error = type("APIConnectionError", (Refusal,), {})(None, "Connection error.")
+    error.__cause__ = type(cause, (Exception,), {})()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "is_given_up"),
+    [
+        (lost("ReadError"), True),
+        (lost("ReadTimeout"), True),
+        (lost("RemoteProtocolError"), True),
+        (lost("ConnectError"), False),
+        (lost("PoolTimeout"), False),
+        (TimeoutError(), True),
+        (ReplyError("status 200, but no JSON"), False),
+    ],
+)
+def test_requests_whose_answer_may_be_billed_and_never_came_are_told(api, monkeypatch, capsys, error, is_given_up):
+    monkeypatch.setattr("spatialthinker.clients.model_api.MAX_TRIES", 1)
+    with pytest.raises(OutageFault):
+        asyncio.run(ask(api, monkeypatch, error))
+    asyncio.run(api.close())
+    assert ("1 requests ended without an answer" in capsys.readouterr().err) == is_given_up
 
 
 def test_a_server_s_text_is_shown_without_signs_and_keys(monkeypatch):
