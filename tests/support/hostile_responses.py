@@ -46,7 +46,7 @@ def hostile_response(rng: random.Random) -> str:
     if kind < 0.55:
         text = _with_scene(text, _poisoned_scene(rng))
     for _ in range(rng.choice((0, 0, 1, 1, 2, 6))):
-        text = _mutated(text, rng)
+        text = mutated(text, rng)
     return text
 
 
@@ -72,7 +72,7 @@ def _poisoned_scene(rng: random.Random) -> str:
     )
 
 
-def _mutated(text: str, rng: random.Random) -> str:
+def mutated(text: str, rng: random.Random) -> str:
     start = rng.randrange(len(text) + 1)
     end = min(len(text), start + rng.choice((0, 1, 1, 5, 50, 1000)))
     match rng.randrange(6):
