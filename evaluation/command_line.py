@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from evaluation.benchmarks.rows import BENCHMARKS, Benchmark
+from evaluation.benchmarks.rows import BENCHMARKS, SUITES, Benchmark
 from evaluation.benchmarks.templates import check_template_file, is_template_file
 from spatialthinker.prompts import PROMPTS
 
@@ -33,9 +33,15 @@ def one_of(kind: str, names: Iterable[str]) -> Callable[[str], str]:
 
 
 def dataset_names(value: str) -> list[str]:
-    """Return the names of a comma-separated list, each once; `all` stays as it is."""
-    check = one_of("dataset", [*BENCHMARKS, ALL])
-    return list(dict.fromkeys(check(name.strip()) for name in value.split(",")))
+    """Return the names of a comma-separated list, each once, a leaderboard as its members; `all` stays as it is."""
+    check = one_of("dataset", [*BENCHMARKS, *SUITES, ALL])
+    names = [check(name.strip()) for name in value.split(",")]
+    return list(dict.fromkeys(member for name in names for member in list_members(name)))
+
+
+def list_members(name: str) -> list[str]:
+    """Return the data sets of a leaderboard, or the one of that name."""
+    return [member for line in SUITES[name].values() for member in line] if name in SUITES else [name]
 
 
 def template_name(value: str) -> str:
@@ -66,7 +72,12 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--list", action="store_true", help="print data sets, prompt templates and providers, and end")
     known = ", ".join(BENCHMARKS)
-    add("--dataset", type=dataset_names, metavar="NAMES", help=f"one, several with commas, or {ALL}: {known}")
+    add(
+        "--dataset",
+        type=dataset_names,
+        metavar="NAMES",
+        help=f"one, several with commas, {', '.join(SUITES)} or {ALL}: {known}",
+    )
     add(
         "--data_path", help="local file or folder (parquet, json, csv, tsv) in place of the hub; NAME/ in it, if there"
     )

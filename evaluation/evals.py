@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
-from evaluation.benchmarks.rows import BENCHMARKS, Benchmark
+from evaluation.benchmarks.rows import BENCHMARKS, SUITES, Benchmark
 from evaluation.benchmarks.templates import check_template_file, digest_template, is_template_file
 from evaluation.command_line import (
     LOCAL_PROVIDERS,
@@ -89,6 +89,7 @@ def grade(sample: "Sample", answer: "Answer", benchmark: Benchmark, scoring: str
         seconds=answer.seconds,
         groups=sample.groups or None,
         cluster=sample.cluster,
+        facts=sample.facts,
     )
     if answer.error is not None:
         return replace(record, status="error", error=answer.error)
@@ -102,9 +103,8 @@ def grade(sample: "Sample", answer: "Answer", benchmark: Benchmark, scoring: str
 def find_marks(sample: "Sample", answer: "Answer", benchmark: Benchmark, scoring: str) -> dict[str, Any]:
     """Return the fields of a record that grading fills."""
     from evaluation.scoring.released import grade_as_released
-    from evaluation.scoring.strict import grade_response
 
-    strict = grade_response(answer.text, sample.choices, sample.reference, answer.finish_reason)
+    strict = sample.grade(answer.text, answer.finish_reason)
     released = grade_as_released(answer.text, sample.answer_cell, sample.choices, benchmark.is_multiple_choice)
     is_released = scoring == "paper"
     return {
@@ -113,6 +113,7 @@ def find_marks(sample: "Sample", answer: "Answer", benchmark: Benchmark, scoring
         "correct_strict": int(strict.is_correct),
         "correct_paper": int(released.is_correct),
         "kind": strict.kind,
+        "score": strict.score,
         "reward": measure_reward(sample, answer),
     }
 
@@ -213,7 +214,7 @@ def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
         max_tokens=args.max_tokens,
         temperature=args.temperature,
         seed=args.seed,
-        images_per_prompt=max(len(job.benchmark.images) * job.benchmark.max_images for job in jobs),
+        images_per_prompt=max(job.benchmark.images_per_item for job in jobs),
         concurrency=args.concurrency,
         base_url=args.base_url,
         batch_file=str(locate_output(args, jobs[0].dataset, ".batch.json")) if args.batch_api else None,
@@ -264,7 +265,7 @@ def answer_and_summarize(
         if stop.signum is not None:
             raise Stopped
     settings = job.settings | {"prompt_digest": digest_template(job.settings["template"])}
-    return records, summarize(records, settings, job.group_sizes, facts)
+    return records, summarize(records, settings, job.group_sizes, facts, job.benchmark.rule)
 
 
 def run(
@@ -275,16 +276,17 @@ def run(
     stop: StopSignal | None = None,
 ) -> int:
     """Answer, grade, write and print; return the exit code."""
-    from evaluation.reports.summary import format_table
+    from evaluation.reports.summary import format_suite, format_table
 
     stop = stop or StopSignal()
-    summaries = {}
+    summaries, answered = {}, {}
     for job in jobs:
         start = time.monotonic()
         opinions = locate_output(args, job.dataset, ".extractor.jsonl")
         records, summary = answer_and_summarize(job, backend, extractor, opinions, stop)
         summaries[job.dataset] = summary
         paths = write_outputs(args, job.dataset, records, summary)
+        answered[job.dataset] = [record for record in records if record.status == "ok"]
         print(f"\n{job.dataset}, {args.template}, {args.model_path}: answered in {time.monotonic() - start:.1f} s")
         print(format_table(summary))
         print(f"records: {paths['.json']}\nsummary: {paths['.summary.json']}", flush=True)
@@ -294,6 +296,13 @@ def run(
     if len(jobs) > 1:
         mean = sum(summary["accuracy"] for summary in summaries.values()) / len(jobs)
         print(f"\nmean accuracy over {len(jobs)} data sets: {mean:.3f}")
+    for name, lines in SUITES.items():
+        if all(member in answered for line in lines.values() for member in line):
+            rules = {line: BENCHMARKS[members[0]].rule or "accuracy" for line, members in lines.items()}
+            pooled = {
+                line: [record for member in members for record in answered[member]] for line, members in lines.items()
+            }
+            print(f"\n{format_suite(name, {line: (rules[line], pooled[line]) for line in lines})}")
     return 2 if any(summary["errors"] for summary in summaries.values()) else 0
 
 

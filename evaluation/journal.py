@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from spatialthinker.storage.journal import Journal, JournalFault, Line, name_differences, read_lines, whole_lines
 
@@ -38,6 +38,10 @@ class Record:
     """The group the item belongs to, by the grouping's name; a group is right when all of its items are."""
     cluster: str | None = None
     """Items of one cluster depend on each other."""
+    score: float | None = None
+    """Credit from 0 to 1 where the form of the answer has degrees: numbers, points, boxes."""
+    facts: dict[str, Any] | None = None
+    """What the benchmark's own rule needs of the row."""
     reward: dict[str, float] | None = None
     """The dense reward and its parts, where the row holds a reference scene."""
 

@@ -7,10 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from string import Formatter
 from typing import Any, Literal
 
-ReferenceKind = Literal["choice", "value", "choice_or_value", "flag"]
-"""Content of the answer column: a choice (letter, text or index); an open text or number; either; 1 or 0 for yes."""
+from evaluation.scoring.strict import Form
+
+ReferenceKind = Literal["choice", "index", "value", "choice_or_value", "flag"]
+"""Content of the answer column: a choice (letter or text); its index; an open text or number; either; a flag."""
 
 FULL_TEMPLATE = "spatial_thinker_full"
 QUESTION_TEMPLATES = ("reasoning", "reasoning_end", "no_reasoning", "spatial_thinker", FULL_TEMPLATE)
@@ -51,7 +54,8 @@ class Benchmark:
     """Most images in one cell of an image column."""
     question: str | None = "prompt"
     """Column of the question; None where the picture holds it."""
-    answer: str = "answer"
+    answer: str | None = "answer"
+    """Column of the reference; None where a mask is the reference."""
     reference: ReferenceKind = "choice"
     choices: str | None = None
     """Column with the list of choices."""
@@ -73,43 +77,116 @@ class Benchmark:
     """Group accuracies that are reported beside the accuracy, by name."""
     cluster: Grouping | None = None
     """Items that depend on each other, for the standard error."""
-    archive: str | None = None
-    """File of the repository that must be unpacked by hand: the hub's loader cannot read it."""
+    archives: tuple[str, ...] = ()
+    """Files of the repository, as glob patterns, that hold the images or videos; a zip file is read in place."""
+    media: str = ""
+    """Name of an item's file in them, from the row's columns; {file} is a cell of the image column."""
+    frames: int = 0
+    """Frames of a video that a model sees in place of it, spread evenly from its first to its last; 0 for images."""
+    form: Form = "exact"
+    """Rule by which an open answer is scored; a choice is right or wrong."""
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    """Forms of single tasks that differ from it."""
+    shuffles_choices: bool = False
+    """True where the right choice has a fixed place in the data; the item's number is the seed."""
+    mask: str | None = None
+    """Image column with the mask in which points must lie."""
+    precision: str | None = None
+    """Column with the decimals to which numbers are rounded before they are compared."""
+    context: str | None = None
+    """Column with a text that stands before the question."""
+    request: str = ""
+    """Sentence after an open question that says in what form the answer is scored."""
+    named_images: str = ""
+    """Pattern of an image's name in the question, one group for its number: only the images named are sent."""
+    facts: tuple[str, ...] = ()
+    """Columns that the benchmark's own rule needs."""
+    rule: str | None = None
+    """Own figures of the benchmark, beside plain accuracy: a name of RULES in evaluation/reports/official.py."""
+    source: str = ""
+    """Loader or card from which the columns and the rule were read."""
     is_shuffled: bool = True
     templates: tuple[str, ...] = QUESTION_TEMPLATES
 
     @property
     def is_multiple_choice(self) -> bool:
         """True where the released evaluation maps answers to letters."""
-        return self.reference in ("choice", "flag") or (self.reference == "choice_or_value" and not self.lists_choices)
+        return self.reference in ("choice", "index", "flag") or (
+            self.reference == "choice_or_value" and not self.lists_choices
+        )
 
     @property
     def column_names(self) -> list[str]:
         """The columns that the data must have, images first."""
         groupings = [*self.groupings.values(), *([self.cluster] if self.cluster else [])]
         grouped = [column for grouping in groupings for column in grouping.columns]
-        names = [*self.images, self.question, self.answer, self.choices, *self.choice_columns, self.task, *grouped]
+        media = [name for _, name, _, _ in Formatter().parse(self.media) if name and name != "file"]
+        names = [*self.images, *media, self.mask, self.context, self.question, self.answer, self.choices]
+        names += [*self.choice_columns, self.task, self.precision, *self.facts, *grouped]
         return list(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def images_per_item(self) -> int:
+        """The most images of one question."""
+        return self.frames or max(1, len(self.images)) * self.max_images
+
+
+_LMMS = "lmms-eval: tasks/"
+_PAIR = {"pair": Grouping()}
+_NUMBER_REQUEST = "Answer with a single number."
+_VIDEO_FRAMES = 32
+_REFSPATIAL = "VLMEvalKit: RefSpatialBench"
+_POINT_REQUEST = (
+    "Answer with a list of points [(x, y), ...], where x and y are fractions of the image's width and height, 0 to 1."
+)
+_BOX_REQUEST = (
+    "Answer with the box [x1, y1, x2, y2] of the one object that fits this description, in pixels of the image, "
+    "or with null if there is none."
+)
 
 
 def _cv_bench(config: str) -> Benchmark:
-    return Benchmark("nyu-visionx/CV-Bench", "test", config, choices="choices", task="task")
+    row = partial(Benchmark, "nyu-visionx/CV-Bench", "test", config, choices="choices", task="task")
+    return row(facts=("source",), rule="cv-bench", source=f"{_LMMS}cv_bench")
 
 
-def _blink(config: str, num_images: int = 1) -> Benchmark:
+def _blink(config: str, num_images: int = 4) -> Benchmark:
     images = tuple(f"image_{i + 1}" for i in range(num_images))
-    return Benchmark("BLINK-Benchmark/BLINK", "val", config, images=images, choices="choices")
+    row = partial(Benchmark, "BLINK-Benchmark/BLINK", "val", config, images=images, choices="choices")
+    return row(source="the data set's card")
 
 
 def _emma(config: str) -> Benchmark:
     images = tuple(f"image_{i + 1}" for i in range(5))
-    row = partial(Benchmark, "luckychao/EMMA", "test", config, images=images, question="question")
-    return row(reference="choice_or_value", choices="options", lists_choices=True)
+    row = partial(Benchmark, "luckychao/EMMA", "test", config, images=images, question="question", context="context")
+    return row(reference="choice_or_value", choices="options", lists_choices=True, source=f"{_LMMS}emma")
 
 
 def _mmmu_vision() -> Benchmark:
     row = partial(Benchmark, "MMMU/MMMU_Pro", "test", "vision", question=None)
     return row(choices="options", lists_choices=True, templates=(*QUESTION_TEMPLATES, "vision"))
+
+
+def _site(config: str, **form: int) -> Benchmark:
+    row = partial(Benchmark, "franky-veteran/SITE-Bench", "test", config, images=("visual",), question="question")
+    row = partial(
+        row, choices="options", lists_choices=True, task="category", archives=("data_chunked_*.zip",), **form
+    )
+    return row(rule="chance-adjusted", source=f"{_LMMS}sitebench")
+
+
+def _points(repo: str, split: str, **columns: str) -> Benchmark:
+    row = partial(Benchmark, repo, split, answer=None, mask="mask", form="points", request=_POINT_REQUEST)
+    return row(rule="mean score", **columns)  # type: ignore[arg-type]
+
+
+def _spbench(name: str, max_images: int) -> Benchmark:
+    row = partial(Benchmark, "hongxingli/SPBench", name, data_file=f"{name}.parquet", archives=(f"{name}-images.zip",))
+    row = partial(row, images=("images",), media=f"{name}-images/{{scene_name}}/{{file}}", max_images=max_images)
+    row = partial(row, question="question", answer="ground_truth", reference="choice_or_value", choices="options")
+    row = partial(row, lists_choices=True, form="relative", request=_NUMBER_REQUEST, task="question_type")
+    row = partial(row, revision="03611025a4e6032c558117c0e86b76c8b084c305", rule="mean over tasks")
+    return row(source="github.com/ZJU-REAL/SpatialLadder, eval_spld")
 
 
 _PLAIN = partial(Benchmark, choices="choices")
@@ -118,23 +195,45 @@ BENCHMARKS: dict[str, Benchmark] = {
     "cv-bench": _cv_bench("default"),
     "cv-bench-2D": _cv_bench("2D"),
     "cv-bench-3D": _cv_bench("3D"),
-    "blink-spatial": _blink("Spatial_Relation"),
-    "blink-depth": _blink("Relative_Depth"),
-    "blink-object": _blink("Object_Localization"),
-    "blink-counting": _blink("Counting"),
+    "blink-spatial": _blink("Spatial_Relation", 1),
+    "blink-depth": _blink("Relative_Depth", 1),
+    "blink-object": _blink("Object_Localization", 1),
+    "blink-counting": _blink("Counting", 1),
     "blink-multi-view": _blink("Multi-view_Reasoning", 2),
     "blink-jigsaw": _blink("Jigsaw", 3),
-    "realworld_qa": Benchmark("visheratin/realworldqa", "test", question="question", reference="value"),
+    "blink-art-style": _blink("Art_Style"),
+    "blink-forensic": _blink("Forensic_Detection"),
+    "blink-functional": _blink("Functional_Correspondence"),
+    "blink-iq": _blink("IQ_Test"),
+    "blink-reflectance": _blink("Relative_Reflectance"),
+    "blink-semantic": _blink("Semantic_Correspondence"),
+    "blink-similarity": _blink("Visual_Similarity"),
+    "blink-correspondence": _blink("Visual_Correspondence"),
+    "realworld_qa": Benchmark(
+        "visheratin/realworldqa", "test", question="question", reference="value", has_choices_in_question=True
+    ),
     "spatialbench": Benchmark(
         "hunarbatra/SpatialBench",
         "train",
         question="text",
         reference="value",
         asks_for_tags=True,
+        forms={"counting": "count"},
         task="category",
+        groupings=_PAIR,
+        rule="spatialbench",
+        source="github.com/BAAI-DCAI/SpatialBot, eval_spatialbench.py",
     ),
     "mmvp": Benchmark(
-        "hunarbatra/MMVP", "train", question="text", answer="label", reference="value", asks_for_tags=True
+        "hunarbatra/MMVP",
+        "train",
+        question="text",
+        answer="label",
+        reference="value",
+        asks_for_tags=True,
+        groupings=_PAIR,
+        rule="mmvp",
+        source="VLMEvalKit: report_acc_MMVP",
     ),
     "3dsrbench": _PLAIN("hunarbatra/3DSRBench", "test", task="task"),
     "3dsrbench_full": _PLAIN(
@@ -160,6 +259,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             "flip_circular": Grouping(("qid",), r"-flip|-\d+$"),
         },
         cluster=Grouping(("qid",), r"-flip|-\d+$"),
+        rule="flip_circular",
+        source="VLMEvalKit: vlmeval/dataset/image_mcq.py",
     ),
     "lego": _PLAIN("hunarbatra/LEGO-Puzzles", "train", task="category"),
     "spatialreasoner": _PLAIN("hunarbatra/SpatialReasonerEval", "train", task="task"),
@@ -179,7 +280,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ground_truth="answer_option_text",
     ),
     "hallusionbench": Benchmark(
-        "lmms-lab/HallusionBench",
+        "lmms-lab-encoder/HallusionBench",
         "image",
         question="question",
         answer="gt_answer",
@@ -200,6 +301,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         images=("decoded_image",),
         question="query",
         reference="choice_or_value",
+        precision="precision",
+        source="github.com/lupantech/MathVista, evaluation",
     ),
     "mathvista_mcq": _PLAIN("hunarbatra/MathVista_MCQ", "testmini"),
     "mathverse": Benchmark("AI4Math/MathVerse", "testmini", "testmini", question="query_cot", reference="value"),
@@ -222,17 +325,19 @@ BENCHMARKS: dict[str, Benchmark] = {
         "MMMU/MMMU_Pro",
         "test",
         "standard (4 options)",
-        images=("image_1",),
+        images=tuple(f"image_{i + 1}" for i in range(7)),
         question="question",
         choices="options",
         lists_choices=True,
+        named_images=r"<image (\d+)>",
         task="topic_difficulty",
+        source=f"{_LMMS}mmmu_pro",
     ),
     "mmmu_pro_vision_only": _mmmu_vision(),
     "mmmu-pro-vision": _mmmu_vision(),
     "mmstar": Benchmark("Lin-Chen/MMStar", "val", question="question", has_choices_in_question=True, task="category"),
     "vstar": Benchmark(
-        "lmms-lab/vstar-bench",
+        "lmms-lab-encoder/vstar-bench",
         "test",
         question="text",
         answer="label",
@@ -251,12 +356,186 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mindcube-tiny": Benchmark(
         "MLL-Lab/MindCube",
         "MindCube_tinybench",
-        archive="data.zip",
+        archives=("data.zip",),
         images=("images",),
         max_images=8,
         question="question",
         answer="gt_answer",
         has_choices_in_question=True,
         task="type",
+        facts=("id",),
+        rule="mindcube",
+        source="github.com/mll-lab-nu/MindCube; VLMEvalKit: mindcubebench.py",
+    ),
+    "vsi-bench": Benchmark(
+        "nyu-visionx/VSI-Bench",
+        "test",
+        "full",
+        revision="bdcadb3fea447621a828a24911801faba3587c12",
+        images=(),
+        archives=("arkitscenes.zip", "scannet.zip", "scannetpp.zip"),
+        media="{dataset}/{scene_name}.mp4",
+        frames=_VIDEO_FRAMES,
+        question="question",
+        answer="ground_truth",
+        reference="choice_or_value",
+        choices="options",
+        lists_choices=True,
+        form="relative",
+        request=_NUMBER_REQUEST,
+        task="question_type",
+        cluster=Grouping(("dataset", "scene_name")),
+        rule="vsi-bench",
+        source=f"{_LMMS}vsibench",
+    ),
+    "mmsi-bench": Benchmark(
+        "RunsenXu/MMSI-Bench",
+        "test",
+        images=("images",),
+        max_images=10,
+        question="question",
+        has_choices_in_question=True,
+        task="question_type",
+        source=f"{_LMMS}mmsi_bench",
+    ),
+    "viewspatial": Benchmark(
+        "oscarqjh/ViewSpatial_lmmseval",
+        "test",
+        images=("images",),
+        max_images=8,
+        question="question",
+        choices="choices",
+        lists_choices=True,
+        task="question_type",
+        source=f"{_LMMS}viewspatial",
+    ),
+    "site-image": _site("image_test", max_images=16),
+    "site-video": _site("video_test", frames=_VIDEO_FRAMES),
+    "embspatial": Benchmark(
+        "FlagEval/EmbSpatial-Bench",
+        "test",
+        question="question",
+        reference="index",
+        choices="answer_options",
+        lists_choices=True,
+        task="relation",
+        source=f"{_LMMS}embspatial",
+    ),
+    "erqa": Benchmark(
+        "FlagEval/ERQA",
+        "test",
+        images=("images",),
+        max_images=16,
+        question="question",
+        has_choices_in_question=True,
+        task="question_type",
+        source=f"{_LMMS}erqa",
+    ),
+    "omnispatial": Benchmark(
+        "pangyyyyy/OmniSpatial",
+        "test",
+        archives=("image_files/**",),
+        images=("image_path",),
+        question="question",
+        reference="index",
+        choices="options",
+        lists_choices=True,
+        task="task_type",
+        source="the data set's files: test-00000-of-00001.parquet, image_files/",
+    ),
+    "spar-bench": Benchmark(
+        "jasonzhango/SPAR-Bench",
+        "test",
+        images=("image",),
+        max_images=8,
+        question="question",
+        has_choices_in_question=True,
+        form="relative",
+        forms={"view_change_infer": "moves"},
+        task="task",
+        rule="mean over tasks",
+        source=f"{_LMMS}sparbench",
+    ),
+    "spbench-si": _spbench("SPBench-SI", 1),
+    "spbench-mv": _spbench("SPBench-MV", 16),
+    "sat": Benchmark(
+        "FlagEval/SAT",
+        "test",
+        images=("images",),
+        max_images=8,
+        question="question",
+        answer="correct_answer",
+        choices="answers",
+        lists_choices=True,
+        shuffles_choices=True,
+        task="question_type",
+        source="the columns of FlagEval/SAT as read by public loaders",
+    ),
+    "spatialviz": Benchmark(
+        "PLM-Team/Spatial-Visualization-Benchmark",
+        "test",
+        images=(),
+        archives=("images.zip",),
+        media="{Category}/{Task}/{Level}/{Image_id}.png",
+        question="Question",
+        answer="Answer",
+        choices="Choices",
+        lists_choices=True,
+        task="Task",
+        source=f"{_LMMS}spatialviz",
+    ),
+    "refspatial-location": _points("BAAI/RefSpatial-Bench", "location", question="prompt", source=_REFSPATIAL),
+    "refspatial-placement": _points("BAAI/RefSpatial-Bench", "placement", question="prompt", source=_REFSPATIAL),
+    "refspatial-unseen": _points("BAAI/RefSpatial-Bench", "unseen", question="prompt", source=_REFSPATIAL),
+    "where2place": _points(
+        "FlagEval/Where2Place",
+        "test",
+        question="question",
+        task="question_type",
+        source="the columns as read by public loaders; the rule of RefSpatial",
+    ),
+    "robospatial-context": Benchmark(
+        "chanhee-luke/RoboSpatial-Home",
+        "context",
+        images=("img",),
+        answer=None,
+        mask="mask",
+        form="points",
+        question="question",
+        task="category",
+        rule="mean score",
+        source="VLMEvalKit: RoboSpatialHome",
+    ),
+    "groundingme": Benchmark(
+        "lirang04/GroundingME",
+        "groundingme",
+        revision="78e3c7974b2b1db0ea52266969e40f664a38e330",
+        data_file="groundingme.tsv",
+        question="question",
+        form="box",
+        request=_BOX_REQUEST,
+        reference="value",
+        task="subtask_l1",
+        rule="boxes",
+        source="VLMEvalKit: vlmeval/dataset/GroundingME",
     ),
 }
+
+_BLINK = tuple(name for name in BENCHMARKS if name.startswith("blink-"))
+
+SUITES: dict[str, dict[str, tuple[str, ...]]] = {
+    "easi8": {
+        "VSI-Bench": ("vsi-bench",),
+        "MMSI-Bench": ("mmsi-bench",),
+        "MindCube-tiny": ("mindcube-tiny",),
+        "ViewSpatial": ("viewspatial",),
+        "SITE": ("site-image", "site-video"),
+        "BLINK": _BLINK,
+        "3DSRBench": ("3dsrbench_circular",),
+        "EmbSpatial": ("embspatial",),
+    },
+}
+"""Leaderboards: one name for several benchmarks, whose rows are taken together line by line.
+
+EASI: https://github.com/EvolvingLMMs-Lab/EASI, docs/Support_bench_models.md.
+"""

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.benchmarks.media import MediaFolder, read_frames
 from evaluation.benchmarks.rows import FULL_TEMPLATE, Benchmark
 from evaluation.benchmarks.templates import render_question
-from evaluation.scoring.strict import Reference, resolve_reference
+from evaluation.scoring.areas import grade_box, grade_points, parse_box
+from evaluation.scoring.strict import Grade, Reference, grade_response, resolve_reference
 from spatialthinker.answer_grammar import LETTERS
 from spatialthinker.prompts import IMAGE_MARK
 from spatialthinker.schema import question_with_options
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _QUESTION_IN_PICTURE = "Answer the question in the picture."
+_IN_MASK = "points in the mask"
+_FRAMES = "These are frames of a video, in order."
 _ANSWER_TAGS = "Put your final answer between <answer> and </answer>."
 # Some benchmarks end their questions with a request that contradicts every template with tags.
 _BARE_ANSWER_REQUEST = re.compile(
@@ -61,6 +65,18 @@ class Sample:
     """The group that the item belongs to, by the grouping's name."""
     cluster: str | None = None
     """Items of one cluster depend on each other."""
+    facts: dict[str, Any] | None = None
+    """What the benchmark's own rule needs of the row."""
+    read_mask: Callable[[], bytes] | None = None
+    """Return the file of the mask in which points must lie, where the benchmark has one."""
+
+    def grade(self, text: str, finish_reason: str | None = None) -> Grade:
+        """Return the grade of a complete model text."""
+        if self.read_mask is not None:
+            return grade_points(text, finish_reason, decode_image(self.read_mask(), self.id).convert("L"))
+        if self.reference.form == "box":
+            return grade_box(text, finish_reason, self.reference, self.read_images()[0].size)
+        return grade_response(text, self.choices, self.reference, finish_reason)
 
     def read_images(self) -> "list[Image.Image]":
         """Return the images: upright, RGB, in their own size. Errors: ValueError if one cannot be read."""
@@ -93,6 +109,8 @@ def build_request(sample: Sample, template: str) -> Request:
 def _build_request(sample: Sample, template: str) -> Request:
     encoded = sample.read_encoded()
     images = [decode_image(data, sample.id) for data in encoded]
+    if sample.read_mask is not None and (size := decode_image(sample.read_mask(), sample.id).size) != images[0].size:
+        raise ValueError(f"item {sample.id}: its mask is {size[0]} x {size[1]}, its image %d x %d" % images[0].size)
     if template == FULL_TEMPLATE and sample.prompt is not None:
         prompt = sample.prompt
     else:
@@ -112,15 +130,16 @@ def load_samples(
 
     Errors: FileNotFoundError or ValueError that names the path, the missing columns or the faulty row.
     """
-    rows = read_rows(benchmark, data_path, split or benchmark.split)
+    rows, media = read_rows(benchmark, data_path, split or benchmark.split)
     wanted = benchmark.column_names
     extra = [column for column in (benchmark.prompt, benchmark.ground_truth) if column in rows.column_names]
     if missing := [column for column in wanted if column not in rows.column_names]:
         raise ValueError(f"{name}: no column {', '.join(missing)}; the data has {', '.join(rows.column_names)}")
-    images = rows.select_columns(list(benchmark.images))
+    pictures = (*benchmark.images, *([benchmark.mask] if benchmark.mask else []))
+    images = rows.select_columns(list(pictures)) if pictures else None
     folder = Path(data_path).parent if data_path and Path(data_path).is_file() else Path(data_path or ".")
     folder = folder.absolute()  # engines in other processes may have another working directory
-    text_rows = rows.select_columns([c for c in (*wanted, *extra) if c not in benchmark.images])
+    text_rows = rows.select_columns([c for c in (*wanted, *extra) if c not in pictures])
     samples = []
     for index, row in enumerate(text_rows):
         item_id = f"{index:06d}"
@@ -128,7 +147,16 @@ def load_samples(
             sample = _build_sample(benchmark, index, item_id, row)
         except ValueError as error:
             raise ValueError(f"{name}, row {index}: {error}") from error
-        samples.append(replace(sample, read_encoded=_image_reader(images, index, item_id, folder)))
+        reader = _ImageReader(benchmark, images, index, item_id, media, row)
+        mask = reader.read_mask if benchmark.mask else None
+        samples.append(replace(sample, read_encoded=reader.read, read_mask=mask))
+        if media.archives and (lost := [file for file in reader.list_files() if not media.has(file)]):
+            archives = ", ".join(path.name for path in media.archives)
+            raise ValueError(f"{name}, row {index}: {lost[0]} is in none of {archives}; fetch the archives again")
+    sizes = {grouping: Counter(sample.groups[grouping] for sample in samples) for grouping in benchmark.groupings}
+    for sample in samples:
+        if sample.facts is not None:  # a group of which an item is missing must not count
+            sample.facts["sizes"] = {grouping: sizes[grouping][group] for grouping, group in sample.groups.items()}
     return samples
 
 
@@ -168,11 +196,23 @@ def _build_sample(benchmark: Benchmark, index: int, item_id: str, row: dict[str,
     if not question.strip():
         raise ValueError(f"column {benchmark.question} is empty")
     question = _BARE_ANSWER_REQUEST.sub("", question).rstrip()
+    if benchmark.context and row[benchmark.context]:
+        question = f"{str(row[benchmark.context]).strip()}\n{question}"
     choices = _read_choices(benchmark, row, question)
-    if benchmark.has_choices_in_question and not choices:  # written in some other way: its letter still counts
-        reference = resolve_reference(row[benchmark.answer], "value", ())
+    if benchmark.shuffles_choices:
+        choices = tuple(random.Random(index).sample(choices, len(choices)))
+    cell = row[benchmark.answer] if benchmark.answer else _IN_MASK
+    if benchmark.form in ("points", "box"):
+        reference = Reference(None, "null" if cell is None else str(cell))
+    elif benchmark.has_choices_in_question and not choices:  # written in some other way: its letter still counts
+        reference = resolve_reference(cell, "value", ())
     else:
-        reference = resolve_reference(row[benchmark.answer], benchmark.reference, choices)
+        reference = resolve_reference(cell, benchmark.reference, choices)
+    if reference.letter is None:
+        reference = _state_form(benchmark, row, reference)
+        question = f"{question} {benchmark.request}".rstrip()
+    if benchmark.frames:
+        question = f"{_FRAMES}\n{question}"
     if benchmark.lists_choices and choices:
         question = question_with_options(question, choices)
     if benchmark.asks_for_tags:
@@ -187,10 +227,25 @@ def _build_sample(benchmark: Benchmark, index: int, item_id: str, row: dict[str,
         read_encoded=list,
         prompt=row.get(benchmark.prompt) if benchmark.prompt else None,
         ground_truth=row.get(benchmark.ground_truth) if benchmark.ground_truth else None,
-        answer_cell=str(row[benchmark.answer]),
+        answer_cell=str(cell),
         groups={name: grouping.name_group(index, row, task) for name, grouping in benchmark.groupings.items()},
         cluster=benchmark.cluster.name_group(index, row, task) if benchmark.cluster else None,
+        facts={name: row[name] for name in benchmark.facts} | {"choices": len(choices)} if benchmark.rule else None,
     )
+
+
+def _state_form(benchmark: Benchmark, row: dict[str, Any], reference: Reference) -> Reference:
+    """Return an open reference with its form and precision. Errors: ValueError for one that is not of its form."""
+    form = benchmark.forms.get(str(row[benchmark.task]), benchmark.form) if benchmark.task else benchmark.form
+    if form in ("relative", "count"):
+        try:
+            float(reference.text or "")
+        except ValueError:
+            raise ValueError(f"answer {reference.text!r} is no number") from None
+    elif form == "box":
+        parse_box(reference.text or "")
+    decimals = row[benchmark.precision] if benchmark.precision else None
+    return replace(reference, form=form, decimals=None if decimals is None else int(decimals))
 
 
 def _read_choices(benchmark: Benchmark, row: dict[str, Any], question: str) -> tuple[str, ...]:
@@ -198,13 +253,17 @@ def _read_choices(benchmark: Benchmark, row: dict[str, Any], question: str) -> t
         return find_choices(question)
     if benchmark.choice_columns:
         cells = [row[column] for column in benchmark.choice_columns]
-        filled = [cell for cell in cells if cell is not None and str(cell).strip() not in ("", "nan")]
+        filled = [cell for cell in cells if cell is not None and str(cell).strip()]
         if cells[: len(filled)] != filled:
             raise ValueError(f"a choice is missing before another one in {', '.join(benchmark.choice_columns)}")
         return tuple(str(cell) for cell in filled)
     if benchmark.choices is None:
         return benchmark.fixed_choices
-    choices = parse_list(row[benchmark.choices])
+    cell = row[benchmark.choices]
+    is_lettered = isinstance(cell, str) and not cell.lstrip().startswith("[")
+    choices = find_choices(cell) if is_lettered else parse_list(cell)
+    if is_lettered and cell.strip() and not choices:
+        raise ValueError(f"{cell!r} is no list and names no lettered choices")
     if len(choices) > len(LETTERS):
         raise ValueError(f"{len(choices)} choices, at most {len(LETTERS)} have a letter")
     return _strip_letters(choices)
@@ -281,24 +340,66 @@ def _strip_letters(choices: tuple[str, ...]) -> tuple[str, ...]:
     return choices
 
 
-def _image_reader(images: Any, index: int, item_id: str, folder: Path) -> Callable[[], list[bytes]]:
-    def read() -> list[bytes]:
-        values = [value for column in images[index].values() for value in _as_list(column) if value is not None]
-        if not values:
-            raise ValueError(f"item {item_id}: no image")
-        return [_read_file(value, item_id, folder) for value in values]
+class _ImageReader:
+    """The images of one item, read when they are asked for."""
 
-    return read
+    def __init__(
+        self, benchmark: Benchmark, images: Any, index: int, item_id: str, media: MediaFolder, row: dict[str, Any]
+    ) -> None:
+        self._benchmark, self._images, self._index = benchmark, images, index
+        self._item_id, self._media, self._row = item_id, media, row
+
+    def read(self) -> list[bytes]:
+        """Return the image files. Errors: ValueError that names the item."""
+        encoded = [_read_cell(value, self._item_id, self._media) for value in self._cells()]
+        if not encoded:
+            raise ValueError(f"item {self._item_id}: no image")
+        if not self._benchmark.frames:
+            return encoded
+        try:
+            return [frame for video in encoded for frame in read_frames(video, self._benchmark.frames)]
+        except ValueError as error:
+            raise ValueError(f"item {self._item_id}: {error}") from None
+
+    def read_mask(self) -> bytes:
+        """Return the mask's file. Errors: ValueError that names the item."""
+        cell = self._images[self._index][self._benchmark.mask]
+        return _read_cell(cell, self._item_id, self._media)
+
+    def list_files(self) -> list[str]:
+        """Return the names of the item's files, where its images are files."""
+        return [value for value in self._cells() if isinstance(value, str)]
+
+    def _cells(self) -> list[Any]:
+        benchmark = self._benchmark
+        if not benchmark.images:
+            return [benchmark.media.format(**self._row)]
+        names = benchmark.images
+        if benchmark.named_images and (named := self._named_columns()):
+            names = named
+        columns = self._images[self._index]
+        values = [value for name in names for value in _as_list(columns[name]) if value is not None]
+        if benchmark.media:
+            values = [benchmark.media.format(file=value, **self._row) for value in values]
+        return values
+
+    def _named_columns(self) -> tuple[str, ...]:
+        """Return the image columns that the question names, in the order in which it does, each once."""
+        text = " ".join(str(self._row[name]) for name in (self._benchmark.question, self._benchmark.choices) if name)
+        numbers = dict.fromkeys(int(number) for number in re.findall(self._benchmark.named_images, text))
+        return tuple(name for number in numbers if (name := f"image_{number}") in self._benchmark.images)
 
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _read_file(value: Any, item_id: str, folder: Path) -> bytes:
-    """Return the image file that a cell holds: itself, its base64 text or its path below the folder."""
+def _read_cell(value: Any, item_id: str, media: MediaFolder) -> bytes:
+    """Return the file that a cell holds: itself, its base64 text or its path below the folder or in an archive."""
     try:
-        source = find_image(value, folder)
+        if isinstance(value, str) and media.find_member(value):
+            return media.read(value)
+        source = find_image(value, media.folder)
         if source is None:
             raise ValueError("the cell is empty")
         return read_file(source)
@@ -314,40 +415,54 @@ def decode_image(data: bytes, item_id: str) -> "Image.Image":
         raise ValueError(f"item {item_id}: its image cannot be decoded: {error}") from error
 
 
-def read_rows(benchmark: Benchmark, data_path: str | None, split: str) -> Any:
-    """Return the `datasets.Dataset` of a split, its images left encoded."""
+def read_rows(benchmark: Benchmark, data_path: str | None, split: str) -> tuple[Any, MediaFolder]:
+    """Return the `datasets.Dataset` of a split, its images left encoded, and the files beside it."""
     import datasets
 
-    rows: Any
-    if data_path is None:
-        rows = _read_hub(benchmark, split)
+    rows: Any = None
+    if data_path is None and (benchmark.archives or benchmark.data_file):
+        data_path = _fetch_files(benchmark)
+        if benchmark.data_file is None and benchmark.config is not None:
+            rows = datasets.load_dataset(benchmark.repo, benchmark.config, split=split, revision=benchmark.revision)
+    folder = Path(data_path).parent if data_path and Path(data_path).is_file() else Path(data_path or ".")
+    media = MediaFolder(folder, benchmark.archives)
+    if rows is not None:
+        pass
+    elif data_path is None:
+        rows = datasets.load_dataset(benchmark.repo, benchmark.config, split=split, revision=benchmark.revision)
     elif (Path(data_path) / "state.json").is_file():
         rows = datasets.load_from_disk(data_path)
     else:
-        files = find_files(Path(data_path), split)
-        rows = _read_files([str(path) for path in files])
-    for column in benchmark.images:
+        rows = _read_local(benchmark, Path(data_path), split, media)
+    for column in (*benchmark.images, *([benchmark.mask] if benchmark.mask else [])):
         feature = rows.features.get(column)
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
             rows = rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    return rows
+    return rows, media
 
 
-def _read_hub(benchmark: Benchmark, split: str) -> Any:
+def _fetch_files(benchmark: Benchmark) -> str:
+    """Return the folder of the repository's archives and data files, fetched from the hub."""
+    from huggingface_hub import snapshot_download
+
+    wanted = [*benchmark.archives, benchmark.data_file or "*.parquet"]
+    return snapshot_download(
+        benchmark.repo, repo_type="dataset", revision=benchmark.revision, allow_patterns=[*wanted]
+    )
+
+
+def _read_local(benchmark: Benchmark, path: Path, split: str, media: MediaFolder) -> Any:
+    """Return the rows of a file or folder, or of a file of lines in one of the archives."""
     import datasets
 
-    if benchmark.archive:
-        raise ValueError(
-            f"{benchmark.repo} is published as {benchmark.archive}: unpack it and give its folder as --data_path"
-        )
-    if benchmark.data_file:
-        from huggingface_hub import hf_hub_download
-
-        options = {"repo_type": "dataset", "revision": benchmark.revision}
-        return _read_files([hf_hub_download(benchmark.repo, benchmark.data_file, **options)])
-    return datasets.load_dataset(benchmark.repo, benchmark.config, split=split, revision=benchmark.revision)
+    if benchmark.data_file and (path / benchmark.data_file).is_file():
+        return _read_files([str(path / benchmark.data_file)])
+    if path.is_dir() and (place := media.find_member(f"{split}.jsonl")):
+        lines = media.read(place[1]).decode("utf-8").splitlines()
+        return datasets.Dataset.from_list([json.loads(line) for line in lines if line.strip()])
+    return _read_files([str(file) for file in find_files(path, split)])
 
 
 def _read_files(files: list[str]) -> Any:
@@ -356,7 +471,10 @@ def _read_files(files: list[str]) -> Any:
     from datasets.exceptions import DatasetGenerationError
 
     suffix = Path(files[0]).suffix
-    options: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
+    # A choice may read None or NA: only an empty cell is empty.
+    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if suffix in (".tsv", ".csv") else {}
+    if suffix == ".tsv":
+        options["sep"] = "\t"
     try:
         return datasets.load_dataset(_FILE_KINDS[suffix], data_files={"rows": files}, split="rows", **options)
     except DatasetGenerationError as error:

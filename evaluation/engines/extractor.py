@@ -12,7 +12,7 @@ from typing import Any
 
 from evaluation.benchmarks.samples import Sample
 from evaluation.journal import Record
-from evaluation.scoring.strict import PARSE_FAILURES, grade_response
+from evaluation.scoring.strict import PARSE_FAILURES
 from spatialthinker.clients.model_api import ApiRequest, OutageFault, RequestFault
 from spatialthinker.clients.providers import APIS
 from spatialthinker.storage.journal import Journal
@@ -86,7 +86,7 @@ class Extractor:
             replies = runner.run(self._ask_all(unread, path))
             self._loop = None
         marks = {
-            sample.id: int(grade_response(replies[sample.id]["reply"], sample.choices, sample.reference).is_correct)
+            sample.id: int(sample.grade(replies[sample.id]["reply"]).is_correct)
             for sample, _ in unread
             if sample.id in replies
         }

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.journal import Record
+from evaluation.reports.official import RULES, Z_95, measure
 from evaluation.scoring.strict import PARSE_FAILURES
 from spatialthinker.plain_text import printable
-
-Z_95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -81,8 +80,9 @@ def summarize(
     settings: dict[str, Any],
     group_sizes: Mapping[str, Mapping[str, int]] | None = None,
     extractor: Mapping[str, Any] | None = None,
+    rule: str | None = None,
 ) -> dict[str, Any]:
-    """Return the run's summary.
+    """Return the run's summary; `official` holds the figures of the benchmark's own rule, a name of RULES.
 
     Items that ended in an error (a broken image) got no answer: `accuracy` is over answered items, and
     `accuracy_errors_wrong` counts them as wrong. `macro_accuracy` is the mean over the tasks seen. `scorings` sets
@@ -109,6 +109,7 @@ def summarize(
         "macro_accuracy": sum(task["accuracy"] for task in tasks.values()) / len(tasks) if tasks else None,
         "standard_error_clustered": clustered_standard_error(answered),
         "clusters": len({record.cluster for record in answered if record.cluster is not None}),
+        "official": {name: f._asdict() for name, f in measure(RULES[rule], answered).items()} if rule else {},
         "groups": summarize_groups(answered, group_sizes or {}),
         "scorings": {name: _proportion(sum(map(bool, marks)), len(marks)) for name, marks in scorings.items()},
         "parse_failure_rate": sum(kinds[kind] for kind in PARSE_FAILURES) / len(answered) if answered else 0.0,
@@ -137,12 +138,33 @@ def _proportion(correct: int, n: int) -> dict[str, Any]:
 
 def format_table(summary: dict[str, Any]) -> str:
     """Return the summary as a table for the terminal."""
-    rows = [_HEADER, *_table_rows(summary)]
+    return "\n".join([_align([_HEADER, *_table_rows(summary)]), *_notes(summary)])
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows, the first a head, in columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     form = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<>>>", widths, strict=True))
     lines = [form.format(*row) for row in rows]
     lines.insert(1, "-" * len(lines[0]))
-    return "\n".join([*lines, *_notes(summary)])
+    return "\n".join(lines)
+
+
+def format_suite(name: str, lines: Mapping[str, tuple[str, list[Record]]]) -> str:
+    """Return a leaderboard as a table: each line by its benchmark's own rule, and the mean of the lines."""
+    figures = {
+        line: next(iter(measure(RULES[rule], records).items()), None) for line, (rule, records) in lines.items()
+    }
+    known = {line: found for line, found in figures.items() if found is not None}
+    half = math.sqrt(sum(((figure.high - figure.low) / 2) ** 2 for _, figure in known.values())) / max(1, len(known))
+    mean = sum(figure.value for _, figure in known.values()) / max(1, len(known))
+    rows = [
+        (f"{line}: {rule}", str(f.n), f"{f.value:.3f}", f"{f.low:.3f} - {f.high:.3f}")
+        for line, (rule, f) in known.items()
+    ]
+    total = sum(figure.n for _, figure in known.values())
+    rows.append(("mean", str(total), f"{mean:.3f}", f"{mean - half:.3f} - {mean + half:.3f}"))
+    return _align([(name, *_HEADER[1:2], "figure", _HEADER[3]), *rows])
 
 
 def format_markdown(summary: dict[str, Any]) -> str:
@@ -169,6 +191,7 @@ def _table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     named += [(f"groups right: {name}", group) for name, group in summary["groups"].items()]
     named += [(f"all, scoring {name}", scoring) for name, scoring in summary["scorings"].items()]
     figures = [(name, f["n"], f["accuracy"], f["accuracy_low"], f["accuracy_high"]) for name, f in named]
+    figures += [(f"own rule: {name}", *figure.values()) for name, figure in summary["official"].items()]
     figures += [(f"reward/{key}", summary["answered"], *f.values()) for key, f in summary["rewards"].items()]
     return [
         (printable(name), str(n), f"{value:.3f}", f"{low:.3f} - {high:.3f}") for name, n, value, low, high in figures

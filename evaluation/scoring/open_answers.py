@@ -84,6 +84,12 @@ def grade_open(answer: str, reference: str, decimals: int | None = None) -> Outc
     return "text", any(_says(text, normalize(reference)) for text in _candidates(raw))
 
 
+def read_number(answer: str) -> float | None:
+    """Return the value of the number that an answer states; None for none, several or a range."""
+    found = (_read_number(text) for text in _candidates(_unboxed(ascii_signs(answer))))
+    return next((number.value for number in found if number is not None), None)
+
+
 def _read_number(text: str) -> Number | None:
     """Return the number that a text is, as an expression without unknowns, or that it states."""
     if is_denied(text.lower()):

@@ -5,16 +5,20 @@ falls back to a default choice, because that would pay a silent model the share 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from evaluation.scoring.open_answers import grade_open
+from evaluation.scoring.open_answers import grade_open, mean_relative_accuracy, read_number
 from spatialthinker.answer_grammar import LETTERS, normalize
 from spatialthinker.response import Kind, extract_choice, find_answer
 
 PARSE_FAILURES: tuple[Kind, ...] = ("conflict", "unparsed", "truncated")
 """Kinds of answers that name no answer, or more than one."""
+
+
+Form = Literal["exact", "relative", "count", "moves", "points", "box"]
+"""Form of an open answer: right or wrong, or a number, camera moves, points or a box, whose credit has degrees."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class Reference:
 
     letter: str | None
     text: str | None
+    form: Form = "exact"
+    decimals: int | None = None
+    """Precision that the benchmark states for numbers."""
 
     def __str__(self) -> str:
         return self.letter or self.text or ""
@@ -36,6 +43,8 @@ class Grade:
     letter: str | None
     text: str | None
     is_correct: bool
+    score: float | None = None
+    """Credit from 0 to 1 where the form has degrees; correct is what has all of it."""
 
 
 def resolve_reference(value: Any, kind: str, choices: Sequence[str]) -> Reference:
@@ -50,6 +59,10 @@ def resolve_reference(value: Any, kind: str, choices: Sequence[str]) -> Referenc
         if text not in ("0", "1"):
             raise ValueError(f"answer {value!r} is neither 0 nor 1")
         return Reference("A" if text == "1" else "B", "Yes" if text == "1" else "No")
+    if kind == "index":
+        if not text.isdecimal() or int(text) >= len(choices):
+            raise ValueError(f"answer {value!r} is no index of the {len(choices)} choices")
+        return Reference(LETTERS[int(text)], choices[int(text)])
     if choices and kind != "value":
         exact = [i for i, choice in enumerate(choices) if choice.strip() == text]
         by_text = [i for i, choice in enumerate(choices) if normalize(choice) == normalize(text)]
@@ -80,18 +93,19 @@ def resolve_reference(value: Any, kind: str, choices: Sequence[str]) -> Referenc
 
 
 def grade_response(
-    response: str,
-    choices: Sequence[str],
-    reference: Reference,
-    finish_reason: str | None = None,
-    decimals: int | None = None,
+    response: str, choices: Sequence[str], reference: Reference, finish_reason: str | None = None
 ) -> Grade:
-    """Return the grade of a complete model text; `decimals` is the precision that a benchmark states for numbers."""
+    """Return the grade of a complete model text."""
     answer = find_answer(response, finish_reason)
+    is_open = reference.letter is None and reference.text is not None
     if answer is None:
-        return Grade("truncated" if finish_reason == "length" else "unparsed", None, None, False)
+        score = 0.0 if is_open and reference.form != "exact" else None
+        return Grade("truncated" if finish_reason == "length" else "unparsed", None, None, False, score)
+    if is_open and reference.form in SCORES:
+        score = SCORES[reference.form](answer, reference.text or "")
+        return Grade("unparsed" if score is None else "number", None, answer, score == 1, score or 0.0)
     if reference.letter is None and reference.text is not None:
-        return _grade_value(answer, choices, reference.text, decimals)
+        return _grade_value(answer, choices, reference.text, reference.decimals)
     choice = extract_choice(answer, choices)
     is_correct = choice.letter is not None and choice.letter == reference.letter
     return Grade(choice.kind, choice.letter, choice.text, is_correct)
@@ -103,3 +117,44 @@ def _grade_value(answer: str, choices: Sequence[str], reference: str, decimals: 
         answer = choice.text or answer
     kind, is_correct = grade_open(answer, reference, decimals)
     return Grade(kind, None, answer, is_correct)
+
+
+def _score_number(answer: str, reference: str) -> float | None:
+    number = read_number(answer)
+    return None if number is None else mean_relative_accuracy(number, float(reference))
+
+
+def _score_count(answer: str, reference: str) -> float | None:
+    """Return 1 - |x - true| / true, at least 0."""
+    number, true = read_number(answer), float(reference)
+    return None if number is None else max(0.0, 1 - abs(number - true) / abs(true)) if true else float(number == 0)
+
+
+_MOVE = re.compile(r"(move|rotate)_(right|left|forward|backward|up|down)\s?:\s?(-?\d+(?:\.\d+)?)")
+_AXES = {"left": ("right", -1.0), "backward": ("forward", -1.0), "down": ("up", -1.0)}
+
+
+def _read_moves(text: str) -> dict[str, float]:
+    """Return the camera's move along each axis, opposite directions taken together."""
+    axes: dict[str, float] = dict.fromkeys(("move right", "move up", "move forward", "rotate right", "rotate up"), 0.0)
+    for kind, direction, amount in _MOVE.findall(text):
+        axis, sign = _AXES.get(direction, (direction, 1.0))
+        if f"{kind} {axis}" in axes:
+            axes[f"{kind} {axis}"] += sign * float(amount)
+    return axes
+
+
+def _score_moves(answer: str, reference: str) -> float | None:
+    """Return the mean relative accuracy over five axes."""
+    if not _MOVE.search(answer):
+        return None
+    found, wanted = _read_moves(answer), _read_moves(reference)
+    return sum(mean_relative_accuracy(found[axis], wanted[axis]) for axis in wanted) / len(wanted)
+
+
+SCORES: dict[str, Callable[[str, str], float | None]] = {
+    "relative": _score_number,
+    "count": _score_count,
+    "moves": _score_moves,
+}
+"""Form of an answer -> its credit by the text alone, None for an answer that was not read."""

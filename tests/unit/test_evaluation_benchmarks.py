@@ -7,13 +7,14 @@ import datasets
 import pytest
 
 from evaluation import evals
-from evaluation.benchmarks.rows import BENCHMARKS, FULL_TEMPLATE
-from evaluation.benchmarks.samples import build_request, find_choices
-from evaluation.command_line import parse_arguments
+from evaluation.benchmarks.rows import BENCHMARKS, FULL_TEMPLATE, SUITES
+from evaluation.benchmarks.samples import _build_sample, build_request, find_choices, load_samples
+from evaluation.command_line import list_members, parse_arguments
 from evaluation.engines.local import Answer
 from evaluation.engines.replicas import LOCAL_BACKENDS
+from evaluation.reports.summary import summarize
 from spatialthinker.prompts import IMAGE_MARK
-from tests.support.benchmark_rows import ROWS, write_benchmark
+from tests.support.benchmark_rows import ROWS, png, write_benchmark
 
 STYLES = (
     "{letter}",
@@ -35,6 +36,8 @@ STYLES = (
 def write_answer(sample, style):
     """A right answer; open ones have no letter."""
     reference = sample.reference
+    if reference.form == "points":
+        return "<answer>[(0.5, 0.5), (0.25, 0.75)]</answer>"
     if reference.letter is None:
         return f"<answer>{reference.text}</answer>"
     text = reference.text or reference.letter
@@ -126,3 +129,57 @@ def test_choices_are_read_from_questions():
     assert find_choices("Is A. Smith left? A. Yes B. No") == ("Yes", "No")
     assert find_choices("Which?\n(A) dog\n(B) cat\nThink first.") == ("dog", "cat")
     assert find_choices("How many?") == find_choices("Only (A) one") == ()
+
+
+def test_easi8_is_one_command_with_one_load_and_prints_its_table(prepared, tmp_path, capsys):
+    args, jobs, _, _ = prepared
+    loads = []
+
+    class Answerer(PerfectAnswerer):
+        def __init__(self, options):
+            loads.append(options)
+            super().__init__(options)
+
+    arguments = ["--dataset", "easi8", "--template", "reasoning", "--model_path", args.model_path]
+    arguments += ["--data_path", args.data_path, "--output_dir", str(tmp_path)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LOCAL_BACKENDS, "huggingface", Answerer)
+        assert evals.main(arguments) == 0
+    assert len(loads) == 1 and loads[0].images_per_prompt == 32
+    printed = capsys.readouterr().out
+    table = printed[printed.rindex("easi8 ") :].splitlines()
+    assert [line.split(":")[0] for line in table[2:10]] == list(SUITES["easi8"])
+    assert all("1.000 - 1.000" in line for line in table[2:11])
+    assert table[10].split()[:2] == ["mean", str(sum(len(ROWS[name]) for name in list_members("easi8")) - 3)]
+
+
+def test_a_silent_answerer_scores_0_by_every_own_rule(prepared):
+    for job in prepared[1]:
+        silent = [evals.grade(sample, Answer(text="", finish_reason="stop"), job.benchmark) for sample in job.samples]
+        figures = summarize(silent, {}, job.group_sizes, rule=job.benchmark.rule)["official"]
+        assert all(figure["value"] <= 0 for figure in figures.values()), job.dataset
+        assert bool(figures) == (job.benchmark.rule is not None)
+
+
+def test_the_right_choice_of_sat_has_no_fixed_place():
+    row = ROWS["sat"][0]
+    letters = {_build_sample(BENCHMARKS["sat"], i, f"{i:06d}", row).reference.letter for i in range(9)}
+    assert letters == {"A", "B"}
+
+
+def test_only_the_images_that_a_question_names_are_sent(tmp_path):
+    rows = ROWS["mmmu_pro"]
+    pictures = {f"image_{i}": {"bytes": png((10 * i, 10)), "path": None} for i in (1, 2, 3)}
+    question = "How do <image 3> and <image 1> differ?"
+    table = datasets.Dataset.from_list([row | pictures | {"question": question} for row in rows])
+    for i in range(1, 4):
+        table = table.cast_column(f"image_{i}", datasets.Image())
+    (tmp_path / "data").mkdir()
+    table.to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    sample, _ = load_samples("mmmu_pro", BENCHMARKS["mmmu_pro"], str(tmp_path / "data"))
+    assert [image.size for image in build_request(sample, "reasoning").images] == [(30, 10), (10, 10)]
+
+
+def test_the_context_of_a_question_stands_before_it(prepared):
+    (job,) = (job for job in prepared[1] if job.dataset == "emma-chem")
+    assert job.samples[0].question.startswith("A zoo.\n") or job.samples[1].question.startswith("A zoo.\n")

@@ -81,10 +81,10 @@ def test_a_row_without_image_is_an_error_of_that_item(tmp_path):
 
 
 def test_a_missing_image_file_is_an_error_of_that_item(tmp_path):
-    write_benchmark("mindcube-tiny", tmp_path / "data", "MindCube_tinybench")
-    (tmp_path / "data" / "b.png").unlink()
-    samples = load_samples("mindcube-tiny", BENCHMARKS["mindcube-tiny"], str(tmp_path / "data"))
-    with pytest.raises(ValueError, match=r"item 000000: its image cannot be read: .*b\.png"):
+    write_benchmark("omnispatial", tmp_path / "data", "test")
+    (tmp_path / "data" / "image_files/Complex_Logic/1.png").unlink()
+    samples = load_samples("omnispatial", BENCHMARKS["omnispatial"], str(tmp_path / "data"))
+    with pytest.raises(ValueError, match=r"item 000000: its image cannot be read: .*1\.png"):
         build_request(samples[0], "reasoning")
 
 
