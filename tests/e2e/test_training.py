@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from tests.support.training import (
     metrics,
     start,
     wait_for,
+    wait_for_ends,
 )
 
 pytestmark = pytest.mark.e2e
@@ -105,16 +107,61 @@ def test_a_dead_worker_ends_the_run_with_its_name(data, tmp_path, name, rank):
     assert not list(run.glob("*.tmp"))
 
 
-def test_sigterm_to_all_processes_saves_the_last_update(data, tmp_path):
-    """SLURM and systemd send TERM to every process of a job, and KILL after a grace."""
+@pytest.mark.parametrize("script", ["", "scripts/spatialthinker_3b_grpo.sh"])
+def test_sigterm_to_all_processes_saves_the_last_update(data, tmp_path, script):
+    """SLURM and systemd send TERM to all of a job, srun forwards it, and KILL ends what is left after a grace."""
     run = tmp_path / "stopped"
-    process = start(data, run, "trainer.max_steps=50", "trainer.save_freq=-1")
+    process = start(data, run, "trainer.max_steps=50", "trainer.save_freq=-1", script=script)
     log = run / "experiment_log.jsonl"
     wait_for(lambda: log.is_file() and log.read_text().count("\n") >= 2, process, "second step")
-    for each in [psutil.Process(process.pid), *descendants(process)]:
-        with suppress(psutil.NoSuchProcess):
-            each.terminate()
+    for _ in range(2):
+        for each in [psutil.Process(process.pid), *descendants(process)]:
+            with suppress(psutil.NoSuchProcess):
+                each.terminate()
+    left = descendants(process)
     output = finish(process, run, timeout_s=90, code=128 + signal.SIGTERM)
+    wait_for_ends(left)
     steps = sorted(metrics(run))
     assert (run / f"global_step_{steps[-1]}" / "manifest.json").exists(), output
     assert "Traceback" not in output
+    if script:
+        last = f"trainer.max_steps={steps[-1] + 1}"
+        finish(start(data, run, last, "trainer.save_freq=-1", script=script), run)
+        assert sorted(metrics(run)) == [*steps, steps[-1] + 1]
+
+
+STALLING_REWARD = """
+import time
+calls = 0
+def main(items):
+    global calls
+    calls += 1
+    while calls > 3:
+        time.sleep(1)
+    return [{"overall": float(len(item["response"]) % 7)} for item in items]
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("hang", ["reward", "engine", "rank", "save"])
+def test_two_ctrl_c_end_a_run_that_hangs(data, tmp_path, hang):
+    """What hangs cannot save; the second signal says what is lost, and leaves no process."""
+    run = tmp_path / "hanging"
+    (tmp_path / "reward.py").write_text(STALLING_REWARD)
+    chosen = [f"worker.reward.reward_function={tmp_path / 'reward.py'}:main"] if hang == "reward" else []
+    process = start(data, run, "trainer.max_steps=50", "trainer.save_freq=-1", *chosen)
+    log = run / "experiment_log.jsonl"
+    wait_for(lambda: log.is_file() and log.read_text().count("\n") >= 2, process, "second step")
+    output = run.with_suffix(".log")
+    if hang != "reward":
+        find_worker(process, "rollout" if hang == "engine" else "actor", 0).suspend()
+    if hang == "save":
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: "Stopping: " in output.read_text(), process, "answer to the signal")
+    started = descendants(process)
+    for _ in range(2):
+        os.kill(process.pid, signal.SIGINT)
+        wait_for(lambda: "Stopping: " in output.read_text() or process.poll() is not None, process, "an answer")
+    assert process.wait(30) == -signal.SIGINT
+    wait_for_ends(started)
+    assert "are not saved and lost; the same command begins again" in output.read_text()

@@ -44,8 +44,11 @@ def make_data(folder: Path, num_train: int = 64, num_val: int = 16) -> None:
     subprocess.run([*command, "--train", str(num_train), "--val", str(num_val)], cwd=ROOT, check=True)
 
 
-def start(data: Path, run: Path, *overrides: str) -> subprocess.Popen:
-    """A training run in a process group of its own; its output goes to `run`.log."""
+def start(data: Path, run: Path, *overrides: str, script: str = "") -> subprocess.Popen:
+    """A training run in a process group of its own, started by a recipe's script if one is named.
+
+    Its output goes to `run`.log.
+    """
     arguments = [
         "config=configs/toy_cpu.yaml",
         f"data.train_files={data}@train",
@@ -56,12 +59,13 @@ def start(data: Path, run: Path, *overrides: str) -> subprocess.Popen:
     ]
     log = run.with_suffix(".log").open("a")
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    python_first = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     return subprocess.Popen(
-        [sys.executable, "-m", "verl.trainer.main", *arguments],
+        [*(["bash", script] if script else [sys.executable, "-m", "verl.trainer.main"]), *arguments],
         cwd=ROOT,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=environment | {"PYTHONUNBUFFERED": "1"},
+        env=environment | {"PYTHONUNBUFFERED": "1", "PATH": python_first},
         start_new_session=True,
     )
 
@@ -90,6 +94,20 @@ def descendants(process: subprocess.Popen) -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def wait_for_ends(processes: list[psutil.Process], timeout_s: float = 30) -> None:
+    """Passes when all have ended; those that nobody has reaped have, too."""
+    deadline = time.monotonic() + timeout_s
+    while left := [each for each in processes if _is_at_work(each)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def _is_at_work(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def find_worker(process: subprocess.Popen, name: str, rank: int) -> psutil.Process:

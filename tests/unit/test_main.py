@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socketserver
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -212,6 +214,32 @@ def test_an_address_without_a_ray_cluster_is_named(run, monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
     message = run("trainer.dry_run=true")
     assert f"RAY_ADDRESS = {address!r}: no Ray cluster can be joined there (" in message
+
+
+class Stranger(socketserver.BaseRequestHandler):
+    """Server of something else: takes a connection, says what it says, and leaves it open."""
+
+    words = b""
+
+    def handle(self) -> None:
+        self.request.sendall(self.words)
+        while self.request.recv(65536):
+            pass
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+@pytest.mark.parametrize("words", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_an_address_at_which_something_else_listens_is_named(run, monkeypatch, words, scheme):
+    monkeypatch.setattr(program, "RAY_TIMEOUT_S", 6)
+    handler = type("Handler", (Stranger,), {"words": words})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"{scheme}127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        message = run("trainer.dry_run=true")
+        server.shutdown()
+    assert message.count(f"RAY_ADDRESS = {address!r}: no Ray cluster can be joined there (") == 1
 
 
 @pytest.mark.parametrize("address", ["", " ", "local"])

@@ -318,3 +318,22 @@ def test_older_checkpoints_know_neither_branch_nor_fingerprints(tmp_path):
     described = checkpoint.describe_files(folder, [folder / checkpoint.TRAINER_STATE])
     checkpoint.write_json(folder / checkpoint.MANIFEST, described)
     assert start(tmp_path).saved_step == 1
+
+
+@pytest.mark.parametrize("on_save_error", ["stop", "continue"])
+def test_a_disk_that_never_answers_ends_the_run_at_the_limit(tmp_path, on_save_error):
+    saver = start(tmp_path, on_save_error=on_save_error, watchdog_timeout_s=0.2)
+    save(saver, 1)
+    ranks: Any = saver.groups[0]
+    ranks.fault = None  # still writing
+    saver.save(TrainState(2, Position(), 0.0), {})
+    saver.finish_pending(blocking=False)
+    for _ in range(2):
+        with pytest.raises(CheckpointError) as caught:
+            saver.finish_pending()
+        message = f"{tmp_path} has not taken a checkpoint within 0.2 s (trainer.watchdog_timeout_s)"
+        assert message in str(caught.value) and "the same command goes on after step 1" in str(caught.value)
+    with pytest.raises(CheckpointError):
+        saver.save(TrainState(3, Position(), 0.0), {})
+    assert saver.num_failed == 1 and saver.saved_step == 1
+    ranks.fault = ""

@@ -140,7 +140,8 @@ class ResourcePool:
         # A Ray task, since Ray sets the variable per process.
         show = ray.remote(num_cpus=0, num_gpus=1)(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
         ranks = range(self.num_ranks)
-        return ray.get([show.options(scheduling_strategy=self.strategy(rank)).remote() for rank in ranks])
+        shown = [show.options(scheduling_strategy=self.strategy(rank)).remote() for rank in ranks]
+        return ray.get(shown, timeout=PLACEMENT_TIMEOUT_S)
 
     def visible_gpus(self, ranks: range) -> dict[str, str]:
         """The variable that shows a process the GPUs of these ranks; empty on CPUs.

@@ -1,9 +1,12 @@
 """SIGINT and SIGTERM handling that interrupts only where the training state is consistent."""
 
+import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -17,9 +20,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupt:
-    """Raises Interrupted inside `interruptible`, or at its next entry; a second signal kills the process."""
+    """Raises Interrupted inside `interruptible`, or at its next entry.
 
-    def __init__(self):
+    SIGINT after that ends the process and all that it started at once, whatever they wait for. SIGTERM never does: job
+    systems and their launchers send it more than once, and SIGKILL when their patience ends.
+
+    Args:
+        describe_loss: words on what an end at once would lose.
+    """
+
+    def __init__(self, describe_loss: Callable[[], str]):
+        self.describe_loss = describe_loss
         self.is_interruptible = False
         self.signum: int | None = None
 
@@ -45,10 +56,21 @@ class Interrupt:
             self.is_interruptible = False
 
     def _handle_signal(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
+        if self.signum is None:
+            self.signum = signum
+            _say("Stopping: the state is saved first; Ctrl-C (SIGINT) once more ends at once.")
+            if self.is_interruptible:
+                raise Interrupted(signum)
+        elif signum == signal.SIGINT:
+            _say(f"Ended at once: {self.describe_loss()}")
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
-        self.signum = signum
-        print("\nStopping: the state is saved first; once more ends at once.", flush=True)  # noqa: T201
-        if self.is_interruptible:
-            raise Interrupted(signum)
+
+
+def _say(text: str) -> None:
+    """Writes a line past the streams, in which the signal may have interrupted a print."""
+    with suppress(OSError):  # the reader of a pipe got the same signal
+        os.write(2, f"\n{text}\n".encode())

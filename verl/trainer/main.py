@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ USER_ERROR = 2
 INTERRUPTED = 130
 HELP_OPTIONS = {"--help", "-h", "--list"}
 CPUS_PER_ACTOR = 1.0
-RAY_TIMEOUT_S = 60
+RAY_TIMEOUT_S = 30
+END_TIMEOUT_S = 60
 WITHOUT_MULTICAST = {
     "NCCL_NVLS_ENABLE": "0",
     "NVSHMEM_DISABLE_NVLS": "1",
@@ -211,13 +214,14 @@ def prepare(config: Config) -> tuple[str, Any, Any, Path | None]:
         except ConfigError as error:
             faults.extend(error.faults)
 
+    cluster = ThreadPoolExecutor(1).submit(check_ray_address)  # beside the rest, since what else listens there is slow
     find(lambda: check_versions(config))
     find(lambda: check_loggers(config.trainer.logger))
-    find(check_ray_address)
     device = find(lambda: choose_device(config))
     model_shape = find(lambda: measure_checked_model(config))
     processor = find(lambda: load_run_processor(config))
     has_folders = find(lambda: check_folders(config.trainer) or True)
+    find(cluster.result)
     if not faults and not config.trainer.dry_run:
         find(lambda: lock_folder(Path(config.trainer.save_checkpoint_path)))
     start = find(lambda: find_start(config.trainer)) if has_folders else None
@@ -475,4 +479,9 @@ def build_workers(
 if __name__ == "__main__":
     from verl.trainer.main import main as imported_main  # so that pickled classes have an importable home
 
-    sys.exit(imported_main())
+    exit_code = imported_main()
+    # Python waits for all threads, and one may never return: of a folder or a service that does not answer.
+    deadline = threading.Timer(END_TIMEOUT_S, os._exit, (exit_code,))
+    deadline.daemon = True
+    deadline.start()
+    sys.exit(exit_code)

@@ -72,7 +72,7 @@ class GRPOTrainer:
         self.batches = BatchMaker(config, train_set, reward, pad_token_id, len(actor))
         self.kl = KLControl(config)
         self.saver = CheckpointSaver(Path(config.trainer.save_checkpoint_path), [actor], config.trainer, identity)
-        self.interrupt = Interrupt()
+        self.interrupt = Interrupt(self._describe_loss)
         self.num_steps = count_steps(config, len(train_set))
         self.step = 0
         self.trained = TrainState(0, self.batches.position, self.kl.coef)
@@ -262,6 +262,12 @@ class GRPOTrainer:
             if self.trained.step > self.saver.saved_step:
                 self._save()
         self.saver.finish_pending()
+
+    def _describe_loss(self) -> str:
+        """Words on what a run that ends at once loses."""
+        saved, trained = self.saver.saved_step, self.trained.step
+        lost = f"steps {saved + 1} to {trained} are not saved and lost" if trained > saved else "no whole step is lost"
+        return f"{lost}; the same command {f'goes on after step {saved}' if saved else 'begins again'}"
 
     def _resume(self) -> None:
         """Resumes from the start checkpoint, if there is one."""

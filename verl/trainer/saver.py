@@ -98,6 +98,7 @@ class CheckpointSaver:
         self.fault = ""
         self.death: WorkerError | None = None
         self.thread: threading.Thread | None = None
+        self.is_stalled = False
 
     def begin(self, start: Path | None) -> None:
         """Sets aside, with a copy of the logs, the checkpoints that the run's own would meet or be mixed with.
@@ -157,12 +158,21 @@ class CheckpointSaver:
         """Waits for the running checkpoint; if not `blocking`, only checks whether it has failed.
 
         Raises:
-            CheckpointError: it failed, with on_save_error=stop.
+            CheckpointError: it failed, with on_save_error=stop; or it is not written within the watchdog's limit, and
+                none can be any more.
             WorkerError: a rank died while it was written, so that none can be saved any more.
         """
         if self.thread is None or not blocking and self.thread.is_alive():
             return
-        self.thread.join()
+        limit_s = self.settings.watchdog_timeout_s
+        self.thread.join(0 if self.is_stalled else limit_s)
+        if self.thread.is_alive():
+            self.num_failed += not self.is_stalled
+            self.is_stalled = True
+            raise CheckpointError(
+                f"{self.root} has not taken a checkpoint within {limit_s:g} s (trainer.watchdog_timeout_s); see "
+                f"whether its disk answers; the same command goes on after step {self.saved_step}"
+            )
         self.thread = None
         if death := self.death:
             self.death = None
