@@ -132,9 +132,12 @@ def test_deviation_strict_boxes(bbox):
     assert score(text, strict_boxes=False)["spatial_score"] > 0.55
 
 
-def test_deviation_scene_length():
-    text = response(scene=json.dumps({"objects": [CAT, DOG], "relationships": [ON], "note": "x" * 40_000}))
-    assert (format_failure(text), score(text)["overall"]) == ("scene_too_long", 0.0)
+@pytest.mark.parametrize(("num_characters", "reason"), [(32_768, None), (32_769, "scene_too_long")])
+def test_deviation_scene_length(num_characters, reason):
+    scene = {"objects": [CAT, DOG], "relationships": [ON], "note": ""}
+    scene["note"] = "x" * (num_characters - len(json.dumps(scene)))
+    text = response(scene=json.dumps(scene))
+    assert (format_failure(text), score(text)["overall"] > 0) == (reason, reason is None)
 
 
 def test_deviation_strings_that_are_no_text_or_no_id():
@@ -223,6 +226,8 @@ def test_format_failures(text, reason):
         ("2 \\times 10^{3}", "2000", True), ("10^3", "1000", True), ("1.5 × 10^-2", "0.015", True),
         ("3*10^2", "300", True), ("10^2", "100", True), ("10^2", "1000", False), ("2^10^2", "1024", False),
         ("e3", "1000", False), ("2x", "x + x", False),
+        ("1" * 64, f"{'1' * 62}11 m", True), ("1" * 62, f"{'1' * 62}.0", True), ("1" * 65, f"{'1' * 65}.0", False),
+        ("a" * 256, f"({'a' * 253})", False), ("a" * 254, f"({'a' * 254})", True), ("a" * 255, f"({'a' * 255})", False),
         ("__import__('os').getcwd()", "1", False), ("9**9**9**9", "9", False),
     ],
 )  # fmt: skip
