@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from ray.exceptions import (
     ActorDiedError,
+    GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
     OutOfMemoryError,
@@ -83,6 +84,15 @@ def test_the_death_of_an_engine_leaves_ranks_that_have_answered_whole(failure, d
     assert not failure(seen_inside(death), None).has_ended  # one still waits for the other
     assert not failure(seen_inside(death), ActorDiedError()).has_ended
     assert failure(death, name="rollout").role == "rollout"
+
+
+def test_an_engine_that_hangs_leaves_ranks_that_have_answered_whole(failure):
+    late = seen_inside(GetTimeoutError("Get timed out"))
+    error = failure(late, "ok")
+    assert "actor rank 0 of 2 in update_actor: an actor that it called gave no answer in time" in str(error)
+    assert "trainer.watchdog_timeout_s" in str(error) and error.has_ended
+    assert not failure(late, None).has_ended  # one still waits for the other
+    assert "its process died" in str(failure(late, ActorDiedError()))
 
 
 def test_any_other_error_of_ray_is_named(failure):

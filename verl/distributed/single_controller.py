@@ -261,6 +261,10 @@ class WorkerGroup:
 
     def _describe(self, method: str, rank: int, error: RayError, is_pending: bool = False) -> WorkerError:
         where = f"{self.spec.name} rank {rank} of {len(self)} in {method}"
+        if isinstance(error, GetTimeoutError):
+            words = "an actor that it called gave no answer in time (trainer.watchdog_timeout_s)"
+            stacks = self.watchdog.describe_stacks() if self.watchdog is not None else ""
+            return WorkerError(f"{where}: {words}; {stacks}", self.spec.name, has_ended=not is_pending)
         if not isinstance(error, DEATHS):
             return WorkerError(f"{where}: {error}", self.spec.name)
         # The error is of both types when a call to another actor failed so inside the task.

@@ -1,5 +1,6 @@
 """Weight sync from training ranks to rollout engines: CUDA IPC on GPUs, Ray's object store on CPUs."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from verl.distributed.fsdp import full_weights
+from verl.distributed.watchdog import TIMEOUT_VARIABLE
 
 CHUNK_BYTES = 2 << 30
 
@@ -28,7 +30,7 @@ def send_weights(model: nn.Module, engines: Sequence[Any], device: torch.device,
     weights = [(name, tensor.detach()) for name, tensor in full_weights(model, dtype)]
     if is_sender:
         shared = ray.put(weights)
-        ray.get([engine.load_weights.remote(shared) for engine in engines])
+        _wait([engine.load_weights.remote(shared) for engine in engines])
 
 
 def _send_by_ipc(weights: Iterable[tuple[str, Tensor]], engines: Sequence[Any], is_sender: bool) -> None:
@@ -44,12 +46,18 @@ def _send_by_ipc(weights: Iterable[tuple[str, Tensor]], engines: Sequence[Any], 
                 "shapes": [list(tensor.shape) for tensor in tensors],
                 "ipc_handles": handles,
             }
-            ray.get([engine.receive_weights.remote(update) for engine in engines])
+            _wait([engine.receive_weights.remote(update) for engine in engines])
         if dist.is_initialized():
             dist.barrier(device_ids=[torch.cuda.current_device()])
         torch.cuda.ipc_collect()
     if is_sender:
-        ray.get([engine.finish_weights.remote() for engine in engines])
+        _wait([engine.finish_weights.remote() for engine in engines])
+
+
+def _wait(calls: list[Any]) -> None:
+    """Waits for engines, a second longer than they take to write their stacks, so that the rank itself stays whole."""
+    limit_s = os.environ.get(TIMEOUT_VARIABLE)
+    ray.get(calls, timeout=float(limit_s) + 1 if limit_s else None)
 
 
 def _chunks(weights: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
