@@ -107,7 +107,11 @@ def test_a_dead_worker_ends_the_run_with_its_name(data, tmp_path, name, rank):
     assert not list(run.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("script", ["", "scripts/spatialthinker_3b_grpo.sh"])
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param("", marks=pytest.mark.nightly), "scripts/spatialthinker_3b_grpo.sh"],
+    ids=["program", "script"],
+)
 def test_sigterm_to_all_processes_saves_the_last_update(data, tmp_path, script):
     """SLURM and systemd send TERM to all of a job, srun forwards it, and KILL ends what is left after a grace."""
     run = tmp_path / "stopped"
