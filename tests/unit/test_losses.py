@@ -60,12 +60,20 @@ class TestClipped:
             (1.5, -2.0, 3.0, 3.0, 0, 0),  # worse and likelier: pushed down with its own ratio
             (4.0, -2.0, 6.0, 0.0, 0, 1),  # worse and far likelier: bounded at 3
             (4.0, 2.0, -2.6, 0.0, 1, 0),  # the bound is for negative advantages only
+            (4.0, 0.5, -0.65, 0.0, 1, 0),  # small ones included
         ],
     )
     def test_by_hand(self, ratio, advantage, loss, gradient, higher, lower):
         result = loss_of(ratio, advantage)
         assert result[:2] == (pytest.approx(loss), pytest.approx(gradient))
         assert result[2]["pg_clipfrac_higher"] == higher and result[2]["pg_clipfrac_lower"] == lower
+
+    def test_at_the_bound_itself_the_ratio_keeps_its_gradient(self):
+        log_ratio = torch.zeros(1, requires_grad=True)
+        loss, indicators = compute_clipped_loss(log_ratio, torch.tensor([-2.0]), 0.2, 0.3, 1.0)
+        loss.sum().backward()
+        assert log_ratio.grad is not None and loss.item() == log_ratio.grad.item() == 2.0
+        assert indicators["pg_clipfrac_lower"].item() == 0
 
     def test_infinitely_wide_clips_leave_the_plain_surrogate(self):
         ratio, advantages = torch.tensor([0.1, 0.9, 1.1, 5.0]), torch.tensor([1.0, -1.0, 2.0, -2.0])
@@ -142,10 +150,11 @@ class TestByName:
 
     def test_sapo_by_hand(self):
         # At r = 2 tau 1 gives 4 s, s = sigmoid(1), and tau 2 for A < 0 2 s, s = sigmoid(2); gradients 4 s (1 - s) r.
-        loss, gradient, _ = policy_loss("sapo", [2.0, 2.0], [1.0, -1.0], [2])
+        loss, gradient, _ = policy_loss("sapo", [2.0, 2.0, 2.0], [1.0, -1.0, 0.5], [3])
         positive, negative = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))
-        assert loss == pytest.approx([-4 * positive, 2 * negative])
-        assert gradient == pytest.approx([-8 * positive * (1 - positive), 8 * negative * (1 - negative)])
+        assert loss == pytest.approx([-4 * positive, 2 * negative, -2 * positive])
+        slope = positive * (1 - positive)
+        assert gradient == pytest.approx([-8 * slope, 8 * negative * (1 - negative), -4 * slope])
 
     @pytest.mark.parametrize("loss_type", POLICY_LOSSES)
     @pytest.mark.parametrize("difference", [-1e4, -20.0, 20.0, 1e4])
@@ -160,22 +169,28 @@ class TestByName:
 class TestValue:
     def test_by_hand(self):
         # Old 1, clip 0.5. V 1.2, R 2: 0.8^2 / 2. V 2, R 2: clamped to 1.5, 0.5^2 / 2, no gradient. V 3, R 0: its own.
-        values = torch.tensor([1.2, 2.0, 3.0], requires_grad=True)
-        loss, details = compute_value_loss(values, torch.ones(3), torch.tensor([2.0, 2.0, 0.0]), clip=0.5)
+        # V -1, R -1: clamped to 0.5, 1.5^2 / 2. V 0.75, R 0.5: 0.25^2 / 2.
+        values = torch.tensor([1.2, 2.0, 3.0, -1.0, 0.75], requires_grad=True)
+        returns = torch.tensor([2.0, 2.0, 0.0, -1.0, 0.5])
+        loss, details = compute_value_loss(values, torch.ones(5), returns, clip=0.5)
         loss.sum().backward()
-        assert loss.tolist() == pytest.approx([0.32, 0.125, 4.5]) and values.grad is not None
-        assert values.grad.tolist() == pytest.approx([-0.8, 0.0, 3.0])
-        assert details["vf_clipfrac"].tolist() == [0, 1, 0] and details["vpred_mean"].tolist() == values.tolist()
+        assert loss.tolist() == pytest.approx([0.32, 0.125, 4.5, 1.125, 0.03125]) and values.grad is not None
+        assert values.grad.tolist() == pytest.approx([-0.8, 0.0, 3.0, 0.0, 0.25])
+        assert details["vf_clipfrac"].tolist() == [0, 1, 0, 1, 0] and details["vpred_mean"].tolist() == values.tolist()
 
 
 class TestRolloutWeights:
     def test_by_hand(self):
         old, engine = torch.tensor([0.5, 0.9, 0.2]).log(), torch.tensor([0.5, 0.3, 0.4]).log()
         weights, details = compute_rollout_weights(old, engine, cap=2.0)
-        assert weights.tolist() == pytest.approx([1.0, 2.0, 0.5])
+        assert weights.tolist() == details["tis_weight"].tolist() == pytest.approx([1.0, 2.0, 0.5])
         assert details["tis_truncated"].tolist() == [0, 1, 0]
         assert details["rollout_kl"].tolist() == pytest.approx([0.0, -math.log(3), math.log(2)], abs=1e-6)
         assert details["rollout_prob_gap"].tolist() == pytest.approx([0.0, 0.6, 0.2])
+
+    def test_a_ratio_at_the_cap_is_whole(self):
+        weights, details = compute_rollout_weights(torch.zeros(1), torch.zeros(1), cap=1.0)
+        assert weights.item() == 1.0 and details["tis_truncated"].item() == 0.0
 
     def test_they_are_constants_of_the_loss_and_bounded(self):
         old = torch.tensor([100.0, -100.0], requires_grad=True)
@@ -193,7 +208,9 @@ class TestAverages:
         [("token", 14 / 4), ("seq", (8 + 2) / 2), ("fixed_length", 14 / (2 * 10))],
     )
     def test_by_hand(self, mode, expected):
-        total = (self.LOSSES * average_weights(mode, self.LENGTHS)).sum()
+        weights = average_weights(mode, self.LENGTHS)
+        assert weights.dtype == torch.float32
+        total = (self.LOSSES * weights).sum()
         assert float(total) / average_denominator(mode, 4, 2, max_response_length=10) == pytest.approx(expected)
 
     def test_the_mean_of_each_response(self):

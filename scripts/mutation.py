@@ -1,0 +1,96 @@
+"""Runs mutmut over a module against its own unit tests alone, and prints the score and the survivors.
+
+Usage: python scripts/mutation.py [--sample N] [--seed 0] [NAME ...], where mutmut is installed: docs/testing.md.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from mutmut.configuration import reset_config
+from mutmut.mutation.file_mutation import mutate_file_contents
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build" / "mutation"
+MODULES = {
+    "losses": "verl/algos/losses.py",
+    "advantages": "verl/algos/advantages.py",
+    "divergences": "verl/algos/divergences.py",
+    "optim": "verl/distributed/optim.py",
+    "packing": "verl/model/packing.py",
+    "batches": "verl/trainer/batches.py",
+    "actor": "verl/workers/actor.py",
+    "saver": "verl/trainer/saver.py",
+    "checkpoint": "verl/distributed/checkpoint.py",
+}
+"""Module by name; its tests are tests/unit/test_NAME.py."""
+READ_BY_TESTS = ("spatialthinker", "configs", "scripts", "docs", "data_gen", "evaluation")
+CONFIG = """
+[tool.mutmut]
+source_paths = ["verl"]
+only_mutate = ["{module}"]
+also_copy = {also_copy}
+pytest_add_cli_args = ["-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider"]
+pytest_add_cli_args_test_selection = ["tests/unit/test_{name}.py"]
+timeout_multiplier = 3.0
+timeout_constant = 20.0
+"""
+
+
+def prepare(name: str) -> Path:
+    """Copies the tree to a folder of its own with mutmut's configuration for the module."""
+    folder = WORK / name
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("verl", "tests", *READ_BY_TESTS):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    config = CONFIG.format(module=MODULES[name], name=name, also_copy=list(READ_BY_TESTS)).replace("'", '"')
+    (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + config)
+    return folder
+
+
+def mutants_of(folder: Path, module: str) -> list[str]:
+    """Names of all mutants of a module, in the order of its code."""
+    os.chdir(folder)
+    reset_config()
+    mutated = mutate_file_contents(module, Path(module).read_text())
+    return [f"{module.removesuffix('.py').replace('/', '.')}.{name}" for name in mutated.mutant_names]
+
+
+def run(name: str, sample: int | None, seed: int) -> None:
+    """Tests the module's mutants, or `sample` of them; prints each that its tests do not kill."""
+    folder = prepare(name)
+    mutants = mutants_of(folder, MODULES[name])
+    chosen = mutants if sample is None else random.Random(seed).sample(mutants, min(sample, len(mutants)))
+    mutmut = [sys.executable, "-m", "mutmut"]
+    with (folder / "log.txt").open("w") as log:
+        command = [*mutmut, "run", "--max-children", "1", *(chosen if len(chosen) < len(mutants) else [])]
+        subprocess.run(command, cwd=folder, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    listed = subprocess.run(
+        [*mutmut, "results", "--all", "true"], cwd=folder, stdout=subprocess.PIPE, text=True
+    ).stdout
+    results = dict(line.strip().split(": ") for line in listed.splitlines() if ": " in line)
+    alive = [mutant for mutant in chosen if results.get(mutant) not in ("killed", "timeout")]
+    print(
+        f"{MODULES[name]}: {len(chosen) - len(alive)} of {len(chosen)} killed, of {len(mutants)} mutants", flush=True
+    )
+    for mutant in alive:
+        print(f"\n{results.get(mutant, 'not run')}:")
+        subprocess.run([*mutmut, "show", mutant], cwd=folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default all: {', '.join(MODULES)}")
+    parser.add_argument("--sample", type=int, help="mutants of each module, at random; default all")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    arguments = parser.parse_args()
+    for name in arguments.names or MODULES:
+        run(name, arguments.sample, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
