@@ -4,15 +4,14 @@ Usage: python scripts/mutation.py [--sample N] [--seed 0] [NAME ...], where mutm
 """
 
 import argparse
+import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-from mutmut.configuration import reset_config
-from mutmut.mutation.file_mutation import mutate_file_contents
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "mutation"
@@ -29,6 +28,8 @@ MODULES = {
 }
 """Module by name; its tests are tests/unit/test_NAME.py."""
 READ_BY_TESTS = ("spatialthinker", "configs", "scripts", "docs", "data_gen", "evaluation")
+ALIVE = (0, 33, None)
+"""mutmut's exit codes of a mutant that survived, that no test runs, and that was not tried; all others are kills."""
 CONFIG = """
 [tool.mutmut]
 source_paths = ["verl"]
@@ -54,32 +55,31 @@ def prepare(name: str) -> Path:
 
 def mutants_of(folder: Path, module: str) -> list[str]:
     """Names of all mutants of a module, in the order of its code."""
+    from mutmut.mutation.file_mutation import mutate_file_contents
+
     os.chdir(folder)
-    reset_config()
     mutated = mutate_file_contents(module, Path(module).read_text())
     return [f"{module.removesuffix('.py').replace('/', '.')}.{name}" for name in mutated.mutant_names]
 
 
 def run(name: str, sample: int | None, seed: int) -> None:
     """Tests the module's mutants, or `sample` of them; prints each that its tests do not kill."""
+    from mutmut.mutation.diff_apply import get_diff_for_mutant
+
+    module = MODULES[name]
     folder = prepare(name)
-    mutants = mutants_of(folder, MODULES[name])
+    mutants = mutants_of(folder, module)
     chosen = mutants if sample is None else random.Random(seed).sample(mutants, min(sample, len(mutants)))
-    mutmut = [sys.executable, "-m", "mutmut"]
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1"]
     with (folder / "log.txt").open("w") as log:
-        command = [*mutmut, "run", "--max-children", "1", *(chosen if len(chosen) < len(mutants) else [])]
-        subprocess.run(command, cwd=folder, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    listed = subprocess.run(
-        [*mutmut, "results", "--all", "true"], cwd=folder, stdout=subprocess.PIPE, text=True
-    ).stdout
-    results = dict(line.strip().split(": ") for line in listed.splitlines() if ": " in line)
-    alive = [mutant for mutant in chosen if results.get(mutant) not in ("killed", "timeout")]
-    print(
-        f"{MODULES[name]}: {len(chosen) - len(alive)} of {len(chosen)} killed, of {len(mutants)} mutants", flush=True
-    )
+        named = chosen if len(chosen) < len(mutants) else []
+        subprocess.run([*command, *named], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    codes = json.loads(Path("mutants", f"{module}.meta").read_text())["exit_code_by_key"]
+    alive = [mutant for mutant in chosen if codes.get(mutant) in ALIVE]
+    print(f"{module}: {len(chosen) - len(alive)} of {len(chosen)} killed, of {len(mutants)} mutants", flush=True)
     for mutant in alive:
-        print(f"\n{results.get(mutant, 'not run')}:")
-        subprocess.run([*mutmut, "show", mutant], cwd=folder)
+        lines = get_diff_for_mutant(mutant, path=module).splitlines()
+        print(mutant, *(line for line in lines if re.match(r"[+-] ", line)), sep="\n", flush=True)
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ class TestGroups:
         assert near(
             compute_grpo_passk_advantages(torch.tensor([[1.0, 5.0, 3.0], [5.0, 5.0, 3.0]])), [[0, 1, 0], [0] * 3]
         )
+        assert compute_grpo_passk_advantages(torch.tensor([[1.0, 5.0, 3.0]]), eps=2.0).tolist() == [[0, 0.5, 0]]
 
     def test_remax_by_hand(self):
         rewards, greedy = torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([0.25, 1.0])
@@ -61,6 +62,11 @@ class TestGroups:
     @pytest.mark.parametrize("estimator", GROUP_ESTIMATORS)
     def test_a_flat_group_is_exactly_zero(self, estimator, score, n):
         assert GROUP_ESTIMATORS[estimator](torch.full((2, n), score)).tolist() == [[0.0] * n] * 2
+
+    @pytest.mark.parametrize("estimator", GROUP_ESTIMATORS)
+    def test_flat_groups_of_other_rewards_are_exactly_zero_together(self, estimator):
+        levels = torch.rand(50, 1, generator=torch.Generator().manual_seed(0))
+        assert not GROUP_ESTIMATORS[estimator](levels.expand(50, 7)).any()
 
     @pytest.mark.parametrize("estimator", GROUP_ESTIMATORS)
     def test_groups_do_not_see_each_other_and_order_does_not_matter(self, estimator):
@@ -91,6 +97,14 @@ class TestTokens:
         assert spread_rewards(torch.tensor([[1.0, 2.0]]), MASK, penalties).tolist() == [
             [[-0.25, -0.25, 0.75], [-0.25, 1.75, 0]]
         ]
+
+    def test_the_reward_of_a_response_of_one_token_is_at_that_token(self):
+        mask = torch.tensor([[[1, 0, 0], [0, 0, 0]]])
+        assert spread_rewards(torch.tensor([[1.0, 2.0]]), mask).tolist() == [[[1, 0, 0], [0, 0, 0]]]
+
+    def test_two_tokens_are_enough_to_be_whitened(self):
+        white = whiten(torch.tensor([1.0, 3.0]), torch.ones(2))  # mean 2, variance 2
+        assert white.dtype == torch.float32 and white.tolist() == pytest.approx([-math.sqrt(0.5), math.sqrt(0.5)])
 
     def test_reinforce_plus_plus_by_hand(self):
         # gamma 0.5: returns 0.25 0.5 1 and 1 2; mean 0.95, squares 0.49 0.2025 0.0025 0.0025 1.1025 over 4 = 0.45.
@@ -153,3 +167,17 @@ class TestByName:
         penalties[0, 1, 2] = 9.0
         advantages, _ = compute_advantages("dr_grpo", torch.tensor([[1.0, 0.0]]), MASK, penalties=penalties)
         assert advantages.tolist() == [[-0.25, 0.25]]
+
+    def test_a_response_without_tokens_keeps_its_reward(self):
+        mask = torch.tensor([[[1, 1, 1], [0, 0, 0]]])
+        advantages, _ = compute_advantages("dr_grpo", torch.tensor([[0.0, 1.0]]), mask)
+        assert advantages.tolist() == [[-0.5, 0.5]]
+
+    @pytest.mark.parametrize("estimator", ["gae", "reinforce_plus_plus"])
+    def test_nothing_is_discounted_unless_asked(self, estimator):
+        """Without a discount the return of every token is the reward to come, whatever the critic expects."""
+        values = torch.tensor([[[1.0, 2.0, 3.0], [4.0, 2.0, 9.0]]])
+        _, returns = compute_advantages(estimator, torch.tensor([[1.0, 2.0]]), MASK, values=values)
+        assert returns.tolist() == [[[1.0, 1.0, 1.0], [2.0, 2.0, 0.0]]]
+        _, halved = compute_advantages(estimator, torch.tensor([[1.0, 2.0]]), MASK, 0.5, values=values)
+        assert halved.tolist() == [[[0.25, 0.5, 1.0], [1.0, 2.0, 0.0]]]
