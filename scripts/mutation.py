@@ -1,9 +1,10 @@
 """Runs mutmut over a module against its own unit tests alone, and prints the score and the survivors.
 
-Usage: python scripts/mutation.py [--sample N] [--seed 0] [NAME ...], where mutmut is installed: docs/testing.md.
+Usage: python scripts/mutation.py [--sample N] [--seed 0] [NAME ...]. mutmut goes into an environment of its own.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +30,7 @@ MODULES = {
 }
 """Module by name; its tests are tests/unit/test_NAME.py."""
 READ_BY_TESTS = ("spatialthinker", "configs", "scripts", "docs", "data_gen", "evaluation")
+MUTMUT = "mutmut==3.8.1"
 ALIVE = (0, 33, None)
 """mutmut's exit codes of a mutant that survived, that no test runs, and that was not tried; all others are kills."""
 CONFIG = """
@@ -40,6 +43,19 @@ pytest_add_cli_args_test_selection = ["tests/unit/test_{name}.py"]
 timeout_multiplier = 3.0
 timeout_constant = 20.0
 """
+
+
+def make_environment() -> Path:
+    """Installs mutmut beside the packages of this environment; returns the Python that sees both."""
+    folder = WORK / "environment"
+    python = folder / "bin" / "python"
+    if not python.exists():
+        uv = [sys.executable, "-m", "uv"]
+        subprocess.run([*uv, "venv", "--python", sys.executable, str(folder)], check=True)
+        subprocess.run([*uv, "pip", "install", "--python", str(python), MUTMUT], check=True)
+        (site_packages,) = folder.glob("lib/python*/site-packages")
+        (site_packages / "project.pth").write_text(sysconfig.get_path("purelib"))
+    return python
 
 
 def prepare(name: str) -> Path:
@@ -88,6 +104,9 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="mutants of each module, at random; default all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     arguments = parser.parse_args()
+    if importlib.util.find_spec("mutmut") is None:
+        python = str(make_environment())
+        os.execv(python, [python, *sys.argv])
     for name in arguments.names or MODULES:
         run(name, arguments.sample, arguments.seed)
 
