@@ -12,6 +12,7 @@ from verl.algos.divergences import (
     MAX_CHI2,
     MAX_LOW_VAR_KL,
     adapt_kl_coef,
+    clamp_log_ratio,
     compute_full_kl,
     compute_kl,
 )
@@ -81,6 +82,16 @@ def test_the_full_divergence_by_hand_and_its_gradient():
     divergence.sum().backward()
     assert divergence.item() == pytest.approx(math.log(4 / 3) / 2)
     assert logit.grad is not None and logit.grad.item() == pytest.approx(math.log(3) / 2)
+
+
+def test_log_ratios_are_clamped_on_both_sides():
+    assert clamp_log_ratio(torch.tensor([-21.0, -20.0, 0.5, 20.0, 21.0])).tolist() == [-20.0, -20.0, 0.5, 20.0, 20.0]
+
+
+def test_the_full_divergence_is_one_number_per_token():
+    log_probs, reference = torch.stack([P, Q, P]).log(), torch.stack([Q, Q, P]).log()
+    expected = [(P * (P / Q).log()).sum().item(), 0.0, 0.0]
+    assert compute_full_kl(log_probs, reference).tolist() == pytest.approx(expected)
 
 
 def test_the_full_divergence_is_what_the_estimates_expect():
