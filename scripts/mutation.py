@@ -38,7 +38,7 @@ CONFIG = """
 source_paths = ["verl"]
 only_mutate = ["{module}"]
 also_copy = {also_copy}
-pytest_add_cli_args = ["-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider"]
+pytest_add_cli_args = ["-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "{tests}"]
 pytest_add_cli_args_test_selection = ["tests/unit/test_{name}.py"]
 timeout_multiplier = 3.0
 timeout_constant = 20.0
@@ -58,13 +58,13 @@ def make_environment() -> Path:
     return python
 
 
-def prepare(name: str) -> Path:
+def prepare(name: str, tests: str) -> Path:
     """Copies the tree to a folder of its own with mutmut's configuration for the module."""
     folder = WORK / name
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("verl", "tests", *READ_BY_TESTS):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    config = CONFIG.format(module=MODULES[name], name=name, also_copy=list(READ_BY_TESTS)).replace("'", '"')
+    config = CONFIG.format(module=MODULES[name], name=name, tests=tests, also_copy=json.dumps(READ_BY_TESTS))
     (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + config)
     return folder
 
@@ -78,12 +78,12 @@ def mutants_of(folder: Path, module: str) -> list[str]:
     return [f"{module.removesuffix('.py').replace('/', '.')}.{name}" for name in mutated.mutant_names]
 
 
-def run(name: str, sample: int | None, seed: int) -> None:
+def run(name: str, sample: int | None, seed: int, tests: str) -> None:
     """Tests the module's mutants, or `sample` of them; prints each that its tests do not kill."""
     from mutmut.mutation.diff_apply import get_diff_for_mutant
 
     module = MODULES[name]
-    folder = prepare(name)
+    folder = prepare(name, tests)
     mutants = mutants_of(folder, module)
     chosen = mutants if sample is None else random.Random(seed).sample(mutants, min(sample, len(mutants)))
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1"]
@@ -103,12 +103,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default all: {', '.join(MODULES)}")
     parser.add_argument("--sample", type=int, help="mutants of each module, at random; default all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--tests", default="", help="of the module's tests, as pytest's -k; default all")
     arguments = parser.parse_args()
     if importlib.util.find_spec("mutmut") is None:
         python = str(make_environment())
         os.execv(python, [python, *sys.argv])
     for name in arguments.names or MODULES:
-        run(name, arguments.sample, arguments.seed)
+        run(name, arguments.sample, arguments.seed, arguments.tests)
 
 
 if __name__ == "__main__":

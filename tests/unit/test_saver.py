@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,17 @@ from verl.config.records import ConfigError, TrainerConfig
 from verl.distributed import checkpoint
 from verl.distributed.single_controller import WorkerError
 from verl.trainer.batches import Position
-from verl.trainer.saver import CheckpointError, CheckpointSaver, TrainState, find_start, lock_folder, restore
+from verl.trainer.saver import (
+    LOCK_FILE,
+    CheckpointError,
+    CheckpointSaver,
+    TrainState,
+    _locks,
+    find_start,
+    lock_folder,
+    origin_of,
+    restore,
+)
 
 ROOT = Path(__file__).parents[2]
 NAN, INFINITY = float("nan"), float("inf")
@@ -337,3 +349,154 @@ def test_a_disk_that_never_answers_ends_the_run_at_the_limit(tmp_path, on_save_e
         saver.save(TrainState(3, Position(), 0.0), {})
     assert saver.num_failed == 1 and saver.saved_step == 1
     ranks.fault = ""
+
+
+class Batches:
+    """Takes the place in the data that a checkpoint gives it."""
+
+    position = Position(99)
+
+    def restore(self, folder: Path, num_drawn: int) -> None:
+        self.folder, self.position = folder, Position(num_drawn)
+
+
+@pytest.mark.parametrize("model_only", [False, True])
+def test_a_checkpoint_holds_the_state_that_a_restart_goes_on_with(tmp_path, model_only):
+    chosen = settings(tmp_path, save_model_only=model_only, load_checkpoint_path="/elsewhere/global_step_1")
+    saver = CheckpointSaver(tmp_path, [Ranks()], chosen, {"val_data": "rows"})  # type: ignore[list-item]
+    asked: list[bool] = []
+    saver.groups[0].save = lambda folder, only: asked.append(only)  # type: ignore[method-assign]
+    saver.save(TrainState(7, Position(21), 0.125), {"a": 1}, score=0.5)
+    saver.finish_pending()
+    folder = tmp_path / "global_step_7"
+    assert checkpoint.read_trainer_state(folder) == {
+        "config": {"a": 1},
+        "kl_coef": 0.125,
+        "num_drawn": 21,
+        "global_step": 7,
+        "best": {"step": 7, "score": 0.5},
+        "model_only": model_only,
+        "origin": "/elsewhere/global_step_1",
+        "identity": {"val_data": "rows"},
+    }
+    other = CheckpointSaver(tmp_path, [Ranks()], settings(tmp_path), {"val_data": "rows"})  # type: ignore[list-item]
+    batches: Any = Batches()
+    other.groups[0].restore = lambda *given: asked.append(given)  # type: ignore[method-assign]
+    state, note = restore(folder, other, batches, other.groups[0])
+    assert state == TrainState(7, Position(21), 0.125) and batches.folder == folder
+    assert note == ("; it holds no optimizer, which starts anew" if model_only else "")
+    assert asked == [model_only, (str(folder), model_only)]
+    assert (other.saved_step, other.best, other.origin) == (7, {"step": 7, "score": 0.5}, "/elsewhere/global_step_1")
+
+
+def test_an_equal_score_leaves_the_first_the_best(tmp_path):
+    saver = start(tmp_path, save_limit=1)
+    save(saver, 1, 2, score=0.5)
+    assert saver.best == {"step": 1, "score": 0.5} and kept(tmp_path) == {1, 2}
+    save(saver, 3, score=0.25)
+    assert kept(tmp_path) == {1, 3}
+
+
+def test_a_failed_save_says_the_room_the_fault_and_what_is_left(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3 * 2**30 + 2**28))
+    saver = start(tmp_path, on_save_error="continue")
+    saver.groups[0].fault = "rank 0: full"  # type: ignore[attr-defined]
+    save(saver, 1)
+    begun = "Warning: the checkpoint of step {} could not be written (3.25 GiB free): rank 0: full; {}; "
+    end = "going on, as trainer.on_save_error=continue asks\n"
+    assert capsys.readouterr().out == begun.format(1, "there is no whole checkpoint yet") + end
+    saver.groups[0].fault = ""  # type: ignore[attr-defined]
+    save(saver, 2)
+    saver.groups[0].fault = "rank 0: full"  # type: ignore[attr-defined]
+    save(saver, 3)
+    newest = f"the newest whole checkpoint is {tmp_path / 'global_step_2'}"
+    assert capsys.readouterr().out == begun.format(3, newest) + end
+    saver.settings = settings(tmp_path, on_save_error="stop")
+    with pytest.raises(CheckpointError, match=r"step_2; trainer\.on_save_error=continue would go on$"):
+        save(saver, 4)
+    assert saver.num_failed == 3 and saver.fault == "" and saver.thread is None
+
+
+@pytest.mark.parametrize("place", ["begin", "write_surplus"])
+def test_a_folder_that_cannot_be_filled_is_a_failed_save_and_leaves_none(tmp_path, place, monkeypatch, capsys):
+    saver = start(tmp_path, on_save_error="continue")
+    save(saver, 1)
+
+    def refuse(*_: Any) -> None:
+        (tmp_path / "global_step_2.tmp").mkdir(exist_ok=True)
+        raise OSError(28, "No space left")
+
+    owner = {"begin": "verl.distributed.checkpoint", "write_surplus": "verl.trainer.batches.Position"}[place]
+    monkeypatch.setattr(f"{owner}.{place}", refuse)
+    save(saver, 2)
+    assert "the checkpoint of step 2 could not be written" in (out := capsys.readouterr().out) and "No space" in out
+    assert saver.num_failed == 1 and saver.thread is None
+    assert {path.name for path in tmp_path.iterdir()} == {"global_step_1"}
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_waits_for_it(tmp_path):
+    saver = start(tmp_path, save_in_background=True, save_limit=-1)
+    ranks: Any = saver.groups[0]
+    ranks.fault = None  # still writing
+    saver.save(TrainState(1, Position(), 0.0), {})
+    saver.finish_pending(blocking=False)
+    assert saver.thread is not None and saver.saved_step == 0 and kept(tmp_path) == set()
+    ranks.fault = ""
+    saver.save(TrainState(2, Position(), 0.0), {})
+    assert saver.saved_step >= 1
+    saver.finish_pending()
+    assert saver.thread is None and saver.saved_step == 2 and kept(tmp_path) == {1, 2}
+    saver.settings = settings(tmp_path, save_in_background=False)
+    saver.save(TrainState(3, Position(), 0.0), {})
+    assert saver.thread is None and saver.saved_step == 3
+
+
+def test_ranks_are_asked_ever_less_often_and_each_group_in_turn(tmp_path, monkeypatch):
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    answers = [[None, None]] * 6 + [[None, ""], ["", ""], ["", ""]]
+    groups: Any = [SimpleNamespace(save_fault=lambda: answers.pop(0))] * 2
+    assert CheckpointSaver(tmp_path, groups, settings(tmp_path))._wait_for_shards() == ""
+    assert waits == pytest.approx([0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0, 1.0]) and not answers
+    answers += [["", "rank 1: full"]]
+    assert CheckpointSaver(tmp_path, groups, settings(tmp_path))._wait_for_shards() == "rank 1: full"
+    assert not answers  # the second group is not asked
+
+
+def test_a_start_beside_the_new_steps_is_known_by_its_name_alone(tmp_path):
+    assert origin_of(settings(tmp_path)) is None
+    assert origin_of(settings(tmp_path, load_checkpoint_path=str(tmp_path / "global_step_2"))) == "global_step_2"
+    other = tmp_path / "other" / "global_step_2"
+    assert origin_of(settings(tmp_path, load_checkpoint_path=str(other))) == str(other)
+
+
+def test_a_folder_is_locked_with_a_name_and_a_time(tmp_path):
+    lock_folder(tmp_path / "new" / "run")
+    text = (tmp_path / "new" / "run" / LOCK_FILE).read_text()
+    assert re.fullmatch(rf"process {os.getpid()} of .+, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\n", text)
+    assert tmp_path / "new" / "run" in _locks
+
+
+def test_messages_on_a_start(tmp_path, capsys):
+    save(start(tmp_path, save_limit=-1), 1, 2)
+    back = settings(tmp_path, load_checkpoint_path=str(tmp_path / "global_step_1"))
+    save(start(tmp_path, load_checkpoint_path=back.load_checkpoint_path), 2)
+    capsys.readouterr()
+    assert find_start(back) == tmp_path / "global_step_2"
+    assert capsys.readouterr().out == (
+        f"This run began at {tmp_path / 'global_step_1'} and goes on from {tmp_path / 'global_step_2'}; "
+        "trainer.find_last_checkpoint=false begins there again\n"
+    )
+    (tmp_path / "global_step_1" / "actor" / "weights").unlink()
+    with pytest.raises(ConfigError, match="trainer.load_checkpoint_path: .*global_step_1"):
+        find_start(dataclasses.replace(back, find_last_checkpoint=False))
+    folder = tmp_path / "global_step_9"
+    write_foreign(folder)
+    with pytest.raises(ConfigError) as caught:
+        find_start(settings(tmp_path))
+    assert (
+        f"trainer.save_checkpoint_path = {str(tmp_path)!r}: {folder} was not written by this trainer, and a run "
+        f"cannot go on from it; to start from its weights, run python scripts/model_merger.py --local_dir {folder / 'actor'} "
+        f"and set worker.actor.model.model_path={folder / 'actor' / 'huggingface'}; else name another folder, or move "
+        "it away"
+    ) in str(caught.value)
