@@ -308,3 +308,23 @@ def test_joined_prompts_are_padded_in_front():
     joined = join_groups([part(1), part(3)])
     assert joined.batch["prompt_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
     assert joined.batch["prompt_position_ids"].shape == (2, 3, 3)
+
+
+def test_the_next_batch_is_read_while_a_step_is_made_and_no_other():
+    maker, engine = make_maker(data={"rollout_batch_size": 4, "shuffle": False})
+    read: list[list[int]] = []
+    readable = maker.train_set.readable
+    maker.train_set.readable = lambda indices, spares: read.append(list(indices)) or readable(indices, spares)
+    maker.make(engine)
+    maker._decoder.shutdown()
+    assert read == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_ranks_share_groups_by_their_own_tokens():
+    """Prompts of 1, 2 and 3 tokens in turn with 4 of responses: 7 and 5 go to one rank, 6 and 5 to the other."""
+    maker, engine = make_maker(data={"rollout_batch_size": 4, "shuffle": False})
+    worker = maker.config.worker
+    worker = dataclasses.replace(worker, actor=dataclasses.replace(worker.actor, global_batch_size=4))
+    maker.config, maker.num_ranks = dataclasses.replace(maker.config, worker=worker), 2
+    groups = maker.make(engine).groups
+    assert [int(uid) for uid in groups.non_tensor_batch["uid"]] == [2, 3, 0, 1]

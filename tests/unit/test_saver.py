@@ -397,6 +397,33 @@ def test_an_equal_score_leaves_the_first_the_best(tmp_path):
     assert kept(tmp_path) == {1, 3}
 
 
+def test_surplus_groups_go_into_the_checkpoint(tmp_path):
+    places: list[Path] = []
+    position: Any = SimpleNamespace(num_drawn=3, write_surplus=places.append)
+    saver = start(tmp_path)
+    saver.save(TrainState(1, position, 0.0), {})
+    saver.finish_pending()
+    assert places == [tmp_path / "global_step_1.tmp"] and kept(tmp_path) == {1}
+
+
+def test_another_programs_first_step_is_in_the_way_of_a_new_run(tmp_path):
+    write_foreign(tmp_path / "global_step_1")
+    with pytest.raises(ConfigError, match="global_step_1 was not written by this trainer"):
+        find_start(settings(tmp_path))
+
+
+def test_older_checkpoints_know_no_divergence_weight(tmp_path):
+    save(start(tmp_path), 1)
+    folder = tmp_path / "global_step_1"
+    state = checkpoint.read_trainer_state(folder)
+    for key in ("kl_coef", "model_only"):
+        del state[key]
+    (folder / checkpoint.TRAINER_STATE).write_text(json.dumps(state))
+    saver, batches = CheckpointSaver(tmp_path, [Ranks()], settings(tmp_path)), Batches()  # type: ignore[list-item]
+    restored, note = restore(folder, saver, batches, saver.groups[0])  # type: ignore[arg-type]
+    assert restored == TrainState(1, Position(0), 0.0) and note == ""
+
+
 def test_a_failed_save_says_the_room_the_fault_and_what_is_left(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3 * 2**30 + 2**28))
     saver = start(tmp_path, on_save_error="continue")
@@ -496,7 +523,8 @@ def test_messages_on_a_start(tmp_path, capsys):
         find_start(settings(tmp_path))
     assert (
         f"trainer.save_checkpoint_path = {str(tmp_path)!r}: {folder} was not written by this trainer, and a run "
-        f"cannot go on from it; to start from its weights, run python scripts/model_merger.py --local_dir {folder / 'actor'} "
+        "cannot go on from it; to start from its weights, run python scripts/model_merger.py --local_dir "
+        f"{folder / 'actor'} "
         f"and set worker.actor.model.model_path={folder / 'actor' / 'huggingface'}; else name another folder, or move "
         "it away"
     ) in str(caught.value)
