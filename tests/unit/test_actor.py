@@ -27,7 +27,8 @@ from verl.config.records import AdapterConfig
 from verl.distributed.fsdp import full_weights
 from verl.model.lora import add_adapters
 from verl.model.qwen_vl import ResponseValues
-from verl.workers.actor import Actor, PolicyBatch
+from verl.protocol import DataProto
+from verl.workers.actor import Actor, Groups, PolicyBatch
 from verl.workers.critic import Critic, ValueSettings
 
 
@@ -274,3 +275,33 @@ def test_a_non_finite_gradient_is_skipped_and_counted():
     assert metrics["actor/skipped_steps"] == (1.0, 1.0) and metrics["actor/skipped_in_a_row"] == (0, 1.0)
     after = torch.cat([w.flatten() for _, w in full_weights(model)])
     assert after.isfinite().all() and not torch.equal(before, after)
+
+
+def test_groups_of_a_padded_batch_are_cut_to_their_tokens():
+    tensors = {
+        "prompt_ids": torch.tensor([[0, 5, 6], [7, 8, 9]]),
+        "prompt_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
+        "prompt_position_ids": torch.arange(18).reshape(2, 3, 3),
+        "responses": torch.tensor([[[1, 2, 0, 0], [3, 0, 0, 0]], [[4, 5, 6, 0], [0, 0, 0, 0]]]),
+        "response_mask": torch.tensor([[[1, 1, 0, 0], [1, 0, 0, 0]], [[1, 1, 1, 0], [0, 0, 0, 0]]]),
+    }
+    data = DataProto.from_dict(tensors, {"images": [["a", "b"], ["c"]]})
+    pixels, grids = [torch.zeros(1)] * 3, [(1, 2, 2)] * 3
+    groups = Groups.from_proto(data, pixels, grids)
+    assert [ids.tolist() for ids in groups.prompts] == [[5, 6], [7, 8, 9]]
+    assert groups.positions[0].tolist() == [[1, 2], [4, 5], [7, 8]]
+    assert groups.positions[1].tolist() == [[9, 10, 11], [12, 13, 14], [15, 16, 17]]
+    assert [[row.tolist() for row in rows] for rows in groups.responses] == [[[1, 2], [3]], [[4, 5, 6], []]]
+    assert groups.images == [[0, 1], [2]] and groups.pixels is pixels and groups.grids is grids
+    assert (groups.num_samples, groups.width, len(groups)) == (2, 4, 2)
+
+
+def test_the_divergence_enters_the_loss_with_its_weight():
+    groups, advantages, reference = make_groups()
+    gradients = [
+        one_update(scorer(), groups, 0 * advantages, reference, replace(settings(NUM_GROUPS, 70, True), kl_coef=coef))[
+            0
+        ]
+        for coef in (0.1, 0.2)
+    ]
+    assert gradients[0].norm() > 1e-3 and (gradients[1] - 2 * gradients[0]).norm() / gradients[1].norm() < 1e-5

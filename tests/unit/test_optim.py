@@ -10,7 +10,17 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_op
 from tests.support.ranks import run_ranks
 from verl.config.records import OptimConfig
 from verl.distributed.checkpoint import ShardWriter, load_shards
-from verl.distributed.optim import OPTIMIZERS, KahanAdamW, allocate_states, build_optimizer, join_bits
+from verl.distributed.optim import (
+    OPTIMIZERS,
+    KahanAdamW,
+    _add_rounded,
+    _round_to_bf16,
+    _thresholds,
+    allocate_states,
+    build_optimizer,
+    join_bits,
+    state_tensors,
+)
 
 AdamW = torch.optim.AdamW
 NUM_WEIGHTS, NUM_STEPS = 512, 3000
@@ -208,3 +218,49 @@ def weights_of_a_rank(mesh, rank, num_ranks):
 def test_ranks_round_as_one_does(tmp_path, num_ranks):
     together = run_ranks(weights_of_a_rank, num_ranks, tmp_path)
     assert all(map(torch.equal, together[0], weights_of_a_rank(None, 0, 1)))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_few_large_steps_are_those_of_adamw(num_steps):
+    """Large rates and decay, so that each term of the formula shows."""
+    given = [1e4 * gradient for gradient in gradients("gauss", num_steps)]
+    settings = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 0.5, "weight_decay": 0.3, "scale": 1.0}
+    moved, _ = train(KahanAdamW, torch.bfloat16, given, **settings)
+    expected, _ = train(AdamW, torch.float64, given, **settings)
+    assert apart(moved, expected) < 5e-3
+
+
+def test_the_defaults_are_those_of_adamw():
+    weight = torch.nn.Parameter(torch.ones(1).bfloat16())
+    ours, theirs = (kind([weight], lr=1e-3).param_groups[0] for kind in (KahanAdamW, AdamW))
+    assert all(ours[key] == theirs[key] for key in ("lr", "betas", "eps", "weight_decay"))
+
+
+def test_states_to_move_are_all_but_the_step():
+    layer, optimizer = layer_and_optimizer()
+    wanted = [optimizer.state[p][key] for p in layer.parameters() for key in ("exp_avg", "exp_avg_sq", "low_bits")]
+    assert {id(t) for t in state_tensors(optimizer)} == {id(t) for t in wanted}
+
+
+def test_thresholds_are_even_and_of_the_element_alone():
+    whole, part = _thresholds(0, torch.Size([4096, 2]), 7), _thresholds(2048, torch.Size([3072, 2]), 7)
+    for one, other in zip(whole, part, strict=True):
+        assert torch.equal(one[1024:], other)
+        assert one.min() >= 0 and one.max() < 2**32
+        counts = torch.histc(one.double(), bins=16, min=0, max=2**32)
+        assert float((counts / 512 - 1).abs().max()) < 0.2
+
+
+def test_rounding_goes_up_as_often_as_the_rest_is_large():
+    value = torch.full((4096,), 1 + 2**-9)  # a quarter of bfloat16's step of 2^-7
+    thresholds = torch.arange(4096) << 20
+    rounded = _round_to_bf16(value, thresholds)
+    assert set(rounded.tolist()) == {1.0, 1 + 2**-7} and float((rounded > 1).float().mean()) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("change", [2**-26, -(2**-26), 3 * 2**-26])
+def test_small_changes_are_kept_on_average(sign, change):
+    w, thresholds = torch.full((4096,), 1.5 * sign), torch.arange(4096) << 20
+    moved = _add_rounded(w, torch.full((4096,), change), thresholds).double() - w.double()
+    assert float(moved.mean()) == pytest.approx(change, rel=1e-2)
