@@ -12,6 +12,7 @@ from verl.config.records import OptimConfig
 from verl.distributed.checkpoint import ShardWriter, load_shards
 from verl.distributed.optim import (
     OPTIMIZERS,
+    STRIDES,
     KahanAdamW,
     _add_rounded,
     _round_to_bf16,
@@ -264,3 +265,17 @@ def test_small_changes_are_kept_on_average(sign, change):
     w, thresholds = torch.full((4096,), 1.5 * sign), torch.arange(4096) << 20
     moved = _add_rounded(w, torch.full((4096,), change), thresholds).double() - w.double()
     assert float(moved.mean()) == pytest.approx(change, rel=1e-2)
+
+
+@pytest.mark.parametrize("w", [2**-26, 0.75])
+def test_what_a_sum_cuts_off_is_kept_on_average(w):
+    change, thresholds = 1.5 if w < 0.5 else 2**-27, torch.arange(4096) << 20
+    moved = _add_rounded(torch.full((4096,), w), torch.full((4096,), change), thresholds).double() - max(w, change)
+    assert float(moved.mean()) == pytest.approx(min(w, change), rel=1e-2)
+
+
+def test_thresholds_by_whole_numbers():
+    for number, stride in enumerate(STRIDES):
+        h = 3 * 0x9E3779B1 % 2**32
+        expected = ((h ^ (h >> 15)) * 0x85EBCA77 + 7 * stride) % 2**32
+        assert int(_thresholds(0, torch.Size([4]), 7)[number][3]) == expected
