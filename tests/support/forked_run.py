@@ -248,7 +248,7 @@ def run(config: Config, on_call: Callable[[str, int], None] | None = None, fails
     return finish(fork(config, on_call, fails_at))
 
 
-def finish(process: Any, timeout_s: float = 60) -> int:
+def finish(process: Any, timeout_s: float = 180) -> int:
     """The exit code of a forked training, once it ended; what is left of its ranks is ended."""
     _wait(process, timeout_s)
     has_ended = process.exitcode is not None

@@ -123,6 +123,7 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
         def _save(self, score: float | None = None) -> None:
             if self.config.trainer.save_freq > 0:
                 super()._save(score)
+            self.saver.saved_step = self.trained.step  # nothing is worth keeping
 
         def train_step(self) -> dict[str, Any]:
             if is_step:

@@ -114,19 +114,21 @@ def shard(
     param_dtype: torch.dtype,
     reduce_dtype: torch.dtype,
     cpu_offload: bool = False,
+    is_moved: bool = False,
 ) -> None:
     """Shards the model in place: each FSDP unit, then the root with the rest.
 
-    One rank that stores what it computes with has nothing to share or to cast, and its model stays as it is: FSDP
-    would copy every parameter for every pass, which on a GPU takes the host longer than a small pass takes the GPU.
+    A single GPU that stores what it computes with has nothing to share or to cast, and its model stays as it is: FSDP
+    would copy every parameter for every pass, which takes the host longer than a small pass takes the GPU.
 
     Args:
         model: a ResponseLogProbs or ResponseValues.
         cpu_offload: True keeps parameters, gradients and optimizer on the CPU (FSDP's CPUOffloadPolicy); each unit is
             copied to its device to compute.
+        is_moved: True if the storages of the parameters will be freed and filled again (Offloader).
     """
     types = {parameter.dtype for parameter in model.parameters()}
-    if mesh.size() == 1 and types == {param_dtype} and not cpu_offload:
+    if mesh.device_type == "cuda" and mesh.size() == 1 and types == {param_dtype} and not (cpu_offload or is_moved):
         return
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=True)
     # Inputs of a unit have their type already; the vision encoder's float32 RoPE tables must not be cast.

@@ -128,7 +128,8 @@ class FSDPWorker:
         cpu_offload = settings.fsdp.enable_cpu_offload
         if not cpu_offload:
             model.to(self.device)
-        shard(model, self.mesh, DTYPES[types.mp_param_dtype], DTYPES[types.mp_reduce_dtype], cpu_offload)
+        dtypes = DTYPES[types.mp_param_dtype], DTYPES[types.mp_reduce_dtype]
+        shard(model, self.mesh, *dtypes, cpu_offload, settings.offload.offload_params)
         if settings.offload.offload_params and not cpu_offload:
             self.offloader.offload(model, model.parameters)
 
