@@ -41,7 +41,7 @@ class Record:
     score: float | None = None
     """Credit from 0 to 1 where the form of the answer has degrees: numbers, points, boxes."""
     facts: dict[str, Any] | None = None
-    """What the benchmark's own rule needs of the row."""
+    """Values of the row that the benchmark's own rule needs."""
     reward: dict[str, float] | None = None
     """The dense reward and its parts, where the row holds a reference scene."""
 

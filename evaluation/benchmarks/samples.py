@@ -66,7 +66,7 @@ class Sample:
     cluster: str | None = None
     """Items of one cluster depend on each other."""
     facts: dict[str, Any] | None = None
-    """What the benchmark's own rule needs of the row."""
+    """Values of the row that the benchmark's own rule needs."""
     read_mask: Callable[[], bytes] | None = None
     """Return the file of the mask in which points must lie, where the benchmark has one."""
 

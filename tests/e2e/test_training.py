@@ -149,7 +149,7 @@ def main(items):
 @pytest.mark.nightly
 @pytest.mark.parametrize("hang", ["reward", "engine", "rank", "save"])
 def test_two_ctrl_c_end_a_run_that_hangs(data, tmp_path, hang):
-    """What hangs cannot save; the second signal says what is lost, and leaves no process."""
+    """Hanging parts cannot save; the second signal says what is lost, and leaves no process."""
     run = tmp_path / "hanging"
     (tmp_path / "reward.py").write_text(STALLING_REWARD)
     chosen = [f"worker.reward.reward_function={tmp_path / 'reward.py'}:main"] if hang == "reward" else []

@@ -37,7 +37,7 @@ def check_log_probs() -> None:
 
 
 def check_kahan_adamw() -> None:
-    """What the step without the kernel gives, to the last bit of float32, for a tensor and for two shards of it."""
+    """Results of the step without the kernel, to the last bit of float32, for a tensor and for two shards of it."""
     settings = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
     value = torch.randn(optim.BLOCK + 78).bfloat16()
     whole, expected = ([value.clone(), *torch.zeros(3, len(value)).bfloat16()] for _ in range(2))

@@ -51,7 +51,7 @@ def test_mutated_inputs_raise_nothing_undocumented(name):
 
 
 def test_no_line_of_a_mutated_journal_is_read_as_another(tmp_path):
-    """What is read from a journal with checksums was written to it, or it is refused."""
+    """Lines read from a journal with checksums were written to it, or it is refused."""
     rng, path = random.Random(0), tmp_path / "j.jsonl"
     for whole in SEEDS["journal"]()[:2]:
         path.write_bytes(whole)

@@ -36,7 +36,7 @@ def load(recipe: Recipe, folder: Path) -> Config:
 
 
 def our_values(recipe: Recipe) -> dict[str, object]:
-    """What the recipe sets in its own program, under the names here and as values are written here."""
+    """Settings of the recipe in its own program, under the names here and as values are written here."""
     values = {}
     for key, value in resolve(recipe).items():
         name = RENAMED_KEYS.get(key, key)

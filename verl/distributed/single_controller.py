@@ -40,7 +40,7 @@ PLACEMENT_TIMEOUT_S = 120
 DEATH_REPORT_DELAY_S = 3.0
 """Maximum delay between broken connections at other ranks and the report of a process' death."""
 DEATHS = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError)
-"""What Ray raises for a call whose process is gone; the second is its memory monitor's."""
+"""Ray's errors for a call whose process is gone; the second is its memory monitor's."""
 
 
 class WorkerError(RuntimeError):

@@ -1,4 +1,4 @@
-"""What must be the same for a run to go on from a checkpoint: its keys, its rows, its base model, its tokenizer.
+"""Resume checks: keys, rows, base model and tokenizer must be those of the checkpoint, or change in a stated way.
 
 A row that is gone shifts the order of the rows behind it, adapters fit any base of the same shapes, and an optimizer's
 state brings its own settings along: each would train on, and on something else.
