@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from evaluation.benchmarks.rows import BENCHMARKS, SUITES, Benchmark
+from evaluation.benchmarks.benchmark import Benchmark
+from evaluation.benchmarks.rows import BENCHMARKS, SUITES
 from evaluation.benchmarks.templates import check_template_file, is_template_file
 from spatialthinker.prompts import PROMPTS
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
-from evaluation.benchmarks.rows import BENCHMARKS, SUITES, Benchmark
+from evaluation.benchmarks.benchmark import Benchmark
+from evaluation.benchmarks.rows import BENCHMARKS, SUITES
 from evaluation.benchmarks.templates import check_template_file, digest_template, is_template_file
 from evaluation.command_line import (
     LOCAL_PROVIDERS,

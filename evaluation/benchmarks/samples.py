@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.benchmarks.benchmark import FULL_TEMPLATE, Benchmark
 from evaluation.benchmarks.media import MediaFolder, read_frames
-from evaluation.benchmarks.rows import FULL_TEMPLATE, Benchmark
 from evaluation.benchmarks.templates import render_question
 from evaluation.scoring.areas import grade_box, grade_points, parse_box
 from evaluation.scoring.strict import Grade, Reference, grade_response, resolve_reference

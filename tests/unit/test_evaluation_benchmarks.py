@@ -7,7 +7,8 @@ import datasets
 import pytest
 
 from evaluation import evals
-from evaluation.benchmarks.rows import BENCHMARKS, FULL_TEMPLATE, SUITES
+from evaluation.benchmarks.benchmark import FULL_TEMPLATE
+from evaluation.benchmarks.rows import BENCHMARKS, SUITES
 from evaluation.benchmarks.samples import _build_sample, build_request, find_choices, load_samples
 from evaluation.command_line import list_members, parse_arguments
 from evaluation.engines.local import Answer

@@ -7,7 +7,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from evaluation.benchmarks.rows import BENCHMARKS, FULL_TEMPLATE
+from evaluation.benchmarks.benchmark import FULL_TEMPLATE
+from evaluation.benchmarks.rows import BENCHMARKS
 from evaluation.benchmarks.samples import (
     _build_sample,
     build_request,
