@@ -28,7 +28,7 @@ MODULES = {
     "saver": "verl/trainer/saver.py",
     "checkpoint": "verl/distributed/checkpoint.py",
 }
-"""Module by name; its tests are tests/unit/test_NAME.py."""
+"""Module by name; its tests are tests/unit/test_NAME.py and test_NAME_*.py."""
 READ_BY_TESTS = ("spatialthinker", "configs", "scripts", "docs", "data_gen", "evaluation")
 MUTMUT = "mutmut==3.8.1"
 ALIVE = (0, 33, None)
@@ -39,7 +39,7 @@ source_paths = ["verl"]
 only_mutate = ["{module}"]
 also_copy = {also_copy}
 pytest_add_cli_args = ["-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "{tests}"]
-pytest_add_cli_args_test_selection = ["tests/unit/test_{name}.py"]
+pytest_add_cli_args_test_selection = {files}
 timeout_multiplier = 3.0
 timeout_constant = 20.0
 """
@@ -64,7 +64,11 @@ def prepare(name: str, tests: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("verl", "tests", *READ_BY_TESTS):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    config = CONFIG.format(module=MODULES[name], name=name, tests=tests, also_copy=json.dumps(READ_BY_TESTS))
+    found = (
+        f for pattern in (f"test_{name}.py", f"test_{name}_*.py") for f in (ROOT / "tests" / "unit").glob(pattern)
+    )
+    files = json.dumps([f"tests/unit/{file.name}" for file in found])
+    config = CONFIG.format(module=MODULES[name], files=files, tests=tests, also_copy=json.dumps(READ_BY_TESTS))
     (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + config)
     return folder
 
@@ -105,6 +109,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--tests", default="", help="of the module's tests, as pytest's -k; default all")
     arguments = parser.parse_args()
+    if arguments.sample is not None and arguments.sample < 1:
+        parser.error(f"--sample {arguments.sample}: at least 1")
+    if unknown := set(arguments.names) - MODULES.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(MODULES)}")
     if importlib.util.find_spec("mutmut") is None:
         python = str(make_environment())
         os.execv(python, [python, *sys.argv])
