@@ -24,17 +24,8 @@ from spatialthinker.clients.prices import Usage
 from spatialthinker.clients.providers import APIS
 from spatialthinker.clients.replies import Reply, ReplyError, batch_lines, find_object, load_payload
 from spatialthinker.plain_text import from_cell, printable, to_cell, whole_characters
+from tests.support.fuzz_readers import VALUES
 
-VALUES: dict[str, Any] = {
-    "question": "Where is the man's hat?",
-    "options": ["on", "in"],
-    "answer": "B",
-    "category": "relation",
-    "level": "easy",
-    "rating": 7,
-    "evidence_ids": ["a.1", "b.1"],
-    "evidence_relations": [{"subject": "a.1", "predicate": "in", "object": "b.1"}],
-}
 TEXT = json.dumps(VALUES)
 DRAFT = json.dumps(VALUES | {"question": "A draft?"})
 
