@@ -68,6 +68,7 @@ class ForkedGroup(WorkerGroup):
         for rank in range(config.num_ranks):
             here, there = FORK.Pipe()
             FORK.Process(target=_serve, args=(there, rank, arguments), daemon=True).start()
+            there.close()  # or a rank that has died would be waited for
             self.actors.append(here)
         self.load("127.0.0.1", self.actors[0].recv())
 
