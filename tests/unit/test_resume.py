@@ -1,6 +1,7 @@
 """A run goes on only with what it was trained with; each key says whether it may change, and what differs is named."""
 
 import dataclasses
+import io
 import json
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
@@ -16,10 +18,15 @@ from tests.support.tiny_model_folder import save_tiny_model
 from verl.config.fields import find_keys
 from verl.config.loading import config_to_dict
 from verl.config.records import Config, ConfigError
-from verl.data.dataset import RLHFDataset
+from verl.data.dataset import DataError, RLHFDataset
 from verl.distributed import checkpoint
-from verl.trainer.resume import APPLIED, BY_CONTENT, WITHOUT_EFFECT, _flatten, check_resume, identify
+from verl.trainer.resume import APPLIED, BY_CONTENT, WITHOUT_EFFECT, _values, check_resume, identify
 
+LISTS = {
+    "free": WITHOUT_EFFECT,
+    "applied": APPLIED,
+    "by content": [key for keys in BY_CONTENT.values() for key in keys],
+}
 KNOWN = {"data": "d", "val_data": "v", "base_model": "b", "critic_base_model": None, "tokenizer": "t"}
 
 
@@ -29,7 +36,7 @@ def change(config: Any, key: str, value: Any) -> Any:
     return dataclasses.replace(config, **{name: change(getattr(config, name), rest, value) if rest else value})
 
 
-def write(root: Path, config: Config, **state: Any) -> Path:
+def write(root: Path, config: Any, **state: Any) -> Path:
     """A checkpoint's state alone."""
     folder = root / "global_step_3"
     folder.mkdir()
@@ -73,14 +80,10 @@ def test_the_same_run_goes_on_without_a_word(tmp_path):
 def test_a_key_that_must_stay_is_refused_by_name_with_both_values_and_the_way_out(tmp_path, key, value):
     folder = write(tmp_path, Config())
     message = refusal(folder, change(Config(), key, value))
-    then = dict(checkpoint_values(Config()))[key]
+    then = _values(config_to_dict(Config()))[key]
     for words in (f"{key} = ", str(folder), f"set {key}={then}", "start a new run", "model_merger.py"):
         assert words in message
     assert message.startswith("1 fault")
-
-
-def checkpoint_values(config: Config) -> list[tuple[str, Any]]:
-    return list(_flatten(config_to_dict(config)))
 
 
 @pytest.mark.parametrize(
@@ -164,8 +167,51 @@ def test_unknown_fingerprints_are_not_compared_and_validation_rows_are_said(tmp_
 
 def test_every_stated_key_exists():
     keys = find_keys()
-    for pattern in (*WITHOUT_EFFECT, *APPLIED, *(key for named in BY_CONTENT.values() for key in named)):
+    for pattern in (pattern for patterns in LISTS.values() for pattern in patterns):
         assert any(fnmatchcase(key, pattern) for key in keys), pattern
+
+
+def store(config: dict[str, Any], key: str, *value: Any) -> dict[str, Any]:
+    """A stored configuration with another value of one key, or without it."""
+    name, _, rest = key.partition(".")
+    others = {other: section for other, section in config.items() if other != name}
+    if rest:
+        return others | {name: store(config[name], rest, *value)}
+    return others | dict(zip([name], value, strict=False))
+
+
+@pytest.mark.parametrize("key", find_keys())
+def test_no_key_is_forgotten(tmp_path, key):
+    """Whatever is not listed must stay; what a checkpoint does not know is said."""
+    is_listed = {name: any(fnmatchcase(key, pattern) for pattern in keys) for name, keys in LISTS.items()}
+    config = change(Config(), "algorithm.kl_type", "adaptive")  # with a fixed one its weight is applied
+    folder = write(tmp_path, store(config_to_dict(config), key, "another"))
+    if not any(is_listed.values()):
+        message = refusal(folder, config)
+        assert message.startswith("1 fault") and f"{key} = " in message
+    else:
+        assert len(check_resume(folder, config, KNOWN)) == (is_listed["applied"] and not is_listed["free"])
+
+
+@pytest.mark.parametrize("key", ["worker.actor.model.override_config", "worker.critic.model.override_config"])
+@pytest.mark.parametrize(("then", "now"), [({}, {"a": 1}), ({"a": 1}, {}), ({"a": 1}, {"a": 1, "b": 2})])
+def test_a_free_key_that_came_or_went_is_a_change(tmp_path, key, then, now):
+    message = refusal(write(tmp_path, change(Config(), key, then)), change(Config(), key, now))
+    assert f"{key} = {now!r}" in message and f"set {key}={then}" in message
+
+
+@pytest.mark.parametrize(("then", "now"), [({}, {"a": 1}), ({"a": 1}, {})])
+def test_a_free_key_of_a_reward_is_applied_and_said(tmp_path, then, now):
+    key = "worker.reward.reward_function_kwargs"
+    (note,) = check_resume(write(tmp_path, change(Config(), key, then)), change(Config(), key, now), KNOWN)
+    assert note == f"{key} changes from {then} to {now}"
+
+
+def test_a_key_that_the_checkpoint_does_not_know_is_said(tmp_path):
+    folder = write(tmp_path, store(config_to_dict(Config()), "data.resize_first"))
+    assert check_resume(folder, Config(), KNOWN) == []
+    (note,) = check_resume(folder, change(Config(), "data.resize_first", True), KNOWN)
+    assert note.startswith("data.resize_first = True") and "older than this key" in note and "False" in note
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +248,23 @@ def test_the_fingerprint_of_rows_is_their_content_in_its_order(inputs, tmp_path)
     changed = {"lost": content[:2] + content[3:], "swapped": swapped, "image": image, "answer": answer}
     found = {fingerprints(inputs, tmp_path / name, some)["data"] for name, some in changed.items()}
     assert len(found | {first["data"]}) == 5
+
+
+def test_a_broken_image_is_left_to_the_step_that_needs_it(inputs, tmp_path):
+    """Fingerprints are of stored images: scaling every picture of a large data set first would take its time."""
+    whole = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(whole, "PNG")
+    broken = whole.getvalue()[:1000] + bytes(500) + whole.getvalue()[1500:]
+    pictures = [{"bytes": data, "path": None} for data in (whole.getvalue(), broken)]
+    content = [{"problem": "<image>?", "answer_option_text": "A", "images": picture} for picture in pictures]
+    Dataset.from_list(content).to_parquet(tmp_path / "train-0.parquet")
+    processor = AutoProcessor.from_pretrained(inputs / "model")
+    bounds: dict[str, Any] = {"min_pixels": None, "max_pixels": 32 * 32, "resize_first": True, "on_bad_row": "skip"}
+    prompts = RLHFDataset(f"{tmp_path}@train", processor, **bounds)
+    with pytest.raises(DataError, match="row 1"):
+        prompts[1]
+    config = change(Config(), "worker.actor.model.model_path", str(inputs / "model"))
+    assert identify(config, processor, prompts, prompts)["data"]
 
 
 def test_one_other_number_of_the_base_is_another_base(inputs, tmp_path):

@@ -289,12 +289,16 @@ class RLHFDataset(torch.utils.data.Dataset):
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Prompt:
+        return self.read(index)
+
+    def read(self, index: int, is_resized: bool = True) -> Prompt:
+        """A prompt; with `is_resized=False` its images are as they are stored, and nothing is decoded."""
         entry = self.entries[index]
         row = self.rows[entry.row]
         try:
             problem, sources = self._read(row, entry.row)
             images = [read_file(source) for source in sources]
-            if self.bounds is not None:
+            if self.bounds is not None and is_resized:
                 images = [resize_encoded(image, self._fit(read_header(image)[0])) for image in images]
         except ValueError as error:
             raise DataError(f"row {self._row_id(row, entry.row)}: {error}") from error

@@ -11,6 +11,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from verl.config.fields import find_keys
 from verl.config.loading import config_to_dict
 from verl.config.records import Config, ConfigError
 from verl.data.dataset import RLHFDataset
@@ -49,6 +52,7 @@ BY_CONTENT = {
     "critic_base_model": ("worker.critic.model.model_path",),
 }
 """Keys that may change as long as the fingerprint under the name stays: what they lead to is the same."""
+ABSENT = object()
 NOUNS = {
     "data": "training rows",
     "base_model": "base model",
@@ -72,10 +76,10 @@ def identify(config: Config, processor: Any, train_set: RLHFDataset, val_set: RL
 
 
 def _digest_rows(rows: RLHFDataset) -> str:
-    """Fingerprint of prompts as the model reads them, images and answers, in their order."""
+    """Fingerprint of prompts as the model reads them, stored images and answers, in their order."""
     total = hashlib.sha256()
-    for number in range(len(rows)):
-        row = rows[number]
+    for number in tqdm(range(len(rows)), desc="Fingerprint of the rows", disable=len(rows) < 1000):
+        row = rows.read(number, is_resized=False)
         total.update(json.dumps([row.raw_ids, len(row.ids), row.problem, row.ground_truth]).encode())
         for image in row.images:
             total.update(hashlib.sha256(image).digest())
@@ -98,11 +102,13 @@ def check_resume(start: Path, config: Config, identity: dict[str, str | None]) -
         may_change += ("worker.*.optim.*",)
     if config.algorithm.kl_type == "fixed":
         may_change += ("algorithm.kl_coef",)
-    now = dict(_flatten(config_to_dict(config)))
-    for key, then in _flatten(content.get("config") or {}):
-        if key not in now or now[key] == then or _matches(key, WITHOUT_EFFECT):
+    now, stored = _values(config_to_dict(config)), _values(content.get("config") or {})
+    for key, then in (_values(config_to_dict(Config())) | stored if stored else {}).items():
+        if now[key] == then or _matches(key, WITHOUT_EFFECT):
             continue
-        if not _matches(key, may_change):
+        if key not in stored:
+            notes.append(f"{key} = {now[key]!r}: {start} is older than this key and is taken to have {then!r}")
+        elif not _matches(key, may_change):
             faults.append(
                 f"{key} = {now[key]!r}: {start} was trained with {then!r}, and a run cannot change it on its way; "
                 f"set {key}={then}, or {_new_run()}"
@@ -119,7 +125,7 @@ def check_resume(start: Path, config: Config, identity: dict[str, str | None]) -
 def _identity_faults(
     start: Path, config: Config, known: dict[str, str | None], identity: dict[str, str | None]
 ) -> Iterator[str]:
-    values = dict(_flatten(config_to_dict(config)))
+    values = _values(config_to_dict(config))
     for name, keys in BY_CONTENT.items():
         if None not in (known.get(name), identity.get(name)) and known[name] != identity[name]:
             given = next((f"{key} = {values[key]!r}" for key in keys if values[key] is not None), keys[0])
@@ -136,13 +142,16 @@ def _new_run() -> str:
     )
 
 
-def _flatten(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with dots and their values."""
-    for name, value in section.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+def _values(sections: dict[str, Any]) -> dict[str, Any]:
+    """Values by key, of those that the sections hold; a dictionary of free keys is one value."""
+    values = {}
+    for key in find_keys():
+        value: Any = sections
+        for name in key.split("."):
+            value = value.get(name, ABSENT) if isinstance(value, dict) else ABSENT
+        if value is not ABSENT:
+            values[key] = value
+    return values
 
 
 def _matches(key: str, patterns: tuple[str, ...]) -> bool:
