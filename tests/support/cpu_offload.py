@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from tests.support.ranks import leave
@@ -85,22 +86,21 @@ def weights(worker: FSDPWorker) -> torch.Tensor:
 
 def places(worker: FSDPWorker) -> dict[str, list[str]]:
     """Places of the worker's parts now: on a kind of device, or nowhere but in its pinned buffer."""
-    parts: dict[str, Iterable[torch.Tensor]] = {
-        "policy": worker.policy.parameters(),
-        "policy's states": state_tensors(worker.optimizer),
+    parts: dict[str, tuple[Any, Iterable[torch.Tensor]]] = {
+        "policy": (worker.policy, worker.policy.parameters()),
+        "policy's states": (worker.policy, state_tensors(worker.optimizer)),
     }
     if worker.reference is not None:
-        parts["reference"] = worker.reference.model.parameters()
+        parts["reference"] = worker.reference.model, worker.reference.model.parameters()
     if worker.critic is not None:
-        assert worker.critic.optimizer is not None
-        parts |= {
-            "critic": worker.critic.model.parameters(),
-            "critic's states": state_tensors(worker.critic.optimizer),
-        }
-    parts = {name: list(of_part) for name, of_part in parts.items()}
-    # What a pass has gathered would be a plain tensor, and kept for as long as nothing lets go of it.
-    assert all(isinstance(tensor, DTensor) for of_part in parts.values() for tensor in of_part)
-    own = {name: [local_part(tensor.detach()) for tensor in of_part] for name, of_part in parts.items()}
+        model, optimizer = worker.critic.model, worker.critic.optimizer
+        assert optimizer is not None
+        parts |= {"critic": (model, model.parameters()), "critic's states": (model, state_tensors(optimizer))}
+    owned = {name: list(of_part) for name, (_, of_part) in parts.items()}
+    for name, (model, _) in parts.items():
+        # What a pass has gathered would be a plain tensor, and kept for as long as nothing lets go of it.
+        assert not isinstance(model, FSDPModule) or all(isinstance(tensor, DTensor) for tensor in owned[name]), name
+    own = {name: [local_part(tensor.detach()) for tensor in of_part] for name, of_part in owned.items()}
     return {name: sorted({_place(part) for part in of_part if part.numel()}) for name, of_part in own.items()}
 
 

@@ -67,3 +67,31 @@ def test_units_are_the_layers_of_the_decoder_and_the_tower_as_one(family, monkey
     fsdp.shard(scorer, SimpleNamespace(device_type="cpu", size=lambda: 2), torch.bfloat16, torch.float32)
     assert layers
     assert sharded == [*tower, *layers, scorer]
+
+
+@pytest.mark.parametrize(
+    ("device", "num_ranks", "dtype", "choices", "is_sharded"),
+    [
+        ("cuda", 1, torch.float32, {}, False),
+        ("cuda", 2, torch.float32, {}, True),
+        ("cuda", 1, torch.bfloat16, {}, True),
+        ("cuda", 1, torch.float32, {"cpu_offload": True}, True),
+        ("cuda", 1, torch.float32, {"is_moved": True}, True),
+        ("cpu", 1, torch.float32, {}, True),
+    ],
+    ids=["alone", "two ranks", "stored in float32", "always in host memory", "between passes", "without a GPU"],
+)
+def test_a_model_stays_whole_on_a_single_gpu_that_computes_with_what_it_stores(
+    monkeypatch, device, num_ranks, dtype, choices, is_sharded
+):
+    sharded = []
+    monkeypatch.setattr(fsdp, "fully_shard", lambda module, **_: sharded.append(module))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_: tensor)
+    fsdp.shard(
+        ResponseLogProbs(tiny_model()),
+        SimpleNamespace(device_type=device, size=lambda: num_ranks),
+        dtype,
+        torch.float32,
+        **choices,
+    )
+    assert bool(sharded) == is_sharded
