@@ -54,6 +54,27 @@ def test_a_half_written_checkpoint_is_never_loaded(tmp_path):
     assert checkpoint.find_latest(tmp_path) == old
 
 
+@pytest.mark.parametrize("role", ["actor", "critic"])
+def test_shards_that_lie_on_another_machine_are_no_checkpoint(tmp_path, role):
+    folder = checkpoint.begin(tmp_path, 1)
+    for name in ("actor", "critic"):
+        save(folder / name, torch.nn.Linear(3, 2))
+    shard = sorted((folder / role).glob("*.distcp"))[0]
+    shard.rename(tmp_path / shard.name)
+    with pytest.raises(ValueError, match=f"{shard} is not there; all machines must share"):
+        checkpoint.finish(folder, {"global_step": 1})
+    assert checkpoint.find_latest(tmp_path) is None
+
+
+def test_shards_that_a_shared_disk_does_not_list_yet_are_in_the_manifest(tmp_path, monkeypatch):
+    folder = checkpoint.begin(tmp_path, 1)
+    save(folder / "actor", torch.nn.Linear(3, 2))
+    shards = {str(file.relative_to(folder)) for file in (folder / "actor").glob("*.distcp")}
+    listed = type(folder).rglob
+    monkeypatch.setattr(type(folder), "rglob", lambda *args: (f for f in listed(*args) if f.suffix != ".distcp"))
+    assert shards <= set(checkpoint.read_manifest(checkpoint.finish(folder, {"global_step": 1})))
+
+
 def test_a_flipped_bit_is_found(tmp_path):
     old, _, _ = write(tmp_path, 1)
     new, _, _ = write(tmp_path, 2)

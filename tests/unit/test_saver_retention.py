@@ -9,7 +9,7 @@ import pytest
 from tests.support.saving import content, kept, save, settings, start, write_foreign
 from verl.config.records import ConfigError
 from verl.distributed import checkpoint
-from verl.trainer.saver import find_start, origin_of
+from verl.trainer.saver import CheckpointError, find_start, origin_of
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
@@ -52,6 +52,26 @@ def test_going_back_while_the_moving_was_cut_off_starts_there_all_the_same(tmp_p
     checkpoint.set_aside(tmp_path, [tmp_path / "global_step_4"])  # killed before global_step_3 was moved
     saver = start(tmp_path, load_checkpoint_path=str(tmp_path / "global_step_2"))
     assert saver.saved_step == 2 and kept(tmp_path) == {1, 2}
+
+
+@pytest.mark.parametrize("fails", ["shutil.copy2", "pathlib.Path.rename", "pathlib.Path.mkdir"])
+def test_what_cannot_be_moved_is_said_and_nothing_is_lost(tmp_path, monkeypatch, fails):
+    save(start(tmp_path, save_limit=-1), 1, 2, 3)
+    (tmp_path / "experiment_log.jsonl").write_text("of the first branch\n")
+    back = {"save_limit": -1, "load_checkpoint_path": str(tmp_path / "global_step_1")}
+
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError) as caught:
+        patch.setattr(fails, refuse)
+        start(tmp_path, **back)
+    for words in (str(tmp_path), "global_step_2, global_step_3 could not be moved", "No space left", "same command"):
+        assert words in str(caught.value)
+    assert kept(tmp_path) == {1, 2, 3}
+    assert start(tmp_path, **back).saved_step == 1 and kept(tmp_path) == {1}
+    (place,) = [folder for folder in tmp_path.glob("abandoned_*") if kept(folder)]
+    assert kept(place) == {2, 3} and (place / "experiment_log.jsonl").read_text() == "of the first branch\n"
 
 
 def test_a_start_in_another_folder_is_left_alone_and_nothing_is_mixed_with_it(tmp_path):

@@ -211,9 +211,13 @@ def begin(root: Path, step: int) -> Path:
 
 
 def finish(folder: Path, trainer_state: dict[str, Any]) -> Path:
-    """Writes state and manifest, syncs all files to disk and renames the folder; returns its final path."""
+    """Writes state and manifest, syncs all files to disk and renames the folder; returns its final path.
+
+    Raises:
+        ValueError: another machine has written its shards elsewhere.
+    """
     write_json(folder / TRAINER_STATE, trainer_state)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted({path for path in folder.rglob("*") if path.is_file()} | _indexed_files(folder))
     for path in files:
         sync(path)
     write_json(folder / MANIFEST, describe_files(folder, files))
@@ -223,6 +227,17 @@ def finish(folder: Path, trainer_state: dict[str, Any]) -> Path:
     folder.rename(final)
     sync(final.parent)
     return final
+
+
+def _indexed_files(folder: Path) -> set[Path]:
+    """Shards that the indices name, looked for one by one: a shared disk may list a folder as it was seconds ago."""
+    files = set()
+    for index in folder.glob("*/.metadata"):
+        parts = IndexReader(index.parent).read_metadata().storage_data.values()
+        files |= {index.parent / part.relative_path for part in parts}
+    if missing := sorted(file for file in files if not file.is_file()):
+        raise ValueError(f"{missing[0]} is not there; all machines must share the folder trainer.save_checkpoint_path")
+    return files
 
 
 def check(folder: Path, with_content: bool = True) -> None:
@@ -294,11 +309,17 @@ def read_origin(folder: Path) -> str | None:
         raise ValueError(f"{folder / TRAINER_STATE} cannot be read: {error}") from error
 
 
-def set_aside(root: Path, folders: Iterable[Path]) -> Path:
-    """Moves checkpoints to a new folder `abandoned_<k>` of `root`, newest first; returns it."""
+def set_aside(root: Path, folders: Iterable[Path], logs: Iterable[Path] = ()) -> Path:
+    """Moves checkpoints to a new folder `abandoned_<k>` of `root`, newest first; returns it.
+
+    Args:
+        logs: copied there before, so that whoever is cut off or finds the disk full has moved nothing without them.
+    """
     number = next(number for number in itertools.count(1) if not (root / f"abandoned_{number}").exists())
     place = root / f"abandoned_{number}"
     place.mkdir()
+    for log in logs:
+        shutil.copy2(log, place)
     for folder in sorted(folders, key=read_step, reverse=True):
         folder.rename(place / folder.name)
     sync(root)

@@ -105,6 +105,9 @@ class CheckpointSaver:
 
         Args:
             start: checkpoint that the run goes on from; of its folder, only later ones are in the way.
+
+        Raises:
+            CheckpointError: they cannot be moved, for a full disk, say; what has been moved is whole.
         """
         is_own = start is not None and start.resolve().parent == self.root.resolve()
         others = [
@@ -113,10 +116,14 @@ class CheckpointSaver:
             if step > self.saved_step or not is_own and not checkpoint.is_foreign(folder)
         ]
         if others:
-            place = checkpoint.set_aside(self.root, others)
-            for log in self.root.glob("*.jsonl"):
-                shutil.copy2(log, place)
             names = ", ".join(folder.name for folder in others)
+            try:
+                place = checkpoint.set_aside(self.root, others, sorted(self.root.glob("*.jsonl")))
+            except OSError as error:
+                raise CheckpointError(
+                    f"trainer.save_checkpoint_path = {str(self.root)!r}: {names} could not be moved out of the way "
+                    f"({error}); make room or move them yourself, and give the same command again"
+                ) from error
             print(f"The run goes on after step {self.saved_step}: {names} were moved to {place}", flush=True)  # noqa: T201
 
     def save(self, state: TrainState, config: dict[str, Any], score: float | None = None) -> None:
