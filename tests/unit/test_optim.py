@@ -150,6 +150,9 @@ def test_states_made_beforehand_change_no_step(strategy, dtype):
     assert all(map(torch.equal, train(True), train(False)))
 
 
+BETAS = (0.8, 0.9), (0.7, 0.95)
+
+
 def layer_and_optimizer(seed=0):
     torch.manual_seed(seed)
     layer = torch.nn.Linear(8, 16, dtype=torch.bfloat16)
@@ -196,6 +199,30 @@ def test_states_of_an_older_form_are_converted_and_said(tmp_path, capfd):
         assert torch.equal(fresh.state[weight]["exp_avg_sq"], optimizer.state[old]["exp_avg_sq"])
         assert fresh.state[weight]["step"] == 20
     load_shards(tmp_path / "actor", other, None)
+
+
+@pytest.mark.parametrize("unknown", ["amsgrad", "fused"])
+def test_settings_and_states_of_older_versions_hinder_no_restart(tmp_path, unknown):
+    """In float32 adamw_bf16 once had a compensation of its own, and fewer settings than AdamW."""
+    layer, other = torch.nn.Linear(8, 16), torch.nn.Linear(8, 16)
+    optimizer, fresh = (
+        AdamW(part.parameters(), lr=1e-4, betas=betas) for part, betas in zip((layer, other), BETAS, strict=True)
+    )
+    for owner in (optimizer, fresh):
+        allocate_states(owner)
+    layer(torch.ones(8)).sum().backward()
+    optimizer.step()
+    states = get_optimizer_state_dict(layer, optimizer)
+    for state in states["state"].values():
+        state["compensation"] = torch.zeros_like(state["exp_avg"])
+    for group in states["param_groups"]:
+        del group[unknown]
+    dcp.save({"model": get_model_state_dict(layer), "optimizer": states}, checkpoint_id=tmp_path / "actor")
+    load_shards(tmp_path / "actor", other, fresh)
+    (group,) = fresh.param_groups
+    assert group["betas"] == BETAS[0] and unknown in group and "compensation" not in fresh.state[other.weight]
+    assert torch.equal(fresh.state[other.weight]["exp_avg"], optimizer.state[layer.weight]["exp_avg"])
+    fresh.step()
 
 
 def weights_of_a_rank(mesh, rank, num_ranks):

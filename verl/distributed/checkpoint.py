@@ -148,6 +148,11 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} cannot be loaded: {error}") from error
     states = state["optimizer"]["state"] if isinstance(optimizer, KahanAdamW) else {}
+    if optimizer is not None:  # settings that the checkpoint does not know keep their values
+        state["optimizer"]["param_groups"] = [
+            {key: value for key, value in group.items() if f"optimizer.param_groups.{number}.{key}" in names}
+            for number, group in enumerate(state["optimizer"]["param_groups"])
+        ]
     is_old = bool(states) and any(name.endswith(f".{OLD_STATE}") for name in names)
     if is_old:
         rename_states(states, LOW_BITS, OLD_STATE)
