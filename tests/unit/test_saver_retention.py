@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -157,6 +158,20 @@ def test_old_checkpoints_that_cannot_be_removed_are_no_failed_save(tmp_path, cap
     save(saver, 2)
     assert saver.num_failed == 0 and saver.saved_step == 2 and checkpoint.find_latest(tmp_path).name == "global_step_2"
     assert "Warning: old checkpoints could not be removed after step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["best", "global_step_2_backup", "elsewhere/best", "elsewhere/global_step_9"])
+def test_a_start_may_have_any_name(tmp_path, name):
+    root = tmp_path / "run"
+    save(start(root, save_limit=-1), 1, 2, 3)
+    given = root / name
+    shutil.copytree(root / "global_step_2", given)
+    before = content(given)
+    saver = start(root, save_limit=1, load_checkpoint_path=str(given))
+    assert saver.saved_step == 2
+    save(saver, 3, 4)
+    assert kept(root) == {4} and content(given) == before and saver.num_failed == 0
+    assert find_start(settings(root, load_checkpoint_path=str(given))) == root / "global_step_4"
 
 
 def test_older_checkpoints_know_neither_branch_nor_fingerprints(tmp_path):

@@ -158,7 +158,8 @@ def train(config: Config) -> None:
     try:
         train_set, val_set = build_datasets(config, processor)
         num_steps = count_steps(config, len(train_set))
-        identity = identify(config, processor, train_set, val_set)
+        is_needed = start is not None or not config.trainer.dry_run
+        identity = identify(config, processor, train_set, val_set) if is_needed else {}
         for note in check_resume(start, config, identity) if start else []:
             print(f"Going on from {start}: {note}")  # noqa: T201
         phases = plan_memory(config, model_shape, train_set)

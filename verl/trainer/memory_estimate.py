@@ -68,7 +68,7 @@ class Phase:
 
 
 def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[Phase]:
-    """Memory of each phase of a run; a GPU needs GPU_ALLOWANCE_GB on top.
+    """Memory of each phase of a run; a GPU needs GPU_ALLOWANCE_GB on top. A model that stays unsharded needs less.
 
     device, resident: policy Nb/W + reference Nb/W + optimizer Nb/W times 2 (adamw) or 3 (adamw_bf16: moments and
         rest of the bits), b of worker.actor.fsdp.torch_dtype; gradients and states only of what is trained, and no

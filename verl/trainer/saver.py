@@ -222,8 +222,8 @@ class CheckpointSaver:
     def _prune(self, step: int) -> None:
         """Removes old checkpoints; what cannot be removed is said, for the new one is whole all the same."""
         spared = {self.best["step"]} if self.best else set()
-        if self.origin is not None and (start := self.root / self.origin).parent == self.root:
-            spared.add(checkpoint.read_step(start))
+        if start := checkpoint.STEP_FOLDER.fullmatch(self.origin or ""):
+            spared.add(int(start.group(1)))
         try:
             checkpoint.prune(self.root, self.settings.save_limit, spared, step)
         except OSError as error:
@@ -306,7 +306,7 @@ def find_start(settings: TrainerConfig) -> Path | None:
     elif settings.load_checkpoint_path:
         start = Path(settings.load_checkpoint_path)
         _check_given(start)
-    first = checkpoint.read_step(start) if start is not None else 0
+    first = checkpoint.read_trainer_state(start)["global_step"] if start is not None else 0
     foreign = [
         folder for step, folder in checkpoint.step_folders(root) if step > first and checkpoint.is_foreign(folder)
     ]
