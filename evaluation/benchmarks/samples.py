@@ -40,6 +40,8 @@ _BARE_ANSWER_REQUEST = re.compile(
 )
 _FILE_KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
 _CHOICE_MARK = re.compile(r"(?<!\w)\(?([A-Z])[).:]\s+")
+_MAX_CHOICES_CHARS = 50_000
+"""A longer question is searched for its choices at its end alone; a longer Python literal is no list."""
 _QUOTED = re.compile(r"""[\s,]*+('(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")""", re.DOTALL)
 _SPLIT_ALIASES = {"val": ("val", "validation"), "validation": ("validation", "val")}
 
@@ -271,6 +273,7 @@ def _read_choices(benchmark: Benchmark, row: dict[str, Any], question: str) -> t
 
 def find_choices(question: str) -> tuple[str, ...]:
     """Return the choices that a question lists as "A: ...", "(A) ..." or "A. ..."; () where it lists none."""
+    question = question[-_MAX_CHOICES_CHARS:]
     marks: dict[str, list[re.Match[str]]] = {letter: [] for letter in LETTERS}
     for mark in _CHOICE_MARK.finditer(question):
         marks[mark[1]].append(mark)
@@ -315,6 +318,10 @@ def parse_list(value: Any) -> tuple[str, ...]:
         return tuple(str(element) for element in json.loads(text))
     except (json.JSONDecodeError, RecursionError):
         pass
+    if len(text) > _MAX_CHOICES_CHARS:
+        raise ValueError(
+            f"a cell of {len(text)} characters is no list; the limit is {_MAX_CHOICES_CHARS}, but for JSON"
+        )
     try:
         if (strings := _split_strings(text[1:-1])) is not None:
             return tuple(str(ast.literal_eval(string)) for string in strings)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 NO_ANSWER = "Failed to extract."
 _UNITS = re.compile(
-    r"\b(?:degrees?|cm|centimeters?|meters?|miles?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|feet|foot|"
+    r"(?=[cdfhimpsuwy])\b(?:degrees?|cm|centimeters?|meters?|miles?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|feet|foot|"
     r"inch(?:es)?|yards?|points?|units?)\b"
 )
 
@@ -76,5 +76,6 @@ def _is_equal(reference: str, prediction: str) -> bool:
 
 
 def _without_units(text: str) -> str:
-    text = re.sub(r"\\text\{([^}]{0,500})\}", r"\1", text.lower())
-    return "".join(_UNITS.sub("", re.sub(r"[$%,]", "", text)).split())
+    head, brace, tail = text.lower().rpartition("}")  # where each opening brace is closed the search is linear
+    text = re.sub(r"\\text\{([^}]*)\}", r"\1", head + brace) + tail
+    return "".join(_UNITS.sub("", text.replace("$", "").replace("%", "").replace(",", "")).split())

@@ -129,6 +129,7 @@ def test_choices_are_read_from_questions():
     assert find_choices("Which?\nOptions: A: dog, B: cat, C: 1, 2, D: hen") == ("dog", "cat", "1, 2", "hen")
     assert find_choices("Is A. Smith left? A. Yes B. No") == ("Yes", "No")
     assert find_choices("Which?\n(A) dog\n(B) cat\nThink first.") == ("dog", "cat")
+    assert find_choices("(A) " * 100_000 + "\n(A) dog\n(B) cat") == ("dog", "cat")
     assert find_choices("How many?") == find_choices("Only (A) one") == ()
 
 

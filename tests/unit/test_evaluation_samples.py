@@ -1,6 +1,7 @@
 """Every benchmark row reads data of its own schema; what is wrong with a row or a path is named."""
 
 import io
+import json
 import random
 
 import datasets
@@ -160,6 +161,9 @@ def test_odd_lists():
     for text in ("a, b", "['a', b(]", "{'a': 1}", "['a"):
         with pytest.raises(ValueError, match="is no list"):
             parse_list(text)
+    with pytest.raises(ValueError, match="a cell of 60000 characters is no list; the limit is 50000"):
+        parse_list("['a', ".ljust(59_999) + "]")
+    assert len(parse_list(json.dumps(["a"] * 20_000))) == 20_000
 
 
 @pytest.mark.parametrize(
