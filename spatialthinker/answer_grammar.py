@@ -52,6 +52,9 @@ _LINK = (
 )
 
 STATEMENTS: dict[str, str] = {
+    "The answer is not A, it is B": rf"(?:\b{_NOUN}(?: (?:is|was|can|could|should|would))?(?: \w+)?? ?"
+    r"(?:not|n't|neither)(?: be)?(?:,?(?: n?or)? \(?[A-Z]\b\)?){1,6}|(?:\bnot|n't) (?:right|correct|the answer))"
+    r"(?:[,;:.]| [-–—])? (?:but |rather,? )?(?:it|this|that)(?:'s| is| was) ",
     "The correct answer, I believe, is B": rf"\b{_NOUN}\b{_QUALIFIER}{{0,2}}{_ASIDE}?"
     rf"(?:\([^()\n]{{0,20}}\))?'?{_LINK}",
     "答案是B": r"(?:答案|正解|解答|答え|选项|選項|选择|選択肢|정답|답)\]?"
@@ -66,7 +69,7 @@ STATEMENTS: dict[str, str] = {
     "So it is B": r"(?:(?:^|[.!?\n]\s{0,3})|\b(?:so|thus|hence|therefore|consequently)\b,? ?)"
     r"(?:it|this|that|the (?:\w+ )?(?:one|letter))(?:'s| is| must be| should be| has to be)(?! right[:,!])\s{1,3}",
     "It must be (B)": r"\b(?:it|this|that) (?:must be|has to be|should be)\s{1,3}|\blooks like\s{1,3}(?=\(?[A-Z]\b)",
-    "Not A, but B": r"\bnot \(?[A-Z]\b\)?,? but (?:rather )?",
+    "Not A, but B": r"(?:\bnot|n't) \(?[A-Z]\b\)?,? but (?:rather )?",
     "Thus, B": r"(?:^|[.!?\n]\s{0,3})(?:so|thus|hence|therefore|consequently|in conclusion|conclusion"
     r"|overall)[,:]\s{1,3}"
     r"(?=\(?[A-Z](?:[).:]|\s{0,2}$|\n))|\b(?:so|thus|hence|therefore|leaves"
@@ -92,10 +95,28 @@ _DENIAL = re.compile(
     r"(?:\b(?:not|isn't|cannot|can't|nor|neither|never|rather than|instead of)\b|n't\b)[^.\n,;]{0,20}$", _FLAGS
 )
 _DENIED_TARGET = re.compile(r"(?:not|neither|cannot|never|n't)\b|either\b|between\b", _FLAGS)
-_HEDGED = re.compile(
+_MAYBE = (
     r"\b(?:could|might|may|can)(?: also| well)? be\b[^.\n;]{0,24}$|\b(?:possibly|perhaps|maybe"
-    r"|unlikely)\b[^.\n;]{0,12}$|"
-    r"\bif\b[^.\n;]{0,60}$",
+    r"|unlikely)\b[^.\n;]{0,12}$|\b(?:possible|conceivable|plausible|a chance) that\b,?[^.,?\n;]{0,24}$"
+)
+_HEDGED = re.compile(rf"{_MAYBE}|\bif\b[^.\n;]{{0,60}}$", _FLAGS)
+_BEFORE_DENIED_LETTER = re.compile(
+    rf"(?:{_MAYBE}|(?:\b(?:not|never|neither|nor|cannot|rather than|instead of|except|(?:any|every)thing but|all but"
+    r"|doubt|unlikely|impossible|no way|rul(?:ed?|ing) out|exclud(?:ed?|ing)|eliminat(?:ed?|ing))|n't)"
+    r"(?: (?:be|is|it|it's|that|the|an?|in|answer|option|choice|correct|right|best|think|believe|say|likely|to"
+    r"|n?or|and)\b|,?(?: n?or| and)? \(?[A-Z]\)?){0,8} ?$)",
+    _FLAGS,
+)
+_AFTER_DENIED_LETTER = re.compile(
+    r"[)\].:]{0,2} (?:(?:is|was|would|can|could)(?:n't| ?not) (?:be )?(?:\w+ )?(?:right|correct|true|it|possible|valid"
+    r"|the (?:\w+ )?(?:answer|choice|option|one))\b|does(?:n't| not) (?:fit|match|work)\b"
+    r"|(?:is|was|seems|looks|can be)(?: \w+)? (?:wrong|incorrect|false|impossible|unlikely|excluded"
+    r"|eliminated|ruled out|out)\b(?! of (?!the q)))"
+)
+_HEDGED_STATEMENT = re.compile(
+    r"(?:\b(?:(?:could|might|may) be|possible|conceivable|plausible|unlikely|doubt|a chance)"
+    r"|(?:\bnot|n't|\bwrong to) (?:think|believe|say(?:ing)?|sure|certain|clear))"
+    rf"(?: (?:that|if|whether))? (?:the |my )?(?:{_ADJECTIVE} )?$",
     _FLAGS,
 )
 REFUSAL = re.compile(
@@ -105,11 +126,15 @@ REFUSAL = re.compile(
     r"provide|decide|assist)\b|\b(?:hard|difficult|impossible) to (?:tell|say|determine)\b|\bnot enough information\b",
     _FLAGS,
 )
-HEDGE = re.compile(r"\b(?:might|could|may|perhaps|maybe|possibly|not|isn't|if|neither|nor|no)\b", _FLAGS)
+HEDGE = re.compile(
+    r"\b(?:might|could|may|perhaps|maybe|possibl[ey]|conceivable|plausible|unlikely|doubt|chance|wrong|not|if|neither"
+    r"|nor|no|except|(?:any|every)thing but|all but)\b|n't\b",
+    _FLAGS,
+)
 WITHDRAWAL = re.compile(
     r"\b(?:wait|actually|hold on|let me (?:re)?(?:check|consider|think|examine|look)|on second thought|correction"
-    r"|scratch that)"
-    r"\b[^.\n]{0,80}[.,:!\n]",
+    r"|scratch that|(?<=\S )(?:no|sorry)(?=, \(?[A-Z]\)?[.!]?$))"
+    r"\b[^.\n]{0,80}[.,:!\n](?=\s{0,4}\S)",
     _FLAGS,
 )
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
@@ -164,7 +189,8 @@ def normalize(text: str) -> str:
 
 def statements(plain: str) -> list[str]:
     """Returns what is stated after each beginning of a statement, in the order of the text."""
-    ends = [match.end() for match in _STATEMENT.finditer(plain)]
+    found = _STATEMENT.finditer(plain)
+    ends = [match.end() for match in found if not _HEDGED_STATEMENT.search(plain, match.start() - 50, match.start())]
     return [_without_fillers(plain[end : end + 400]) for end in ends[-50:]]
 
 
@@ -220,6 +246,21 @@ def marked_letters(plain: str, known: str) -> list[str]:
     return [letter for letter in letters if letter in known]
 
 
+def is_denied_letter(plain: str, known: str) -> bool:
+    """True where a marked letter is denied or only thought of: "it can't be (B)", "(B) is wrong", "maybe (B)"."""
+    return any(
+        _BEFORE_DENIED_LETTER.search(plain, max(0, match.start() - 60), match.start())
+        or _AFTER_DENIED_LETTER.match(plain, match.end())
+        for match in _MARKED.finditer(plain)
+        if (match[1] or match[2] or match[3]).upper() in known
+    )
+
+
+def is_denial(rest: str) -> bool:
+    """True for a text that denies the letter before it: "is wrong", "doesn't fit"."""
+    return _AFTER_DENIED_LETTER.match(f" {rest}") is not None
+
+
 def gives_reason(rest: str) -> bool:
     """True for a text that goes on with the reason of a choice: ", because (A) is wrong"."""
     return _REASON.match(rest) is not None
@@ -233,6 +274,12 @@ def ordinal_index(plain: str, num_options: int) -> int | None:
     return index if len(found) == 1 and 0 <= (index := found.pop()) < num_options else None
 
 
+_DENIED_LIST = re.compile(
+    r"(?:\b(?:not|neither|no|without)|n't) [\w' -]{1,40}?"
+    r"(?:,(?! (?:it|this|that|there|but|so|rather|i)\b) [\w' -]{1,40}?){0,6},? n?or (?!not\b)",
+    _FLAGS,
+)
+"""Beginning of "not red, green or blue"."""
 _IDIOMS = {
     "right": re.compile(r"\bthat'?s right\b|\bright\?|\ball right\b|\bright now\b"),
     "on": re.compile(r"\bon (?=the (?:left|right|other|far)\b)"),
@@ -243,12 +290,13 @@ _IDIOMS = {
 """Phrases in which the text of an option, the key, says nothing."""
 _AFTER_DENIAL = re.compile(
     r"[\w' ]{0,20}\?|(?:[\w' ]{0,24}?) ?\b(?:is not|isn't|does not|doesn't|are not|aren't|do not|don't|is wrong"
-    r"|is incorrect|was not|wasn't|no longer|- no)\b",
+    r"|is incorrect|was not|wasn't|no longer|- no|(?:can be|is) (?:ruled out|excluded|eliminated|impossible))\b"
+    r"|,? but (?:it|that) (?:is not|isn't)\b",
     _FLAGS,
 )
 _BEFORE_DENIAL = re.compile(
-    r"(?:\b(?:not|no|never|neither|nor|without|cannot|rather than|instead of|unlike|than|opposed to)"
-    r"|n't)(?: \w+){0,2}(?: n?or(?: an?| the)?)? ?$",
+    r"(?:\b(?:not|no|never|neither|nor|without|cannot|rather than|instead of|unlike|than|opposed to"
+    r"|(?:any|every)thing but|all but|except)|n't)(?: \w+){0,2}(?: n?or(?: an?| the)?)? ?$",
     _FLAGS,
 )
 _LEAD_IN = re.compile(
@@ -286,6 +334,7 @@ def mentions(sentence: str, options: Sequence[str]) -> tuple[list[int], list[int
     for text, idiom in _IDIOMS.items():
         if text in texts:
             sentence = idiom.sub(" ", sentence)
+    sentence = _DENIED_LIST.sub(lambda match: f"{match[0].replace(',', ' or not')}not ", sentence)
     affirmed: list[tuple[int, int]] = []
     denied: list[int] = []
     rest = sentence

@@ -18,7 +18,9 @@ from spatialthinker.answer_grammar import (
     WITHDRAWAL,
     ascii_signs,
     gives_reason,
+    is_denial,
     is_denied,
+    is_denied_letter,
     marked_letters,
     mentions,
     normalize,
@@ -61,7 +63,9 @@ _SENTENCE_END = re.compile(r"\n|(?<=[.!?])\s(?!\w{1,12}\s{0,2}$)")
 _CLAUSE_END = re.compile(r"[:;.!?](?:\s|$)")
 _NONE_OPTION = re.compile(r"(?:none|neither)\b.*", re.IGNORECASE)
 _CONCLUSION = re.compile(
-    r"\b(?:so|thus|therefore|hence|overall|in conclusion|in total)\b,? |\bi (?:count|see) |(?:->|=)\s", re.IGNORECASE
+    r"\b(?:so|thus|therefore|hence|overall|in conclusion|in total)\b,? |\bi (?:count|see) |(?:->|=)\s|"
+    r"\bmak(?:es?|ing) (?=\d)",
+    re.IGNORECASE,
 )
 
 
@@ -291,7 +295,11 @@ class _Reader:
             return None
         lines = [*lines[:_LIST_LINES], *lines[-_LIST_LINES:]] if len(lines) > 2 * _LIST_LINES else lines
         labels = [split_label(line, self.known) for line in lines]
-        labelled = [(i, letter, rest) for i, (letter, rest) in enumerate(labels) if letter]
+        labelled = [
+            (i, letter, rest)
+            for i, (letter, rest) in enumerate(labels)
+            if letter and (not is_denial(rest) or self.match_text(rest) is not None)
+        ]
         if not labelled:
             return None
         last = len(lines) - 1
@@ -330,13 +338,15 @@ class _Reader:
         letters = list(dict.fromkeys(marked_letters(plain, self.known)))
         if len(letters) > 1:
             return _CONFLICT
-        if letters and self.options and not is_denied(plain):
+        if letters and (is_denied(plain) or is_denied_letter(plain, self.known)):
+            return _UNPARSED
+        if letters and self.options:
             affirmed, _, _ = mentions(self.normal(plain), self.options)
             choice = self.with_text(letters[0], "")
             is_conflict = len(affirmed) == 1 and LETTERS[affirmed[0]] != letters[0]
             return Choice("conflict", choice.letter, choice.text) if is_conflict else choice
         if letters:
-            return self.with_text(letters[0], "") if not is_denied(plain) else None
+            return self.with_text(letters[0], "")
         if not self.options:
             return None
         if not self.is_numeric and (index := ordinal_index(plain, len(self.options))) is not None:

@@ -34,10 +34,23 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _WORDS = {word: value for value, word in enumerate(_SMALL)}
 _WORDS |= {ten: 20 + 10 * i for i, ten in enumerate(_TENS)}
 _WORDS |= {f"{ten}-{one}": 20 + 10 * i + j for i, ten in enumerate(_TENS) for j, one in enumerate(_SMALL[1:10], 1)}
-_WORDS |= {"single": 1, "none": 0, "half": 0.5, "dozen": 12}
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
+_WORDS |= {"single": 1, "none": 0, "half": 0.5, "quarter": 0.25}
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 1_000_000}
 _ONE_WORD = "|".join(sorted([*_WORDS, *_SCALES], key=len, reverse=True))
 _WORD = re.compile(rf"(?<![\w-])(?:{_ONE_WORD})(?:(?: and)? (?:{_ONE_WORD})){{0,8}}(?![\w-])")
+_ORDINALS = "third fourth fifth sixth seventh eighth ninth tenth".split()
+_PARTS = {
+    "half": 2,
+    "halves": 2,
+    "quarter": 4,
+    "quarters": 4,
+    **{f"{part}s": i for i, part in enumerate(_ORDINALS, 3)},
+}
+_PARTS |= {rf"{part}(?= of\b|\W*$)": i for i, part in enumerate(_ORDINALS, 3)}  # but not "one third chair"
+_PART = re.compile(
+    rf"(?<![\w-])(an?|{'|'.join(_SMALL[1:])})[ -](?:{'|'.join(f'({part})' for part in _PARTS)})(?![\w-])"
+)
+_SCALED = re.compile(rf"(?<![\w.,])(\d+(?:\.\d+)?) ({'|'.join(_SCALES)})(?![\w-])")
 _NO_THING = re.compile(r"(?:there (?:is|are|were) )?(?:no|zero|not any)\b(?! one) [\w ]{1,40}")
 _NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.(?!\d))?(?:e[-+]?\d{1,3})?(?:\s?/\s?\d+(?![\w.]))?"
@@ -47,6 +60,10 @@ _RESULT = re.compile(r"(?:=|->|≈|\b(?:so|thus|therefore|hence|total of|in tota
 _RANGE = re.compile(
     r"\d\s?(?:-|–|to|or|and|~)\s?(?:\d|more|less|fewer)|\d\+|"
     r"\b(?:at least|at most|more than|less than|between|not|if)\s\d"
+)
+_DENIED_NUMBER = rf"(?:\d[\d.,/]*|(?:{_ONE_WORD})(?: (?:{_ONE_WORD})){{0,8}})(?![\w-])"
+_DENIED = re.compile(
+    rf",?\s?\b(?:not|rather than|instead of) {_DENIED_NUMBER}(?:,? (?:n?or )?{_DENIED_NUMBER}){{0,9}}"
 )
 _UNITS = {"mm": ("m", 1e-3), "cm": ("m", 1e-2), "m": ("m", 1.0), "km": ("m", 1e3), "in": ("m", 0.0254)}
 _UNITS |= {"ft": ("m", 0.3048), "yd": ("m", 0.9144), "mi": ("m", 1609.344)}
@@ -145,11 +162,17 @@ def parse_quantity(text: str) -> Number | None:
         plain = tail if _NUMBER_IN.search(tail) or _WORD.search(tail) else plain
     if _NO_THING.fullmatch(plain.strip(" .")):
         return Number(0.0, "")
+    plain = _DENIED.sub(
+        "", re.sub(r"\ban? (\w+) and a half\b", r"1.5 \1", plain.replace("-and-a-half", " and a half"))
+    )
+    plain = _PART.sub(_part, plain)
     if _RANGE.search(_MIXED.sub("", plain)):
         return None
+    plain = _SCALED.sub(lambda m: f"{float(m[1]) * _SCALES[m[2]]:.10g}", re.sub(r"\bhalf a dozen\b", "6", plain))
     plain = _WORD.sub(
         lambda match: _spelled_out(match[0]), re.sub(r"\b(?:this|that|the|no) one\b|\bone of\b", "", plain)
     )
+    plain = re.sub(r"\b(?:minus|negative) (?=[\d.])", "-", plain)
     plain = _MIXED.sub(lambda m: str(int(m[1]) + int(m[2]) / max(int(m[3]), 1)), plain)
     found = [match for match in _NUMBER.finditer(plain) if any(char.isdigit() for char in match[0])]
     numbers = {_value(match[0]): match for match in found}
@@ -160,6 +183,12 @@ def parse_quantity(text: str) -> Number | None:
     if re.match(r"[a-z](?![a-z])", plain[match.end() :]) and not _unit_name(plain[match.end()]):
         return None  # 5x
     return Number(value or 0.0, _unit_name(unit[0].strip()) if unit else "")
+
+
+def _part(match: re.Match[str]) -> str:
+    """Return "3/4" for "three quarters"."""
+    divisor = list(_PARTS.values())[(match.lastindex or 0) - 2]
+    return f"{_SMALL.index(match[1]) if match[1] in _SMALL else 1}/{divisor}"
 
 
 _NUMBER_IN = re.compile(r"\d")
@@ -220,8 +249,11 @@ def _plain_math(text: str) -> str:
         ("≈", ""),
         ("\\$", ""),
         ("$", ""),
-        ("½", "1/2"),
-        ("¼", "1/4"),
+        ("½", " 1/2"),
+        ("¼", " 1/4"),
+        ("¾", " 3/4"),
+        ("⅓", " 1/3"),
+        ("⅔", " 2/3"),
     ):
         text = text.replace(old, new)
     return re.sub(r"\\(?:text|mathrm|left|right|,|!|;| )|[*_`\"](?=\W|$)|(?<!\S)[*_`\"]+", "", text)

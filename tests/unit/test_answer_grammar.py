@@ -1,12 +1,15 @@
 # ruff: noqa: E501 - tables of texts
 """Answers in thousands of forms: statements x reasoning before them x letters x decorations, in several languages."""
 
+import json
 from itertools import product
+from pathlib import Path
 
 import pytest
 
-from evaluation.scoring.strict import Reference, grade_response
+from evaluation.scoring.strict import Reference, grade_response, resolve_reference
 
+CAREFUL_ANSWERS = Path(__file__).parents[1] / "support/careful_answers.jsonl"
 THINGS = ("the red mug", "the blue bowl", "the lamp", "the book")
 PETS = ("dog", "cat", "cow", "hen")
 SIDES = ("left", "right", "above", "below")
@@ -101,6 +104,9 @@ UNSAID = (
     "The answer might be A.", "Maybe {a}, maybe {b}.", "Let me think about this step by step.", "A and C", "\\boxed{{}}",
     "I see {a} and {b}.", "The answer could be {a}.", "A: {a}\nB: {b}\nC: {c}\nD: {d}", '["A", "B"]', "Is it A? Or B?",
     "Choose one: A, B, C or D.", "I would need a better picture to choose.", "N/A", "unknown", "Answer: A, B", "A & B",
+    "It can't be (A).", "(A) is wrong.", "I don't think that it is (A).", "Anything but (A)", "Maybe (A)", "It isn't {a}, or {b}.",
+    "I doubt that the answer is A.", "It is neither {a}, {b}, nor {c}.", "(A) doesn't fit.", "It is possible that it's (A).",
+    "I don't think the answer is A.", "There is a chance that it is {a}.", "The {a} can be ruled out.", "Anything but {a}",
 )  # fmt: skip
 
 
@@ -122,6 +128,8 @@ PLAIN = {
         "<answer>The animal is a cow.</answer>": "C", "[THINK]dog or cat[/THINK]C": "C", "<ANSWER>C</ANSWER>": "C",
         "Answer:\n\nB": "B", "A) dog: no\nB) cat: yes\nC) cow: no": "B", "Selected option: D": "D", "**Choice C**": "C",
         "<|channel|>analysis<|message|>maybe A<|end|><|start|>assistant<|channel|>final<|message|>B": "B",
+        "Hmm, B. Actually no, C.": "C", "The answer is B... no, C.": "C", "(A) is wrong.\n(B) cat": "B", "It's not clear, but (B)": "B",
+        "The answer is neither A nor B, it is C.": "C", "The answer was not A - it was B": "B", "The answer isn't A but C.": "C",
         "The answer is B, not A.": "B", "The answer isn't A, it's B. Final answer: B": "B", "The answer is **B** (cat).": "B",
     },
     ("Yes", "No"): {
@@ -140,6 +148,21 @@ PLAIN = {
     SIDES: {"It is on the left.": "A", "to the right": "B", "The lamp is above the sofa.": "C", "It is on the right side": "B"},
     ("north-east", "east", "north"): {"It lies north-east.": "A", "East": "B", "The answer is north.": "C"},
 }  # fmt: skip
+
+
+def read_rightly(row):
+    """True where an answer is read as a careful reader reads it."""
+    if "choices" in row:
+        grade = grade_response(row["text"], row["choices"], Reference("A", row["choices"][0]), row["finish_reason"])
+        return grade.letter == row["letter"]
+    reference = resolve_reference(row["reference"], "value", ())
+    return grade_response(row["text"], (), reference, row["finish_reason"]).is_correct == row["right"]
+
+
+def test_answers_are_read_as_a_careful_reader_reads_them():
+    rows = [json.loads(line) for line in CAREFUL_ANSWERS.read_text("utf-8").splitlines()]
+    assert len(rows) >= 60
+    assert [row for row in rows if not read_rightly(row)] == []
 
 
 @pytest.mark.parametrize(
