@@ -136,7 +136,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         },
         cluster=Grouping(("qid",), r"-flip|-\d+$"),
         rule="flip_circular",
-        source="VLMEvalKit: vlmeval/dataset/image_mcq.py",
+        source=f"{_LMMS}3dsrbench, flip_circular_accuracy; EASI quotes a `Circular-Eval Accuracy` and does not say"
+        " whether mirrors belong to its groups: not confirmed",
     ),
     "lego": _PLAIN("hunarbatra/LEGO-Puzzles", "train", task="category"),
     "spatialreasoner": _PLAIN("hunarbatra/SpatialReasonerEval", "train", task="task"),

@@ -153,6 +153,7 @@ def spatialbench(records: Sequence[Record]) -> Mapping[str, Strata]:
     figures: dict[str, Strata] = {
         f"{name} by pairs": _even([_pairs(tasks[name])]) for name in ("existence", "reach", "size")
     }
+    figures |= {f"{name} by items": _even([list(map(score_of, tasks[name]))]) for name in ("reach", "size")}
     return figures | {"counting by relative error": _even([[score_of(record) for record in tasks["counting"]]])}
 
 

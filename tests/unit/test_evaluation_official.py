@@ -62,7 +62,13 @@ def test_spatialbench_goes_by_pairs_and_counts_by_relative_error():
     records += [record(1, "size", groups={"pair": "1/size"})] * 2
     records += [record(0, "counting", groups={"pair": "2/counting"}, score=0.75)]
     found = values("spatialbench", records)
-    assert found == {"reach by pairs": 0, "size by pairs": 1, "counting by relative error": 0.75}
+    assert found == {
+        "reach by pairs": 0,
+        "size by pairs": 1,
+        "reach by items": 0.5,
+        "size by items": 1,
+        "counting by relative error": 0.75,
+    }
 
 
 def test_mindcube_s_settings_come_from_the_ids():
