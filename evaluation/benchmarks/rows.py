@@ -61,8 +61,11 @@ def _spbench(name: str, max_images: int) -> Benchmark:
     row = partial(row, images=("images",), media=f"{name}-images/{{scene_name}}/{{file}}", max_images=max_images)
     row = partial(row, question="question", answer="ground_truth", reference="choice_or_value", choices="options")
     row = partial(row, lists_choices=True, form="relative", request=_NUMBER_REQUEST, task="question_type")
-    row = partial(row, revision="03611025a4e6032c558117c0e86b76c8b084c305", rule="mean over tasks")
-    return row(source="github.com/ZJU-REAL/SpatialLadder, eval_spld")
+    row = partial(row, revision="03611025a4e6032c558117c0e86b76c8b084c305", rule="vsi-bench")
+    return row(
+        source="github.com/ZJU-REAL/SpatialLadder, eval_spld/evaluator.py, which scores SPBench as VSI-Bench; that its"
+        " copy of VSI-Bench's rule is the one used here: not confirmed"
+    )
 
 
 _PLAIN = partial(Benchmark, choices="choices")
