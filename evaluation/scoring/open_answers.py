@@ -188,7 +188,7 @@ def parse_quantity(text: str) -> Number | None:
 def _part(match: re.Match[str]) -> str:
     """Return "3/4" for "three quarters"."""
     divisor = list(_PARTS.values())[(match.lastindex or 0) - 2]
-    return f"{_SMALL.index(match[1]) if match[1] in _SMALL else 1}/{divisor}"
+    return f"{_WORDS.get(match[1], 1)}/{divisor}"
 
 
 _NUMBER_IN = re.compile(r"\d")
