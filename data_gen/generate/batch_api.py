@@ -44,14 +44,8 @@ MAX_SENDS = 5
 
 SENDING, OPEN, COLLECTED = "sending", "open", "collected"
 
-CLOCK_SKEW_S = 600.0
-"""A batch that was sent at a time by this machine's clock may be older by that much for the provider."""
-
 DEAREST_TOKENS = 2500
 """Of a crowded scene with a large picture: the budget takes every image under way for such a one."""
-
-ARRIVAL_S = 60.0
-"""A batch that is in no list so long after it was sent has not arrived."""
 
 
 @dataclass
@@ -157,9 +151,9 @@ class BatchRun:
                 replies = await self.api.collect_batch(batch.batch_id, folder)
             except RequestFault as error:  # the others are collected all the same
                 print(  # noqa: T201
-                    f"batch {batch.batch_id} cannot be collected ({error}); its {len(batch.items)} images stay under "
-                    f"way. If it is gone for good, remove {self.batches.path} once no other batch is under way, and "
-                    "they are asked again"
+                    f"batch {self.api.clean(batch.batch_id)} cannot be collected ({error}); its {len(batch.items)} "
+                    f"images stay under way. If it is gone for good, remove {self.batches.path} once no other batch "
+                    "is under way, and they are asked again"
                 )
                 continue
             if replies is not None:
@@ -178,16 +172,11 @@ class BatchRun:
         as under way.
         """
         lost = {token: batch for token, batch in self.open.items() if batch.batch_id is None}
-        if not lost:
-            return
-        since_s = min(batch.time_s for batch in lost.values()) - CLOCK_SKEW_S
-        found = await self.api.list_batches(since_s, self.known_ids)
         for token, batch in lost.items():
-            ours = [info.id for info in found if info.token == token]
-            is_open = any(info.token is None and info.num_requests == len(batch.items) for info in found)
-            if ours:
-                self._note(token, OPEN, batch_id=ours[0])
-            elif is_open or time.time() < batch.time_s + ARRIVAL_S:
+            batch_id = await self.api.find_batch(token, len(batch.items), batch.time_s, self.known_ids)
+            if batch_id:
+                self._note(token, OPEN, batch_id=batch_id)
+            elif batch_id is None:
                 print(  # noqa: T201
                     f"a submission of {len(batch.items)} images was cut off and may have arrived; a later run of the "
                     "same command finds out"

@@ -6,10 +6,15 @@ run with the provider's message; all answers so far are in the journal.
 
 import asyncio
 import json
+import secrets
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec import Struct
 
 from evaluation.benchmarks.samples import Sample, build_request
 from evaluation.engines.local import Answer, ModelOptions, item_error
@@ -84,6 +89,8 @@ class ApiBackend:
                     yield from self._use_batches(runner, list(samples), Path(self.options.batch_file))
                 else:
                     yield from self._ask_all(runner, iter(samples))
+            except OutageFault as error:  # of a batch: an item's own is its answer
+                raise ApiStop(f"{error}. Nothing is lost: the same command goes on") from error
             finally:
                 self._loop = None
                 runner.run(self.api.close())
@@ -150,15 +157,18 @@ class ApiBackend:
         """Collect the batches that `state` names, then submit what is in none; both are written down at once."""
         batches = _read_batches(state)
         by_id = {sample.id: sample for sample in samples}
-        waiting = by_id.keys() - {item_id for item_ids in batches.values() for item_id in item_ids}
-        for batch, item_ids in list(batches.items()):
-            replies = runner.run(self.api.collect_batch(batch))
+        self._find_lost(runner, batches, state)
+        waiting = by_id.keys() - {item_id for batch in batches.values() for item_id in batch.items.values()}
+        for token, batch in list(batches.items()):
+            replies = self._collect(runner, batch, state)
             if replies is None:
                 continue
-            for item_id in by_id.keys() & set(item_ids):  # an item that is in the journal already is in no sample
-                yield by_id[item_id], self._read_batched(by_id[item_id], replies.get(item_id, "not in the batch"))
-            del batches[batch]
-            write_json(state, batches)
+            for name, item_id in batch.items.items():
+                if item_id in by_id:  # else it is in the journal already
+                    reply = replies.get(name, "not in the batch")
+                    yield by_id[item_id], self._read_batched(by_id[item_id], reply)
+            del batches[token]
+            _write_batches(state, batches)
         bodies: dict[str, Any] = {}
         size = 0
         for item_id in sorted(waiting):
@@ -168,6 +178,8 @@ class ApiBackend:
                 yield by_id[item_id], item_error(by_id[item_id], error)
                 continue
             length = len(json.dumps(body))
+            if self._is_stopped:
+                return
             if bodies and (size + length > MAX_BATCH_BYTES or len(bodies) == MAX_BATCH_ITEMS):
                 self._submit(runner, bodies, batches, state)
                 bodies, size = {}, 0
@@ -176,23 +188,46 @@ class ApiBackend:
         if bodies:
             self._submit(runner, bodies, batches, state)
         if batches:
-            count = sum(map(len, batches.values()))
-            raise BatchPending(f"{count} items are submitted as {', '.join(batches)}; run the same command later")
+            count = sum(len(batch.items) for batch in batches.values())
+            names = ", ".join(self.api.clean(batch.batch_id or "one that was cut off") for batch in batches.values())
+            raise BatchPending(f"{count} items are submitted as {names}; run the same command later")
         state.unlink(missing_ok=True)
 
-    def _submit(
-        self, runner: asyncio.Runner, bodies: dict[str, Any], batches: dict[str, list[str]], state: Path
-    ) -> None:
-        write_json(state, batches)  # tried before anything is paid
-        batch = runner.run(self.api.submit_batch(bodies))
-        batches[batch] = list(bodies)
+    def _find_lost(self, runner: asyncio.Runner, batches: "dict[str, _Batch]", state: Path) -> None:
+        """Find out what became of the batches whose submission was cut off: they run, or never arrived."""
+        for token, batch in list(batches.items()):
+            if batch.batch_id is None:
+                known = {other.batch_id for other in batches.values() if other.batch_id is not None}
+                batch.batch_id = runner.run(self.api.find_batch(token, len(batch.items), batch.time_s, known))
+                if batch.batch_id == "":
+                    del batches[token]
+                _write_batches(state, batches)
+
+    def _collect(self, runner: asyncio.Runner, batch: "_Batch", state: Path) -> dict[str, Reply | str] | None:
+        """The replies of a batch by name; None for one that has not ended or cannot be collected."""
+        if batch.batch_id is None:
+            return None
         try:
-            write_json(state, batches)
-        except (OSError, ValueError) as error:
-            text = json.dumps(batches)
-            raise ApiStop(
-                f"batch {batch} is submitted, but not written down: {error}; put this into it: {text}"
-            ) from error
+            return runner.run(self.api.collect_batch(batch.batch_id, state.with_suffix("")))
+        except RequestFault as error:  # the others are collected all the same
+            print(  # noqa: T201
+                f"batch {self.api.clean(batch.batch_id)} cannot be collected ({error}); its {len(batch.items)} items "
+                f"stay under way. If it is gone for good, take it out of {state}, and they are asked again",
+                file=sys.stderr,
+            )
+            return None
+
+    def _submit(
+        self, runner: asyncio.Runner, bodies: dict[str, Any], batches: "dict[str, _Batch]", state: Path
+    ) -> None:
+        """Send a batch: its items are noted before, its id after; `_find_lost` mends a cut between the two."""
+        token = secrets.token_hex(8)
+        batch = _Batch({f"{token}-{number}": item_id for number, item_id in enumerate(bodies)}, time.time())
+        batches[token] = batch
+        _write_batches(state, batches)
+        named = dict(zip(batch.items, bodies.values(), strict=True))
+        batch.batch_id = runner.run(self.api.submit_batch(named, token))
+        _write_batches(state, batches)
 
     def _read_batched(self, sample: Sample, reply: Reply | str) -> Answer:
         if isinstance(reply, str):
@@ -204,17 +239,34 @@ class ApiBackend:
         return read_reply(prompt, reply)
 
 
-def _read_batches(state: Path) -> dict[str, list[str]]:
-    """Return the items of each submitted batch. Errors: ApiStop for a file that does not say them."""
+class _Batch(Struct):
+    """Questions that are submitted together."""
+
+    items: dict[str, str]
+    """Ids by the names of the requests, which start with the batch's token."""
+    time_s: float
+    batch_id: str | None = None
+    """The provider's; None where the run was cut off before it could be noted."""
+
+
+def _read_batches(state: Path) -> dict[str, _Batch]:
+    """Return the submitted batches by token. Errors: ApiStop for a file that does not say them."""
     if not state.is_file():
         return {}
     try:
-        batches = json.loads(state.read_text(encoding="utf-8"))
-    except ValueError:
-        batches = None
-    if not isinstance(batches, dict) or not all(isinstance(items, list) for items in batches.values()):
-        raise ApiStop(f'{state}: damaged; it names the batches as {{"BATCH": ["ITEM", ...], ...}}')
-    return batches
+        found = msgspec.json.decode(state.read_bytes(), type=dict[str, _Batch | list[str]])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ApiStop(f'{state}: damaged ({error}); it names the batches as {{"BATCH": ["ITEM", ...], ...}}') from None
+    listed = {
+        name: _Batch({item: item for item in batch}, 0.0, name)
+        for name, batch in found.items()
+        if isinstance(batch, list)
+    }
+    return {name: batch for name, batch in found.items() if isinstance(batch, _Batch)} | listed
+
+
+def _write_batches(state: Path, batches: dict[str, _Batch]) -> None:
+    write_json(state, msgspec.to_builtins(batches))
 
 
 class OpenAiBackend(ApiBackend):

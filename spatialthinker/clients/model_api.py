@@ -48,6 +48,12 @@ STOP_WAIT_S = 25.0
 MAX_REFUSED_TRIES = 3
 """Tries with status 403 or 404: an item's own fault where other requests are answered, else the account's."""
 
+CLOCK_SKEW_S = 600.0
+"""A batch that was sent at a time by this machine's clock may be older by that much for the provider."""
+
+ARRIVAL_S = 60.0
+"""A batch that is in no list so long after it was sent has not arrived."""
+
 _FIRST_WAIT_S = 0.5
 _TELL_S = 30.0
 _NUM_WAITS = 20
@@ -293,6 +299,14 @@ class Api(ABC):
                 raise ReplyError(f"status 200 with an unreadable list of batches ({error})") from error
 
         return await self._insist(read_list, BATCH_S)
+
+    async def find_batch(self, token: str, num_requests: int, sent_s: float, known: Container[str]) -> str | None:
+        """The id of a batch whose submission was cut off; "" for one that never arrived, None while that is open."""
+        found = await self.list_batches(sent_s - CLOCK_SKEW_S, known)
+        if ours := [info.id for info in found if info.token == token]:
+            return ours[0]
+        is_open = any(info.token is None and info.num_requests == num_requests for info in found)
+        return None if is_open or time.time() < sent_s + ARRIVAL_S else ""
 
     async def _insist[T](self, call: Callable[[], Coroutine[Any, Any, T]], limit_s: float | None = None) -> T:
         """Return a call's result, with retries while they can help. Errors: RequestFault, ApiStop, OutageFault."""

@@ -208,7 +208,7 @@ def test_a_batch_whose_submission_was_cut_off_is_neither_paid_twice_nor_lost(
     assert preprocess(mock, out, 12, "--batch_api=True", provider=provider) == 0
     is_told_at_once = has_arrived and provider == "openai"
     assert ("may have arrived" in capsys.readouterr().out) != is_told_at_once
-    monkeypatch.setattr("data_gen.generate.batch_api.ARRIVAL_S", 0.0)
+    monkeypatch.setattr("spatialthinker.clients.model_api.ARRIVAL_S", 0.0)
     for _ in range(4):
         assert preprocess(mock, out, 12, "--batch_api=True", provider=provider) == 0
     assert len(list(read_records(out))) == 12

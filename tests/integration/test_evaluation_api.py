@@ -17,7 +17,8 @@ from evaluation.journal import read_journal
 from spatialthinker.clients import model_api
 from spatialthinker.clients.model_api import ApiRequest, RequestFault, encode_image
 from spatialthinker.clients.prices import Price, Usage, cost_usd, find_price
-from spatialthinker.clients.providers import OpenAiApi
+from spatialthinker.clients.providers import APIS, OpenAiApi
+from spatialthinker.clients.replies import ReplyError
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
 
@@ -138,6 +139,65 @@ def test_what_failed_in_a_batch_is_in_the_next_one(data_dir, tmp_path, serve):
     assert len(read(tmp_path / "run.json")) == 12
     asked = [record["id"] for record in map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines()[1:])]
     assert len(asked) > 12 and len(set(asked)) == 12
+
+
+@pytest.mark.parametrize("has_arrived", [True, False])
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_batch_whose_submission_was_cut_off_is_paid_once(
+    data_dir, tmp_path, serve, provider, has_arrived, capsys, monkeypatch
+):
+    address, calls = serve()
+    given = arguments(data_dir, tmp_path, address, "--num_samples", "5", "--batch_api", provider=provider)
+    send = APIS[provider]._send_batch
+
+    async def cut_off(*arguments):
+        if has_arrived:
+            await send(*arguments)
+        raise ReplyError("status 200 with a page")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(APIS[provider], "_send_batch", cut_off)
+        assert evals.main(given) == 2 and "the batch may not have arrived" in capsys.readouterr().err
+    assert evals.main(given) == 0
+    name = "b0" if has_arrived and provider == "openai" else "one that was cut off"
+    assert f"5 items are submitted as {name}" in capsys.readouterr().out
+    monkeypatch.setattr(model_api, "ARRIVAL_S", 0.0)
+    for _ in range(3):
+        assert evals.main(given) == 0
+    assert len(read(tmp_path / "run.json")) == len(calls.read_text().split()) == 5
+
+
+def test_a_batch_that_is_gone_holds_no_other_back(data_dir, tmp_path, serve, capsys, monkeypatch):
+    monkeypatch.setattr(model_api, "_FIRST_WAIT_S", 0.001)
+    address, calls = serve()
+    given = arguments(data_dir, tmp_path, address, "--num_samples", "5", "--batch_api")
+    assert evals.main(given) == 0
+    state = tmp_path / "run.batch.json"
+    state.write_text(json.dumps({"gone": ["000000"], **read(state)}))  # a list is the former form
+    for _ in range(2):
+        assert evals.main(given) == 0
+    assert "batch gone cannot be collected" in capsys.readouterr().err
+    assert len(read_journal(tmp_path / "run.jsonl")[1]) == len(calls.read_text().split()) == 5
+    state.write_text("{}")
+    assert evals.main(given) == 0 and len(read(tmp_path / "run.json")) == 5
+
+
+@pytest.mark.parametrize("text", ["[]", '{"b": [[1]]}', '{"b": 3}', "[" * 5000, '{"b": {"items": []}}', "\xff", ""])
+def test_a_damaged_list_of_batches_is_one_message(data_dir, tmp_path, serve, capsys, text):
+    address, calls = serve()
+    (tmp_path / "run.batch.json").write_text(text, encoding="latin-1")
+    given = arguments(data_dir, tmp_path, address, "--num_samples", "2", "--batch_api")
+    assert evals.main(given) == 2 and "run.batch.json: damaged" in capsys.readouterr().err
+    assert not calls.exists()
+
+
+def test_an_outage_ends_the_collection_with_one_message(data_dir, tmp_path, serve, capsys, monkeypatch):
+    address, _ = serve()
+    given = arguments(data_dir, tmp_path, address, "--num_samples", "2", "--batch_api")
+    assert evals.main(given) == 0
+    monkeypatch.setattr(model_api, "MAX_TRIES", 1)
+    given[given.index("--base_url") + 1] = "http://[::1]:9"
+    assert evals.main(given) == 2 and "the same command goes on" in capsys.readouterr().err
 
 
 def test_a_wrong_key_ends_with_the_providers_message(data_dir, tmp_path, serve, monkeypatch, capsys):

@@ -331,7 +331,8 @@ def add_batches(app: web.Application, mock: Mock) -> None:
     """Batches that have ended when they are looked at for the second time."""
 
     def look(batch_id: str) -> dict[str, Any]:
-        batch = mock.batches[batch_id]
+        if (batch := mock.batches.get(batch_id)) is None:
+            raise web.HTTPNotFound
         batch["looks"] += 1
         return batch
 
