@@ -49,13 +49,14 @@ def journal_answers(
     """Request the answers and write each to the journal at once.
 
     After a signal and on a full disk nothing more is requested, and what is under way is waited for and written.
-    Errors: Stopped; ValueError for a journal that cannot be written.
+    Errors: Stopped, which names the engine's fault after a signal; ValueError for a journal that cannot be written.
     """
     from tqdm import tqdm
 
     reserve = Reserve(journal.path.parent)
     end_early: Callable[[], None] = getattr(backend, "stop", lambda: None)
     fault: OSError | None = None
+    ended_by: Exception | None = None
     unwritten: list[Record] = []
 
     def waiting() -> Iterator[Sample]:
@@ -85,10 +86,10 @@ def journal_answers(
                     bar.update()
                 except OSError:  # a closed pipe: the answers are worth more than the bar
                     bar.disable = True
-    except Exception:
+    except Exception as error:
         if stop.signum is None:
             raise
-        # The signal has reached the engine's processes, too.
+        ended_by = error  # by the signal, most of the time: it has reached the engine's processes, too
     finally:
         reserve.give_up()
         with suppress(OSError):
@@ -101,4 +102,4 @@ def journal_answers(
         lost = f"{len(unwritten)} answers are lost; " if unwritten else ""
         raise ValueError(f"{journal.path} cannot be written: {fault.strerror}; {lost}make room") from fault
     if stop.signum is not None and not all(sample.id in journal.records for sample in samples):
-        raise Stopped
+        raise Stopped(f" ({type(ended_by).__name__}: {ended_by})" if ended_by else "") from ended_by

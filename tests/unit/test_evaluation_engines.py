@@ -1,8 +1,14 @@
 import os
+import signal
+from types import SimpleNamespace
 
 import pytest
 
 from evaluation.engines import local as backends
+from evaluation.engines.answering import journal_answers
+from evaluation.engines.local import Answer
+from evaluation.engines.stopping import Stopped, StopSignal
+from evaluation.journal import AnswerJournal, Record
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [({}, "spawn"), ({"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, "fork")])
@@ -10,3 +16,25 @@ def test_a_gpus_engine_is_spawned_unless_the_user_says_otherwise(monkeypatch, ch
     monkeypatch.setattr(os, "environ", dict(chosen))
     backends._set_engine_environment(has_gpu=True)
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == expected
+
+
+@pytest.mark.parametrize("fault", [ValueError("the template is odd"), RuntimeError("the engine died"), KeyError("x")])
+def test_a_fault_after_a_signal_is_named_and_the_answers_are_kept(tmp_path, fault):
+    stop = StopSignal()
+
+    def answer(samples):
+        yield next(samples), Answer(text="A")
+        stop.signum = signal.SIGTERM
+        raise fault
+
+    samples = [SimpleNamespace(id=name) for name in "ab"]
+    with AnswerJournal(tmp_path / "run.jsonl", {"dataset": "x"}, False) as journal:
+        with pytest.raises(Stopped, match=type(fault).__name__) as caught:
+            journal_answers(
+                samples,
+                SimpleNamespace(answer=answer),
+                journal,
+                lambda sample, answer: Record("", "", answer.text, "", 0, None, id=sample.id),
+                stop,
+            )
+    assert caught.value.__cause__ is fault and list(journal.records) == ["a"]
