@@ -32,6 +32,7 @@ from evaluation.command_line import (
     parse_arguments,
 )
 from evaluation.engines.stopping import BatchPending, Stopped, StopSignal
+from spatialthinker.clients.keys import read_env_file
 from spatialthinker.network import use_cache_without_network
 from spatialthinker.output import print_any_text, report_closed_pipe
 from spatialthinker.plain_text import printable
@@ -132,7 +133,7 @@ def measure_reward(sample: "Sample", answer: "Answer") -> dict[str, float] | Non
     try:
         return REWARDS[DENSE_REWARD]([item])[0]
     except ValueError as error:
-        print(f"item {sample.id}: no reward is measured: {error}", file=sys.stderr)
+        complain(f"item {sample.id}: no reward is measured: {error}")
         return None
 
 
@@ -369,18 +370,19 @@ def main(argv: list[str] | None = None) -> int:
     stop, jobs = StopSignal(), []
     try:
         with stop.handling():
+            read_env_file(Path(".env"))
             choose_gpu(args.cuda)
             use_cache_without_network(hub_names(args))
             extractor = load_extractor(args)
             jobs, backend = prepare(args)
             return run(args, jobs, backend, extractor, stop)
     except BatchPending as message:
-        print(message)
+        print(printable(str(message)))
         return 0
     except BrokenPipeError:
         return report_closed_pipe(f"evals: the reader of the output is gone{name_journals(jobs)}")
-    except KeyboardInterrupt:
-        complain(f"stopped{name_journals(jobs)}")
+    except KeyboardInterrupt as stopped:
+        complain(f"stopped{stopped}{name_journals(jobs)}")
         return stop.exit_code
     except (ValueError, OSError) as error:  # OSError: files, and hub names without a network
         complain(f"{error}{name_journals(jobs)}")

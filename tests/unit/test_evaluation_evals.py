@@ -138,6 +138,22 @@ def test_a_broken_image_is_an_error_of_its_item_and_is_asked_again(model_dir, da
     assert read_json(tmp_path / "run.summary.json")["errors"] == 0
 
 
+def test_keys_may_stand_in_a_file(tmp_path, monkeypatch, capsys):
+    for name in ("OPENAI_API_KEY", "OPENAI_APIKEY", "OPENAI_KEY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    given = ["--dataset", "stvqa", "--template", "reasoning", "--model_path", "gpt-4o", "--provider", "openai"]
+    given += ["--data_path", str(tmp_path / "none"), "--extractor", "openai:gpt-4o"]
+    messages = []
+    for text in ("", "a line that is none", "OPENAI_API_KEY=sk-0123456789"):
+        (tmp_path / ".env").write_text(text)
+        assert evals.main(given) == 2
+        messages.append(capsys.readouterr().err)
+    assert "no API key" in messages[0] and ".env, line 1: write NAME=VALUE" in messages[1]
+    assert "none" in messages[2] and "API key" not in messages[2]
+
+
 def test_gold_answers_score_full_marks(data_dir):
     rows = read_parquet(parquet_path(data_dir, "val"))
     samples = load_samples("stvqa", BENCHMARKS["stvqa"], str(data_dir))
@@ -156,9 +172,11 @@ def test_a_reference_that_cannot_be_scored_keeps_the_paid_answer(data_dir, capsy
         f'<scene>{{"objects": [{{"id": "a.1", "bbox": {box}}}], "relationships": []}}</scene><answer>(A) x</answer>'
     )
     answer = Answer(prompt=sample.prompt, text="<answer>(A)</answer>", finish_reason="stop")
-    record = evals.grade(dataclasses.replace(sample, ground_truth=truth), answer, BENCHMARKS["stvqa"])
+    sample = dataclasses.replace(sample, ground_truth=truth, id="7\x1b[2J\u202e")
+    record = evals.grade(sample, answer, BENCHMARKS["stvqa"])
     assert record.reward is None and record.kind == "letter"
-    assert f"item {sample.id}: no reward is measured" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "item 7: no reward is measured" in message and not set("\x1b\u202e") & set(message)
 
 
 @pytest.mark.parametrize(
