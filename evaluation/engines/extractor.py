@@ -10,12 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec import Struct
+
 from evaluation.benchmarks.samples import Sample
 from evaluation.journal import Record
 from evaluation.scoring.strict import PARSE_FAILURES
 from spatialthinker.clients.model_api import ApiRequest, OutageFault, RequestFault
 from spatialthinker.clients.providers import APIS
-from spatialthinker.storage.journal import Journal
+from spatialthinker.storage.journal import Journal, JournalFault, Line
 
 MAX_REPLY_TOKENS = 32
 MAX_TEXT_CHARS = 6_000
@@ -33,6 +36,23 @@ question yourself. If the reply commits to no single answer, report NONE. Report
 
 Ask = Callable[[str], Awaitable[tuple[str, float]]]
 """From a prompt to the reply and its cost in dollars."""
+
+
+class _Opinion(Struct):
+    """Keys of a line of the journal."""
+
+    key: str
+    reply: str
+    cost_usd: float
+
+
+def check_reply(path: Path, line: Line) -> Line:
+    """The line of a journal; JournalFault where it holds no reply."""
+    try:
+        msgspec.convert(line, _Opinion)
+    except msgspec.ValidationError as error:
+        raise JournalFault(f"{path}: {str(line)[:80]} is no reply ({error}); remove that line") from None
+    return line
 
 
 def write_prompt(sample: Sample, record: Record) -> str:
@@ -106,7 +126,7 @@ class Extractor:
             differences, lines = journal.begin({"extractor": self.name})
             if differences:
                 raise ValueError(f"{path}: made with another extractor ({differences[0]}); choose another name")
-            replies |= {line["key"]: line for line in lines}
+            replies |= {line["key"]: line for line in map(partial(check_reply, path), lines)}
             room = asyncio.Semaphore(self._concurrency)
 
             async def ask(sample: Sample, record: Record) -> None:

@@ -50,8 +50,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears complete or not at all, and lasts once it has appeared."""
-    write_bytes(path, text.encode())
+    """Write a text file that appears complete or not at all, and lasts once it has appeared.
+
+    A surrogate without its other half becomes its escape, which JSON reads back.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

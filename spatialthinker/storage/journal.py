@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ class Journal:
     def open(self) -> None:
         """Open the file for appending and lock it; where there is none, an empty one.
 
-        Raises JournalFault where another process has it open.
+        Raises JournalFault where another process has it open, and for a pipe or a device.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -44,6 +45,9 @@ class Journal:
             is_ours = True
         except OSError as error:
             is_ours = error.errno != errno.EWOULDBLOCK  # else it is a file system without locks
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            os.close(self._fd)
+            raise JournalFault(f"{self.path} is no regular file; name another output")
         # Another process may have renamed the file between its opening and its lock.
         is_ours = is_ours and self.path.exists() and os.path.samestat(os.fstat(self._fd), self.path.stat())
         if not is_ours:

@@ -8,6 +8,7 @@ from evaluation.journal import Record
 from evaluation.reports.summary import summarize
 from evaluation.scoring.strict import Reference
 from spatialthinker.clients.model_api import RequestFault
+from spatialthinker.storage.journal import JournalFault
 
 
 class FakeExtractor(Extractor):
@@ -55,6 +56,16 @@ def test_another_extractor_needs_another_journal(tmp_path):
     other.name = "local/other"
     with pytest.raises(ValueError, match="another extractor"):
         other.read(ITEMS, tmp_path / "run.jsonl")
+
+
+@pytest.mark.parametrize(
+    "line", ['{"a": 1}', '{"key": ["x"], "reply": "B", "cost_usd": 0}', '{"key": "x", "reply": 3}']
+)
+def test_a_line_that_is_no_reply_has_one_message(tmp_path, line):
+    path = tmp_path / "run.extractor.jsonl"
+    path.write_text(f'{{"settings": {{"extractor": "local/model"}}}}\n{line}\n')
+    with pytest.raises(JournalFault, match="is no reply .*; remove that line"):
+        FakeExtractor([]).read(ITEMS, path)
 
 
 def test_the_prompt_holds_no_reference():

@@ -1,6 +1,7 @@
 """Files that appear complete or not at all, journals that outlive a kill at any byte, images turned upright."""
 
 import errno
+import json
 import os
 import re
 from collections.abc import Callable
@@ -169,6 +170,25 @@ def test_a_journal_that_another_run_wrote_meanwhile_is_not_gone_on_with(tmp_path
     with pytest.raises(JournalFault, match="meanwhile; go on with --resume"), late:
         pass
     assert os.listdir(tmp_path) == ["run.jsonl"] and add_answers(path) == {"0"}
+
+
+@pytest.mark.parametrize("add", [add_scenes, add_answers])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_journal_is_a_regular_file(tmp_path: Path, add: Callable[..., set[str]], kind: str):
+    path = tmp_path / "run.jsonl"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/null")
+    with pytest.raises(JournalFault, match="run.jsonl is no regular file"):
+        add(path, "a")
+
+
+def test_halves_of_surrogates_outlive_a_json_file(tmp_path: Path):
+    write_json(tmp_path / "run.json", {"task\udfff": "a\ud800é"})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"task\udfff": "a\ud800é"}
+    write_text(tmp_path / "run.md", "a\ud800é")
+    assert (tmp_path / "run.md").read_text() == "a\\ud800é"
 
 
 def test_settings_that_differ_are_named_with_both_values():
