@@ -26,8 +26,6 @@ from spatialthinker.storage.files import write_json
 
 MAX_SAME_ERRORS = 10
 """Consecutive errors of one kind that end the run."""
-LAST_WAIT_S = 30.0
-"""Time that a run waits at its end for requests in flight."""
 
 MAX_BATCH_BYTES = 90_000_000
 MAX_BATCH_ITEMS = 10_000
@@ -107,12 +105,10 @@ class ApiBackend:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             return done
 
-        async def finish() -> set[asyncio.Task[tuple[Sample, Answer]]]:
-            done, late = await asyncio.wait(tasks, timeout=LAST_WAIT_S) if tasks else (set(), set())
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-            return {task for task in done if task.exception() is None}
+        async def finish() -> list[tuple[Sample, Answer]]:
+            self.api.stop()  # ends retries; a request itself has a limit
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            return [pair for pair in ended if not isinstance(pair, BaseException) and pair[1].error is None]
 
         stop: ApiStop | None = None
         try:
@@ -132,7 +128,7 @@ class ApiBackend:
                     if repeats >= MAX_SAME_ERRORS:
                         stop = ApiStop(f"{repeats} errors of one kind in a row, the last: {answer.error}")
             if stop is not None:
-                yield from (task.result() for task in runner.run(finish()))  # they are paid for
+                yield from runner.run(finish())  # they are paid for
                 raise stop
         finally:
             for task in tasks:

@@ -6,9 +6,11 @@ import pytest
 
 from evaluation.engines import local as backends
 from evaluation.engines.answering import journal_answers
-from evaluation.engines.local import Answer
+from evaluation.engines.api import OpenAiBackend
+from evaluation.engines.local import Answer, ModelOptions
 from evaluation.engines.stopping import Stopped, StopSignal
 from evaluation.journal import AnswerJournal, Record
+from spatialthinker.clients.model_api import ApiStop
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [({}, "spawn"), ({"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, "fork")])
@@ -38,3 +40,22 @@ def test_a_fault_after_a_signal_is_named_and_the_answers_are_kept(tmp_path, faul
                 stop,
             )
     assert caught.value.__cause__ is fault and list(journal.records) == ["a"]
+
+
+def test_answers_under_way_are_kept_when_the_account_ends_the_run(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    options = ModelOptions("gpt-4o", "reasoning", base_url="http://[::1]:9", concurrency=3)
+    backend = OpenAiBackend(options)
+
+    async def ask(sample):
+        if sample == "a":
+            raise ApiStop("no credit left")
+        await backend.api.throttle.stopped.wait()
+        return sample, Answer(text="B", error=None if sample == "b" else "the run was stopped before an answer")
+
+    monkeypatch.setattr(backend, "_ask", ask)
+    answered = []
+    with pytest.raises(ApiStop, match="no credit left"):
+        for sample, _ in backend.answer("abcd"):
+            answered.append(sample)
+    assert answered == ["b"]
