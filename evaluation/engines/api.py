@@ -10,6 +10,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ class ApiBackend:
 
     def __init__(self, options: ModelOptions) -> None:
         self.options = options
-        self.api: Api = APIS[self.provider](options.model_path, options.base_url, options.concurrency)
+        self._connect = partial(APIS[self.provider], options.model_path, options.base_url, options.concurrency)
+        self.api: Api = self._connect()  # a missing key is said at once
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopped = False
 
@@ -82,6 +84,7 @@ class ApiBackend:
         """
         with asyncio.Runner() as runner:
             self._loop = runner.get_loop()
+            self.api = self._connect()  # a client keeps to one loop, and a run has one for each data set
             try:
                 if self.options.batch_file is not None:
                     yield from self._use_batches(runner, list(samples), Path(self.options.batch_file))

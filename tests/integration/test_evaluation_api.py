@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from evaluation import evals
+from evaluation.benchmarks.rows import BENCHMARKS
+from evaluation.benchmarks.samples import load_samples
 from evaluation.engines import api
+from evaluation.engines.local import ModelOptions
 from evaluation.journal import read_journal
 from spatialthinker.clients import model_api
 from spatialthinker.clients.model_api import ApiRequest, RequestFault, encode_image
@@ -25,6 +28,7 @@ from spatialthinker.synthetic import generate
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
+BACKENDS = {"openai": api.OpenAiBackend, "anthropic": api.AnthropicBackend}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,18 @@ def test_faults_are_waited_out_and_nothing_is_asked_again_after_an_answer(data_d
     assert len(records) == 60 and all(record["status"] == "ok" for record in records)
     assert max(Counter(calls.read_text().split()).values()) == 1
     assert all(record["seconds"] > 0 and record["cost_usd"] > 0 for record in records)
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_model_answers_the_questions_of_several_data_sets(data_dir, serve, provider):
+    address, calls = serve(faults=0.3, kinds="429,500,cut")
+    base = f"{address}/v1" if provider == "openai" else address
+    backend = BACKENDS[provider](ModelOptions("a-model", "reasoning", base_url=base, concurrency=8))
+    samples = load_samples("stvqa", BENCHMARKS["stvqa"], str(data_dir))
+    for first in range(0, 30, 10):
+        answers = [answer for _, answer in backend.answer(samples[first : first + 10])]
+        assert len(answers) == 10 and not any(answer.error for answer in answers)
+    assert len(calls.read_text().split()) == 30
 
 
 def test_as_many_requests_as_allowed_are_under_way_at_once(data_dir, tmp_path, serve):
