@@ -46,7 +46,7 @@ STOP_WAIT_S = 25.0
 """A run that is told to stop waits so long for the answers under way; job systems kill after 30 s."""
 
 MAX_REFUSED_TRIES = 3
-"""Tries with status 403 or 404: an item's own fault where other requests are answered, else the account's."""
+"""Tries with status 403, 404 or 405: an item's own fault where other requests are answered, else the account's."""
 
 CLOCK_SKEW_S = 600.0
 """A batch that was sent at a time by this machine's clock may be older by that much for the provider."""
@@ -59,6 +59,7 @@ _TELL_S = 30.0
 _NUM_WAITS = 20
 _UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 """Causes of lost connections over which nothing was sent."""
+_REFUSALS = (403, 404, 405)
 _FREE_DESCRIPTORS = 40
 _PLAIN_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 _PLAIN_MODES = ("RGB", "L")
@@ -325,7 +326,7 @@ class Api(ABC):
                 fault = self._describe(error)
                 self.num_given_up += limit_s is None and _may_be_paid(error)
                 wait_s = self._judge(error, wait_s)
-                if getattr(error, "status_code", None) in (403, 404) and attempt + 1 >= MAX_REFUSED_TRIES:
+                if getattr(error, "status_code", None) in _REFUSALS and attempt + 1 >= MAX_REFUSED_TRIES:
                     is_own_fault = self.num_answers > 0 or limit_s is not None  # a batch that is not there
                     raise (RequestFault if is_own_fault else OutageFault)(fault) from None
             except asyncio.CancelledError:
@@ -360,10 +361,10 @@ class Api(ABC):
         """The seconds to wait before the next try. Raises RequestFault or ApiStop where none can help."""
         status = getattr(error, "status_code", None)
         text = f"{error} {getattr(error, 'body', '')}"
-        is_stop = status in (401, 402) or (status == 404 and "model" in text.casefold())
+        is_stop = status in (401, 402, 407) or (status == 404 and "model" in text.casefold())
         if is_stop or (status in (None, 400, 403, 404, 429) and is_account_fault(text)):
             raise ApiStop(f"{self.model}: {self.clean(str(error))}") from None
-        if status is not None and 300 <= status < 500 and status not in (403, 404, 408, 409, 429):
+        if status is not None and 300 <= status < 500 and status not in (*_REFUSALS, 408, 409, 429):
             raise RequestFault(f"status {status}: {self.clean(str(error))}") from None
         if status in (429, 529):
             wait_s = _retry_after(error) or wait_s

@@ -170,7 +170,10 @@ async def ask(api: Api, monkeypatch, *answers: Any) -> Reply:
     return await api.ask(ApiRequest("x"))
 
 
-@pytest.mark.parametrize("status, text", [(403, "blocked"), (404, "no route"), (400, "bad image"), (413, "too large")])
+@pytest.mark.parametrize(
+    "status, text",
+    [(403, "blocked"), (404, "no route"), (405, "no such method"), (400, "bad image"), (413, "too large")],
+)
 def test_a_refusal_of_one_item_is_that_item_s_fault(api, monkeypatch, status, text):
     async def run() -> None:
         assert (await ask(api, monkeypatch, message(api, "a"))).text == "a"
@@ -181,14 +184,15 @@ def test_a_refusal_of_one_item_is_that_item_s_fault(api, monkeypatch, status, te
     asyncio.run(run())
 
 
-def test_a_refusal_before_any_answer_condemns_no_item(api, monkeypatch):
+@pytest.mark.parametrize("status", [403, 404, 405])
+def test_a_refusal_before_any_answer_condemns_no_item(api, monkeypatch, status):
     with pytest.raises(OutageFault, match="blocked"):
-        asyncio.run(ask(api, monkeypatch, Refusal(403, "blocked")))
+        asyncio.run(ask(api, monkeypatch, Refusal(status, "blocked")))
 
 
 @pytest.mark.parametrize(
     "status, text",
-    [(401, "x"), (402, "x"), (403, "billing hard limit"), (404, "The model `x` does not exist")]
+    [(401, "x"), (402, "x"), (407, "x"), (403, "billing hard limit"), (404, "The model `x` does not exist")]
     + [(400, "Your credit balance is too low"), (429, "insufficient_quota"), (None, "invalid_api_key")],
 )
 def test_the_account_s_own_fault_ends_the_run(api, monkeypatch, status, text):
