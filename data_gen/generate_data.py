@@ -319,7 +319,12 @@ def main(argv: list[str] | None = None) -> int:
 
     print_any_text()
     argv = sys.argv[1:] if argv is None else argv
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # job systems send it
+    # Job systems send SIGTERM; SIGINT is ignored from the start where a script runs the command in the background.
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: lambda *_: signal.raise_signal(signal.SIGINT),
+    }
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         read_env_file(Path(".env"))
         name = argv[0].replace("-", "_") if argv else ""
@@ -339,7 +344,8 @@ def main(argv: list[str] | None = None) -> int:
         print("generate_data: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
     return 0
 
 

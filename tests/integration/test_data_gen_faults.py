@@ -192,6 +192,10 @@ def test_validation_over_faults_counts_no_error_as_disagreement(serve, tmp_path,
 ENVIRONMENT = os.environ | {"ANTHROPIC_API_KEY": KEY, "OPENAI_API_KEY": KEY}
 
 
+IN_BACKGROUND = ["bash", "-c", """trap "" INT; exec "$@" """, "bash"]
+"""Start of a command as a script's `&` starts it: with SIGINT ignored."""
+
+
 def command(server: FaultServer, out: Path, number: int, *arguments: str) -> list[str]:
     given = [
         "preprocess_data",
@@ -203,12 +207,12 @@ def command(server: FaultServer, out: Path, number: int, *arguments: str) -> lis
     return [sys.executable, "data_gen/generate_data.py", *given]
 
 
+@pytest.mark.parametrize("start", [[], IN_BACKGROUND], ids=["foreground", "background"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_waits_for_the_answers_under_way(serve, tmp_path, number):
+def test_a_stop_waits_for_the_answers_under_way(serve, tmp_path, number, start):
     server, out = serve("--latency_s", "1"), tmp_path / "t.csv"
-    process = subprocess.Popen(
-        command(server, out, 300, "--concurrency=8"), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    )
+    given = [*start, *command(server, out, 300, "--concurrency=8")]
+    process = subprocess.Popen(given, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     while server.stats()["requests"] < 16:  # eight are answered, eight under way
         time.sleep(0.05)
     process.send_signal(number)
