@@ -220,3 +220,68 @@ def test_an_image_is_resized_without_loss_and_only_where_it_must_be():
     assert resize_encoded(red, (56, 28)) is red
     other = Image.open(io.BytesIO(resize_encoded(red, (112, 57))))
     assert other.size == (112, 57) and other.format == "PNG" and other.getextrema() == ((255, 255), (0, 0), (0, 0))
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["1", 2, "two"],
+        [5, "007", "1e3", "true", "null", "[1]", '"q"'],
+        [{"b": "1"}, {"b": 2}],
+        [["1", 2], [3]],
+        [True, "true"],
+        [["1"], "1", "2025-01-01"],
+    ],
+)
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_json_column_of_several_types_keeps_each_value_as_it_is_written(tmp_path, answers, as_list):
+    rows, file = [{"answer": answer} for answer in answers], tmp_path / "rows.json"
+    file.write_text(json.dumps(rows)) if as_list else write_jsonl(rows, file)
+    loaded = load_rows(str(file))["answer"][:]
+    assert loaded == answers and [type(value) for value in loaded] == [type(value) for value in answers]
+
+
+@pytest.mark.parametrize("answers", [[10**30], [5, 2**64], [0.5, 2**53 + 1], [{"x": 0.5}, {"x": -(2**54) - 1}]])
+def test_a_whole_number_that_would_be_rounded_is_named(tmp_path, answers):
+    write_jsonl([{"answer": answer} for answer in answers], tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match=r"rows.jsonl.*the number -?\d{16,} would be rounded to .*; write it as text"):
+        load_rows(str(tmp_path / "rows.jsonl"))
+
+
+def test_long_numbers_that_nothing_rounds_are_taken(tmp_path):
+    rows = [{"id": 2**53 + 1, "x": 0.12345678901234567}, {"id": 2**63 - 1, "x": 1e300}]
+    write_jsonl(rows, tmp_path / "rows.jsonl")
+    assert list(load_rows(str(tmp_path / "rows.jsonl"))) == rows
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "rows.arrow"])
+def test_an_empty_file_is_named_alone_and_among_others(tmp_path, name):
+    (tmp_path / name).touch()
+    for locator in (tmp_path / name, tmp_path):
+        with pytest.raises(DataError, match=f"{name} is empty"):
+            load_rows(str(locator))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("rows.jsonl", '{"a": 1}\n{"a":\n', "line 2: no JSON"),
+        ("rows.jsonl", '{"a": 1}\r\n\r\n{"a": 1},\r\n', "line 3: no JSON .Extra data"),
+        ("rows.json", '[{"a": 1},\n {"a": 2},\n]', "line 3: no JSON"),
+        ("rows.jsonl", '{"a": 1}\n{"a": 1, "a": 2}\n', "specified twice in row 1"),
+        ("rows.csv", "a,b\n1,2\n3,4,5\n", "line 3, saw 3"),
+    ],
+)
+def test_the_line_that_breaks_a_file_is_named(tmp_path, name, text, words):
+    (tmp_path / name).write_bytes(text.encode())
+    with pytest.raises(DataError, match=f"{name}.*{words}"):
+        load_rows(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("head", ["a,a", "\ufeffa,b,a", '"a",a', "b,a,a,b"])
+def test_a_csv_with_two_columns_of_a_name_is_refused(tmp_path, head):
+    (tmp_path / "rows.csv").write_text(f"{head}\n{','.join('1' * (head.count(',') + 1))}\n")
+    with pytest.raises(DataError, match="rows.csv has two columns 'a'; rename or remove one"):
+        load_rows(str(tmp_path / "rows.csv"))
+    (tmp_path / "rows.csv").write_text("a,,\n1,2,3\n")
+    assert load_rows(str(tmp_path / "rows.csv"))[0]["a"] == "1"

@@ -3,12 +3,12 @@
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Image, LargeList, List, Value, load_dataset, load_from_disk
+from datasets import Dataset, Features, Image, Json, LargeList, List, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from pandas import read_csv
 
@@ -17,6 +17,9 @@ from verl.config.checks import split_path
 
 FILE_BUILDERS = {"jsonl": "json", "json": "json", "parquet": "parquet", "csv": "csv", "arrow": "arrow"}
 SAVED_MARKS = ("dataset_info.json", "dataset_dict.json")
+MAX_EXACT_FLOAT = 2**53
+"""Whole numbers up to it are exact as floats."""
+_LONG_NUMBER = re.compile(rb"[\[:,\s]-?[0-9]{16,}[\s,\]}]")
 
 
 class DataError(ValueError):
@@ -39,11 +42,18 @@ def load_rows(locator: str) -> Dataset:
     except DataError:
         raise
     except (OSError, ValueError, KeyError, DatasetsError) as error:
-        raise DataError(f"data set {locator!r} cannot be loaded: {error}") from error
+        raise DataError(f"data set {locator!r} cannot be loaded: {_root(error)}") from error
     for name, feature in rows.features.items():
         if (encoded := _change(feature, _undecoded)) != feature:
             rows = rows.cast_column(name, encoded)
     return rows
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error that began a chain: `datasets` wraps it in one that says nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _load(path: str, split: str) -> Dataset:
@@ -54,7 +64,7 @@ def _load(path: str, split: str) -> Dataset:
             raise DataError(f"{path}: a data file ends in one of {', '.join(FILE_BUILDERS)}")
         if split != "train":
             raise DataError(f"{path}@{split}: a single file has no splits but train; drop @{split}")
-        _check_encoding(place)
+        _check_file(place)
         return _load_files(builder, [place])
     if any((place / name).is_file() for name in SAVED_MARKS):
         loaded = load_from_disk(path)
@@ -85,12 +95,14 @@ def _load_folder(folder: Path, split: str) -> Dataset:
         found = "files of several kinds" if builders else f"no {split}-*.parquet or another data file of that split"
         raise DataError(f"{folder} holds {found}; give path@split with a split that is there, or one file")
     for file in files:
-        _check_encoding(file)
+        _check_file(file)
     return _load_files(builders.pop(), files)
 
 
-def _check_encoding(file: Path) -> None:
-    """Passes for data files that are not text, or are in UTF-8; otherwise DataError names the first bad line."""
+def _check_file(file: Path) -> None:
+    """Passes for data files that hold something, text in UTF-8; otherwise DataError names file and first bad line."""
+    if not file.stat().st_size:
+        raise DataError(f"{file} is empty; give another file, or remove it from its folder")
     if FILE_BUILDERS[file.suffix[1:]] not in ("json", "csv"):
         return
     with file.open("rb") as lines:
@@ -112,27 +124,85 @@ def _load_files(builder: str, files: Sequence[Path]) -> Dataset:
     """Rows of data files. Their names are no patterns, cells of a CSV are text, and text of a JSON file is no date."""
     names = [escape(str(file)) for file in files]
     if builder == "csv":
-        columns = read_csv(files[0], nrows=0).columns
-        text = Features({str(column): Value("string") for column in columns})
+        text = Features({column: Value("string") for file in files[:1] for column in _read_columns(file)})
         return load_dataset(
             builder, data_files=names, split="train", features=text, keep_default_na=False, na_values=[""]
         )
-    rows = load_dataset(builder, data_files=names, split="train")
+    try:
+        rows = load_dataset(builder, data_files=names, split="train")
+    except DatasetsError:
+        if builder == "json":
+            list(_read_json(files))  # names the line
+        raise
     if builder == "json":
         features = Features(_change(dict(rows.features), _undated))
-        if features != rows.features:
-            return Dataset.from_list([row for file in files for row in _read_json(file)], features=features)
+        if features != rows.features or _has(features, _is_mixed):
+            return Dataset.from_list([_as_written(row, features) for row in _read_json(files)], features=features)
+        if _has(features, _is_float) and any(_LONG_NUMBER.search(line) for file in files for line in file.open("rb")):
+            for row in _read_json(files):
+                _as_written(row, features)
     return rows
 
 
-def _read_json(file: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON list, or of a file with one JSON object per line."""
-    text = file.read_text(encoding="utf-8-sig")
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError:
-        content = [json.loads(line) for line in text.split("\n") if line.strip()]
-    return content if isinstance(content, list) else [content]
+def _read_columns(file: Path) -> list[str]:
+    """Names in the first line of a CSV; DataError for one that is there twice: only its first column would be read."""
+    names = read_csv(file, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0]
+    if twice := sorted(set(names[names.duplicated() & (names != "")])):
+        raise DataError(f"{file} has two columns {twice[0]!r}; rename or remove one")
+    return [str(column) for column in read_csv(file, nrows=0).columns]
+
+
+def _read_json(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Rows of JSON lists, and of files with one JSON object per line; DataError names the first bad line."""
+    for file in files:
+        text = file.read_text(encoding="utf-8-sig")
+        try:
+            content = json.loads(text)
+            yield from content if isinstance(content, list) else [content]
+        except json.JSONDecodeError as error:
+            if text.lstrip().startswith("["):
+                raise DataError(f"{file}, line {error.lineno}: no JSON ({error.msg})") from error
+            yield from _read_lines(file, text)
+
+
+def _read_lines(file: Path, text: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(re.split("\r\n?|\n", text), 1):
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}, line {number}: no JSON ({error.msg}, column {error.colno})") from error
+
+
+def _as_written(value: Any, feature: Any) -> Any:
+    """The value of a JSON file such that its column returns it: text stays text where other rows hold numbers.
+
+    Errors: ValueError for a whole number that its column, one of floats, would change.
+    """
+    if isinstance(feature, Json):
+        return json.dumps(value)
+    if isinstance(feature, List | LargeList) and isinstance(value, list):
+        return [_as_written(item, feature.feature) for item in value]
+    if isinstance(feature, dict) and isinstance(value, dict):
+        return {name: _as_written(value.get(name), inner) for name, inner in feature.items()}
+    if _is_float(feature) and isinstance(value, int) and abs(value) > MAX_EXACT_FLOAT:
+        raise ValueError(f"the number {value} would be rounded to {float(value)!r}; write it as text")
+    return value
+
+
+def _is_mixed(feature: Any) -> bool:
+    return isinstance(feature, Json)
+
+
+def _is_float(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype.startswith("float")
+
+
+def _has(feature: Any, holds: Callable[[Any], bool]) -> bool:
+    """True if that holds for a feature inside this one."""
+    if isinstance(feature, List | LargeList):
+        return _has(feature.feature, holds)
+    return any(_has(inner, holds) for inner in feature.values()) if isinstance(feature, dict) else holds(feature)
 
 
 def _change(feature: Any, change: Callable[[Any], Any]) -> Any:
