@@ -29,6 +29,7 @@ ImageSource = bytes | Path
 _ORIENTATION_TAG, _SIDEWAYS = 0x0112, range(5, 9)
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270"), 2))
 _TURNS |= {7: "TRANSVERSE", 8: "ROTATE_90"}
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _TRANSPARENT_MODES = ("RGBA", "LA", "PA")
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82"}
 """The last bytes of whole files."""
@@ -54,7 +55,7 @@ def find_image(value: Any, folder: Path) -> ImageSource | None:
     if isinstance(value, dict):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if isinstance(value, Image.Image):
-        return encode(value, "PNG")
+        return _encode_picture(value)
     if value is None or value == "" or isinstance(value, bytes):
         return value or None
     if not isinstance(value, str):
@@ -187,6 +188,15 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def _encode_picture(image: Image.Image) -> bytes:
+    """The picture as a PNG, upright, and in RGB if PNG lacks its mode. Errors: BrokenImage."""
+    try:
+        is_kept = image.mode in _PNG_MODES and orientation(image) == 1
+        return encode(image if is_kept else upright(image), "PNG")
+    except (OSError, ValueError) as error:  # of a file that Pillow has opened and not yet decoded
+        raise BrokenImage(f"a picture of mode {image.mode} cannot be stored: {error}") from error
 
 
 def _open_file(path: Path) -> BinaryIO:

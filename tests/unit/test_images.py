@@ -21,6 +21,7 @@ from spatialthinker.storage.images import (
     open_image,
     read_file,
     read_header,
+    upright,
 )
 
 RAMP = Image.fromarray(np.arange(24 * 16, dtype=np.uint8).reshape(16, 24))
@@ -189,6 +190,31 @@ def test_an_image_is_bytes_base64_or_a_file_and_nothing_else(tmp_path):
     assert len(str(caught.value)) < 300
     with pytest.raises(ValueError, match="got float"):
         find_image(2.5, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:a picture of mode")
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"]
+)
+def test_a_picture_of_any_mode_is_what_its_file_is(tmp_path, mode):
+    drawn = RAMP.convert("I") if mode == "I;16" else with_alpha("RGB" if mode == "P" else "RGBA")
+    drawn = drawn.convert(mode)
+    stored = find_image(drawn, tmp_path)
+    assert isinstance(stored, bytes) and load_image(stored).tobytes() == upright(drawn).tobytes()
+
+
+@pytest.mark.parametrize("number", [3, 6, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_opened_file_is_stored_upright(tmp_path, number, kind):
+    data = with_orientation(number, kind)
+    stored = find_image(Image.open(io.BytesIO(data)), tmp_path)
+    assert isinstance(stored, bytes) and load_image(stored).tobytes() == load_image(data).tobytes()
+
+
+def test_an_opened_file_that_breaks_off_is_a_broken_image(tmp_path):
+    data = encode(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")
+    with pytest.raises(BrokenImage, match="a picture of mode RGB cannot be stored: "):
+        find_image(Image.open(io.BytesIO(data[: len(data) // 2])), tmp_path)
 
 
 def test_devices_pipes_and_folders_are_no_images(tmp_path):
