@@ -117,7 +117,7 @@ def _score_text(item: dict[str, Any]) -> tuple[list[str], list[dict[str, float]]
 
 def _checked_scores(full: list[dict[str, Any]]) -> list[dict[str, float]]:
     function = _child["function"]
-    scores = _called(lambda: function(full), full)
+    scores = _called(lambda: function([dict(item) for item in full]), full)  # copies: it may change what it is given
     if not isinstance(scores, Sequence) or isinstance(scores, str):
         raise RewardError(f"{function} returned {_shown(scores)} instead of a list of dicts, one for each response")
     if len(scores) != len(full):
@@ -134,8 +134,8 @@ def _called(call: Callable[[], Any], items: Sequence[Mapping[str, Any]]) -> Any:
     except BaseException as error:  # noqa: BLE001  SystemExit too, which would end the driver without a word
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise RewardError(
-            f"the reward function raised {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno}) "
-            f"while it scored {_named_rows(items)}"
+            f"the reward function raised {type(error).__name__}: {_text(error, str)} ({frame.filename}, "
+            f"line {frame.lineno}) while it scored {_named_rows(items)}"
         ) from None
 
 
@@ -176,8 +176,16 @@ def _finite(value: Any) -> float | None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = _text(value, repr)
     return text if len(text) <= 80 else f"{text[:80]} ..."
+
+
+def _text(value: Any, convert: Callable[[Any], str]) -> str:
+    """The value as text; its own conversion is the user's code, which may fail."""
+    try:
+        return convert(value)
+    except Exception as error:  # noqa: BLE001
+        return f"a {type(value).__name__} whose text cannot be made ({type(error).__name__})"
 
 
 class PendingRewards:

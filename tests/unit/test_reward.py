@@ -232,6 +232,38 @@ def test_what_is_no_list_of_scores_is_named(monkeypatch, returned, words):
     assert words in str(caught.value)
 
 
+class Mute(Exception):
+    def __repr__(self):
+        raise ValueError("no text")
+
+    __str__ = __repr__
+
+
+def test_an_error_and_a_value_without_a_text_are_named(monkeypatch):
+    def fails(items):
+        raise Mute
+
+    with pytest.raises(RewardError, match="raised Mute: a Mute whose text cannot be made .* scored row 3"):
+        checked(monkeypatch, fails, "3")
+    for returned in ([{"overall": Mute()}], [Mute()]):
+        with pytest.raises(RewardError, match="row 3: .* returned a Mute whose text cannot be made"):
+            checked(monkeypatch, lambda items, returned=returned: returned, "3")
+
+
+def test_a_function_that_empties_what_it_is_given_is_held_to_the_rows_that_it_got(monkeypatch):
+    def empties(items):
+        items.clear()
+        return []
+
+    def empties_rows(items):
+        return [item.clear() or {"overall": "x"} for item in items]
+
+    with pytest.raises(RewardError, match="returned 0 scores for 2 responses"):
+        checked(monkeypatch, empties, "3", "4")
+    with pytest.raises(RewardError, match="row 3: the reward function returned 'x' as 'overall'"):
+        checked(monkeypatch, empties_rows, "3", "4")
+
+
 LEAVING = """
 import os, subprocess, sys, time
 class Local(Exception):
