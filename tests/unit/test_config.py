@@ -456,6 +456,32 @@ def test_a_section_that_is_none_is_a_fault_beside_epochs(tmp_path):
         load_config([f"config={tmp_path / 'run.yaml'}"])
 
 
+@pytest.mark.parametrize(
+    ("content", "override", "fault"),
+    [
+        ("trainer: 5", "trainer.seed=3", "trainer = 5: is a section"),
+        ("data:", "data.seed=3", "data = None: is a section"),
+        ("worker: {actor: {optim: [1]}}", "worker.actor.optim.lr=1e-6", "worker.actor.optim = [1]: is a section"),
+        (
+            "worker: {rollout: {val_override_config: 3}}",
+            "worker.rollout.val_override_config.n=2",
+            "worker.rollout.val_override_config = 3: must be a dictionary",
+        ),
+    ],
+)
+def test_the_command_line_covers_no_section_of_a_file_that_is_none(tmp_path, content, override, fault):
+    (tmp_path / "run.yaml").write_text(content)
+    assert [text for text in faults_of(f"config={tmp_path / 'run.yaml'}", override) if text.startswith(fault)]
+
+
+@pytest.mark.parametrize(
+    "argument", ["trainer.experiment_name=caf\udce9", "data.image_dir=/\udcff", "config=\udcff.yaml", "data.\udcff=1"]
+)
+def test_bytes_that_are_no_text_are_one_fault(argument):
+    (fault,) = faults_of(argument)
+    assert "is not UTF-8" in fault and repr(argument.partition("=")[2]) in fault
+
+
 def test_a_chat_template_in_another_encoding_is_named(tmp_path):
     (tmp_path / "chat.jinja").write_bytes(b"caf\xe9")
     assert any(

@@ -63,6 +63,7 @@ def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = Non
     file, command_line = (take_old_keys(source, faults) for source in (file, command_line))
     defaults = _merge(_end_by_epochs(defaults, file, command_line), _weights_of_adamw((file, command_line)))
     keys = find_keys()
+    faults |= _section_faults(file, keys)
     config = _validate(_merge(_merge(defaults, file), command_line), keys, faults)
     config = _resolve_paths(config, config.trainer)
     checked = find_faults(config, score_functions, unreadable=faults.keys() & {*keys, *find_sections(keys)})
@@ -120,6 +121,7 @@ def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str,
             faults[token] = f"{token!r}: an argument must read key=value; put = between the key and its value"
             continue
         try:
+            token.encode()  # bytes that Python cannot read stand in it as lone surrogates
             if key == "config":
                 file = _read_file(text)
             elif nouns.get(key) == "text" or key == DEFAULTS_KEY:
@@ -133,8 +135,8 @@ def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str,
                 command_line = _merge(command_line, content)
         except OSError as error:
             faults[key] = f"config = {text!r}: cannot be read ({error.strerror}); give config= an existing YAML file"
-        except UnicodeDecodeError as error:
-            faults[key] = f"config = {text!r}: is not UTF-8 ({error}); save it in that encoding"
+        except UnicodeError as error:
+            faults[key] = f"{key} = {text!r}: is not UTF-8 ({error}); save it in that encoding"
         except (YAMLError, OmegaConfBaseException) as error:
             reason = getattr(error, "problem", None) or " ".join(str(error).split())
             if (mark := getattr(error, "problem_mark", None)) and key == "config":
@@ -181,6 +183,17 @@ def _child(section: Any, name: str) -> Any:
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     both = [key for key in low if isinstance(low[key], dict) and isinstance(high.get(key), dict)]
     return {**low, **high, **{key: _merge(low[key], high[key]) for key in both}}
+
+
+def _section_faults(file: dict[str, Any], keys: Mapping[str, Key]) -> dict[str, str]:
+    """Faults of sections and dictionaries in a file that are none, which those of the command line would cover up."""
+    faults = {}
+    for name in (*find_sections(keys), *(name for name, key in keys.items() if key.kind.noun == "a dictionary")):
+        value = find_value(file, name, {})
+        if not isinstance(value, dict):
+            detail = {"type": "dict_type" if name in keys else "dataclass_type", "input": value}
+            faults[name] = f"{name} = {value!r}: {_reason(detail, name, keys)}"
+    return faults
 
 
 def _validate(values: dict[str, Any], keys: Mapping[str, Key], faults: dict[str, str]) -> Config:
