@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from inspect import iscoroutine
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def _checked_scores(full: list[dict[str, Any]]) -> list[dict[str, float]]:
 def _called(call: Callable[[], Any], items: Sequence[Mapping[str, Any]]) -> Any:
     """The result of a user's code, which may raise anything, leave the process or raise what cannot be pickled."""
     try:
-        return call()
+        result = call()
     except RewardError:
         raise
     except BaseException as error:  # noqa: BLE001  SystemExit too, which would end the driver without a word
@@ -137,6 +138,10 @@ def _called(call: Callable[[], Any], items: Sequence[Mapping[str, Any]]) -> Any:
             f"the reward function raised {type(error).__name__}: {_text(error, str)} ({frame.filename}, "
             f"line {frame.lineno}) while it scored {_named_rows(items)}"
         ) from None
+    if iscoroutine(result):
+        result.close()  # or Python would warn that nobody awaited it
+        raise RewardError(f"the reward function is async, and scores {_named_rows(items)} never; drop its async")
+    return result
 
 
 def _named_rows(items: Sequence[Mapping[str, Any]]) -> str:

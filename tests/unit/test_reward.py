@@ -264,6 +264,15 @@ def test_a_function_that_empties_what_it_is_given_is_held_to_the_rows_that_it_go
         checked(monkeypatch, empties_rows, "3", "4")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["batch", "sequential"])
+def test_an_async_function_is_named_in_one_message(monkeypatch, tmp_path, kind):
+    path = tmp_path / "my_reward.py"
+    path.write_text(f"REWARD_TYPE = {kind!r}\nasync def main(items): return [{{'overall': 1.0}}]\n")
+    with pytest.raises(RewardError, match="the reward function is async.* row 3 never; drop its async"):
+        checked(monkeypatch, FileReward(str(path), "main", {}), "3")
+
+
 LEAVING = """
 import os, subprocess, sys, time
 class Local(Exception):
