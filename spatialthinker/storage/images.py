@@ -92,6 +92,8 @@ def open_image(source: ImageSource) -> Iterator[Image.Image]:
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else _open_file(source) as file:
             with Image.open(file) as image:
+                if image.format == "EPS":
+                    raise BrokenImage("it is PostScript, a program, which would be run to draw it; store a PNG")
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise BrokenImage(f"its {width} x {height} pixels are more than {MAX_PIXELS}; make it smaller")

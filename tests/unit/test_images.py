@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from spatialthinker.clients.model_api import encode_image
 from spatialthinker.storage.images import (
@@ -215,6 +215,14 @@ def test_an_opened_file_that_breaks_off_is_a_broken_image(tmp_path):
     data = encode(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")
     with pytest.raises(BrokenImage, match="a picture of mode RGB cannot be stored: "):
         find_image(Image.open(io.BytesIO(data[: len(data) // 2])), tmp_path)
+
+
+def test_a_picture_that_is_a_program_is_refused_before_it_runs(monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    data = encode(Image.new("RGB", (4, 4)), "EPS")
+    for read in (load_image, read_header, check_image):
+        with pytest.raises(BrokenImage, match="PostScript"):
+            read(data)
 
 
 def test_devices_pipes_and_folders_are_no_images(tmp_path):
