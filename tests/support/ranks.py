@@ -1,5 +1,6 @@
 """Helpers of the tests with several ranks."""
 
+import faulthandler
 import os
 import time
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def run_ranks(
 def _run_rank(
     rank: int, function: Callable[..., Any], num_ranks: int, own: Path, arguments: tuple[Any, ...], device: str
 ) -> None:
+    faulthandler.dump_traceback_later(TIMEOUT_S - 20)  # says where a rank hangs
     torch.set_num_threads(1)
     if device == "cuda":
         for name, value in WITHOUT_MULTICAST.items():
