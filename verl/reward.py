@@ -37,6 +37,8 @@ MAX_SCORE = torch.finfo(torch.float32).max
 """Scores become float32."""
 START_S = 60.0
 """Added to the limit of a wait: a scoring process may have to start and load the function first."""
+END_S = 5.0
+"""Limit of the wait for the pool's own thread once its processes are killed."""
 
 
 class RewardError(RuntimeError):
@@ -302,9 +304,12 @@ class RewardManager:
     def close(self) -> None:
         """Ends the pool, also processes whose function never returns, and what these have started."""
         processes = [process.pid for process in (self.pool._processes or {}).values()]
+        thread = self.pool._executor_manager_thread
         self.pool.shutdown(wait=False, cancel_futures=True)
         for pid in processes:
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(pid)
                 for each in (*process.children(recursive=True), process):
                     each.kill()
+        if thread is not None:  # a process forked meanwhile would wait for ever for the locks that it holds
+            thread.join(END_S)

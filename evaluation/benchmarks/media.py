@@ -1,8 +1,10 @@
 """Images and videos of a benchmark beside its rows: in its folder, or in zip archives that are read in place."""
 
+import lzma
 import os
 import tempfile
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -10,6 +12,9 @@ from spatialthinker.storage.images import find_image, read_file
 
 MIN_DECODED_SHARE = 0.95
 """Share of the frames that a video's header announces below which it counts as broken."""
+
+ARCHIVE_FAULTS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError)
+"""Exceptions that zipfile raises for a damaged, encrypted or unknown archive."""
 
 
 class MediaFolder:
@@ -46,7 +51,7 @@ class MediaFolder:
             archive, member = place
             try:
                 return _open_archive(archive, os.getpid()).read(member)
-            except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+            except ARCHIVE_FAULTS as error:
                 raise ValueError(f"{archive}: {member} cannot be read: {error}") from None
         source = find_image(name, self.folder)
         return b"" if source is None else read_file(source)
@@ -57,7 +62,7 @@ def _open_archive(path: Path, process: int) -> zipfile.ZipFile:
     """Return the open archive; each process has its own, since a file's position is shared after a fork."""
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except ARCHIVE_FAULTS as error:
         raise ValueError(f"{path}: no whole zip archive ({error}); fetch it again") from None
 
 

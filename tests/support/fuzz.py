@@ -13,8 +13,10 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # it is run as a file
 CODE = ["spatialthinker", "data_gen", "evaluation", "verl.export", "verl.model.checkpoint_files"]
+CODE += ["torch._weights_only_unpickler", "torch.serialization"]
 
 with atheris.instrument_imports(include=CODE):
+    import verl.export.stored_weights  # noqa: F401  (read_checkpoint imports it late, which is too late for coverage)
     from tests.support.fuzz_readers import READERS, SEEDS
 
 

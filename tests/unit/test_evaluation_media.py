@@ -1,7 +1,9 @@
 """Archives are read in place and videos by a stated rule; what is broken is named before a model is asked."""
 
 import io
+import random
 import zipfile
+from collections import Counter
 
 import datasets
 import pytest
@@ -81,6 +83,28 @@ def test_a_damaged_member_is_an_error_of_its_item(tmp_path):
     sample, _ = load("spbench-si", tmp_path / "data")
     with pytest.raises(ValueError, match="item 000000: its image cannot be read: .*200.png cannot be read: Bad CRC"):
         build_request(sample, "reasoning")
+
+
+def test_any_damage_of_an_archive_is_a_value_error(tmp_path):
+    rng, whole, seen = random.Random(0), io.BytesIO(), Counter()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(4):
+            archive.writestr(f"images/é{number}.txt", bytes(range(256)) * 3)
+    for number in range(400):
+        content = bytearray(whole.getvalue())
+        content[rng.randrange(len(content))] ^= rng.randrange(1, 256)
+        path = tmp_path / f"{number}.zip"
+        path.write_bytes(content)
+        try:
+            media = MediaFolder(tmp_path, (path.name,))
+            for name in ("é0.txt", "é3.txt"):
+                if media.has(name):
+                    assert media.read(name) == bytes(range(256)) * 3
+                    seen["read"] += 1
+        except ValueError as error:
+            assert path.name in str(error)
+            seen["refused"] += 1
+    assert seen["read"] > 100 and seen["refused"] > 50
 
 
 def test_files_unpacked_beside_the_rows_are_read_too(tmp_path):

@@ -1,5 +1,6 @@
 """Files of ranks as EasyR1 and SpatialThinker's release write them: merged exactly, or refused by name."""
 
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
@@ -89,7 +90,10 @@ def test_a_missing_or_damaged_shard_is_named_and_nothing_is_written(tmp_path, ca
     second = actor_dir / "model_world_size_2_rank_1.pt"
     whole = second.read_bytes()
     second.write_bytes(whole[:-100])
-    assert f"{second} has {len(whole) - 100} bytes and no end" in refusal(actor_dir, capsys)
+    assert f"{second} cannot be read: its {len(whole) - 100} bytes have no end" in refusal(actor_dir, capsys)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, 0, 3)  # of three disks
+    second.write_bytes(whole[:-22] + locator + whole[-22:])
+    assert f"{second} cannot be read: " in refusal(actor_dir, capsys)
     state = torch.load(actor_dir / "model_world_size_2_rank_0.pt", weights_only=True)
     torch.save({name: value for name, value in state.items() if "norm" not in name}, second)
     assert f"{second} and model_world_size_2_rank_0.pt hold different parameters" in refusal(actor_dir, capsys)

@@ -151,9 +151,9 @@ def _load_rank_file(file: Path) -> dict[str, Any]:
 
     with file.open("rb") as opened:
         starts_as_zip = opened.read(len(ZIP_START)) == ZIP_START
-    if not zipfile.is_zipfile(file):  # a cut file has lost the table at its end
-        raise ValueError(f"{file} has {file.stat().st_size} bytes and no end: it was cut off; copy it again")
     try:
+        if not zipfile.is_zipfile(file):  # a cut file has lost the table at its end
+            raise EOFError(f"its {file.stat().st_size} bytes have no end: it was cut off; copy it again")
         if not starts_as_zip:  # torch.load would take it for a file of its old form
             raise pickle.UnpicklingError("it is no archive of torch.save")
         state = _load_plain(file)  # first: it refuses a TorchScript archive, which the other reader would run
