@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from verl.distributed import checkpoint
 
@@ -107,6 +108,69 @@ def test_prune_keeps_the_newest_and_whatever_is_no_checkpoint(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"global_step_2", "global_step_11", "global_step_10_backup"}
 
 
+def test_prune_counts_only_steps_up_to_the_one_just_written(tmp_path):
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    checkpoint.prune(tmp_path, keep=1, step=2)
+    assert {p.name for p in tmp_path.iterdir()} == {"global_step_2", "global_step_3"}
+
+
+def test_prune_reads_no_content(tmp_path, monkeypatch):
+    """Digests of a run's checkpoints take minutes."""
+    make_pair(tmp_path)
+    asked = []
+    monkeypatch.setattr(checkpoint, "check", lambda folder, with_content: asked.append(with_content))
+    checkpoint.prune(tmp_path, keep=2)
+    assert asked == [False, False]
+
+
+def test_what_is_set_aside_goes_newest_first_with_its_logs_before_it(tmp_path, monkeypatch):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("{}")
+    for step in (2, 10, 9):
+        (tmp_path / f"global_step_{step}").mkdir()
+    (tmp_path / "global_step_11.tmp").mkdir()
+    moved, rename = [], type(tmp_path).rename
+    monkeypatch.setattr(
+        type(tmp_path), "rename", lambda path, to: (moved.append((path.name, log_is_there())), rename(path, to))
+    )
+
+    def log_is_there():
+        return (tmp_path / "abandoned_1" / log.name).read_text() == "{}"
+
+    place = checkpoint.set_aside(tmp_path, sorted(tmp_path.glob("global_step_*")), [log])
+    assert place == tmp_path / "abandoned_1" and log.is_file()
+    assert moved == [(f"global_step_{name}", True) for name in ("11.tmp", "10", "9", "2")]
+    assert checkpoint.set_aside(tmp_path, []) == tmp_path / "abandoned_2"
+
+
+def test_a_step_is_read_from_a_name_whether_finished_or_not(tmp_path):
+    assert checkpoint.read_step(checkpoint.unfinished(tmp_path, 12)) == 12
+    assert checkpoint.read_step(tmp_path / "global_step_7") == 7
+
+
+def test_a_folder_of_another_program_has_neither_mark(tmp_path):
+    assert not checkpoint.is_foreign(tmp_path)  # empty: of nobody
+    (tmp_path / "actor").mkdir()
+    assert checkpoint.is_foreign(tmp_path)
+    for mark in (checkpoint.MANIFEST, checkpoint.TRAINER_STATE):
+        (tmp_path / mark).write_text("{}")
+        assert not checkpoint.is_foreign(tmp_path)
+        (tmp_path / mark).unlink()
+
+
+def test_writers_of_several_ranks_have_a_group_of_their_own(tmp_path):
+    assert checkpoint.ShardWriter().group is None
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        writer = checkpoint.ShardWriter()
+        assert writer.group is not None and writer.group is not dist.group.WORLD
+        writer.start(tmp_path, torch.nn.Linear(3, 2), None)
+        assert writer.fault(blocking=True) == ""
+    finally:
+        dist.destroy_process_group()
+
+
 def test_what_cannot_be_removed_hinders_no_other(tmp_path):
     make_pair(tmp_path)
     (tmp_path / "global_step_1.tmp").write_text("no folder")  # as if somebody had it open
@@ -166,6 +230,23 @@ def test_generators_go_on_where_they_were(tmp_path):
     assert draw() != expected
     checkpoint.load_rng(tmp_path, 1)
     assert draw() == expected
+
+
+def test_a_gpus_generator_goes_on_where_it_was(tmp_path, monkeypatch):
+    """On a stand-in for a GPU; a file of a machine without one is read too, and one of a GPU on such a machine."""
+    states, restored = [torch.arange(16, dtype=torch.uint8)], []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: states[0])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", restored.append)
+    for rank, is_there in enumerate((False, True)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda is_there=is_there: is_there)
+        checkpoint.save_rng(tmp_path, rank)
+    for is_there, rank in ((True, 0), (False, 1)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda is_there=is_there: is_there)
+        checkpoint.load_rng(tmp_path, rank)
+    assert restored == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    checkpoint.load_rng(tmp_path, 1)
+    assert torch.equal(restored[0], states[0])
 
 
 def make_pair(root):

@@ -1,15 +1,13 @@
-"""adamw_bf16 against AdamW in float32 and float64, over many steps; states, shards, older checkpoints."""
+"""adamw_bf16 against AdamW in float32 and float64, over many steps, and over ranks."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 
+from tests.support.optimizers import gradients, layer_and_optimizer, weights_of
 from tests.support.ranks import run_ranks
 from verl.config.records import OptimConfig
-from verl.distributed.checkpoint import ShardWriter, load_shards
 from verl.distributed.optim import (
     OPTIMIZERS,
     STRIDES,
@@ -24,30 +22,6 @@ from verl.distributed.optim import (
 )
 
 AdamW = torch.optim.AdamW
-NUM_WEIGHTS, NUM_STEPS = 512, 3000
-
-
-def gradients(tails, num_steps=NUM_STEPS, size=(NUM_WEIGHTS,)):
-    """Gradients of 1e-4 in bfloat16: Gaussian, Gaussian around a drift, Student's t with 2 degrees, Cauchy."""
-    generator = torch.Generator().manual_seed(1)
-
-    def normal():
-        return torch.randn(size, generator=generator)
-
-    drift = normal() / 3
-    tailed = {
-        "gauss": normal,
-        "drift": lambda: drift + normal(),
-        "student": lambda: normal() / ((normal().square() + normal().square()) / 2).sqrt(),
-        "cauchy": lambda: normal() / normal().abs().clamp(min=1e-3),
-    }[tails]
-    for _ in range(num_steps):
-        yield (1e-4 * tailed()).bfloat16()
-
-
-def weights_of(optimizer, weight):
-    state = optimizer.state[weight]
-    return join_bits(weight.data, state["low_bits"]) if "low_bits" in state else weight.data
 
 
 def train(kind, dtype, given, scale=0.02, device="cpu", **settings):
@@ -79,7 +53,7 @@ def test_bf16_moves_as_float32_does(tails, settings):
 @pytest.mark.parametrize("gradient", [0.0, 1e-3])
 def test_weight_decay_is_not_lost(gradient):
     """The defaults take 3e-5 of a weight in 3,000 steps, 1e-8 at a time: bfloat16 holds 4e-3, float32 6e-8."""
-    given = [torch.full((NUM_WEIGHTS,), gradient).bfloat16()] * NUM_STEPS
+    given = [torch.full((512,), gradient).bfloat16()] * 3000
     settings = {"lr": 1e-6, "scale": 1.0}
     decayed, plain = (train(KahanAdamW, torch.bfloat16, given, weight_decay=d, **settings)[0] for d in (1e-2, 0.0))
     exact, without = (train(AdamW, torch.float64, given, weight_decay=d, **settings)[0] for d in (1e-2, 0.0))
@@ -90,7 +64,7 @@ def test_weight_decay_is_not_lost(gradient):
 
 @pytest.mark.parametrize(("spike", "gradient"), [(100.0, 1.0), (1e-2, 1e-4), (3.0, 0.0)])
 def test_the_second_moment_decays_after_a_spike(spike, gradient):
-    given = [torch.full((NUM_WEIGHTS,), value).bfloat16() for value in [spike, *[gradient] * NUM_STEPS]]
+    given = [torch.full((512,), value).bfloat16() for value in [spike, *[gradient] * 3000]]
     _, state = train(KahanAdamW, torch.bfloat16, given, lr=1e-6)
     _, exact = train(AdamW, torch.float64, given, lr=1e-6)
     ratio = state["exp_avg_sq"].double() / exact["exp_avg_sq"]
@@ -99,7 +73,7 @@ def test_the_second_moment_decays_after_a_spike(spike, gradient):
 
 
 def test_the_first_moment_reaches_a_constant_gradient():
-    given = [torch.full((NUM_WEIGHTS,), 1.7).bfloat16()] * 200
+    given = [torch.full((512,), 1.7).bfloat16()] * 200
     _, state = train(KahanAdamW, torch.bfloat16, given, lr=1e-6)
     assert float(state["exp_avg"].double().mean()) == pytest.approx(float(given[0][0]), rel=2e-3)
 
@@ -107,8 +81,8 @@ def test_the_first_moment_reaches_a_constant_gradient():
 def test_parameters_count_their_own_steps():
     """One without a gradient in every other step moves as one that was alone."""
     given = list(gradients("drift", 40))
-    pair = [torch.nn.Parameter(torch.ones(NUM_WEIGHTS).bfloat16()) for _ in range(2)]
-    single = torch.nn.Parameter(torch.ones(NUM_WEIGHTS).bfloat16())
+    pair = [torch.nn.Parameter(torch.ones(512).bfloat16()) for _ in range(2)]
+    single = torch.nn.Parameter(torch.ones(512).bfloat16())
     together, alone = KahanAdamW(pair, lr=1e-3), KahanAdamW([single], lr=1e-3)
     for step, gradient in enumerate(given):
         pair[1].grad = gradient
@@ -148,81 +122,6 @@ def test_states_made_beforehand_change_no_step(strategy, dtype):
         return [p.detach() for p in layer.parameters()]
 
     assert all(map(torch.equal, train(True), train(False)))
-
-
-BETAS = (0.8, 0.9), (0.7, 0.95)
-
-
-def layer_and_optimizer(seed=0):
-    torch.manual_seed(seed)
-    layer = torch.nn.Linear(8, 16, dtype=torch.bfloat16)
-    optimizer = KahanAdamW(layer.parameters(), lr=1e-4)
-    allocate_states(optimizer)
-    return layer, optimizer
-
-
-def continued(layer, optimizer, number, num_steps=20):
-    given = list(zip(gradients("gauss", 60, (16, 8)), gradients("drift", 60, (16,)), strict=True))
-    for pair in given[number : number + num_steps]:
-        for parameter, gradient in zip(layer.parameters(), pair, strict=True):
-            parameter.grad = gradient.clone()
-        optimizer.step()
-    return [weights_of(optimizer, parameter) for parameter in layer.parameters()]
-
-
-def test_a_restart_does_not_change_a_bit(tmp_path):
-    layer, optimizer = layer_and_optimizer()
-    continued(layer, optimizer, 0)
-    writer = ShardWriter()
-    writer.start(tmp_path / "actor", layer, optimizer)
-    assert writer.fault(blocking=True) == ""
-    other, fresh = layer_and_optimizer(seed=1)
-    load_shards(tmp_path / "actor", other, fresh)
-    assert all(map(torch.equal, continued(layer, optimizer, 20), continued(other, fresh, 20)))
-
-
-def test_states_of_an_older_form_are_converted_and_said(tmp_path, capfd):
-    layer, optimizer = layer_and_optimizer()
-    exact = continued(layer, optimizer, 0)
-    states = get_optimizer_state_dict(layer, optimizer)
-    for name, weight in get_model_state_dict(layer).items():
-        state = states["state"][name]
-        rest = join_bits(weight, state.pop("low_bits")) - weight.float()
-        state["compensation"] = rest.bfloat16()
-    dcp.save({"model": get_model_state_dict(layer), "optimizer": states}, checkpoint_id=tmp_path / "actor")
-    other, fresh = layer_and_optimizer(seed=1)
-    load_shards(tmp_path / "actor", other, fresh)
-    assert "they are of an older form" in capfd.readouterr().out
-    for weight, old, wanted in zip(other.parameters(), layer.parameters(), exact, strict=True):
-        torch.testing.assert_close(weight, old, rtol=2**-7, atol=0)  # halves may round to the other side
-        torch.testing.assert_close(weights_of(fresh, weight), wanted, rtol=2**-16, atol=0)
-        assert torch.equal(fresh.state[weight]["exp_avg_sq"], optimizer.state[old]["exp_avg_sq"])
-        assert fresh.state[weight]["step"] == 20
-    load_shards(tmp_path / "actor", other, None)
-
-
-@pytest.mark.parametrize("unknown", ["amsgrad", "fused"])
-def test_settings_and_states_of_older_versions_hinder_no_restart(tmp_path, unknown):
-    """In float32 adamw_bf16 once had a compensation of its own, and fewer settings than AdamW."""
-    layer, other = torch.nn.Linear(8, 16), torch.nn.Linear(8, 16)
-    optimizer, fresh = (
-        AdamW(part.parameters(), lr=1e-4, betas=betas) for part, betas in zip((layer, other), BETAS, strict=True)
-    )
-    for owner in (optimizer, fresh):
-        allocate_states(owner)
-    layer(torch.ones(8)).sum().backward()
-    optimizer.step()
-    states = get_optimizer_state_dict(layer, optimizer)
-    for state in states["state"].values():
-        state["compensation"] = torch.zeros_like(state["exp_avg"])
-    for group in states["param_groups"]:
-        del group[unknown]
-    dcp.save({"model": get_model_state_dict(layer), "optimizer": states}, checkpoint_id=tmp_path / "actor")
-    load_shards(tmp_path / "actor", other, fresh)
-    (group,) = fresh.param_groups
-    assert group["betas"] == BETAS[0] and unknown in group and "compensation" not in fresh.state[other.weight]
-    assert torch.equal(fresh.state[other.weight]["exp_avg"], optimizer.state[layer.weight]["exp_avg"])
-    fresh.step()
 
 
 def weights_of_a_rank(mesh, rank, num_ranks):

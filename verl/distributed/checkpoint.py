@@ -165,7 +165,8 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         print(f"Converting the states of adamw_bf16 in {folder}: they are of an older form", flush=True)  # noqa: T201
         rename_states(states, OLD_STATE, LOW_BITS)
         convert_compensation(states, state["model"])
-    set_model_state_dict(model, state["model"], options=StateDictOptions(strict=not has_adapters(model)))
+    # Not strict, since only adapters may be there; names that are missing were refused above.
+    set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
     if optimizer is not None:
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
 
@@ -193,7 +194,7 @@ def load_rng(folder: Path, rank: int) -> None:
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state((name, keys.numpy(), *rest))
     random.setstate(state["python"])
 
 
