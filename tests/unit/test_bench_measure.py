@@ -3,8 +3,10 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from verl.bench.inputs import draw_lengths, lognormal
 from verl.bench.measure import GpuMemory, add_times, main, scale_load
 from verl.config.loading import load_config
 
@@ -80,3 +82,24 @@ def test_the_peak_is_that_of_the_runs_own_gpus(tmp_path, monkeypatch, visible, e
     while not memory.samples and time.monotonic() < deadline:
         time.sleep(0.01)
     assert memory.peak([(0.0, time.perf_counter())]) == expected_gb
+
+
+def test_drawn_lengths_have_one_sum_and_the_named_distribution():
+    logs = lognormal("lognormal:330:0.6")
+    first, second = (draw_lengths(logs, (128, 8), 2048, seed) for seed in (1, 2))
+    assert first.sum() == second.sum() and (first != second).any()
+    assert (first == draw_lengths(logs, (128, 8), 2048, 1)).all()
+    assert np.median(first) == pytest.approx(330, abs=1) and first.mean() == pytest.approx(395, abs=2)
+    assert np.log(first).std() == pytest.approx(0.6, rel=0.01)
+    assert draw_lengths(logs, (128, 8), 400, 0).max() == 400
+    assert set(draw_lengths(lognormal("lognormal:9:0"), (2, 2), 400, 0).flat) == {9}
+    assert draw_lengths(lognormal("lognormal:1:3"), (128, 8), 400, 0).min() == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["lognormal", "lognormal:0:1", "lognormal:330", "normal:330:1", "lognormal:9:-1", "lognormal:nan:1"]
+)
+def test_lengths_that_are_no_distribution_are_named(capsys, text):
+    with pytest.raises(SystemExit):
+        main(["step", "--config", TOY, "--lengths", text])
+    assert f"{text} is not lognormal:MEDIAN:SIGMA" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from verl.protocol import DataProto
@@ -14,6 +15,13 @@ from verl.workers.rollout import RolloutWorker
 NUM_PROMPTS, PROMPT_TOKENS = 6, 40
 
 
+def finish(request_id: str, parameters: Any) -> SimpleNamespace:
+    """A request's samples, last first, each as many tokens as it may have, all of them the request's number."""
+    n, length = getattr(parameters, "n", 1), getattr(parameters, "max_tokens", 1)
+    samples = [SimpleNamespace(index=i, token_ids=[int(request_id)] * length) for i in reversed(range(n))]
+    return SimpleNamespace(request_id=request_id, finished=True, outputs=samples)
+
+
 class Engine:
     """Notes what comes in which order, and finishes what it has, last first."""
 
@@ -22,12 +30,12 @@ class Engine:
 
     def add_request(self, request_id, engine_input, parameters):
         self.events.append(request_id)
-        self.held.append(request_id)
+        self.held.append((request_id, parameters))
 
     def step(self):
         self.events.append("step")
         self.held, done = [], self.held
-        return [SimpleNamespace(request_id=i, finished=True) for i in reversed(done)]
+        return [finish(*each) for each in reversed(done)]
 
     def has_unfinished_requests(self):
         return bool(self.held)
@@ -52,8 +60,10 @@ def make_worker(monkeypatch, num_threads: int) -> tuple[RolloutWorker, Engine, l
 @pytest.mark.parametrize("num_threads", [1, 4])
 def test_the_engine_computes_once_a_pass_is_full_and_outputs_keep_the_prompts_order(monkeypatch, num_threads):
     worker, engine, _ = make_worker(monkeypatch, num_threads)
-    outputs = worker._run([[[0] * PROMPT_TOKENS] * NUM_PROMPTS, [[]] * NUM_PROMPTS], None)
-    assert [int(output.request_id) for output in outputs] == list(range(9, 9 + NUM_PROMPTS))
+    requests = [[SimpleNamespace(n=2, max_tokens=1)]] * NUM_PROMPTS
+    responses = worker._run([[[0] * PROMPT_TOKENS] * NUM_PROMPTS, [[]] * NUM_PROMPTS], requests)
+    every_sample = [(number, sample) for number in range(9, 9 + NUM_PROMPTS) for sample in range(2)]
+    assert [(each.token_ids[0], each.index) for each in responses] == every_sample
     assert engine.events == ["9", "10", "step", "11", "12", "step", "13", "14", "step"]
 
 
@@ -70,7 +80,7 @@ def test_prompts_rendered_ahead_are_rendered_once_and_only_they_are_taken(monkey
 
     def run(prompts: DataProto) -> list[int]:
         rendered.clear()
-        worker._run(worker._columns(prompts), None)
+        worker._run(worker._columns(prompts), [[None]] * len(prompts))
         return sorted(rendered)
 
     worker.render_ahead(make_prompts(1, 2, 3))
@@ -83,12 +93,30 @@ def test_prompts_rendered_ahead_are_rendered_once_and_only_they_are_taken(monkey
     assert run(make_prompts(5)) == [] and engine.events[-2:] == ["13", "step"]
 
 
+def test_each_response_has_a_limit_of_its_own(monkeypatch):
+    worker, engine, _ = make_worker(monkeypatch, 1)
+    worker.max_response_length = 5
+    worker.llm.collective_rpc = lambda *_, **__: None
+    use_settings(monkeypatch)
+    prompts = make_prompts(1, 2)
+    prompts.non_tensor_batch["max_tokens"] = np.array([[3, 1], [2, 5]])
+    prompts.meta_info = {"sampling": {"n": 2, "temperature": 0.5}, "seed": 1}
+    responses = worker.generate(prompts).batch
+    assert responses["response_mask"].sum(-1).tolist() == [[3, 1], [2, 5]]
+    assert responses["responses"][:, :, 0].tolist() == [[9, 10], [11, 12]]  # neighbours share their prompt
+    assert responses["responses"][0, 0].tolist() == [9, 9, 9, 0, 0]
+
+
+def use_settings(monkeypatch) -> None:
+    """Stands in for vLLM's SamplingParams."""
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
+    kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=1))
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", kinds)
+
+
 def seeds_of(monkeypatch, world_size: int, seeds: list[int]) -> list[list[int]]:
     """For each seed of a step, those with which the engines set their generators."""
-    vllm = SimpleNamespace(SamplingParams=lambda **fields: fields)
-    sampling = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=1))
-    monkeypatch.setitem(sys.modules, "vllm", vllm)
-    monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
+    use_settings(monkeypatch)
     found: list[list[int]] = []
     for seed in seeds:
         found.append([])

@@ -5,6 +5,7 @@ import multiprocessing
 import shutil
 import zlib
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 TOKENIZER_FOLDER = "configs/toy_model"
@@ -40,6 +41,28 @@ RANDOM_MODELS: dict[str, dict[str, Any]] = {
 def score_by_digest(items: list[dict[str, Any]]) -> list[dict[str, float]]:
     """A dummy reward that differs between responses, so that gradients are not zero."""
     return [{"overall": zlib.crc32(item["response"].encode()) / 2**32} for item in items]
+
+
+def lognormal(text: str) -> NormalDist:
+    """The normal distribution of the logarithms of lengths from `lognormal:MEDIAN:SIGMA`, the median in tokens."""
+    import math
+
+    name, _, numbers = text.partition(":")
+    median, sigma = (float(number) for number in numbers.split(":"))
+    if name != "lognormal" or not (1 <= median < math.inf and 0 <= sigma < math.inf):
+        raise ValueError
+    return NormalDist(math.log(median), sigma)
+
+
+def draw_lengths(logs: NormalDist, shape: tuple[int, int], limit: int, seed: int) -> Any:
+    """Lengths [G, n] in tokens, 1 to `limit`: evenly spaced quantiles in random order; every draw has the same sum."""
+    import numpy as np
+
+    count = shape[0] * shape[1]
+    shares = [(i + 0.5) / count for i in range(count)]
+    values = np.exp([logs.inv_cdf(share) if logs.stdev else logs.mean for share in shares])
+    lengths = np.clip(np.rint(values), 1, limit).astype(int)
+    return np.random.default_rng(seed).permutation(lengths).reshape(shape)
 
 
 def describe_random_model(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 Runs the real trainer (Ray, FSDP2, vLLM) on random images and prompts filled to data.max_prompt_length, with responses
 of exactly data.max_response_length tokens, and prints one table. Every choice is a key of the configuration. A model
-folder of RANDOM_MODELS is made on the spot.
+folder of RANDOM_MODELS is made on the spot. `--lengths lognormal:330:0.6` draws the responses' lengths instead, up to
+that key; roofline times are then of their mean.
 
 `python -m verl.bench rollout` runs the rollout only, for quick comparisons of engine options.
 `python -m verl.bench ablation` disables one optimization per run, and prints one row for each.
@@ -28,7 +29,15 @@ from typing import Any
 
 from verl.bench import inputs as bench_inputs
 from verl.bench.ablation import UNDONE, run_ablation
-from verl.bench.inputs import RANDOM_MODELS, describe_random_model, draw_weights, score_by_digest, write_rows
+from verl.bench.inputs import (
+    RANDOM_MODELS,
+    describe_random_model,
+    draw_lengths,
+    draw_weights,
+    lognormal,
+    score_by_digest,
+    write_rows,
+)
 
 ROOFLINE_FLOPS = 800e12
 """FLOP/s of an H100 on large bf16 matmuls; with ROOFLINE_BYTES the roofline that bounds times from below."""
@@ -129,11 +138,12 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
             if is_step:
                 return super().train_step()
             with self.timer("gen"), self.engines.awake():
-                self.batches.make(self.engines.generate)
+                groups = self.batches.make(self.engines.generate).groups
             if self.step < self.num_steps:
                 self.engines.render_ahead(self.batches.upcoming())
                 self.engines.finish_rendering()  # not timed: in training it overlaps with the update
-            self.unlogged = dict.fromkeys(ROLLOUT_METRICS, 0.0)
+            num_tokens = float(groups.batch["response_mask"].sum())
+            self.unlogged = dict.fromkeys(ROLLOUT_METRICS, 0.0) | {"perf/num_response_tokens": num_tokens}
             self.trained = TrainState(self.step, self.batches.position, self.kl.coef)
             return self.unlogged
 
@@ -149,6 +159,28 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
     trainer = BenchTrainer(*arguments)  # type: ignore[arg-type]
     trainer.timer = trainer.engines.timer = SpanTimer()
     return trainer
+
+
+def limit_responses(trainer: Any, logs: Any) -> None:
+    """Gives each response of a step a length of its own, the same of every run."""
+    generate, config = trainer.engines.generate, trainer.config
+
+    def generate_limited(prompts: Any, sampling: dict[str, Any], seed: int) -> Any:
+        shape = len(prompts), sampling.get("n", 1)
+        prompts.non_tensor_batch["max_tokens"] = draw_lengths(logs, shape, config.data.max_response_length, seed)
+        return generate(prompts, sampling, seed)
+
+    trainer.engines.generate = generate_limited
+
+
+def length_distribution(text: str) -> Any:
+    """The distribution of response lengths that the command line names."""
+    try:
+        return lognormal(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not lognormal:MEDIAN:SIGMA, a median of at least 1 token and a deviation of its logarithm"
+        ) from None
 
 
 def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]:
@@ -192,17 +224,19 @@ def summarise(config: Any, trainer: Any, recorder: MetricsRecorder, memory: GpuM
     steps = recorder.steps[1:] or recorder.steps
     data, rollout, actor = config.data, config.worker.rollout, config.worker.actor
     ranks = config.num_ranks
-    lengths = data.max_prompt_length, data.max_response_length
+    num_responses = data.rollout_batch_size * rollout.n
+    written = statistics.median(step["perf/num_response_tokens"] for step in steps) / num_responses
+    lengths = data.max_prompt_length, round(written)
     model = AutoConfig.from_pretrained(actor.model.model_path)
     forward, sampling = (
         group_flops(model, patches, *lengths, rollout.n, is_shared=is_shared).total * data.rollout_batch_size / ranks
         for is_shared in (actor.shared_prompt, True)
     )
-    num_sequences = data.rollout_batch_size * rollout.n * rollout.tensor_parallel_size // ranks
+    num_sequences = num_responses * rollout.tensor_parallel_size // ranks
     num_prompts = num_sequences // rollout.n if rollout.shared_prompt else num_sequences
     read = rollout_bytes(model.get_text_config(), *lengths, num_sequences, num_prompts) / rollout.tensor_parallel_size
-    outputs = data.rollout_batch_size * rollout.n * data.max_response_length / ranks
-    inputs = data.rollout_batch_size * (data.max_prompt_length + rollout.n * data.max_response_length) / ranks
+    outputs = num_responses * written / ranks
+    inputs = data.rollout_batch_size * data.max_prompt_length / ranks + outputs
     old = num_old_prompts(config) / data.rollout_batch_size
 
     spans = trainer.timer.spans
@@ -320,6 +354,8 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     is_step = arguments.what == "step"
     trainer = make_trainer(config, recorder, processor, device, is_step)
+    if arguments.lengths:
+        limit_responses(trainer, arguments.lengths)
     load_s = time.perf_counter() - started
     try:
         trainer.fit()
@@ -362,6 +398,11 @@ def main(argv: list[str] | None = None) -> int:
         "--undo", choices=list(UNDONE), action="append", help="a row of an ablation; all if none is named"
     )
     parser.add_argument("--image", default="800x600", help="width x height of the pictures")
+    parser.add_argument(
+        "--lengths",
+        type=length_distribution,
+        help="lognormal:MEDIAN:SIGMA, of the responses up to max_response_length",
+    )
     parser.add_argument(
         "--ratio_groups", type=int, default=16, help="groups of a rank for shared against repeated; 0: skip it"
     )

@@ -37,7 +37,7 @@ class Engines:
             self.group.sleep()
 
     def generate(self, prompts: DataProto, sampling: dict[str, Any], seed: int) -> DataProto:
-        """Prompts with n responses each; the engines must be awake."""
+        """Prompts with n responses each, of at most `max_tokens` if there is such a column; the engines are awake."""
         request, num_padded = self._request(prompts)
         request.meta_info = {
             "sampling": sampling,
@@ -55,4 +55,5 @@ class Engines:
 
     def _request(self, prompts: DataProto) -> tuple[DataProto, int]:
         """Engine inputs, padded to a multiple of the number of engines, and the number of padding rows."""
-        return pad_dataproto_to_divisor(prompts.select([], ["raw_prompt_ids", "images"]), len(self.group))
+        columns = [key for key in ("raw_prompt_ids", "images", "max_tokens") if key in prompts.non_tensor_batch]
+        return pad_dataproto_to_divisor(prompts.select([], columns), len(self.group))

@@ -4,6 +4,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -164,8 +165,9 @@ class RolloutWorker:
         """Generates n responses per prompt.
 
         Args:
-            prompts: non-tensors `raw_prompt_ids` (image tokens not expanded) and `images` (encoded bytes); meta
-                `sampling` (vLLM's SamplingParams fields), `seed`, `log_probs` (True returns them).
+            prompts: non-tensors `raw_prompt_ids` (image tokens not expanded), `images` (encoded bytes) and, if each
+                response has a limit of its own, `max_tokens` (n numbers); meta `sampling` (vLLM's SamplingParams
+                fields), `seed`, `log_probs` (True returns them).
 
         Returns:
             `responses`, `response_mask` (by the engine's lengths, not by EOS) and, with `log_probs`,
@@ -188,11 +190,13 @@ class RolloutWorker:
         # earlier calls.
         seed = prompts.meta_info["seed"] * self.world_size + self.rank
         self.llm.collective_rpc(_seed, args=(seed % NUM_SEEDS,))
-        outputs = self._run(self._columns(prompts), parameters)
-        return self._pad(outputs, sampling.get("n", 1), with_log_probs)
+        limits = prompts.non_tensor_batch.get("max_tokens")
+        requests = [[parameters]] * len(prompts) if limits is None else [_split(parameters, each) for each in limits]
+        responses = self._run(self._columns(prompts), requests)
+        return self._pad(responses, (len(prompts), sampling.get("n", 1)), with_log_probs)
 
-    def _run(self, columns: Iterable[Any], parameters: Any) -> list[Any]:
-        """Engine outputs in prompt order; generation overlaps with image preprocessing.
+    def _run(self, columns: Iterable[Any], requests: list[list[Any]]) -> list[Any]:
+        """Responses of all prompts in order; generation overlaps with image preprocessing.
 
         A prefill step starts whenever max_num_batched_tokens are queued, so batches do not depend on thread timing.
         """
@@ -203,15 +207,19 @@ class RolloutWorker:
             finished.extend(output for output in engine.step() if output.finished)
 
         with ThreadPoolExecutor(self.num_threads) as pool:
-            for engine_input in pool.map(self._rendered, *columns):
-                engine.add_request(str(next(self.llm.request_counter)), engine_input, parameters)
+            for engine_input, each in zip(pool.map(self._rendered, *columns), requests, strict=True):
+                for parameters in each:
+                    engine.add_request(str(next(self.llm.request_counter)), engine_input, parameters)
                 num_tokens += len(engine_input["prompt_token_ids"])
                 if num_tokens >= self.engine_kwargs["max_num_batched_tokens"]:
                     step()
                     num_tokens = 0
         while engine.has_unfinished_requests():
             step()
-        return sorted(finished, key=lambda output: int(output.request_id))
+        finished.sort(key=lambda output: int(output.request_id))
+        return [
+            response for output in finished for response in sorted(output.outputs, key=operator.attrgetter("index"))
+        ]
 
     def _rendered(self, ids: Sequence[int], images: Sequence[bytes]) -> Any:
         """A preprocessed prompt, from `render_ahead` if it is there."""
@@ -225,25 +233,34 @@ class RolloutWorker:
             prompt["multi_modal_data"] = {"image": [load_image(data) for data in images]}
         return self.llm.renderer.render_cmpl([prompt])[0]
 
-    def _pad(self, outputs: list[Any], num_samples: int, with_log_probs: bool) -> DataProto:
-        shape = (len(outputs), num_samples, self.max_response_length)
+    def _pad(self, completions: list[Any], counts: tuple[int, int], with_log_probs: bool) -> DataProto:
+        shape = (*counts, self.max_response_length)
         responses = np.zeros(shape, dtype=np.int64)
         mask = np.zeros(shape, dtype=bool)
         log_probs = np.zeros(shape, dtype=np.float32)
-        for group, output in enumerate(outputs):
-            for completion in output.outputs:
-                ids = list(completion.token_ids)
-                index = (group, completion.index, slice(len(ids)))
-                responses[index] = ids
-                mask[index] = True
-                if with_log_probs:
-                    log_probs[index] = [
-                        entry[token].logprob for entry, token in zip(completion.logprobs, ids, strict=True)
-                    ]
+        for (group, sample), completion in zip(np.ndindex(counts), completions, strict=True):
+            ids = list(completion.token_ids)
+            index = (group, sample, slice(len(ids)))
+            responses[index] = ids
+            mask[index] = True
+            if with_log_probs:
+                log_probs[index] = [
+                    entry[token].logprob for entry, token in zip(completion.logprobs, ids, strict=True)
+                ]
         tensors = {"responses": torch.from_numpy(responses), "response_mask": torch.from_numpy(mask)}
         if with_log_probs:
             tensors["rollout_log_probs"] = torch.from_numpy(log_probs)
         return DataProto.from_dict(tensors=tensors)
+
+
+def _split(parameters: Any, limits: Iterable[int]) -> list[Any]:
+    """Settings of a request for each response, with its own limit of tokens."""
+    requests = []
+    for limit in limits:
+        own = copy(parameters)
+        own.n, own.max_tokens = 1, int(limit)
+        requests.append(own)
+    return requests
 
 
 def _prompt_key(ids: Sequence[int], images: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
