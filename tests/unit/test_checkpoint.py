@@ -115,6 +115,26 @@ def test_prune_counts_only_steps_up_to_the_one_just_written(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"global_step_2", "global_step_3"}
 
 
+def test_the_newest_is_that_of_the_branch_that_is_asked_for(tmp_path):
+    for step, origin in ((1, "a"), (2, "b"), (3, None)):
+        checkpoint.finish(checkpoint.begin(tmp_path, step), {"global_step": step, "origin": origin})
+    (tmp_path / "global_step_4" / "actor").mkdir(parents=True)  # of another program
+    for origin, name in (("a", "global_step_1"), ("b", "global_step_2"), (None, "global_step_3")):
+        assert checkpoint.find_latest(tmp_path, origin=origin) == tmp_path / name
+    assert checkpoint.find_latest(tmp_path, origin="c") is None
+
+
+def test_a_removal_that_is_cut_off_leaves_an_unfinished_checkpoint(tmp_path, monkeypatch):
+    make_pair(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.shutil, "rmtree", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.prune(tmp_path, keep=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"global_step_1.tmp", "global_step_2"}
+    checkpoint.prune(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["global_step_2"]
+
+
 def test_prune_reads_no_content(tmp_path, monkeypatch):
     """Digests of a run's checkpoints take minutes."""
     make_pair(tmp_path)
@@ -224,11 +244,12 @@ def test_generators_go_on_where_they_were(tmp_path):
     def draw():
         return torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()
 
-    checkpoint.save_rng(tmp_path, 1)
+    folder = tmp_path / "global_step_1" / "actor"
+    checkpoint.save_rng(folder, 1)
     expected = draw()
-    checkpoint.load_rng(tmp_path, 2)  # a rank that was not there
+    checkpoint.load_rng(folder, 2)  # a rank that was not there
     assert draw() != expected
-    checkpoint.load_rng(tmp_path, 1)
+    checkpoint.load_rng(folder, 1)
     assert draw() == expected
 
 
