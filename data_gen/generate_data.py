@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's p
 from data_gen.arguments import VG150, check_flags, check_repo, fill_defaults, read_address, read_bool, read_count
 from spatialthinker.clients.keys import read_env_file
 from spatialthinker.output import print_any_text, report_closed_pipe
+from spatialthinker.stop_signals import install_handler
 from spatialthinker.storage.files import claim_output
 
 TRAIN_CSV = "data/spatialthinker_vqa_train.csv"
@@ -320,11 +321,8 @@ def main(argv: list[str] | None = None) -> int:
     print_any_text()
     argv = sys.argv[1:] if argv is None else argv
     # Job systems send SIGTERM; SIGINT is ignored from the start where a script runs the command in the background.
-    handlers = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: lambda *_: signal.raise_signal(signal.SIGINT),
-    }
-    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    before = install_handler(lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         read_env_file(Path(".env"))
         name = argv[0].replace("-", "_") if argv else ""

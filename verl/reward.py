@@ -26,6 +26,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from spatialthinker.stop_signals import STOP_SIGNALS
 from verl.protocol import DataProto
 
 RewardFunction = Callable[[list[dict[str, Any]]], list[dict[str, float]]]
@@ -88,7 +89,7 @@ class FileReward:
 def _start_child(tokenizer_path: str, function: RewardFunction, skip_special_tokens: bool) -> None:
     from transformers import AutoTokenizer
 
-    for signum in (signal.SIGINT, signal.SIGTERM):  # they reach all processes; the driver handles them
+    for signum in STOP_SIGNALS:  # they reach all processes; the driver handles them
         signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)

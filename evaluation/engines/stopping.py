@@ -8,9 +8,10 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from spatialthinker.stop_signals import install_handler
+
 STOP_WAIT_S = 25.0
 """Time that answers under way have after a signal; job systems kill after 30 s."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class BatchPending(Exception):
@@ -22,7 +23,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignal:
-    """SIGINT and SIGTERM: while answers are under way the first asks for an end within STOP_WAIT_S.
+    """Stop signals: while answers are under way the first asks for an end within STOP_WAIT_S.
 
     A second one, the end of that time, or any signal at another time raises Stopped.
     """
@@ -60,7 +61,8 @@ class StopSignal:
     def _install(self) -> dict[int, Any]:
         if threading.current_thread() is not threading.main_thread():
             return {}
-        return {signum: signal.signal(signum, self._handle) for signum in (*SIGNALS, signal.SIGALRM)}
+        alarm = signal.signal(signal.SIGALRM, self._handle)
+        return {signal.SIGALRM: alarm, **install_handler(self._handle)}
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         is_first, self.signum = self.signum is None, self.signum or signum

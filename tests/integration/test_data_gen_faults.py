@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from data_gen.generate_data import main
 from data_gen.journal import newest_lines
 from data_gen.questions.records import read_records
 from spatialthinker.clients.prices import PRICES, Usage, cost_usd
+from spatialthinker.stop_signals import STOP_SIGNALS
 from spatialthinker.storage.journal import read_lines
 
 pytestmark = pytest.mark.integration
@@ -208,7 +208,7 @@ def command(server: FaultServer, out: Path, number: int, *arguments: str) -> lis
 
 
 @pytest.mark.parametrize("start", [[], IN_BACKGROUND], ids=["foreground", "background"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_stop_waits_for_the_answers_under_way(serve, tmp_path, number, start):
     server, out = serve("--latency_s", "1"), tmp_path / "t.csv"
     given = [*start, *command(server, out, 300, "--concurrency=8")]

@@ -15,6 +15,7 @@ from evaluation import evals
 from evaluation.engines import answering
 from evaluation.journal import AnswerJournal, read_journal
 from spatialthinker.clients import model_api
+from spatialthinker.stop_signals import STOP_SIGNALS
 from tests.integration.test_evaluation_api import ROOT, arguments, data_dir, read, serve  # noqa: F401 -- fixtures
 
 pytestmark = pytest.mark.integration
@@ -35,7 +36,7 @@ def wait_for_requests(address, number):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
 def test_a_signal_waits_for_answers_under_way(data_dir, tmp_path, serve, signum):  # noqa: F811
     address, calls = serve(latency_s=1)
     given = arguments(data_dir, tmp_path, address, "--num_samples", "40", "--concurrency", "8")
@@ -50,6 +51,24 @@ def test_a_signal_waits_for_answers_under_way(data_dir, tmp_path, serve, signum)
     assert 8 <= len(answered) == len(calls.read_text().split()) < 40
     assert evals.main([*given, "--resume"]) == 0
     assert len(read(tmp_path / "run.json")) == len(calls.read_text().split()) == 40
+
+
+def test_a_terminal_that_is_closed_loses_no_answer(data_dir, tmp_path, serve):  # noqa: F811
+    address, calls = serve(latency_s=1)
+    given = arguments(data_dir, tmp_path, address, "--num_samples", "40", "--concurrency", "8")
+    controller, terminal = os.openpty()
+    take_terminal = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", take_terminal, sys.executable, "evaluation/evals.py", *given]
+    streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams)
+    os.close(terminal)
+    wait_for_requests(address, 8)
+    os.close(controller)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    answered = read_journal(tmp_path / "run.jsonl")[1]
+    assert 8 <= len(answered) == len(calls.read_text().split()) < 40
 
 
 def test_a_signal_ends_retries_at_once_and_they_are_no_errors(data_dir, tmp_path, serve):  # noqa: F811

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from spatialthinker.stop_signals import STOP_SIGNALS
 from tests.support.training import wait_for_ends
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +18,7 @@ import subprocess, sys, threading, time
 from concurrent.futures import Future
 from verl.trainer.interrupt import Interrupt, Interrupted
 interrupt = Interrupt(lambda: "steps 4 to 5 are lost")
-deaf = "import signal, time\\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\\nwhile True: time.sleep(1)"
+deaf = "import signal, time\\nfor n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)\\nwhile True: time.sleep(1)"
 child = subprocess.Popen([sys.executable, "-c", deaf])
 
 def say(*words):
@@ -64,7 +65,7 @@ class Program:
             self.process.kill()
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", STOP_SIGNALS)
 @pytest.mark.parametrize("hang", HANGS)
 def test_ctrl_c_after_a_signal_ends_a_program_that_hangs_with_all_that_it_started(hang, first):
     program = Program(f"""

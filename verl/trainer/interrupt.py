@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM handling that interrupts only where the training state is consistent."""
+"""Handling of stop signals that interrupts only where the training state is consistent."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from types import FrameType
 
 import psutil
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from spatialthinker.stop_signals import install_handler
 
 
 class Interrupted(KeyboardInterrupt):
@@ -22,8 +22,8 @@ class Interrupted(KeyboardInterrupt):
 class Interrupt:
     """Raises Interrupted inside `interruptible`, or at its next entry.
 
-    SIGINT after that ends the process and all that it started at once, whatever they wait for. SIGTERM never does: job
-    systems and their launchers send it more than once, and SIGKILL when their patience ends.
+    SIGINT after that ends the process and all that it started at once, whatever they wait for. The others never do:
+    job systems and their launchers send SIGTERM more than once, and SIGKILL when their patience ends.
 
     Args:
         describe_loss: words on what an end at once would lose.
@@ -37,7 +37,7 @@ class Interrupt:
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
         """Context with these signal handlers installed; main thread only."""
-        previous = {signum: signal.signal(signum, self._handle_signal) for signum in SIGNALS}
+        previous = install_handler(self._handle_signal)
         try:
             yield
         finally:

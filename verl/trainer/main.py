@@ -374,8 +374,8 @@ def check_ray_address() -> None:
 def start_ray(config: Config, device: str) -> None:
     """Joins the cluster of RAY_ADDRESS or starts a local one that is large enough for the actors.
 
-    Job systems send SIGTERM to all processes. Ray's inherit a mask in which it waits, so that the driver, which alone
-    answers it, can still save; it ends them with ray.shutdown, or they end with it.
+    Job systems send SIGTERM to all processes, and a closed terminal SIGHUP. Ray's inherit a mask in which these wait,
+    so that the driver, which alone answers them, can still save; it ends them with ray.shutdown, or they end with it.
 
     Raises:
         ConfigError: Ray did not start.
@@ -389,7 +389,7 @@ def start_ray(config: Config, device: str) -> None:
         needed = int(2 * CPUS_PER_ACTOR * config.num_ranks) + 1
         local = {"num_cpus": max(needed, len(os.sched_getaffinity(0))), "include_dashboard": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         # Not None, which would join a cluster that somebody else has left on this machine.
         ray.init(address=address or "local", logging_level=logging.WARNING, **local)
