@@ -47,7 +47,7 @@ def test_every_phase_of_a_step_has_its_row(tmp_path, what, phases):
 def test_an_ablation_has_a_row_for_each_choice_that_it_undoes(tmp_path):
     name, dump = "prompts and images repeated", tmp_path / "rows.json"
     command = [sys.executable, "-m", "verl.bench", "ablation", "--config", "configs/bench_toy_cpu.yaml"]
-    command += ["--image", "112x112", "--undo", name, "--dump", str(dump)]
+    command += ["--image", "112x112", "--undo", name, "--dump", str(dump), "trainer.max_steps=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(dump.read_text())
