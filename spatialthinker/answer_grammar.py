@@ -66,14 +66,15 @@ STATEMENTS: dict[str, str] = {
     r"\bif i (?:had|have) to (?:choose|guess|pick)[,:]\s{1,3}",
     "Je choisis B": r"\b(?:je choisis|ich w[äa]hle|elijo|escolho|scelgo|выбираю|odpowied[źz] to|do[ğg]ru cevap"
     r"|ja wybieram)\s{1,3}",
-    "So it is B": r"(?:(?:^|[.!?\n]\s{0,3})|\b(?:so|thus|hence|therefore|consequently)\b,? ?)"
+    "So it is B": r"(?:(?:^|[.!?\n]\s{0,3})|\b(?:so|thus|hence|therefore|consequently|but)\b,? ?)"
     r"(?:it|this|that|the (?:\w+ )?(?:one|letter))(?:'s| is| must be| should be| has to be)(?! right[:,!])\s{1,3}",
     "It must be (B)": r"\b(?:it|this|that) (?:must be|has to be|should be)\s{1,3}|\blooks like\s{1,3}(?=\(?[A-Z]\b)",
-    "Not A, but B": r"(?:\bnot|n't) \(?[A-Z]\b\)?,? but (?:rather )?",
+    "Not A, but B": r"\band (?:pick|choose|select|go with) (?=\(?[A-Z]\b)|(?:\bnot"
+    r"|n't)(?: \w+){0,2} \(?[A-Z]\b\)?,? but (?:rather )?",
     "Thus, B": r"(?:^|[.!?\n]\s{0,3})(?:so|thus|hence|therefore|consequently|in conclusion|conclusion"
     r"|overall)[,:]\s{1,3}"
     r"(?=\(?[A-Z](?:[).:]|\s{0,2}$|\n))|\b(?:so|thus|hence|therefore|leaves"
-    r"|leaving)(?: only)? (?=\(?[A-Z]\)?(?:[.\n]|\s{0,2}$))",
+    r"|leaving|then)(?: only)? (?=\(?[A-Z]\)?(?:[.\n]|\s{0,2}$))",
 }
 """Beginnings of an explicit statement, each under an example; what is stated follows."""
 _FLAGS = re.IGNORECASE
@@ -100,23 +101,40 @@ _MAYBE = (
     r"|unlikely)\b[^.\n;]{0,12}$|\b(?:possible|conceivable|plausible|a chance) that\b,?[^.,?\n;]{0,24}$"
 )
 _HEDGED = re.compile(rf"{_MAYBE}|\bif\b[^.\n;]{{0,60}}$", _FLAGS)
-_BEFORE_DENIED_LETTER = re.compile(
-    rf"(?:{_MAYBE}|(?:\b(?:not|never|neither|nor|cannot|rather than|instead of|except|(?:any|every)thing but|all but"
-    r"|doubt|unlikely|impossible|no way|rul(?:ed?|ing) out|exclud(?:ed?|ing)|eliminat(?:ed?|ing))|n't)"
-    r"(?: (?:be|is|it|it's|that|the|an?|in|answer|option|choice|correct|right|best|think|believe|say|likely|to"
-    r"|n?or|and)\b|,?(?: n?or| and)? \(?[A-Z]\)?){0,8} ?$)",
+_REJECTION = (
+    r"(?:(?:reject|dismiss|discard|disregard|discount|eliminat|exclud|avoid|refus|declin|hesitat|refut|doubt|oppos"
+    r"|disagree|tempt|contradict|fail)\w*|den(?:y|ie[sd])|(?:cross|str(?:uck|ik))\w* (?:\S+ )?(?:out|off)"
+    r"|rul(?:e[sd]?|ing) (?:\S+ ){0,3}?out|steer clear|wrong|incorrect|false|mistake|untrue|worst|unlikely"
+    r"|impossible|implausible|hardly|barely|scarcely|far from|(?:seems|looks|feels) off|trap|decoy|distractor"
+    r"|pass on|nobody|at first|initially"
+    r"|least (?:likely|probable|plausible|suitable|convincing|fitting)|(?:almost|nearly) (?:pick|cho|sa[iy]|answer"
+    r"|select|go|went)\w*"
+    r"|(?:some|others|people|one|you|they)(?: \w+)? (?:would|could|might|may) (?:say|think|choose|pick|answer))"
+)
+"""Words by which a letter or a text is rejected, or said to be somebody else's."""
+_AFTER_DENIED_LETTER = re.compile(
+    r"[)\].:?]{0,2}\s{0,2}(?:[-–—:,] ?)?(?:(?:no|nope)(?: way)?[.!]{0,2}\s{0,2}(?:$|\n)"
+    r"|(?:(?:is|was|would|does|do|has|will)(?:n't| ?not)|won't|makes no|has no)\b"
+    r"|(?:can't|cannot|couldn't|could not) (?:be )?(?:\w+ )?(?:right|correct|true|it|possible|valid|the)\b"
+    rf"|(?:(?:can be|must be|would be|should be|is|was|seems|looks|it|gets"
+    rf"|has been)(?: \w+)? )?(?:an? )?(?:{_REJECTION}|out)\b"
+    r"(?! of (?!the q)))",
     _FLAGS,
 )
-_AFTER_DENIED_LETTER = re.compile(
-    r"[)\].:]{0,2} (?:(?:is|was|would|can|could)(?:n't| ?not) (?:be )?(?:\w+ )?(?:right|correct|true|it|possible|valid"
-    r"|the (?:\w+ )?(?:answer|choice|option|one))\b|does(?:n't| not) (?:fit|match|work)\b"
-    r"|(?:is|was|seems|looks|can be)(?: \w+)? (?:wrong|incorrect|false|impossible|unlikely|excluded"
-    r"|eliminated|ruled out|out)\b(?! of (?!the q)))"
+_NOT_DENIED = re.compile(
+    r"\b(?:no|without(?: an?y?)?|beyond(?: an?y?)?) doubt\b|\bundoubtedly\b|\b(?:nothing|none|no other|no one)"
+    r"(?: (?:else|other))?,? (?:but|than|except)\b|(?:\bnot|n't|cannot|never) (?:\w+ )?anything (?:but|other than"
+    r"|except)\b"
+    r"|\b(?:could|can|may) only\b|\b(?:is not|isn't|not) (?:only|just|clear|obvious|easy|sure|certain)(?: but)?\b"
+    r"|\bat least\b",
+    _FLAGS,
 )
+"""Words of denial that deny nothing."""
+_REJECTED = re.compile(rf"\b{_REJECTION}", _FLAGS)
 _HEDGED_STATEMENT = re.compile(
     r"(?:\b(?:(?:could|might|may) be|possible|conceivable|plausible|unlikely|doubt|a chance)"
     r"|(?:\bnot|n't|\bwrong to) (?:think|believe|say(?:ing)?|sure|certain|clear))"
-    rf"(?: (?:that|if|whether))? (?:the |my )?(?:{_ADJECTIVE} )?$",
+    rf"(?: (?:that|if|whether))? (?:the |my )?(?:{_ADJECTIVE} )?$|\b{_REJECTION}(?: possible| likely)? $",
     _FLAGS,
 )
 REFUSAL = re.compile(
@@ -126,23 +144,69 @@ REFUSAL = re.compile(
     r"provide|decide|assist)\b|\b(?:hard|difficult|impossible) to (?:tell|say|determine)\b|\bnot enough information\b",
     _FLAGS,
 )
-HEDGE = re.compile(
-    r"\b(?:might|could|may|perhaps|maybe|possibl[ey]|conceivable|plausible|unlikely|doubt|chance|wrong|not|if|neither"
-    r"|nor|no|except|(?:any|every)thing but|all but)\b|n't\b",
+_HEDGE = re.compile(
+    r"\b(?:might|could|may|perhaps|maybe|possibl[ey]|conceivable|plausible|chance|not|cannot|never|if|neither"
+    rf"|nor|no|except|other than|any but|instead of|(?:any|every)thing but|all but|{_REJECTION})\b|n't\b",
     _FLAGS,
 )
+_AFFIRMATION = re.compile(
+    r"\b(?:is|are|was|be|looks?|appears?|seems?|match(?:es)?|fits?|shows?|mean[st]?|leads?|leaves|leaving|remains?"
+    r"|choos\w+|chose|pick\w*|select\w*|go(?:ing)?|say|think|believe|guess|suppose|conclude|answer\w*|stick|vote|opt"
+    r"|yes|so|th(?:us|en|erefore)|hence|definitely|certainly|clearly|surely|probably|likely|obviously|finally|my"
+    r"|doubt)\b"
+    r"|'s |[:=>]|^(?:the )?(?:option|choice|letter|object|point|box|region|image|picture|item|marker|label|in|at|on"
+    r"|with) $|[^\x00-\x7f]",
+    _FLAGS,
+)
+"""Words before a letter that may name it as the answer; "I skip (B)" has none."""
+_CLAUSE = re.compile(
+    r"[.!;\n](?!\w)|\?|,(?! (?:in my|i think|i believe|however|then|nor|or)\b)|[-–—:] "
+    r"|(?<!all )(?<!any )(?<!thing )(?<!none )\bbut\b|\b(?:because|since|so|although|though|whereas|while|hence"
+    r"|thus)\b",
+    _FLAGS,
+)
+_CAPITAL = r"\(?(?-i:[B-Z]|A(?! [a-z]))\b\)?"
+UNDECIDED = re.compile(
+    r"(?:\b(?:i|we)(?:'m| am|'re| are| was)? (?:\w+ )?(?:(?:can(?:no|')t|cannot|could(?:n't| not)|unable to|do(?:n't"
+    r"| not)"
+    r" know how to) (?:\w+ )?(?:decide|make up my mind|settle|commit|(?:choose|pick|select)(?= between| one| any"
+    r"|[.!]|$))"
+    r"|torn\b|lost\b|give up\b|on the fence\b|of two minds\b|in two minds\b|not decided\b)"
+    rf"|\bundecided\b|\b50[-/ ]50\b|\bfifty-fifty\b|\bor (?:is it |maybe )?{_CAPITAL}\?"
+    rf"|[.!?\n]\s{{0,2}}(?:hmm,? |well,? )?(?:or|maybe|perhaps|possibly)(?: (?:maybe|is it|it is|it's"
+    rf"|rather))? {_CAPITAL}"
+    r"|\bno choice can\b|\b(?:toss-?up|coin flip|coin toss|tie) between\b|\b(?:equally|just as) (?:likely|good"
+    r"|plausible|possible|right"
+    r"|correct|valid|well)\b|\bboth (?:\w+ )?(?:fit|work|match|possible|plausible|correct|right|apply)\b"
+    r"|(?:^|[.!?,\n] ?|\bbut )(?:i|we)(?:'m| am)? (?:really |honestly |just |simply )?(?:not (?:sure|certain)"
+    r"|do(?:n't| not) know"
+    r"|can(?:no|')t (?:tell|say|be sure|determine)|cannot (?:tell|say|be sure|determine))(?: (?:it|that|which"
+    r"|which one"
+    r"|either|anymore|after all|now|though))?(?=[.!]?\s{0,3}$)"
+    rf"|\b(?:or|then again|but|though|alternatively|sure|certain)\b,?(?: \w+){{0,3}}?,? (?:(?:it )?(?:may|might"
+    rf"|could)(?: also| well"
+    rf"| rather)? be|maybe|perhaps|possibly) (?:option |choice )?{_CAPITAL}"
+    rf"|\balternatively,? {_CAPITAL})"
+    r"(?:(?!\b(?:but|so|yet|still)\b)[^.!?\n]){0,60}[.!?)]{0,3}(?: not sure\.?| i give up\.?)?\s{0,3}$",
+    _FLAGS,
+)
+"""End of an answer that leaves the choice open, whatever was stated before it."""
+MAX_UNDECIDED_CHARS = 240
 WITHDRAWAL = re.compile(
     r"\b(?:wait|actually|hold on|let me (?:re)?(?:check|consider|think|examine|look)|on second thought|correction"
     r"|scratch that|(?<=\S )(?:no|sorry)(?=, \(?[A-Z]\)?[.!]?$))"
     r"\b[^.\n]{0,80}[.,:!\n](?=\s{0,4}\S)",
     _FLAGS,
 )
+OR_MAYBE = re.compile(r"\bor (?:maybe|perhaps|possibly|it may be|it might be|it could be)\b", _FLAGS)
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 _ORDINAL = re.compile(rf"\b({'|'.join(_ORDINALS)}) (?:option|choice|answer|alternative)\b", _FLAGS)
 _NUMBERED = re.compile(r"(?:(?:option|choice|answer|number)\s)?#?(\d)(?:[).:]\s.{0,200})?", _FLAGS | re.DOTALL)
 _JOINED = re.compile(
-    r"\s{0,2}(?:,\s?(?:and |or )?|/|&|\+|或者?|和|与|與|または|か|또는|\b(?:and|or|oder|und|ou|et|o|y|e|или"
-    r"|и)\b)\s{0,2}(?:option |choice )?" + _LETTER + r"(?!\s(?:is|are|was|does|has|would|fits?)\b)"
+    r"\s{0,2}(?:,\s?(?:and |or )?(?:maybe |perhaps |possibly )?|/|&|\+|或者?|和|与|與|または|か|또는"
+    r"|\b(?:and|or|oder|und|ou|et|o|y|e|или|и)\b)\s{0,2}(?:maybe |perhaps |possibly |also |even )?(?:option |choice )?"
+    + _LETTER
+    + r"(?!\s(?:is|are|was|does|has|would|fits?)\b)"
 )
 _REASON = re.compile(
     r"[\s,;:.(-]{0,4}(?:because|since|as|for|due to|given|not|rather than|instead of|explanation|reason(?:ing)?)\b",
@@ -161,7 +225,7 @@ _LABEL = re.compile(
 )
 _MARKED = re.compile(r"(?<![\w'])(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Z])(?=[).:]\s))")
 LETTER_IN_SENTENCE = re.compile(
-    r"^'?([A-Z])'?(?: it is)?[.!?]{0,3}$|^(?:[\w']{1,12},? ){0,4}'?([B-HJ-Z]|A(?=[.!?']{0,3}$))'?[.!?]{0,3}$|"
+    r"^'?([A-Z])'?(?: it is)?[.!]{0,3}$|^(?:[\w']{1,12},? ){0,4}'?([B-HJ-Z]|A(?=[.!']{0,3}$))'?[.!]{0,3}$|"
     r"\b(?:is|be|like|with|pick|point|box|object|region|image|picture|item|marker|location|position|label)\s"
     r"'?([A-Z])(?=\s{0,2}(?:[.,;!']|$)|\s(?:to me|because|since|as)\b)"
 )
@@ -190,7 +254,11 @@ def normalize(text: str) -> str:
 def statements(plain: str) -> list[str]:
     """Returns what is stated after each beginning of a statement, in the order of the text."""
     found = _STATEMENT.finditer(plain)
-    ends = [match.end() for match in found if not _HEDGED_STATEMENT.search(plain, match.start() - 50, match.start())]
+    ends = [
+        match.end()
+        for match in found
+        if not _HEDGED_STATEMENT.search(plain, match.start() - 50, match.start()) and not _REJECTED.search(match[0])
+    ]
     return [_without_fillers(plain[end : end + 400]) for end in ends[-50:]]
 
 
@@ -247,18 +315,28 @@ def marked_letters(plain: str, known: str) -> list[str]:
 
 
 def is_denied_letter(plain: str, known: str) -> bool:
-    """True where a marked letter is denied or only thought of: "it can't be (B)", "(B) is wrong", "maybe (B)"."""
+    """True where a marked letter is denied or only thought of: "I reject (B)", "(B) is wrong", "maybe (B)"."""
     return any(
-        _BEFORE_DENIED_LETTER.search(plain, max(0, match.start() - 60), match.start())
+        is_hedged(plain[max(0, match.start() - 200) : match.end() + 200], min(match.start(), 200))
         or _AFTER_DENIED_LETTER.match(plain, match.end())
         for match in _MARKED.finditer(plain)
         if (match[1] or match[2] or match[3]).upper() in known
     )
 
 
+def is_hedged(text: str, position: int) -> bool:
+    """True for the position of a letter in a clause that does not affirm it: it denies, rejects, doubts or asks."""
+    start = max((mark.end() for mark in _CLAUSE.finditer(text, 0, position)), default=0)
+    end = _CLAUSE.search(text, position + 1)
+    clause = _NOT_DENIED.sub(" ", text[start : end.start() if end else None])
+    before = text[start:position].strip(" (['")
+    is_affirmed = not before or _AFFIRMATION.search(f"{before} ") is not None
+    return not is_affirmed or _HEDGE.search(clause) is not None or bool(end and end[0] == "?")
+
+
 def is_denial(rest: str) -> bool:
     """True for a text that denies the letter before it: "is wrong", "doesn't fit"."""
-    return _AFTER_DENIED_LETTER.match(f" {rest}") is not None
+    return _AFTER_DENIED_LETTER.match(rest) is not None
 
 
 def gives_reason(rest: str) -> bool:
@@ -289,14 +367,18 @@ _IDIOMS = {
 }
 """Phrases in which the text of an option, the key, says nothing."""
 _AFTER_DENIAL = re.compile(
-    r"[\w' ]{0,20}\?|(?:[\w' ]{0,24}?) ?\b(?:is not|isn't|does not|doesn't|are not|aren't|do not|don't|is wrong"
+    rf"(?: (?:is|are|was|would be|must be|can be|seems))?(?: an?)? \b{_REJECTION}\b"
+    r"|[\w' ]{0,20}\?|(?:[\w' ]{0,24}?) ?\b(?:is not|isn't|does not|doesn't|are not|aren't|do not|don't|is wrong"
     r"|is incorrect|was not|wasn't|no longer|- no|(?:can be|is) (?:ruled out|excluded|eliminated|impossible))\b"
     r"|,? but (?:it|that) (?:is not|isn't)\b",
     _FLAGS,
 )
 _BEFORE_DENIAL = re.compile(
     r"(?:\b(?:not|no|never|neither|nor|without|cannot|rather than|instead of|unlike|than|opposed to"
-    r"|(?:any|every)thing but|all but|except)|n't)(?: \w+){0,2}(?: n?or(?: an?| the)?)? ?$",
+    r"|(?:any|every)thing but|all but|except)|n't)(?: \w+){0,2}(?: n?or(?: an?| the)?)? ?$"
+    rf"|\b{_REJECTION}(?: (?!but\b|so\b)[\w']+){{0,4}} ?$"
+    r"|(?:\b(?:not|never|cannot)|n't)(?: \w+)? (?:say|think|believe|claim|conclude|call|pick|choose|select|go with)"
+    r"(?: [\w']+){0,3} ?$",
     _FLAGS,
 )
 _LEAD_IN = re.compile(

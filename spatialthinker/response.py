@@ -11,16 +11,19 @@ from typing import Literal, NamedTuple
 
 from spatialthinker.answer_grammar import (
     BARE_LETTER,
-    HEDGE,
     LETTER_IN_SENTENCE,
     LETTERS,
+    MAX_UNDECIDED_CHARS,
+    OR_MAYBE,
     REFUSAL,
+    UNDECIDED,
     WITHDRAWAL,
     ascii_signs,
     gives_reason,
     is_denial,
     is_denied,
     is_denied_letter,
+    is_hedged,
     marked_letters,
     mentions,
     normalize,
@@ -198,9 +201,11 @@ def extract_choice(answer: str, options: Sequence[str]) -> Choice:
     if (index := reader.match_text(plain)) is not None:  # it may be a letter itself
         return reader.choice("text", index)
     withdrawals = list(WITHDRAWAL.finditer(plain))
-    if withdrawals and (choice := reader.read(plain[withdrawals[-1].end() :].strip())).letter is not None:
-        return choice
-    return reader.read(plain)
+    choice = reader.read(plain[withdrawals[-1].end() :].strip()) if withdrawals else _UNPARSED
+    if choice.letter is None:
+        choice = reader.read(plain)
+    is_open = choice.letter is not None and UNDECIDED.search(plain, max(0, len(plain) - MAX_UNDECIDED_CHARS))
+    return _CONFLICT if is_open else choice
 
 
 class _Reader:
@@ -240,6 +245,13 @@ class _Reader:
             found = [i for i, option in enumerate(self.texts) if without_lead(option) == bare and bare]
         return found[0] if len(found) == 1 else None
 
+    def denies(self, letter: str, rest: str) -> bool:
+        """True where what stands after a letter denies it, and is no option's own text, such as "not visible"."""
+        if not is_denial(rest):
+            return False
+        said, text = self.normal(rest), self.texts[self.known.index(letter)] if self.options else ""
+        return self.match_text(rest) is None and not (text and said.startswith(text))
+
     def read_statements(self, plain: str) -> Choice | None:
         """The last statement that names something."""
         for target in reversed(statements(plain)):
@@ -261,13 +273,17 @@ class _Reader:
             return _CONFLICT
         if letters:
             rest = split_label(target, self.known)[1] if split_label(target, self.known)[0] else target[1:]
+            if self.denies(letters[0], rest):
+                return None
             return self.with_text(letters[0], rest)
         if not self.options or REFUSAL.search(line):
             return None
         index = None if self.is_numeric else ordinal_index(line, len(self.options))
         if index is not None:
             return self.choice("text", index)
-        affirmed, _, _ = mentions(self.normal(line), self.options)
+        affirmed, denied, _ = mentions(self.normal(line), self.options)
+        if affirmed and denied and OR_MAYBE.search(line):
+            return _CONFLICT
         if len(affirmed) == 1:
             return self.choice("text", affirmed[0])
         leading = next((i for i in affirmed if self.normal(line).startswith(self.texts[i])), None)
@@ -296,9 +312,7 @@ class _Reader:
         lines = [*lines[:_LIST_LINES], *lines[-_LIST_LINES:]] if len(lines) > 2 * _LIST_LINES else lines
         labels = [split_label(line, self.known) for line in lines]
         labelled = [
-            (i, letter, rest)
-            for i, (letter, rest) in enumerate(labels)
-            if letter and (not is_denial(rest) or self.match_text(rest) is not None)
+            (i, letter, rest) for i, (letter, rest) in enumerate(labels) if letter and not self.denies(letter, rest)
         ]
         if not labelled:
             return None
@@ -328,6 +342,8 @@ class _Reader:
         return self._labelled(lines[-1], letter, rest)
 
     def _labelled(self, line: str, letter: str, rest: str) -> Choice | None:
+        if re.match(r"(?:maybe|perhaps|possibly)?\?", rest):
+            return None
         others = set(marked_letters(rest, self.known)) - {letter}
         if len(stated_letters(line, self.known)) > 1 or (others and not gives_reason(rest)):
             return _CONFLICT
@@ -357,7 +373,7 @@ class _Reader:
         affirmed, denied, rest = mentions(sentence, self.options)
         if REFUSAL.search(rest):
             return _UNPARSED
-        if denied and affirmed and sentence.startswith("not "):
+        if denied and affirmed and (sentence.startswith("not ") or OR_MAYBE.search(sentence)):
             return _CONFLICT
         if len(affirmed) == 1:
             return self.choice("text", affirmed[0])
@@ -382,9 +398,10 @@ class _Reader:
         return _CONFLICT
 
     def _letter_in_sentence(self, plain: str) -> Choice | None:
-        if len(plain) > 200 or REFUSAL.search(plain) or HEDGE.search(plain):
+        if len(plain) > 200 or REFUSAL.search(plain):
             return None
         if len(set(BARE_LETTER.findall(plain)) & set(self.known)) > 1:
             return _CONFLICT
-        found = {"".join(match) for match in LETTER_IN_SENTENCE.findall(plain)} & set(self.known)
+        named = [match for match in LETTER_IN_SENTENCE.finditer(plain) if not is_hedged(plain, match.end() - 1)]
+        found = {"".join(filter(None, match.groups())) for match in named} & set(self.known)
         return self.with_text(found.pop(), "") if len(found) == 1 else None

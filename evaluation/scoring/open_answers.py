@@ -73,17 +73,35 @@ _ALIASES = {"millimeter": "mm", "centimeter": "cm", "meter": "m", "kilometer": "
 _ALIASES |= {"centimetre": "cm", "metre": "m", "kilometre": "km", "inch": "in", "inches": "in", "foot": "ft"}
 _ALIASES |= {"feet": "ft", "yard": "yd", "mile": "mi", "second": "s", "sec": "s", "minute": "min", "hour": "h"}
 _ALIASES |= {"hr": "h", "day": "d", "gram": "g", "kilogram": "kg", "percent": "%", "degree": "deg", "°": "deg"}
-_UNIT = re.compile(r"\s{0,2}(?:\^\{?\\circ\}?|[%°]|[a-z]+)")
+_UNIT = re.compile(r"\s{0,2}(?!in [a-z])(?:\^\{?\\circ\}?|[%°]|[a-z]+)")
 _MATH = re.compile(r"\\(?:sqrt|d?frac|tfrac|pi|times|cdot|div)|(?<![a-z])[a-z](?![a-z'])|\^|\bsqrt\b|\bpi\b|√|π")
 _ROOTS = re.compile(r"\\sqrt|\\pi|[√π^]")
 _SIDE_WORDS = r"(?: (?:side|colou?r|direction|one|hand side|part|corner|in colou?r))?"
 
 
+_CURRENCIES = {"$": "dollars", "€": "euros", "£": "pounds"}
+_CURRENCY = re.compile(r"([$€£])\s?(\d[\d.,]*)(?![^$]*\$)")
+_COUNTED = re.compile(
+    r"[\s{]{0,3}(?:more )?(?:of )?(?:the |these |those |them |such )?((?:(?!(?:in|on|at|of|to|from|and|or|with|near"
+    r"|is|are|that"
+    r"|which|who|by|for|per|out|i|because|since|as|but|though|not|so|while|when|if)\b)[a-z][a-z'-]*\s?){1,4})"
+)
+_NOT_COUNTED = frozenset(
+    "in on at total all altogether wide long tall high deep away apart exactly only here there visible present "
+    "objects object things thing items item times pieces them these those answer option choice number count about "
+    "roughly around approximately is be total no the equals".split()
+)
+_LABEL = re.compile(r"(?:.{0,20}\bnumber of ([a-z' -]{1,40}?)|(?:the )?([a-z]+))\s?(?:is|are|:|=)?\s?")
+_PLURALS = {"people": "person", "men": "man", "women": "woman", "children": "child", "feet": "foot", "teeth": "tooth"}
+_PLURALS |= {"mice": "mouse", "geese": "goose", "knives": "knife", "shelves": "shelf", "leaves": "leaf"}
+
+
 class Number(NamedTuple):
-    """A number and its unit's short name, "" without one that is known."""
+    """A number, its unit's short name, "" without one that is known, and the words for what is counted."""
 
     value: float
     unit: str
+    counted: tuple[str, ...] = ()
 
 
 Outcome = tuple[Literal["number", "text", "unparsed"], bool]
@@ -111,7 +129,7 @@ def _read_number(text: str) -> Number | None:
     """Return the number that a text is, as an expression without unknowns, or that it states."""
     if is_denied(text.lower()):
         return None
-    if (sides := _parse_expression(text)) is not None:
+    if not _CURRENCY.search(text[:4000]) and (sides := _parse_expression(text)) is not None:
         try:
             first, second = (_evaluate(sides[-1], point) for point in (0, 1))
         except (ValueError, ArithmeticError, RecursionError):
@@ -156,12 +174,12 @@ def parse_quantity(text: str) -> Number | None:
     Where a calculation or a conclusion is written out, its result counts: "1 + 2 = 3", "... so 0".
     """
     plain = re.sub(r"\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\}", r"\1/\2", text[:4000].lower())
-    plain = _plain_math(plain)
+    plain = _plain_math(_CURRENCY.sub(lambda match: f"{match[2]} {_CURRENCIES[match[1]]}", plain))
     if results := list(_RESULT.finditer(plain)):
         tail = plain[results[-1].end() :]
         plain = tail if _NUMBER_IN.search(tail) or _WORD.search(tail) else plain
-    if _NO_THING.fullmatch(plain.strip(" .")):
-        return Number(0.0, "")
+    if _NO_THING.fullmatch(none := plain.strip(" .")):
+        return Number(0.0, "", _find_counted(none, *re.search(r"\b(?:no|zero|any)\b", none).span()))  # type: ignore
     plain = _DENIED.sub(
         "", re.sub(r"\ban? (\w+) and a half\b", r"1.5 \1", plain.replace("-and-a-half", " and a half"))
     )
@@ -182,7 +200,41 @@ def parse_quantity(text: str) -> Number | None:
     unit = _UNIT.match(plain, match.end())
     if re.match(r"[a-z](?![a-z])", plain[match.end() :]) and not _unit_name(plain[match.end()]):
         return None  # 5x
-    return Number(value or 0.0, _unit_name(unit[0].strip()) if unit else "")
+    name = _unit_name(unit[0].strip()) if unit else ""
+    return Number(value or 0.0, name, () if name else _find_counted(plain, *match.span()))
+
+
+def _find_counted(text: str, start: int, end: int) -> tuple[str, ...]:
+    """Return the words for what the number between these positions counts, the noun last; () where none are said."""
+    after = _COUNTED.match(text, end)
+    words = [word for word in (after[1].split() if after else ()) if word not in _NOT_COUNTED]
+    if not words and (label := _LABEL.fullmatch(text[:start].strip())):  # "number of dogs: 2", "image 2"
+        words = [word for word in (label[1] or label[2]).split() if word not in _NOT_COUNTED]
+    return tuple(_singular(word) for word in words)
+
+
+def _singular(word: str) -> str:
+    if word in _PLURALS:
+        return _PLURALS[word]
+    word = re.sub(r"ies$", "y", word)
+    return re.sub(r"(?<=[sxz])es$|(?<=[cs]h)es$|(?<![su])s$", "", word)
+
+
+def _is_same_kind(found: Number, wanted: Number) -> bool:
+    """False where both say what they count and it differs: two cats are not two dogs, 5 people no 5 m.
+
+    Abbreviations, which have no vowel, are not compared.
+    """
+    a, b = (number.counted or ((number.unit,) if number.unit else ()) for number in (found, wanted))
+    if not a or not b or (found.unit and wanted.unit):
+        return True
+    if {a[-1], b[-1]} == {"am", "pm"}:
+        return False
+    is_abbreviated = any(
+        number.counted and not re.search(r"[aeiouy]", number.counted[-1]) for number in (found, wanted)
+    )
+    is_disjoint = a[-1] == b[-1] and a[:-1] and b[:-1] and not set(a[:-1]) & set(b[:-1])  # red chairs, blue chairs
+    return is_abbreviated or ((a[-1] in b or b[-1] in a) and not is_disjoint)  # "3 people sitting" are 3 people
 
 
 def _part(match: re.Match[str]) -> str:
@@ -224,8 +276,13 @@ def _unit_name(text: str) -> str:
 
 
 def _is_same_number(found: Number, wanted: Number, decimals: int | None) -> bool:
-    """True for equal numbers; units count where both are known: 100 cm are 1 m, and 10 cm are not 10 m."""
+    """True for equal numbers; units count where both are known: 100 cm are 1 m, and 10 cm are not 10 m.
+
+    What is counted counts, too, where both say it.
+    """
     value, true = found.value, wanted.value
+    if not _is_same_kind(found, wanted):
+        return False
     if found.unit and wanted.unit:
         (kind, scale), (true_kind, true_scale) = _UNITS[found.unit], _UNITS[wanted.unit]
         if kind != true_kind:

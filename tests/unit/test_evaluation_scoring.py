@@ -172,9 +172,12 @@ def test_open_answers(reference, answer, kind, is_correct):
 
 
 def test_numbers():
-    assert parse_quantity("-2.5") == (-2.5, "")
-    assert parse_quantity("1e3") == (1000, "")
-    assert parse_quantity("1,250.5 metres") == (1250.5, "m")
-    assert parse_quantity("1 1/2") == (1.5, "")
+    assert parse_quantity("-2.5") == (-2.5, "", ())
+    assert parse_quantity("1e3") == (1000, "", ())
+    assert parse_quantity("1,250.5 metres") == (1250.5, "m", ())
+    assert parse_quantity("1 1/2") == (1.5, "", ())
+    assert parse_quantity("two red dogs") == (2, "", ("red", "dog"))
+    assert parse_quantity("number of boxes: 3") == (3, "", ("box",))
+    assert parse_quantity("no children") == (0, "", ("child",))
     for text in ("many", "3 or 4", "2-3", "between 2 and 4", "1, 2, 3", "1/0"):
         assert parse_quantity(text) is None, text
