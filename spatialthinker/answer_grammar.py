@@ -352,6 +352,18 @@ def ordinal_index(plain: str, num_options: int) -> int | None:
     return index if len(found) == 1 and 0 <= (index := found.pop()) < num_options else None
 
 
+_PLURALS = {"people": "person", "men": "man", "women": "woman", "children": "child", "feet": "foot", "teeth": "tooth"}
+_PLURALS |= {"mice": "mouse", "geese": "goose", "knives": "knife", "shelves": "shelf", "leaves": "leaf"}
+
+
+def singular(word: str) -> str:
+    """Returns the singular of a noun, by the regular endings and a few others."""
+    if word in _PLURALS:
+        return _PLURALS[word]
+    word = re.sub(r"ies$", "y", word)
+    return re.sub(r"(?<=[sxz])es$|(?<=[cs]h)es$|(?<![su])s$", "", word)
+
+
 _DENIED_LIST = re.compile(
     r"(?:\b(?:not|neither|no|without)|n't) [\w' -]{1,40}?"
     r"(?:,(?! (?:it|this|that|there|but|so|rather|i)\b) [\w' -]{1,40}?){0,6},? n?or (?!not\b)",

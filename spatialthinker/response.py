@@ -60,8 +60,8 @@ _ENDS_OF_TURN = re.compile(r"<\|(?:im_end|endoftext|eot_id|end|return)\|>|</s>|<
 _MAX_RESPONSE_CHARS = 200_000
 """Longer responses are read at their beginning and their end, half of this each."""
 _LIST_LINES = 60
-_NUMBER_WORDS: tuple[str, ...] = tuple("zero one two three four five six seven eight nine ten eleven twelve".split())
-_NUMBER_WORD = re.compile(rf"(?<![\w-])({'|'.join(_NUMBER_WORDS)})(?![\w-])", re.IGNORECASE)
+NUMBER_WORDS: tuple[str, ...] = tuple("zero one two three four five six seven eight nine ten eleven twelve".split())
+_NUMBER_WORD = re.compile(rf"(?<![\w-])({'|'.join(NUMBER_WORDS)})(?![\w-])", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\n|(?<=[.!?])\s(?!\w{1,12}\s{0,2}$)")
 _CLAUSE_END = re.compile(r"[:;.!?](?:\s|$)")
 _NONE_OPTION = re.compile(r"(?:none|neither)\b.*", re.IGNORECASE)
@@ -231,7 +231,7 @@ class _Reader:
         """Returns a normalized text, its numbers as digits among numbers."""
         text = normalize(text)
         if self.is_numeric:
-            text = _NUMBER_WORD.sub(lambda match: str(_NUMBER_WORDS.index(match[0])), text)
+            text = _NUMBER_WORD.sub(lambda match: str(NUMBER_WORDS.index(match[0])), text)
         return text
 
     def match_text(self, text: str) -> int | None:

@@ -16,6 +16,7 @@ from spatialthinker.answer_grammar import (
     is_denied,
     normalize,
     plain_text,
+    singular,
     split_label,
     statements,
     without_lead,
@@ -92,8 +93,6 @@ _NOT_COUNTED = frozenset(
     "roughly around approximately is be total no the equals".split()
 )
 _LABEL = re.compile(r"(?:.{0,20}\bnumber of ([a-z' -]{1,40}?)|(?:the )?([a-z]+))\s?(?:is|are|:|=)?\s?")
-_PLURALS = {"people": "person", "men": "man", "women": "woman", "children": "child", "feet": "foot", "teeth": "tooth"}
-_PLURALS |= {"mice": "mouse", "geese": "goose", "knives": "knife", "shelves": "shelf", "leaves": "leaf"}
 
 
 class Number(NamedTuple):
@@ -210,14 +209,7 @@ def _find_counted(text: str, start: int, end: int) -> tuple[str, ...]:
     words = [word for word in (after[1].split() if after else ()) if word not in _NOT_COUNTED]
     if not words and (label := _LABEL.fullmatch(text[:start].strip())):  # "number of dogs: 2", "image 2"
         words = [word for word in (label[1] or label[2]).split() if word not in _NOT_COUNTED]
-    return tuple(_singular(word) for word in words)
-
-
-def _singular(word: str) -> str:
-    if word in _PLURALS:
-        return _PLURALS[word]
-    word = re.sub(r"ies$", "y", word)
-    return re.sub(r"(?<=[sxz])es$|(?<=[cs]h)es$|(?<![su])s$", "", word)
+    return tuple(singular(word) for word in words)
 
 
 def _is_same_kind(found: Number, wanted: Number) -> bool:
