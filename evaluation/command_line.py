@@ -107,6 +107,12 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
         help="openai:NAME, anthropic:NAME or a local text model: reads what the rules could not, reported apart",
     )
     add("--extractor_url", metavar="URL", help="server of an extractor that speaks the provider's language")
+    add(
+        "--faithfulness",
+        action="store_true",
+        help="also how often answers follow from the model's own scene, and the accuracy with blank images and, where "
+        "the data has it, with the true scene: up to two more answers an item",
+    )
     add("--concurrency", type=positive, default=32, help="questions under way at an API at a time (default: 32)")
     add("--base_url", help="server that speaks the provider's language, such as a vLLM server")
     add(

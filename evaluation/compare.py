@@ -60,15 +60,14 @@ def choose_published(names: str | None, models: "Sequence[Model]") -> list[str]:
 
 def format_markdown(comparison: Mapping[str, Any]) -> str:
     """Return the table in percent. A difference is bold where its adjusted p-value is below SIGNIFICANT."""
-    from evaluation.reports.comparison import fill_rows
+    from evaluation.reports.comparison import FAITHFULNESS_NOTE, fill_faithfulness, fill_rows
 
     labels, baseline = list(comparison["models"]), comparison["baseline"]
     others = [label for label in labels if label != baseline]
     header = ["benchmark", *labels, *(f"{label} - baseline" for label in others)]
     header += [f"{name} (paper)" for name in comparison["published"]]
     rows = fill_rows(comparison, _accuracy_cell, _difference_cell, lambda share: f"{100 * share:.1f}")
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    table = _write_table(header, rows)
     notes = ["Accuracy in % of the answered items with its 95 % Wilson interval."]
     if others:
         notes.append(
@@ -81,7 +80,15 @@ def format_markdown(comparison: Mapping[str, Any]) -> str:
             "The paper's figures were graded by the released parser and answered under its released prompt; "
             "the prompt here is worded otherwise."
         )
-    return f"{table}\n\n{' '.join(notes)}\n"
+    text = f"{table}\n\n{' '.join(notes)}\n"
+    if found := fill_faithfulness(comparison, _accuracy_cell):
+        text += f"\n{_write_table(['faithfulness', *labels], found)}\n\n{FAITHFULNESS_NOTE}\n"
+    return text
+
+
+def _write_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def _accuracy_cell(facts: Mapping[str, Any]) -> str:

@@ -12,8 +12,8 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 DENSE_REWARD = "spatial_sgg"
 UNGRADED = "ungraded"
 """Kind of an answer whose grading failed; a later run grades it again and asks nothing."""
+PASSES = ("blank", "true_scene")
+"""Further passes of --faithfulness over the questions, each with a journal NAME.PASS.jsonl of its own."""
 ENGINE_PACKAGES = ("torch", "torchvision", "torchaudio", "torchcodec", "transformers", "datasets")
 
 
@@ -151,6 +153,15 @@ class Job:
     """Items without an answer."""
     ungraded: "list[Sample]"
     """Items with an answer that could not be graded."""
+    batch_file: str
+    """File of the submitted batches, for --batch_api."""
+    passes: "dict[str, Job]" = field(default_factory=dict)
+    """The same questions with something exchanged, by the name of the pass."""
+
+
+def with_passes(jobs: Iterable[Job]) -> Iterator[Job]:
+    """Return the jobs, each followed by its further passes."""
+    return (each for job in jobs for each in (job, *job.passes.values()))
 
 
 def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None]":
@@ -164,20 +175,20 @@ def prepare(args: argparse.Namespace) -> "tuple[list[Job], Backend | None]":
     if args.provider in LOCAL_PROVIDERS:
         check_versions(*ENGINE_PACKAGES, *(["vllm"] if args.provider == "vllm" else []))
     jobs = [prepare_dataset(args, dataset) for dataset in args.dataset]
-    for job in jobs:
+    for job in with_passes(jobs):
         if len(job.missing) < len(job.samples):
             print(
                 f"{len(job.samples) - len(job.missing)} of {len(job.samples)} items are in {job.journal.path} already"
             )
-    unanswered = [job for job in jobs if job.missing]
+    unanswered = [job for job in with_passes(jobs) if job.missing]
     Reserve(locate_output(args, args.dataset[0], ".jsonl").parent).give_up()
     return jobs, load_backend(args, unanswered) if unanswered else None
 
 
 def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
     """Return the job of one data set, its rows read and checked."""
+    from evaluation.benchmarks.interventions import blank_images, true_scene
     from evaluation.benchmarks.samples import load_samples, select_samples
-    from evaluation.journal import AnswerJournal
 
     benchmark = BENCHMARKS[dataset]
     if args.revision:
@@ -186,19 +197,28 @@ def prepare_dataset(args: argparse.Namespace, dataset: str) -> Job:
     settings = collect_settings(args, dataset, every)
     samples = select_samples(every, benchmark, args.seed, args.num_samples, args.limit_per_task)
     sizes = {name: Counter(sample.groups[name] for sample in every) for name in benchmark.groupings}
-    journal = AnswerJournal(locate_output(args, dataset, ".jsonl"), settings, args.resume or args.batch_api)
+    job = Job(dataset, benchmark, samples, settings, sizes, *open_journal(args, dataset, "", samples, settings))
+    exchanged = {"blank": [blank_images(sample) for sample in samples] if args.faithfulness else []}
+    exchanged["true_scene"] = [s for s in samples if true_scene(s) is not None] if args.faithfulness else []
+    for name in (name for name in PASSES if exchanged[name]):
+        own = settings | {"pass": name}
+        opened = open_journal(args, dataset, f".{name}", exchanged[name], own)
+        job.passes[name] = Job(dataset, benchmark, exchanged[name], own, sizes, *opened)
+    return job
+
+
+def open_journal(
+    args: argparse.Namespace, dataset: str, suffix: str, samples: "list[Sample]", settings: dict[str, Any]
+) -> "tuple[AnswerJournal, list[Sample], list[Sample], str]":
+    """Return the journal, the items without an answer, those whose answer is not graded, the file of batches."""
+    from evaluation.journal import AnswerJournal
+
+    path = locate_output(args, dataset, f"{suffix}.jsonl")
+    journal = AnswerJournal(path, settings, args.resume or args.batch_api)
     ungraded = {name for name, record in journal.records.items() if record.kind == UNGRADED}
     missing = [sample for sample in samples if not journal.is_answered(sample.id) and sample.id not in ungraded]
-    return Job(
-        dataset,
-        benchmark,
-        samples,
-        settings,
-        sizes,
-        journal,
-        missing,
-        [sample for sample in samples if sample.id in ungraded],
-    )
+    batch_file = str(locate_output(args, dataset, f"{suffix}.batch.json"))
+    return journal, missing, [sample for sample in samples if sample.id in ungraded], batch_file
 
 
 def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
@@ -219,7 +239,7 @@ def load_backend(args: argparse.Namespace, jobs: list[Job]) -> "Backend":
         images_per_prompt=max(job.benchmark.images_per_item for job in jobs),
         concurrency=args.concurrency,
         base_url=args.base_url,
-        batch_file=str(locate_output(args, jobs[0].dataset, ".batch.json")) if args.batch_api else None,
+        batch_file=jobs[0].batch_file if args.batch_api else None,
         tensor_parallel_size=args.tensor_parallel_size,
         num_items=sum(len(job.missing) for job in jobs),
         ray_address=args.ray_address or "local",
@@ -241,10 +261,51 @@ def answer_and_summarize(
     opinions: Path,
     stop: StopSignal,
 ) -> "tuple[list[Record], dict[str, Any]]":
-    """Request missing answers, each written to the journal at once; return records and summary."""
+    """Request missing answers, further passes too; return records and summary."""
+    from evaluation.reports.faithfulness import measure_faithfulness
+    from evaluation.reports.summary import summarize
+
+    records = request_answers(job, backend, stop)
+    facts = faithfulness = None
+    if extractor is not None:
+        pairs = zip(job.samples, records, strict=True)
+        with stop.asking(extractor.stop):
+            facts = extractor.read([pair for pair in pairs if pair[1].status == "ok"], opinions)
+        if stop.signum is not None:
+            raise Stopped
+    if job.passes:
+        passes = run_passes(job, records, backend, stop)
+        faithfulness = measure_faithfulness(list(zip(job.samples, records, strict=True)), passes)
+    settings = job.settings | {"prompt_digest": digest_template(job.settings["template"])}
+    return records, summarize(records, settings, job.group_sizes, facts, job.benchmark.rule, faithfulness)
+
+
+def run_passes(
+    job: Job, records: "list[Record]", backend: "Backend | None", stop: StopSignal
+) -> "dict[str, list[Record]]":
+    """Request the answers of the further passes, after a line on their price; return their records."""
+    from evaluation.benchmarks.interventions import give_scene
+
+    if missing := sum(len(each.missing) for each in job.passes.values()):
+        mean = sum(record.cost_usd for record in records) / len(records)
+        price = f", about {missing * mean:.4f} dollars by the mean of those before" if mean else ""
+        print(f"{job.dataset}: {missing} further answers for {', '.join(job.passes)}{price}", flush=True)
+    responses = {record.id: record.reasoning for record in records}
+    found = {}
+    for name, each in job.passes.items():
+        if name == "true_scene":
+            each = replace(each, missing=[give_scene(sample, responses[sample.id]) for sample in each.missing])
+        found[name] = request_answers(each, backend, stop)
+        for record in found[name]:
+            if record.status == "error":
+                complain(f"pass {name}: {record.error}")
+    return found
+
+
+def request_answers(job: Job, backend: "Backend | None", stop: StopSignal) -> "list[Record]":
+    """Request missing answers, each written to the journal at once; return the records of all items."""
     from evaluation.engines.answering import journal_answers
     from evaluation.engines.local import Answer
-    from evaluation.reports.summary import summarize
 
     def mark(sample: "Sample", answer: "Answer") -> "Record":
         return grade(sample, answer, job.benchmark, job.settings["scoring"])
@@ -257,17 +318,10 @@ def answer_and_summarize(
             if (record := mark(sample, answer)).status == "ok":
                 journal.add(record)
         if backend is not None and job.missing:
+            if getattr(backend, "batch_file", None) is not None:
+                vars(backend)["batch_file"] = job.batch_file
             journal_answers(job.missing, backend, journal, mark, stop)
-    records = [journal.records[sample.id] for sample in job.samples]
-    facts = None
-    if extractor is not None:
-        pairs = zip(job.samples, records, strict=True)
-        with stop.asking(extractor.stop):
-            facts = extractor.read([pair for pair in pairs if pair[1].status == "ok"], opinions)
-        if stop.signum is not None:
-            raise Stopped
-    settings = job.settings | {"prompt_digest": digest_template(job.settings["template"])}
-    return records, summarize(records, settings, job.group_sizes, facts, job.benchmark.rule)
+    return [journal.records[sample.id] for sample in job.samples]
 
 
 def run(
@@ -305,7 +359,13 @@ def run(
                 line: [record for member in members for record in answered[member]] for line, members in lines.items()
             }
             print(f"\n{format_suite(name, {line: (rules[line], pooled[line]) for line in lines})}")
-    return 2 if any(summary["errors"] for summary in summaries.values()) else 0
+    return 2 if any(summary["errors"] or has_pass_errors(summary) for summary in summaries.values()) else 0
+
+
+def has_pass_errors(summary: dict[str, Any]) -> bool:
+    """True where an item of a further pass ended in an error."""
+    found = summary["faithfulness"] or {}
+    return any(found[name]["errors"] for name in PASSES if name in found)
 
 
 def write_outputs(
@@ -391,7 +451,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def name_journals(jobs: list[Job]) -> str:
     """Return a sentence on where the answers of an unfinished run are; "" where there are none."""
-    paths = [str(job.journal.path) for job in jobs if job.journal.records]
+    paths = [str(job.journal.path) for job in with_passes(jobs) if job.journal.records]
     return f"\nwhat was answered is in {', '.join(paths)}; go on with --resume" if paths else ""
 
 

@@ -356,7 +356,7 @@ class _Scene:
         return frozenset(found | {PREDICATES[name].inverse for name in turned} - {""})
 
     def holds(self, name: str, a: SceneObject, b: SceneObject) -> bool | None:
-        """Return the truth of a predicate; None where it is open, or where the scene contradicts itself on the pair."""
+        """Return the truth of a predicate; None where it is open or the scene contradicts itself on the pair."""
         row, stated = PREDICATES[name], self.state(a, b)
         if any(_is_contradicted(other, stated, a.box, b.box) for other in stated):
             return None

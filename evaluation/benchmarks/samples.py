@@ -71,6 +71,8 @@ class Sample:
     """Values of the row that the benchmark's own rule needs."""
     read_mask: Callable[[], bytes] | None = None
     """Return the file of the mask in which points must lie, where the benchmark has one."""
+    prefix: str = ""
+    """Beginning of the reply that is given to the model."""
 
     def grade(self, text: str, finish_reason: str | None = None) -> Grade:
         """Return the grade of a complete model text."""
@@ -93,6 +95,8 @@ class Request:
     images: "list[Image.Image]"
     encoded: list[bytes]
     """The images' files, for those who send them on as they are."""
+    prefix: str = ""
+    """Beginning of the reply that is given."""
 
 
 def build_request(sample: Sample, template: str) -> Request:
@@ -122,7 +126,7 @@ def _build_request(sample: Sample, template: str) -> Request:
         raise ValueError(f"item {sample.id}: its prompt has {marks} image marks for {len(images)} images")
     if marks == 0:
         prompt = IMAGE_MARK * len(images) + prompt
-    return Request(prompt, images, encoded)
+    return Request(prompt, images, encoded, sample.prefix)
 
 
 def load_samples(

@@ -28,6 +28,9 @@ from spatialthinker.storage.files import write_json
 MAX_SAME_ERRORS = 10
 """Consecutive errors of one kind that end the run."""
 
+_GO_ON = "The beginning of your reply is given. Repeat it word for word and go on from there:"
+"""Request for a reply with a given beginning: not every API takes a part of the model's own turn."""
+
 MAX_BATCH_BYTES = 90_000_000
 MAX_BATCH_ITEMS = 10_000
 """Below what both providers accept: 200 MB and 50,000 requests, 256 MB and 100,000."""
@@ -40,6 +43,8 @@ def make_request(sample: Sample, options: ModelOptions) -> tuple[str, ApiRequest
     """
     request = build_request(sample, options.template)
     text = request.prompt.replace(IMAGE_MARK, "").strip()
+    if request.prefix:
+        text = f"{text}\n\n{_GO_ON}\n{request.prefix}"
     images = tuple(request.encoded)  # made upright and small enough where they are sent
     return request.prompt, ApiRequest(text, images, max_tokens=options.max_tokens, temperature=options.temperature)
 
@@ -70,6 +75,7 @@ class ApiBackend:
         self.api: Api = self._connect()  # a missing key is said at once
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopped = False
+        self.batch_file = options.batch_file
 
     def stop(self) -> None:
         """End retries; requests under way are waited for."""
@@ -86,8 +92,8 @@ class ApiBackend:
             self._loop = runner.get_loop()
             self.api = self._connect()  # a client keeps to one loop, and a run has one for each data set
             try:
-                if self.options.batch_file is not None:
-                    yield from self._use_batches(runner, list(samples), Path(self.options.batch_file))
+                if self.batch_file is not None:
+                    yield from self._use_batches(runner, list(samples), Path(self.batch_file))
                 else:
                     yield from self._ask_all(runner, iter(samples))
             except OutageFault as error:  # of a batch: an item's own is its answer

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import batched, islice
 from typing import Any, Protocol
@@ -98,7 +98,10 @@ def load_processor(options: ModelOptions) -> Any:
 
 
 def render_chat(processor: Any, request: Request) -> str:
-    """Return the chat text of one user turn, every image mark replaced by the model's own placeholder."""
+    """Return the chat text of one user turn, every image mark replaced by the model's own placeholder.
+
+    The beginning of the reply follows where it is given.
+    """
     content: list[dict[str, str]] = []
     for piece in re.split(f"({re.escape(IMAGE_MARK)})", request.prompt):
         if piece == IMAGE_MARK:
@@ -106,7 +109,7 @@ def render_chat(processor: Any, request: Request) -> str:
         elif piece:
             content.append({"type": "text", "text": piece})
     messages = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + request.prefix
 
 
 class HuggingFaceBackend:
@@ -185,7 +188,7 @@ class HuggingFaceBackend:
             answers.append(
                 Answer(
                     prompt=request.prompt,
-                    text=text,
+                    text=request.prefix + text,
                     finish_reason="stop" if len(stops) else "length",
                     prompt_tokens=int(inputs["attention_mask"][index].sum()),
                     response_tokens=int(stops[0]) + 1 if len(stops) else responses.shape[1],
@@ -270,7 +273,8 @@ class VllmBackend:
                         yield sample, item_error(sample, error)
                 for output in engine.step() if in_flight else ():
                     sample, prompt, sent = in_flight.pop(output.request_id)
-                    yield sample, self._read(output, prompt, time.monotonic() - sent)
+                    answer = self._read(output, prompt, time.monotonic() - sent)
+                    yield sample, replace(answer, text=sample.prefix + answer.text)
         finally:
             pool.shutdown(cancel_futures=True)
 

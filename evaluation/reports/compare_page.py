@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.journal import Record
-from evaluation.reports.comparison import Model, fill_rows
+from evaluation.reports.comparison import FAITHFULNESS_NOTE, Model, fill_faithfulness, fill_rows
+from evaluation.reports.faithfulness import lead
 from spatialthinker.prompts import IMAGE_MARK
 from spatialthinker.response import LETTERS, parse_response
 from spatialthinker.scene_graph import SceneGraph, parse_scene
@@ -98,6 +99,8 @@ def build_page(
         header=[*header, *(f"{model} (paper)" for model in comparison["published"])],
         rows=fill_rows(comparison, _accuracy_cell, _difference_cell, "{:.1%}".format),
         figure_png=figure_png,
+        faithfulness=fill_faithfulness(comparison, _accuracy_cell),
+        faithfulness_note=FAITHFULNESS_NOTE,
         items=[_describe(item, labels, f"image{number}") for number, item in enumerate(items)],
         total=total,
         filters=filters,
@@ -123,7 +126,10 @@ def _describe(item: Item, labels: Sequence[str], name: str) -> dict[str, Any]:
     for label, record in zip(labels, item.records, strict=True):
         predicted = _scene(record.reasoning if record else None)
         overlay = lay_out(size, predicted, reference) if images and predicted else None
-        answers.append((label, record, predicted, overlay))
+        led = lead(predicted, item.sample) if predicted and item.sample else None
+        answers.append(
+            (label, record, predicted, overlay, None if led is None or led.index is None else LETTERS[led.index])
+        )
     return vars(item) | {
         "task": item.any_record.task or "",
         "verdicts": item.verdicts,

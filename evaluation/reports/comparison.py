@@ -4,6 +4,7 @@ A model is what the runs of one set of settings have in common; it holds one run
 compared on the items that both answered.
 """
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.journal import Record, read_journal
+from evaluation.reports.faithfulness import ROWS as FAITHFULNESS
+from evaluation.reports.intervals import wilson_interval
 from evaluation.reports.published import PUBLISHED
-from evaluation.reports.summary import PARSE_FAILURES, name_cluster, wilson_interval
+from evaluation.reports.summary import PARSE_FAILURES, name_cluster
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +24,13 @@ if TYPE_CHECKING:
 RESAMPLES = 10_000
 PERCENTILES = (2.5, 97.5)
 _DATA_SETTINGS = frozenset({"dataset", "data_fingerprint", "data_path", "split", "revision"})
-_ENDINGS = (".jsonl", ".summary.json", ".summary.md", ".json")
+FAITHFULNESS_NOTE = (
+    "Answers that follow: in % of the questions that the model's own scene decides by its boxes and relations. "
+    "95 % Wilson intervals."
+)
+_BESIDE = (".extractor.jsonl", ".blank.jsonl", ".true_scene.jsonl")
+"""Endings of journals that lie beside a run's own."""
+_ENDINGS = (*_BESIDE, ".jsonl", ".summary.json", ".summary.md", ".json")
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class AnsweredRun:
     records: dict[str, Record]
     """The answered items."""
     errors: int
+    faithfulness: dict[str, Any] | None = None
+    """Figures of --faithfulness in the run's summary."""
 
     @property
     def benchmark(self) -> str:
@@ -57,7 +68,7 @@ def find_journals(names: Iterable[str]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            journals = sorted(path.glob("*.jsonl"))
+            journals = sorted(each for each in path.glob("*.jsonl") if not each.name.endswith(_BESIDE))
         else:
             ending = next((ending for ending in _ENDINGS if path.name.endswith(ending)), "")
             journal = path.with_name(path.name.removesuffix(ending) + ".jsonl")
@@ -76,7 +87,22 @@ def read_run(path: Path) -> AnsweredRun:
     answered = {item_id: record for item_id, record in records.items() if record.status == "ok"}
     if not answered:
         raise ValueError(f"{path}: none of its {len(records)} items has an answer")
-    return AnsweredRun(path, settings, answered, len(records) - len(answered))
+    return AnsweredRun(path, settings, answered, len(records) - len(answered), _read_faithfulness(path))
+
+
+def _read_faithfulness(journal: Path) -> dict[str, Any] | None:
+    """Return the figures of --faithfulness in the summary beside a journal, None without them.
+
+    Errors: ValueError for a summary that is damaged.
+    """
+    path = journal.with_name(journal.name.removesuffix(".jsonl") + ".summary.json")
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_bytes()).get("faithfulness")
+        return found and {name: found[name] for name in FAITHFULNESS if name in found}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({error}); evaluate again with --resume to write it") from None
 
 
 def group_models(runs: Sequence[AnsweredRun]) -> list[Model]:
@@ -258,8 +284,31 @@ def compare_models(models: Sequence[Model], published: Sequence[str] = ()) -> di
         },
         "published": list(published),
         "benchmarks": rows,
+        "faithfulness": _list_faithfulness(models, benchmarks),
         "average": _average(models, rows, published),
     }
+
+
+def _list_faithfulness(models: Sequence[Model], benchmarks: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return benchmark and figure of --faithfulness -> model -> its share and interval."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in benchmarks:
+        for model in models:
+            figures = (model.runs[name].faithfulness if name in model.runs else None) or {}
+            for key, figure in figures.items():
+                found.setdefault(f"{name}: {FAITHFULNESS[key]}", {})[model.label] = {
+                    "n": figure["n"],
+                    "accuracy": figure["accuracy"],
+                    "low": figure["accuracy_low"],
+                    "high": figure["accuracy_high"],
+                }
+    return found
+
+
+def fill_faithfulness(comparison: Mapping[str, Any], write: Callable[[Mapping[str, Any]], str]) -> list[list[str]]:
+    """Return the rows of the table of --faithfulness: a figure, then each model's cell."""
+    rows = comparison["faithfulness"].items()
+    return [[name, *(write(row[m]) if m in row else "" for m in comparison["models"])] for name, row in rows]
 
 
 def fill_rows(

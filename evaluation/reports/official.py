@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evaluation.journal import Record
+from evaluation.reports.intervals import Z_95
 
-Z_95 = 1.959963984540054  # standard normal quantile of a two-sided 95 % interval
 BOX_THRESHOLDS = (0.5, 0.75, 0.9)
 
 

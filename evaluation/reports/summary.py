@@ -6,34 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.journal import Record
-from evaluation.reports.official import RULES, Z_95, measure
+from evaluation.reports.faithfulness import ROWS
+from evaluation.reports.intervals import mean_interval, proportion
+from evaluation.reports.official import RULES, measure
 from evaluation.scoring.strict import PARSE_FAILURES
 from spatialthinker.plain_text import printable
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion; (0, 1) without trials.
-
-    centre = (p + z^2 / 2n) / (1 + z^2 / n), half width = z / (1 + z^2 / n) sqrt(p (1 - p) / n + z^2 / 4n^2)
-    https://doi.org/10.1080/01621459.1927.10502953
-    """
-    if trials == 0:
-        return 0.0, 1.0
-    p, z = successes / trials, Z_95
-    scale = 1 + z * z / trials
-    centre = (p + z * z / (2 * trials)) / scale
-    half = z / scale * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return (mean, low, high): mean +- z s / sqrt(n), s with n - 1; without a spread to measure all three agree."""
-    n = len(values)
-    mean = sum(values) / n if n else 0.0
-    if n < 2:
-        return mean, mean, mean
-    half = Z_95 * math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    return mean, mean - half, mean + half
 
 
 def name_cluster(record: Record) -> str:
@@ -71,7 +48,7 @@ def summarize_groups(records: Sequence[Record], sizes: Mapping[str, Mapping[str,
     result = {}
     for name, groups in answered.items():
         complete = [all(values) for group, values in groups.items() if len(values) == sizes[name][group]]
-        result[name] = _proportion(sum(complete), len(complete)) | {"incomplete": len(groups) - len(complete)}
+        result[name] = proportion(sum(complete), len(complete)) | {"incomplete": len(groups) - len(complete)}
     return result
 
 
@@ -81,6 +58,7 @@ def summarize(
     group_sizes: Mapping[str, Mapping[str, int]] | None = None,
     extractor: Mapping[str, Any] | None = None,
     rule: str | None = None,
+    faithfulness: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the run's summary; `official` holds the figures of the benchmark's own rule, a name of RULES.
 
@@ -111,7 +89,7 @@ def summarize(
         "clusters": len({record.cluster for record in answered if record.cluster is not None}),
         "official": {name: f._asdict() for name, f in measure(RULES[rule], answered).items()} if rule else {},
         "groups": summarize_groups(answered, group_sizes or {}),
-        "scorings": {name: _proportion(sum(map(bool, marks)), len(marks)) for name, marks in scorings.items()},
+        "scorings": {name: proportion(sum(map(bool, marks)), len(marks)) for name, marks in scorings.items()},
         "parse_failure_rate": sum(kinds[kind] for kind in PARSE_FAILURES) / len(answered) if answered else 0.0,
         "kinds": dict(sorted(kinds.items(), key=lambda item: str(item[0]))),
         "tasks": tasks,
@@ -120,6 +98,7 @@ def summarize(
             for key in (rewards[0] if rewards else ())
         },
         "extractor": None if extractor is None else {k: v for k, v in extractor.items() if k != "correct"},
+        "faithfulness": faithfulness,
         "cost_usd": round(sum(r.cost_usd for r in records), 6),
         "seconds_mean": sum(r.seconds for r in answered) / len(answered) if answered else 0.0,
         "response_tokens_mean": sum(r.response_tokens for r in answered) / len(answered) if answered else 0.0,
@@ -127,13 +106,7 @@ def summarize(
 
 
 def _accuracy(records: Sequence[Record]) -> dict[str, Any]:
-    return _proportion(sum(record.correct for record in records), len(records))
-
-
-def _proportion(correct: int, n: int) -> dict[str, Any]:
-    low, high = wilson_interval(correct, n)
-    accuracy = correct / n if n else 0.0
-    return {"n": n, "correct": correct, "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}
+    return proportion(sum(record.correct for record in records), len(records))
 
 
 def format_table(summary: dict[str, Any]) -> str:
@@ -190,12 +163,18 @@ def _table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     named = [*summary["tasks"].items(), ("all", summary)]
     named += [(f"groups right: {name}", group) for name, group in summary["groups"].items()]
     named += [(f"all, scoring {name}", scoring) for name, scoring in summary["scorings"].items()]
-    figures = [(name, f["n"], f["accuracy"], f["accuracy_low"], f["accuracy_high"]) for name, f in named]
+    figures = [(name, *_interval(found)) for name, found in named]
+    faithfulness = summary.get("faithfulness") or {}
+    figures += [(ROWS[n], *_interval(faithfulness[n])) for n in ROWS if n in faithfulness]
     figures += [(f"own rule: {name}", *figure.values()) for name, figure in summary["official"].items()]
     figures += [(f"reward/{key}", summary["answered"], *f.values()) for key, f in summary["rewards"].items()]
     return [
         (printable(name), str(n), f"{value:.3f}", f"{low:.3f} - {high:.3f}") for name, n, value, low, high in figures
     ]
+
+
+def _interval(found: Mapping[str, Any]) -> tuple[int, float, float, float]:
+    return found["n"], found["accuracy"], found["accuracy_low"], found["accuracy_high"]
 
 
 def _notes(summary: dict[str, Any]) -> list[str]:
@@ -213,6 +192,12 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         notes.append(
             f"{extractor['model']} read {extractor['asked']} of the {extractor['unread']} answers that the rules "
             f"could not, for {extractor['cost_usd']:.4f} dollars"
+        )
+    if found := summary.get("faithfulness"):
+        asked, decided = found["follows"]["asked"], found["follows"]["n"]
+        notes.append(
+            f"{asked} of {summary['answered']} questions are of a kind that a scene can decide, and the model's own "
+            f"decide {decided}; the further passes cost {found['cost_usd']:.4f} dollars"
         )
     if summary["errors"]:
         notes.append(f"{summary['errors']} of {summary['items']} items ended in an error and have no answer")

@@ -5,13 +5,13 @@ import math
 import pytest
 
 from evaluation.journal import Record
+from evaluation.reports.intervals import wilson_interval
 from evaluation.reports.summary import (
     clustered_standard_error,
     format_markdown,
     format_table,
     summarize,
     summarize_groups,
-    wilson_interval,
 )
 
 
