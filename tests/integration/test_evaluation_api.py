@@ -144,6 +144,21 @@ def test_batches_are_submitted_once_and_collected_by_the_same_command(
     assert evals.main(given) == 0 and len(calls.read_text().split()) == 5  # once more: nothing is asked again
 
 
+@pytest.mark.parametrize("more", [[], ["--batch_api"]])
+def test_the_passes_of_faithfulness_are_paid_once(data_dir, tmp_path, serve, more, capsys):
+    address, calls = serve()
+    given = arguments(data_dir, tmp_path, address, "--num_samples", "5", "--faithfulness", *more)
+    for _ in range(9):
+        assert evals.main(given) == 0
+        if (tmp_path / "run.json").exists():
+            break
+    assert len(calls.read_text().split()) == 15
+    assert "10 further answers for blank, true_scene, about 0.0" in capsys.readouterr().out
+    found = read(tmp_path / "run.summary.json")["faithfulness"]
+    assert found["blank"]["n"] == found["true_scene"]["n"] == 5 and found["cost_usd"] > 0
+    assert evals.main([*given, "--resume"]) == 0 and len(calls.read_text().split()) == 15
+
+
 def test_what_failed_in_a_batch_is_in_the_next_one(data_dir, tmp_path, serve):
     address, _ = serve(faults=0.4, kinds="500")
     given = arguments(data_dir, tmp_path, address, "--num_samples", "12", "--batch_api")
