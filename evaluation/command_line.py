@@ -221,6 +221,7 @@ def list_benchmarks() -> str:
         place = " ".join(part for part in (row.repo, row.config, row.split) if part)
         extra = f"; groups: {', '.join(row.groupings)}" if row.groupings else ""
         lines.append(f"{name:22}{place}\n{'':22}columns: {', '.join(row.column_names)}{extra}")
+        lines.append(f"{'':22}own rule: {row.rule or 'accuracy'}; read from {row.source}")
     return "\n".join(lines)
 
 

@@ -118,6 +118,7 @@ def find_marks(sample: "Sample", answer: "Answer", benchmark: Benchmark, scoring
         "correct_paper": int(released.is_correct),
         "kind": strict.kind,
         "score": strict.score,
+        "facts": (sample.facts or {}) | strict.facts if strict.facts else sample.facts,
         "reward": measure_reward(sample, answer),
     }
 

@@ -87,6 +87,10 @@ class Benchmark:
     """True where the right choice has a fixed place in the data; the item's number is the seed."""
     mask: str | None = None
     """Image column with the mask in which points must lie."""
+    box: str | None = None
+    """Column with the box [x, y, width, height] in pixels that must be found beside the right choice."""
+    has_tags: bool = False
+    """True where tags mark parts of the question: ATT, POS, REL, and choice around the list of choices."""
     precision: str | None = None
     """Column with the decimals to which numbers are rounded before they are compared."""
     context: str | None = None
@@ -99,7 +103,7 @@ class Benchmark:
     """Columns that the benchmark's own rule needs."""
     rule: str | None = None
     """Own figures of the benchmark, beside plain accuracy: a name of RULES in evaluation/reports/official.py."""
-    source: str = ""
+    source: str = "hunarbatra/SpatialThinker, the released evaluation"
     """Loader or card from which the columns and the rule were read."""
     is_shuffled: bool = True
     templates: tuple[str, ...] = QUESTION_TEMPLATES
@@ -118,7 +122,7 @@ class Benchmark:
         grouped = [column for grouping in groupings for column in grouping.columns]
         media = [name for _, name, _, _ in Formatter().parse(self.media) if name and name != "file"]
         names = [*self.images, *media, self.mask, self.context, self.question, self.answer, self.choices]
-        names += [*self.choice_columns, self.task, self.precision, *self.facts, *grouped]
+        names += [*self.choice_columns, self.box, self.task, self.precision, *self.facts, *grouped]
         return list(dict.fromkeys(name for name in names if name is not None))
 
     @property

@@ -20,6 +20,8 @@ _BOX_REQUEST = (
     "or with null if there is none."
 )
 
+_CHOICE_AND_BOX_REQUEST = "Answer with the choice, then its box [x1, y1, x2, y2] in pixels of the image."
+
 
 def _cv_bench(config: str) -> Benchmark:
     row = partial(Benchmark, "nyu-visionx/CV-Bench", "test", config, choices="choices", task="task")
@@ -398,6 +400,23 @@ BENCHMARKS: dict[str, Benchmark] = {
         task="subtask_l1",
         rule="boxes",
         source="VLMEvalKit: vlmeval/dataset/GroundingME",
+    ),
+    "multihopspatial": Benchmark(
+        "etri-vilab/MultihopSpatial",
+        "test",
+        data_file="data/multihop_test_4500.json",
+        archives=("data/images/*",),
+        images=("image_path",),
+        media="data/images/{file}",
+        question="question",
+        has_choices_in_question=True,
+        has_tags=True,
+        box="bbox",
+        request=_CHOICE_AND_BOX_REQUEST,
+        task="hop",
+        rule="multihop",
+        source=f"{_LMMS}multihopspatial, which asks for fractions and takes a box beyond 1 for thousandths; the"
+        " authors' evaluator for the files. Here a box beyond 1 is in pixels, as our prompts ask",
     ),
 }
 

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 from evaluation.benchmarks.benchmark import FULL_TEMPLATE, Benchmark
 from evaluation.benchmarks.media import MediaFolder, read_frames
 from evaluation.benchmarks.templates import render_question
-from evaluation.scoring.areas import grade_box, grade_points, parse_box
+from evaluation.scoring.areas import (
+    grade_box,
+    grade_choice_and_box,
+    grade_points,
+    parse_box,
+    parse_corner_box,
+)
 from evaluation.scoring.strict import Grade, Reference, grade_response, resolve_reference
 from spatialthinker.answer_grammar import LETTERS
 from spatialthinker.prompts import IMAGE_MARK
@@ -78,6 +84,9 @@ class Sample:
         """Return the grade of a complete model text."""
         if self.read_mask is not None:
             return grade_points(text, finish_reason, decode_image(self.read_mask(), self.id).convert("L"))
+        if self.reference.box is not None:
+            size = self.read_images()[0].size
+            return grade_choice_and_box(text, finish_reason, self.choices, self.reference, size)
         if self.reference.form == "box":
             return grade_box(text, finish_reason, self.reference, self.read_images()[0].size)
         return grade_response(text, self.choices, self.reference, finish_reason)
@@ -194,6 +203,8 @@ def fingerprint_samples(samples: Sequence[Sample]) -> str:
     for sample in samples:
         parts = (sample.id, sample.prompt or sample.question, sample.choices, sample.reference, sample.ground_truth)
         digest.update(repr(parts).encode())
+        if sample.reference.box is not None:
+            digest.update(repr(sample.reference.box).encode())
     return digest.hexdigest()[:16]
 
 
@@ -201,7 +212,7 @@ def _build_sample(benchmark: Benchmark, index: int, item_id: str, row: dict[str,
     question = _QUESTION_IN_PICTURE if benchmark.question is None else str(row[benchmark.question] or "")
     if not question.strip():
         raise ValueError(f"column {benchmark.question} is empty")
-    question = _BARE_ANSWER_REQUEST.sub("", question).rstrip()
+    question = _BARE_ANSWER_REQUEST.sub("", _without_tags(question) if benchmark.has_tags else question).rstrip()
     if benchmark.context and row[benchmark.context]:
         question = f"{str(row[benchmark.context]).strip()}\n{question}"
     choices = _read_choices(benchmark, row, question)
@@ -214,7 +225,10 @@ def _build_sample(benchmark: Benchmark, index: int, item_id: str, row: dict[str,
         reference = resolve_reference(cell, "value", ())
     else:
         reference = resolve_reference(cell, benchmark.reference, choices)
-    if reference.letter is None:
+    if benchmark.box:
+        reference = replace(reference, box=parse_corner_box(row[benchmark.box]))
+        question = f"{question} {benchmark.request}"
+    elif reference.letter is None:
         reference = _state_form(benchmark, row, reference)
         question = f"{question} {benchmark.request}".rstrip()
     if benchmark.frames:
@@ -238,6 +252,17 @@ def _build_sample(benchmark: Benchmark, index: int, item_id: str, row: dict[str,
         cluster=benchmark.cluster.name_group(index, row, task) if benchmark.cluster else None,
         facts={name: row[name] for name in benchmark.facts} | {"choices": len(choices)} if benchmark.rule else None,
     )
+
+
+def _without_tags(question: str) -> str:
+    """Return a question without its tags, its choices on a line of their own with capital letters."""
+    tagged = re.sub(
+        r"\s*<choice>(.*?)</choice>\s*",
+        lambda match: "\nOptions: " + re.sub(r"\(([a-z])\)", lambda mark: f"({mark[1].upper()})", match[1]) + "\n",
+        question,
+        flags=re.DOTALL,
+    )
+    return re.sub(r"</?(?:ATT|POS|REL|choice)>", "", tagged)
 
 
 def _state_form(benchmark: Benchmark, row: dict[str, Any], reference: Reference) -> Reference:

@@ -164,6 +164,20 @@ def boxes(records: Sequence[Record]) -> Mapping[str, Strata]:
     return {"mean IoU": _even([values])} | shares
 
 
+def multihop(records: Sequence[Record]) -> Mapping[str, Strata]:
+    """MultihopSpatial: choice right and IoU >= 0.5; the choice alone; the mean IoU of boxes beside right choices.
+
+    https://github.com/EvolvingLMMs-Lab/lmms-eval, tasks/multihopspatial/utils.py: acc50iou, mcq_acc, avg_iou.
+    """
+    marks = [(record.facts or {}).get("choice", 0) for record in records]
+    ious = [record.score for record, mark in zip(records, marks, strict=True) if mark and record.score is not None]
+    return {
+        "choice and IoU 0.5": _even([[float(record.correct) for record in records]]),
+        "choice": _even([[float(mark) for mark in marks]]),
+        "mean IoU of right choices": _even([ious]),
+    }
+
+
 def all_right(grouping: str) -> Rule:
     """Return the rule by which a group counts when all of its items are right; one that lacks an item is left out."""
 
@@ -196,6 +210,7 @@ RULES: dict[str, Rule] = {
     "mmvp": mmvp,
     "spatialbench": spatialbench,
     "boxes": boxes,
+    "multihop": multihop,
     "flip_circular": all_right("flip_circular"),
 }
 """Name of a rule -> the figures that it makes of records."""

@@ -4,10 +4,13 @@ Coordinates are fractions of the image's width and height where all are from 0 t
 """
 
 import ast
+import math
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from evaluation.scoring.strict import Grade, Reference
+from evaluation.scoring.strict import Grade, Reference, grade_response
 from spatialthinker.geometry import Box, iou
 from spatialthinker.response import find_answer
 
@@ -21,6 +24,9 @@ MAX_POINTS = 1000
 _NUMBER = r"\s*(-?\d{1,6}(?:\.\d{1,12})?)\s*"
 _POINT = re.compile(rf"[\[(]{_NUMBER},{_NUMBER}[\])]")
 _BOX = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
+_NAMED_BOX = re.compile(
+    rf"(?:bounding box|bbox|box)?[\s:=]{{0,4}}(?:\{{\s?\"?\w{{1,20}}\"?\s?:\s?)?{_BOX.pattern}\s?\}}?", re.IGNORECASE
+)
 _NO_BOX = re.compile(r"\bnull\b|\bnone\b|\bno (?:such |matching )?(?:object|box)\b", re.IGNORECASE)
 
 
@@ -78,3 +84,31 @@ def grade_box(response: str, finish_reason: str | None, reference: Reference, si
         return Grade("truncated" if finish_reason == "length" else "unparsed", None, answer, False, 0.0)
     score = round(float(iou(found, wanted)), 6) if found and wanted else float(found is wanted)
     return Grade("text", None, answer, score >= MIN_IOU, score)
+
+
+def grade_choice_and_box(
+    response: str, finish_reason: str | None, choices: Sequence[str], reference: Reference, size: tuple[int, int]
+) -> Grade:
+    """Return the grade of a choice with its box: right where the choice is and the box has MIN_IOU.
+
+    The box may stand in the answer or after its closing tag. The score is the box's IoU, None without a box.
+    """
+    answer = find_answer(response, finish_reason)
+    choice = grade_response(_NAMED_BOX.sub("\n", answer or ""), choices, reference, finish_reason)
+    after = response.rpartition("</answer>")[2] if "</answer>" in response else ""
+    box = read_box(answer or "", size) or (None if answer is None else read_box(after, size))
+    score = round(float(iou(box, reference.box)), 6) if box and reference.box else None
+    is_right = choice.is_correct and score is not None and score >= MIN_IOU
+    return replace(choice, is_correct=is_right, score=score, facts={"choice": int(choice.is_correct)})
+
+
+def parse_corner_box(cell: Any) -> Box:
+    """Return the box of a cell [x, y, width, height] in pixels. Errors: ValueError for another content."""
+    try:
+        x, y, width, height = map(float, cell)
+    except (TypeError, ValueError):
+        raise ValueError(f"box {cell!r} is not [x, y, width, height]") from None
+    box = Box(x, y, x + width, y + height)
+    if not box.is_proper or not all(map(math.isfinite, box)):
+        raise ValueError(f"box {cell!r}: width and height must be above 0")
+    return box

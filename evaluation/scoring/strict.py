@@ -6,11 +6,12 @@ falls back to a default choice, because that would pay a silent model the share 
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evaluation.scoring.open_answers import grade_open, mean_relative_accuracy, read_number
 from spatialthinker.answer_grammar import LETTERS, normalize
+from spatialthinker.geometry import Box
 from spatialthinker.response import Kind, extract_choice, find_answer
 
 PARSE_FAILURES: tuple[Kind, ...] = ("conflict", "unparsed", "truncated")
@@ -30,6 +31,8 @@ class Reference:
     form: Form = "exact"
     decimals: int | None = None
     """Precision that the benchmark states for numbers."""
+    box: Box | None = field(default=None, repr=False)
+    """Box in pixels that must be found beside the right choice."""
 
     def __str__(self) -> str:
         return self.letter or self.text or ""
@@ -45,6 +48,8 @@ class Grade:
     is_correct: bool
     score: float | None = None
     """Credit from 0 to 1 where the form has degrees; correct is what has all of it."""
+    facts: dict[str, Any] | None = None
+    """What else the benchmark's own rule needs of an answer."""
 
 
 def resolve_reference(value: Any, kind: str, choices: Sequence[str]) -> Reference:

@@ -334,6 +334,15 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         | {"answer": answer, "width": 40, "height": 30, "subtask_l1": kind, "subtask_l2": ""}
         for i, (answer, kind) in enumerate((("[4, 5, 20, 25]", "Spatial"), (None, "Rejection")))
     ],
+    "multihopspatial": [
+        {"id": i, "image_path": "000000579446.jpg", "image_resolution": "40x30", "hop": "2hop", "view": "exo"}
+        | {"question_tag": "ATT,REL", "answer": answer, "bbox": [4.0, 5.0, 16.0, 20.0]}
+        | {
+            "question": "<REL>Second-closest</REL> to the wall, which is it <ATT>among the items</ATT>? <choice>(a) "
+            "sink, (b) vase, (c) orange bag, (d) chair</choice> And provide the bounding box coordinate of the region."
+        }
+        for i, answer in enumerate(("(a) sink", "(c) orange bag"))
+    ],
     "spatialviz": [
         {"Category": "MentalRotation", "Task": "2DRotation", "Level": "Level0", "Image_id": f"0-{i}"}
         | {
@@ -379,6 +388,11 @@ def write_benchmark(name: str, folder: Path, split: str) -> None:
                 return
     if name in ("3dsrbench_circular", "groundingme"):
         datasets.Dataset.from_list(rows).to_csv(folder / f"{split}.tsv", sep="\t", index=False)
+        return
+    if name == "multihopspatial":
+        (folder / "data/images").mkdir(parents=True)
+        (folder / "data/images/000000579446.jpg").write_bytes(PICTURE["bytes"])
+        (folder / "data/multihop_test_4500.json").write_text(json.dumps(rows))
         return
     if name == "omnispatial":
         (folder / "image_files/Complex_Logic").mkdir(parents=True)

@@ -6,8 +6,9 @@ from PIL import Image
 
 from evaluation.benchmarks.rows import BENCHMARKS
 from evaluation.benchmarks.samples import build_request, load_samples
-from evaluation.scoring.areas import grade_box, grade_points, parse_box
+from evaluation.scoring.areas import grade_box, grade_choice_and_box, grade_points, parse_box, parse_corner_box
 from evaluation.scoring.strict import Reference
+from spatialthinker.geometry import Box
 from tests.support.benchmark_rows import ROWS, png
 
 LEFT = Image.new("L", (40, 30))
@@ -74,3 +75,32 @@ def test_a_mask_of_another_size_is_an_error_of_its_item(name, tmp_path, monkeypa
     sample, _ = load_samples(name, BENCHMARKS[name], str(tmp_path))
     with pytest.raises(ValueError, match="item 000000: its mask is 30 x 40, its image 40 x 30"):
         build_request(sample, "reasoning")
+
+
+@pytest.mark.parametrize(
+    ("text", "letter", "iou", "is_right"),
+    [
+        ("Answer: (b) vase\nBounding Box: [0, 0, 10, 10]", "B", 1, True),
+        ('Answer: (b) vase\nBounding Box: {"bbox_2d": [0, 0, 0.25, 0.5]}', "B", 2 / 3, True),  # 10 x 15 of 40 x 30
+        ("<answer>(B) vase [0, 0, 10, 5]</answer>", "B", 0.5, True),
+        ("<answer>(B) vase</answer>\n[0, 0, 10, 10]", "B", 1, True),
+        ("<answer>B, [0, 0, 10, 4]</answer>", "B", 0.4, False),
+        ("(A) sink [0, 0, 10, 10]", "A", 1, False),
+        ("(B) vase", "B", None, False),
+        ("<scene>[0, 0, 10, 10]</scene><answer>(B) vase</answer>", "B", None, False),
+        ("[0, 0, 10, 10]", None, 1, False),
+        ("(A) or (B) [0, 0, 10, 10]", None, 1, False),
+        ("", None, None, False),
+    ],
+)
+def test_a_choice_counts_with_its_box(text, letter, iou, is_right):
+    reference = Reference("B", "vase", box=Box(0, 0, 10, 10))
+    grade = grade_choice_and_box(text, "stop", ("sink", "vase"), reference, (40, 30))
+    assert (grade.letter, grade.is_correct, grade.facts) == (letter, is_right, {"choice": int(letter == "B")})
+    assert grade.score == (None if iou is None else pytest.approx(iou, abs=1e-6))
+
+
+@pytest.mark.parametrize("cell", [None, [1, 2, 3], "left", [0, 0, 0, 5], [0, 0, float("inf"), 1], [1, 2, 3, "x"]])
+def test_a_cell_that_is_no_box_is_named(cell):
+    with pytest.raises(ValueError, match="box"):
+        parse_corner_box(cell)

@@ -42,7 +42,8 @@ def write_answer(sample, style):
     if reference.letter is None:
         return f"<answer>{reference.text}</answer>"
     text = reference.text or reference.letter
-    return style.format(letter=reference.letter, text=text, upper=text.upper())
+    box = f" {list(reference.box)}" if reference.box else ""
+    return style.format(letter=reference.letter, text=text, upper=text.upper()) + box
 
 
 class PerfectAnswerer:
@@ -102,7 +103,8 @@ def test_a_constant_letter_has_its_base_rate_and_silence_nothing(prepared):
                 silent = evals.grade(sample, Answer(text="", finish_reason="stop"), job.benchmark, scoring)
                 assert silent.correct == 0 and silent.kind == "unparsed"
             constant = evals.grade(sample, Answer(text="A", finish_reason="stop"), job.benchmark)
-            assert constant.correct == int(sample.reference.letter == "A"), job.dataset
+            is_right = sample.reference.letter == "A" and sample.reference.box is None
+            assert constant.correct == int(is_right), job.dataset
 
 
 def test_every_template_shows_every_image_and_the_size(prepared):

@@ -109,3 +109,13 @@ def test_intervals_shrink_with_the_number_of_items_and_hold_the_figure():
 def test_forms_with_degrees(form, reference, answer, score):
     grade = grade_response(answer, (), Reference(None, reference, form))
     assert grade.score == pytest.approx(score) and grade.is_correct == (score == 1)
+
+
+def test_a_choice_and_its_box_count_together_and_apart():
+    records = [record(1, score=0.8, facts={"choice": 1}), record(0, score=0.4, facts={"choice": 1})]
+    records += [record(0, facts={"choice": 1}), record(0, score=0.9, facts={"choice": 0})]
+    assert values("multihop", records) == {
+        "choice and IoU 0.5": 0.25,
+        "choice": 0.75,
+        "mean IoU of right choices": 0.6,  # of the two boxes beside right choices
+    }
