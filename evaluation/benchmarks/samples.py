@@ -155,7 +155,9 @@ def load_samples(
     folder = Path(data_path).parent if data_path and Path(data_path).is_file() else Path(data_path or ".")
     folder = folder.absolute()  # engines in other processes may have another working directory
     text_rows = rows.select_columns([c for c in (*wanted, *extra) if c not in pictures])
-    samples = []
+    samples: list[Sample] = []
+    lost: dict[int, str] = {}
+    is_packed = any(pattern.endswith(".zip") for pattern in benchmark.archives)
     for index, row in enumerate(text_rows):
         item_id = f"{index:06d}"
         try:
@@ -165,9 +167,14 @@ def load_samples(
         reader = _ImageReader(benchmark, images, index, item_id, media, row)
         mask = reader.read_mask if benchmark.mask else None
         samples.append(replace(sample, read_encoded=reader.read, read_mask=mask))
-        if media.archives and (lost := [file for file in reader.list_files() if not media.has(file)]):
-            archives = ", ".join(path.name for path in media.archives)
-            raise ValueError(f"{name}, row {index}: {lost[0]} is in none of {archives}; fetch the archives again")
+        if is_packed and (missing := [file for file in reader.list_files() if not media.has(file)]):
+            lost[index] = missing[0]
+    if lost:
+        archives = ", ".join(path.name for path in media.archives)
+        place = f"in none of {archives}" if archives else f"not in {media.folder}"
+        index, file = next(iter(lost.items()))
+        count = f" ({len(lost)} of {len(samples)} items lack one)" if len(lost) > 1 else ""
+        raise ValueError(f"{name}, row {index}: {file} is {place}; fetch the files again{count}")
     sizes = {grouping: Counter(sample.groups[grouping] for sample in samples) for grouping in benchmark.groupings}
     for sample in samples:
         if sample.facts is not None:  # a group of which an item is missing must not count
@@ -226,6 +233,8 @@ def _build_sample(benchmark: Benchmark, index: int, item_id: str, row: dict[str,
     else:
         reference = resolve_reference(cell, benchmark.reference, choices)
     if benchmark.box:
+        if not choices:
+            raise ValueError(f"column {benchmark.question} lists no choices")
         reference = replace(reference, box=parse_corner_box(row[benchmark.box]))
         question = f"{question} {benchmark.request}"
     elif reference.letter is None:
@@ -395,7 +404,7 @@ class _ImageReader:
         try:
             return [frame for video in encoded for frame in read_frames(video, self._benchmark.frames)]
         except ValueError as error:
-            raise ValueError(f"item {self._item_id}: {error}") from None
+            raise ValueError(f"item {self._item_id}: {', '.join(self.list_files())}: {error}") from None
 
     def read_mask(self) -> bytes:
         """Return the mask's file. Errors: ValueError that names the item."""

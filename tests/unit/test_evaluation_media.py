@@ -1,6 +1,7 @@
 """Archives are read in place and videos by a stated rule; what is broken is named before a model is asked."""
 
 import io
+import json
 import random
 import zipfile
 from collections import Counter
@@ -51,7 +52,7 @@ def test_a_video_that_cannot_be_decoded_is_an_error_of_its_item(data, tmp_path):
     write_benchmark("vsi-bench", tmp_path / "data", "test")
     write_archive(tmp_path / "data" / "arkitscenes.zip", {"arkitscenes/41069025.mp4": data})
     sample, _ = load("vsi-bench", tmp_path / "data")
-    with pytest.raises(ValueError, match="item 000000: the video cannot be decoded"):
+    with pytest.raises(ValueError, match=r"item 000000: arkitscenes/41069025\.mp4: the video cannot be decoded"):
         build_request(sample, "reasoning")
 
 
@@ -64,6 +65,32 @@ def test_an_archive_without_a_row_s_file_is_one_message(name, tmp_path):
     write_archive(archives[-1], kept)
     with pytest.raises(ValueError, match=rf"{name}, row 0: .*\.png is in none of .*{archives[-1].name}; fetch"):
         load(name, tmp_path / "data")
+
+
+def test_an_archive_that_was_never_fetched_is_one_message(tmp_path):
+    write_benchmark("spatialviz", tmp_path / "data", "test")
+    (tmp_path / "data" / "images.zip").unlink()
+    with pytest.raises(ValueError, match=r"spatialviz, row 0: .* is not in .*; fetch the files again \(2 of 2 items"):
+        load_samples("spatialviz", BENCHMARKS["spatialviz"], str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bbox": [1, 2, 0, 4]}, "row 1: box .*: width and height must be above 0"),
+        ({"bbox": [1, 2, 3]}, r"row 1: box .* is not \[x, y, width, height\]"),
+        ({"bbox": None}, "row 1: box None is not"),
+        ({"question": "Which?"}, "row 1: column question lists no choices"),
+        ({"answer": "(e) moon"}, "row 1: answer .* names none of the choices"),
+    ],
+)
+def test_a_faulty_row_of_boxes_is_one_message(change, message, tmp_path):
+    write_benchmark("multihopspatial", tmp_path / "data", "test")
+    file = tmp_path / "data/data/multihop_test_4500.json"
+    rows = json.loads(file.read_text())
+    file.write_text(json.dumps([rows[0], rows[1] | change]))
+    with pytest.raises(ValueError, match=message):
+        load_samples("multihopspatial", BENCHMARKS["multihopspatial"], str(tmp_path / "data"))
 
 
 def test_an_archive_that_was_cut_off_is_one_message(tmp_path):
