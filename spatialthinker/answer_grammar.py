@@ -36,7 +36,10 @@ _ADJECTIVE = (
     r"(?:correct[eao]?|right|final[e]?|best|chosen|richtige|juste|correcta|correta|corretta|правильный|الصحيحة)"
 )
 _ASIDE = r"(?:,? (?:i (?:believe|think|would say)|then|therefore|thus|clearly|however|again),?)"
-_QUALIFIER = rf"(?: (?:here|{_ADJECTIVE}|(?:to|for|of) (?:the|this|your) (?:\w+ )?(?:question|problem|puzzle|image)))"
+_QUALIFIER = (
+    rf"(?: (?:here|{_ADJECTIVE}|(?:to|for|of) (?:the|this|your)"
+    r" (?:(?!other|previous|last|next)\w+ )?(?:question|problem|puzzle|image)))"
+)
 _VERB = (
     r"(?:is|are|was|would be|should be|must be|has to be|will be|'s|remains|becomes|"
     r"est|ist|lautet|w[äa]re|es|ser[íi]a|é|è|sarebbe|er|är|jest|je|adalah|là|هي|هو|है|είναι|-?это)"
@@ -85,10 +88,11 @@ _LETTER = r"(?:\(\s?([A-Za-z])\s?\)|\[\s?([A-Za-z])\s?\]|([A-Z])(?![A-Za-z0-9_&+
 _VERDICT = re.compile(
     r"(?:\(([A-Z])\)|\b([A-Z])(?=[\s).:选選是]))[).:]?(?:[ \t][^\n.()]{0,60}?)??(?:[ \t]{1,3}(?:is|seems|looks|appears"
     r"|must be|would be)"
-    r"(?: therefore| thus| clearly| indeed| definitely)?(?: to be)?[ \t](?:the )?(?:only |most |best )?"
+    r"(?: therefore| thus| clearly| indeed| definitely)?(?: to be)?[ \t](?:the |my )?(?:only |most |best )?"
     r"(?:correct|right|best|true|accurate|appropriate|(?:final )?answer)\b"
     r"(?! because (?:it is )?not)|[ \t]{0,2}(?:-|–|—|:)[ \t]{0,2}(?:yes|correct|right|true)\b|[ \t]{0,2}[✓✔✅]"
-    r"|[ \t](?:the (?:correct|right|best) (?:answer|choice|option)|(?:fits|matches)(?: best)?(?=[.\n]|$))|(?:选项"
+    r"|[ \t](?:the (?:correct|right|best) (?:answer|choice|option)|(?:fits|matches|works|remains)(?: best)?(?=[.\n]"
+    r"|$))|(?:选项"
     r"|選項)?是?(?:正确|正確|对的))",
     re.IGNORECASE,
 )
@@ -105,7 +109,8 @@ _REJECTION = (
     r"(?:(?:reject|dismiss|discard|disregard|discount|eliminat|exclud|avoid|refus|declin|hesitat|refut|doubt|oppos"
     r"|disagree|tempt|contradict|fail)\w*|den(?:y|ie[sd])|(?:cross|str(?:uck|ik))\w* (?:\S+ )?(?:out|off)"
     r"|rul(?:e[sd]?|ing) (?:\S+ ){0,3}?out|steer clear|wrong|incorrect|false|mistake|untrue|worst|unlikely"
-    r"|impossible|implausible|hardly|barely|scarcely|far from|(?:seems|looks|feels) off|trap|decoy|distractor"
+    r"|impossible|implausible|hardly|barely|scarcely|far from|away from|(?:seems|looks|feels) off|trap|decoy"
+    r"|distractor"
     r"|pass on|nobody|at first|initially"
     r"|least (?:likely|probable|plausible|suitable|convincing|fitting)|(?:almost|nearly) (?:pick|cho|sa[iy]|answer"
     r"|select|go|went)\w*"
@@ -113,7 +118,7 @@ _REJECTION = (
 )
 """Words by which a letter or a text is rejected, or said to be somebody else's."""
 _AFTER_DENIED_LETTER = re.compile(
-    r"[)\].:?]{0,2}\s{0,2}(?:[-–—:,] ?)?(?:(?:no|nope)(?: way)?[.!]{0,2}\s{0,2}(?:$|\n)"
+    r"[)\].:?]{0,2}\s{0,2}(?:[-–—:,] ?)?(?:(?:no|nope)(?: way)?[.!]{0,2}\s{0,2}(?:$|\n|[;,] \(?[A-Z]\b)"
     r"|(?:(?:is|was|would|does|do|has|will)(?:n't| ?not)|won't|makes no|has no)\b"
     r"|(?:can't|cannot|couldn't|could not) (?:be )?(?:\w+ )?(?:right|correct|true|it|possible|valid|the)\b"
     rf"|(?:(?:can be|must be|would be|should be|is|was|seems|looks|it|gets"
@@ -121,6 +126,12 @@ _AFTER_DENIED_LETTER = re.compile(
     r"(?! of (?!the q)))",
     _FLAGS,
 )
+_ELSEWHERE = (
+    r"(?:example|e\.g|for instance|format|in the form|previous\w*|earlier|yesterday|last time|used to|other question"
+    r"|(?:second|next)[- ]best|runner-up|(?:people|user|friend|hint|caption|question|text|he|she|they)"
+    r" (?:sa(?:ys?|id)|thinks?|thought|suggests?|mentions?))"
+)
+"""Words by which somebody else's answer is told, or an answer to something else."""
 _NOT_DENIED = re.compile(
     r"\b(?:no|without(?: an?y?)?|beyond(?: an?y?)?) doubt\b|\bundoubtedly\b|\b(?:nothing|none|no other|no one)"
     r"(?: (?:else|other))?,? (?:but|than|except)\b|(?:\bnot|n't|cannot|never) (?:\w+ )?anything (?:but|other than"
@@ -134,7 +145,8 @@ _REJECTED = re.compile(rf"\b{_REJECTION}", _FLAGS)
 _HEDGED_STATEMENT = re.compile(
     r"(?:\b(?:(?:could|might|may) be|possible|conceivable|plausible|unlikely|doubt|a chance)"
     r"|(?:\bnot|n't|\bwrong to) (?:think|believe|say(?:ing)?|sure|certain|clear))"
-    rf"(?: (?:that|if|whether))? (?:the |my )?(?:{_ADJECTIVE} )?$|\b{_REJECTION}(?: possible| likely)? $",
+    rf"(?: (?:that|if|whether))? (?:the |my )?(?:{_ADJECTIVE} )?$|\b{_REJECTION}(?: possible| likely)? $"
+    rf"|\b{_ELSEWHERE}(?: that)?(?: the| his| her| its)?(?: correct| right)? $",
     _FLAGS,
 )
 REFUSAL = re.compile(
@@ -145,20 +157,26 @@ REFUSAL = re.compile(
     _FLAGS,
 )
 _HEDGE = re.compile(
-    r"\b(?:might|could|may|perhaps|maybe|possibl[ey]|conceivable|plausible|chance|not|cannot|never|if|neither"
+    rf"\b(?:{_ELSEWHERE}|(?<!i )suppos\w+|assum\w+|imagin\w+|pretend\w*|unless|otherwise|were|look(?:ing)? at)\b"
+    r"|\b(?:might|could|may|perhaps|maybe|possibl[ey]|conceivable|plausible|chance|not|cannot|never|if|neither"
     rf"|nor|no|except|other than|any but|instead of|(?:any|every)thing but|all but|{_REJECTION})\b|n't\b",
     _FLAGS,
 )
 _AFFIRMATION = re.compile(
-    r"\b(?:is|are|was|be|looks?|appears?|seems?|match(?:es)?|fits?|shows?|mean[st]?|leads?|leaves|leaving|remains?"
+    r"\b(?:is|are|was|be|looks|appears?|seems?|match(?:es)?|fits?|shows?|mean[st]?|leads?|leaves|leaving|remains?"
+    r"|corresponds?|makes?|points?|lean\w*|tend|only|indicates?|suggests?|supports?|gives|yields?|favou?rs?|prefer\w*"
+    r"|settle\w*|confident|equals?|represents?|satisf\w+|meets|marked|labell?ed|here"
     r"|choos\w+|chose|pick\w*|select\w*|go(?:ing)?|say|think|believe|guess|suppose|conclude|answer\w*|stick|vote|opt"
     r"|yes|so|th(?:us|en|erefore)|hence|definitely|certainly|clearly|surely|probably|likely|obviously|finally|my"
     r"|doubt)\b"
-    r"|'s |[:=>]|^(?:the )?(?:option|choice|letter|object|point|box|region|image|picture|item|marker|label|in|at|on"
-    r"|with) $|[^\x00-\x7f]",
+    r"|'s |[:=>]|^(?:the )?(?:option|choice|letter|object|point|box|region|image|picture|item|marker|label"
+    r") $|[^\x00-\x7f]",
     _FLAGS,
 )
 """Words before a letter that may name it as the answer; "I skip (B)" has none."""
+_AFFIRMED_AFTER = re.compile(
+    r"[(\['A-Za-z)\]]{1,4} (?:is|fits|matches|remains|works|wins|shows|stands out|would be|must be|it is)\b", _FLAGS
+)
 _CLAUSE = re.compile(
     r"[.!;\n](?!\w)|\?|,(?! (?:in my|i think|i believe|however|then|nor|or)\b)|[-–—:] "
     r"|(?<!all )(?<!any )(?<!thing )(?<!none )\bbut\b|\b(?:because|since|so|although|though|whereas|while|hence"
@@ -330,7 +348,7 @@ def is_hedged(text: str, position: int) -> bool:
     end = _CLAUSE.search(text, position + 1)
     clause = _NOT_DENIED.sub(" ", text[start : end.start() if end else None])
     before = text[start:position].strip(" (['")
-    is_affirmed = not before or _AFFIRMATION.search(f"{before} ") is not None
+    is_affirmed = not before or bool(_AFFIRMATION.search(f"{before} ") or _AFFIRMED_AFTER.match(text, position))
     return not is_affirmed or _HEDGE.search(clause) is not None or bool(end and end[0] == "?")
 
 

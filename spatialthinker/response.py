@@ -342,7 +342,7 @@ class _Reader:
         return self._labelled(lines[-1], letter, rest)
 
     def _labelled(self, line: str, letter: str, rest: str) -> Choice | None:
-        if re.match(r"(?:maybe|perhaps|possibly)?\?", rest):
+        if re.match(r"(?:maybe|perhaps|possibly|or not)?\?", rest):
             return None
         others = set(marked_letters(rest, self.known)) - {letter}
         if len(stated_letters(line, self.known)) > 1 or (others and not gives_reason(rest)):
