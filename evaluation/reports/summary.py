@@ -197,7 +197,8 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         asked, decided = found["follows"]["asked"], found["follows"]["n"]
         notes.append(
             f"{asked} of {summary['answered']} questions are of a kind that a scene can decide, and the model's own "
-            f"decide {decided}; the further passes cost {found['cost_usd']:.4f} dollars"
+            f"decide {decided}"
+            + (f"; further passes cost {found['cost_usd']:.4f} dollars" if found["cost_usd"] else "")
         )
     if summary["errors"]:
         notes.append(f"{summary['errors']} of {summary['items']} items ended in an error and have no answer")

@@ -7,12 +7,14 @@ falls back to a default choice, because that would pay a silent model the share 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from evaluation.scoring.open_answers import grade_open, mean_relative_accuracy, read_number
 from spatialthinker.answer_grammar import LETTERS, normalize
-from spatialthinker.geometry import Box
 from spatialthinker.response import Kind, extract_choice, find_answer
+
+if TYPE_CHECKING:
+    from spatialthinker.geometry import Box
 
 PARSE_FAILURES: tuple[Kind, ...] = ("conflict", "unparsed", "truncated")
 """Kinds of answers that name no answer, or more than one."""
@@ -31,7 +33,7 @@ class Reference:
     form: Form = "exact"
     decimals: int | None = None
     """Precision that the benchmark states for numbers."""
-    box: Box | None = field(default=None, repr=False)
+    box: "Box | None" = field(default=None, repr=False)
     """Box in pixels that must be found beside the right choice."""
 
     def __str__(self) -> str:
