@@ -305,7 +305,7 @@ class RewardManager:
     def close(self) -> None:
         """Ends the pool, also processes whose function never returns, and what these have started."""
         processes = [process.pid for process in (self.pool._processes or {}).values()]
-        thread = self.pool._executor_manager_thread
+        thread: Any = self.pool._executor_manager_thread
         self.pool.shutdown(wait=False, cancel_futures=True)
         for pid in processes:
             with suppress(psutil.NoSuchProcess):
