@@ -60,7 +60,7 @@ def choose_published(names: str | None, models: "Sequence[Model]") -> list[str]:
 
 def format_markdown(comparison: Mapping[str, Any]) -> str:
     """Return the table in percent. A difference is bold where its adjusted p-value is below SIGNIFICANT."""
-    from evaluation.reports.comparison import FAITHFULNESS_NOTE, fill_faithfulness, fill_rows
+    from evaluation.reports.comparison import FAITHFULNESS_NOTE, SUITE_NOTE, fill_faithfulness, fill_rows
 
     labels, baseline = list(comparison["models"]), comparison["baseline"]
     others = [label for label in labels if label != baseline]
@@ -81,6 +81,10 @@ def format_markdown(comparison: Mapping[str, Any]) -> str:
             "the prompt here is worded otherwise."
         )
     text = f"{table}\n\n{' '.join(notes)}\n"
+    for name, suite in comparison["suites"].items():
+        lines = {**comparison, "benchmarks": suite, "average": None, "published": []}
+        columns = [name, *labels, *(f"{label} - baseline" for label in others)]
+        text += f"\n{_write_table(columns, fill_rows(lines, _accuracy_cell, _difference_cell, str))}\n\n{SUITE_NOTE}\n"
     if found := fill_faithfulness(comparison, _accuracy_cell):
         text += f"\n{_write_table(['faithfulness', *labels], found)}\n\n{FAITHFULNESS_NOTE}\n"
     return text

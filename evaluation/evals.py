@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
 from evaluation.benchmarks.benchmark import Benchmark
-from evaluation.benchmarks.rows import BENCHMARKS, SUITES
+from evaluation.benchmarks.rows import BENCHMARKS
 from evaluation.benchmarks.templates import check_template_file, digest_template, is_template_file
 from evaluation.command_line import (
     LOCAL_PROVIDERS,
@@ -333,7 +333,8 @@ def run(
     stop: StopSignal | None = None,
 ) -> int:
     """Answer, grade, write and print; return the exit code."""
-    from evaluation.reports.summary import format_suite, format_table
+    from evaluation.reports.suites import covered_suites, format_suite
+    from evaluation.reports.summary import format_table
 
     stop = stop or StopSignal()
     summaries, answered = {}, {}
@@ -353,13 +354,8 @@ def run(
     if len(jobs) > 1:
         mean = sum(summary["accuracy"] for summary in summaries.values()) / len(jobs)
         print(f"\nmean accuracy over {len(jobs)} data sets: {mean:.3f}")
-    for name, lines in SUITES.items():
-        if all(member in answered for line in lines.values() for member in line):
-            rules = {line: BENCHMARKS[members[0]].rule or "accuracy" for line, members in lines.items()}
-            pooled = {
-                line: [record for member in members for record in answered[member]] for line, members in lines.items()
-            }
-            print(f"\n{format_suite(name, {line: (rules[line], pooled[line]) for line in lines})}")
+    for name in covered_suites(answered):
+        print(f"\n{format_suite(name, answered)}")
     return 2 if any(summary["errors"] or has_pass_errors(summary) for summary in summaries.values()) else 0
 
 

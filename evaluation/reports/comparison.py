@@ -8,14 +8,16 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.benchmarks.rows import SUITES
 from evaluation.journal import Record, read_journal
 from evaluation.reports.faithfulness import ROWS as FAITHFULNESS
 from evaluation.reports.intervals import wilson_interval
 from evaluation.reports.published import PUBLISHED
+from evaluation.reports.suites import covered_suites, measure_suite
 from evaluation.reports.summary import PARSE_FAILURES, name_cluster
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ _DATA_SETTINGS = frozenset({"dataset", "data_fingerprint", "data_path", "split",
 FAITHFULNESS_NOTE = (
     "Answers that follow: in % of the questions that the model's own scene decides by its boxes and relations. "
     "95 % Wilson intervals."
+)
+SUITE_NOTE = (
+    "Each line by its benchmark's own rule, in %, and their mean. Differences are of right answers, with the tests "
+    "above, p not adjusted."
 )
 _BESIDE = (".extractor.jsonl", ".blank.jsonl", ".true_scene.jsonl")
 """Endings of journals that lie beside a run's own."""
@@ -284,9 +290,47 @@ def compare_models(models: Sequence[Model], published: Sequence[str] = ()) -> di
         },
         "published": list(published),
         "benchmarks": rows,
+        "suites": {name: rows for name in covered_suites(baseline.runs) if (rows := _compare_suite(name, models))},
         "faithfulness": _list_faithfulness(models, benchmarks),
         "average": _average(models, rows, published),
     }
+
+
+def _compare_suite(name: str, models: Sequence[Model]) -> dict[str, Any]:
+    """Return a leaderboard's rows in the form of `benchmarks`, of the models that answered all of it.
+
+    Accuracies are figures by each benchmark's own rule; differences are of right answers, items of a line together.
+    """
+    whole = [model for model in models if name in covered_suites(model.runs)]
+    try:
+        figures = {
+            model.label: measure_suite(name, {each: list(run.records.values()) for each, run in model.runs.items()})
+            for model in whole
+        }
+    except KeyError:  # a journal of an older version lacks what a rule reads
+        return {}
+    rows: dict[str, Any] = {line: {"accuracy": {}, "difference": {}} for found in figures.values() for line in found}
+    for label, found in figures.items():
+        for line, figure in found.items():
+            n, value, low, high = figure
+            rows[line]["accuracy"][label] = {"n": n, "accuracy": value, "low": low, "high": high}
+    for line, row in rows.items():
+        members = SUITES[name].get(line.partition(":")[0], ())
+        for model in whole[1:] if members else ():
+            if (result := compare_runs(_pool(whole[0], members), _pool(model, members))) is not None:
+                row["difference"][model.label] = result
+    return rows
+
+
+def _pool(model: Model, members: Sequence[str]) -> AnsweredRun:
+    """Return the runs of several benchmarks as one; items of two of them do not depend on each other."""
+    runs = [model.runs[member] for member in members]
+    records = {
+        f"{run.benchmark} {item_id}": replace(record, cluster=f"{run.benchmark} {name_cluster(record)}")
+        for run in runs
+        for item_id, record in run.records.items()
+    }
+    return AnsweredRun(runs[0].path, runs[0].settings, records, sum(run.errors for run in runs))
 
 
 def _list_faithfulness(models: Sequence[Model], benchmarks: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -111,33 +111,16 @@ def _accuracy(records: Sequence[Record]) -> dict[str, Any]:
 
 def format_table(summary: dict[str, Any]) -> str:
     """Return the summary as a table for the terminal."""
-    return "\n".join([_align([_HEADER, *_table_rows(summary)]), *_notes(summary)])
+    return "\n".join([align_rows([_HEADER, *_table_rows(summary)]), *_notes(summary)])
 
 
-def _align(rows: Sequence[Sequence[str]]) -> str:
+def align_rows(rows: Sequence[Sequence[str]]) -> str:
     """Return rows, the first a head, in columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     form = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<>>>", widths, strict=True))
     lines = [form.format(*row) for row in rows]
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join(lines)
-
-
-def format_suite(name: str, lines: Mapping[str, tuple[str, list[Record]]]) -> str:
-    """Return a leaderboard as a table: each line by its benchmark's own rule, and the mean of the lines."""
-    figures = {
-        line: next(iter(measure(RULES[rule], records).items()), None) for line, (rule, records) in lines.items()
-    }
-    known = {line: found for line, found in figures.items() if found is not None}
-    half = math.sqrt(sum(((figure.high - figure.low) / 2) ** 2 for _, figure in known.values())) / max(1, len(known))
-    mean = sum(figure.value for _, figure in known.values()) / max(1, len(known))
-    rows = [
-        (f"{line}: {rule}", str(f.n), f"{f.value:.3f}", f"{f.low:.3f} - {f.high:.3f}")
-        for line, (rule, f) in known.items()
-    ]
-    total = sum(figure.n for _, figure in known.values())
-    rows.append(("mean", str(total), f"{mean:.3f}", f"{mean - half:.3f} - {mean + half:.3f}"))
-    return _align([(name, *_HEADER[1:2], "figure", _HEADER[3]), *rows])
 
 
 def format_markdown(summary: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import math
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from evaluation import compare, evals
-from evaluation.benchmarks.rows import BENCHMARKS
+from evaluation.benchmarks.rows import BENCHMARKS, SUITES
 from evaluation.benchmarks.samples import fingerprint_samples, load_samples
 from evaluation.engines.local import Answer
 from evaluation.journal import AnswerJournal, Record
@@ -94,6 +95,49 @@ def runs_dir(tmp_path_factory, data_dir):
     write_journal(folder, data_dir, "before", 0.3)
     write_journal(folder, data_dir, "later", 0.9)
     return folder
+
+
+def test_a_leaderboard_has_a_row_for_each_line_with_a_paired_test():
+    """BLINK's and SITE's benchmarks count as one; other rules than accuracy have their own figure."""
+    marks = {"base": ("0011", "0101"), "other": ("1111", "0111")}
+    models = []
+    for name, (blink, rest) in marks.items():
+        runs = {}
+        for member in (each for line in SUITES["easi8"].values() for each in line):
+            is_blink = member in SUITES["easi8"]["BLINK"]
+            run = fake_run(blink if is_blink else rest, f"a/{name}", member)
+            facts = {"id": "among_1", "choices": 4, "sizes": {"flip_circular": 2}}
+            records = {
+                item: replace(record, facts=facts, groups={"flip_circular": f"{int(item) // 2}"})
+                for item, record in run.records.items()
+            }
+            runs[member] = replace(run, records=records)
+        models.append(Model(name, {}, runs))
+    comparison = compare_models([*models, Model("part", {}, {"mmvp": fake_run("11")})])
+    rows = comparison["suites"]["easi8"]
+    names = {line.partition(":")[0]: row for line, row in rows.items()}
+    assert list(names) == [*SUITES["easi8"], "mean"]
+    blink = names["BLINK"]
+    assert blink["accuracy"]["base"]["n"] == 56 and blink["accuracy"]["base"]["accuracy"] == 0.5
+    assert blink["accuracy"]["other"]["accuracy"] == 1
+    difference = blink["difference"]["other"]
+    assert (difference["gained"], difference["lost"], difference["n"]) == (28, 0, 56)
+    assert difference["p_value"] == pytest.approx(2 / 2**28)
+    assert names["EmbSpatial"]["difference"]["other"]["gained"] == 1
+    for label in marks:
+        values = [row["accuracy"][label]["accuracy"] for line, row in names.items() if line != "mean"]
+        assert names["mean"]["accuracy"][label]["accuracy"] == pytest.approx(sum(values) / 8)
+    assert names["mean"]["difference"] == {}
+    text = compare.format_markdown(comparison)
+    (line,) = (each for each in text.splitlines() if each.startswith("| BLINK: "))
+    assert (
+        line.startswith("| BLINK: accuracy | 50.0 [") and "+50.0" in line and "| easi8 | base | other | part |" in text
+    )
+    assert compare_models(models[:1] + [Model("part", {}, {"mmvp": fake_run("11")})])["suites"]["easi8"]
+    assert compare_models([Model("part", {}, {"mmvp": fake_run("11")}), *models])["suites"] == {}
+    mindcube = replace(models[0].runs["mindcube-tiny"], records=fake_run("0101").records)
+    older = Model("older", {}, models[0].runs | {"mindcube-tiny": mindcube})
+    assert compare_models([older])["suites"] == {}  # without the ids that MindCube's rule reads
 
 
 @pytest.mark.parametrize(
