@@ -44,6 +44,7 @@ def test_every_phase_of_a_step_has_its_row(tmp_path, what, phases):
         assert result["steps"][-1]["actor/grad_norm"] > 0
 
 
+@pytest.mark.nightly  # two benchmarks like the one above
 def test_an_ablation_has_a_row_for_each_choice_that_it_undoes(tmp_path):
     name, dump = "prompts and images repeated", tmp_path / "rows.json"
     command = [sys.executable, "-m", "verl.bench", "ablation", "--config", "configs/bench_toy_cpu.yaml"]
