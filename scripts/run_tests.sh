@@ -63,22 +63,31 @@ run_check() { # run_check NAME COMMAND...
     return "$code"
 }
 
-run_pytest() { # run_pytest NAME LIMIT_S MARKER_EXPRESSION NUM_PROCESSES [ENVIRONMENT...]
-    local name=$1 limit_s=$2 marker=$3 processes=$4 start=$SECONDS code=0 counts
+run_pytest() { # run_pytest NAME LIMIT_S MARKER_EXPRESSION NUM_PROCESSES [ENVIRONMENT...] -> exit code of pytest
+    local name=$1 limit_s=$2 marker=$3 processes=$4 start=$SECONDS code=0
     shift 4
-    local report="$reports/${name// /_}.xml"
     printf '\n==> %s: pytest -m "%s" %s\n' "$name" "$marker" "${pytest_arguments[*]-}"
-    env "$@" timeout --foreground --signal=INT --kill-after=30 "$limit_s" \
-        .venv/bin/python -m pytest -m "$marker" -n "$processes" --dist loadfile --durations=5 --junitxml="$report" \
-        ${pytest_arguments[@]+"${pytest_arguments[@]}"} </dev/null || code=$?
+    # A background process of a script ignores SIGINT, and tests that interrupt programs hand that down to them.
+    env --default-signal=INT,HUP "$@" timeout --foreground --signal=INT --kill-after=30 "$limit_s" \
+        .venv/bin/python -m pytest -m "$marker" -n "$processes" --dist loadfile --durations=5 \
+        --junitxml="$(report_of "$name")" ${pytest_arguments[@]+"${pytest_arguments[@]}"} </dev/null || code=$?
+    if ((code == 124 || code == 137)); then echo "$name: ended after the limit of $limit_s s" >&2; fi
+    echo "$((SECONDS - start)) $code" >"$(report_of "$name").end"
+}
+
+report_of() { # report_of NAME -> path of its JUnit file
+    echo "$reports/${1// /_}.xml"
+}
+
+close_pytest() { # close_pytest NAME: counts what run_pytest has left
+    local name=$1 seconds=0 code=1 counts
+    read -r seconds code <"$(report_of "$name").end" || true
     # 5: nothing was collected, which is fine when arguments of the caller selected tests of another stage.
     if ((code == 5 && ${#pytest_arguments[@]} > 0)); then code=0; fi
-    if ((code == 124 || code == 137)); then echo "$name: ended after the limit of $limit_s s" >&2; fi
-    counts=$(count_tests "$report" 2>/dev/null) || counts="0 0 0"
+    counts=$(count_tests "$(report_of "$name")" 2>/dev/null) || counts="0 0 0"
     read -r -a counts <<<"$counts"
     if ((code != 0 && counts[1] == 0)); then counts[1]=1; fi
-    close_stage "$name" $((SECONDS - start)) "$code" "${counts[@]}"
-    return "$code"
+    close_stage "$name" "$seconds" "$code" "${counts[@]}"
 }
 
 finish() {
@@ -95,9 +104,18 @@ fi
 cores=$(env -u OMP_NUM_THREADS nproc) # nproc itself would answer with that variable
 run_pytest "unit tests" "$unit_limit_s" "not integration and not e2e and not gpu and not nightly" \
     $((cores < 8 ? cores : 8)) HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+close_pytest "unit tests"
 if ! $only_unit; then
-    # Processes of their own: these fork, which a process that has loaded an engine must not.
-    run_pytest "integration tests" "$integration_limit_s" "integration and not gpu and not nightly" 0
-    run_pytest "e2e tests" "$e2e_limit_s" "e2e and not gpu and not nightly" 0
+    # Processes of their own: these fork, which a process that has loaded an engine must not. Side by side, since each
+    # waits most of the time for one of its programs; each has a folder of its own for Ray, short as sockets' names are.
+    ray_folder=$(mktemp -d /tmp/st-XXXXXX)
+    trap 'rm -rf "$ray_folder"' EXIT
+    run_pytest "integration tests" "$integration_limit_s" "integration and not gpu and not nightly" 0 \
+        RAY_TMPDIR="$ray_folder/i" >"$reports/integration.log" 2>&1 &
+    run_pytest "e2e tests" "$e2e_limit_s" "e2e and not gpu and not nightly" 0 RAY_TMPDIR="$ray_folder/e"
+    wait
+    cat "$reports/integration.log"
+    close_pytest "integration tests"
+    close_pytest "e2e tests"
 fi
 finish
