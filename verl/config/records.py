@@ -414,6 +414,8 @@ class TrainerConfig:
     """Folder of the run's checkpoints and logs; the two names in braces are filled in."""
     watchdog_timeout_s: PositiveFloat | None = 3600.0
     """Seconds after which a call to the workers has stalled: all write their stacks, the run ends; null waits."""
+    memory_gb: PositiveFloat | None = None
+    """Memory of each GPU that rank and engine may fill, in GiB; null is all of it."""
     max_host_memory_share: PositiveShare = 0.94
     """Share of a machine's or container's memory at which the run saves and ends, before the system kills it."""
     load_checkpoint_path: str | None = None

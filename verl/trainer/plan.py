@@ -7,6 +7,7 @@ the data can bring once, and sets what remains for kept activations.
 Letters: P prompt and R response tokens, n samples.
 """
 
+import math
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ ENGINE_GB = 4.0
 
 @dataclass(frozen=True)
 class Gpu:
-    """Memory of the smallest of the run's GPUs, in GiB: all of it, and what other processes hold of it."""
+    """Memory of the smallest of the run's GPUs, in GiB: all of it, and what is not for this run."""
 
     total_gb: float
     used_gb: float = 0.0
@@ -101,8 +102,9 @@ def _engine_share(config: Config, model: ModelShape, gpu: Gpu, rollout_gb: float
     if left_gb < least_gb:
         raise ConfigError(
             [
-                f"{ENGINE} = auto: of the GPU's {gpu.total_gb:.1f} GiB {gpu.used_gb:.1f} are taken by other processes "
-                f"and {resident_gb + RANK_GB:.1f} by the rank, and the engine needs at least {least_gb:.1f}; set "
+                f"{ENGINE} = auto: of the GPU's {gpu.total_gb:.1f} GiB {gpu.used_gb:.1f} are taken by others (processes, "
+                f"trainer.memory_gb) and {resident_gb + RANK_GB:.1f} by the rank, and the engine needs at least "
+                f"{least_gb:.1f}; set "
                 "worker.actor.offload.offload_optimizer=true and worker.ref.offload.offload_params=true, train with "
                 "LoRA (worker.actor.model.lora.rank), or raise trainer.n_gpus_per_node"
             ]
@@ -117,7 +119,7 @@ def _engine_share(config: Config, model: ModelShape, gpu: Gpu, rollout_gb: float
 def _describe(config: Config, gpu: Gpu, wanted: list[str]) -> list[str]:
     """Lines on what was chosen, and on what was given."""
     longest = config.data.max_prompt_length + config.data.max_response_length
-    others = f", {gpu.used_gb:.1f} of them taken by other processes" if gpu.used_gb >= 1 else ""
+    others = f", {gpu.used_gb:.1f} of them not for this run" if gpu.used_gb >= 1 else ""
     values = {key: attrgetter(key)(config) for key in WITHOUT_GPU}
     words = {
         UPDATE: f"updates in passes of {values[UPDATE]} x {longest} tokens",
@@ -139,7 +141,8 @@ def measure_gpu(config: Config, device: str) -> Gpu | None:
     except (OSError, subprocess.SubprocessError):
         return None
     pairs = [tuple(float(part) / 1024 for part in line.split(",")) for line in found.splitlines() if line.strip()]
-    gpus = [Gpu(total, used) for total, used in pairs][: config.trainer.n_gpus_per_node]
+    limit_gb = config.trainer.memory_gb or math.inf
+    gpus = [Gpu(total, used + max(0.0, total - limit_gb)) for total, used in pairs][: config.trainer.n_gpus_per_node]
     return min(gpus, key=lambda gpu: gpu.free_gb, default=None)
 
 

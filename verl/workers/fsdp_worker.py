@@ -70,6 +70,9 @@ class FSDPWorker:
     @register(Dispatch.ONE_TO_ALL)
     def load(self, host: str, port: int) -> None:
         """Joins the process group and builds the sharded models and optimizers."""
+        if self.device.type == "cuda" and (limit_gb := self.config.trainer.memory_gb) is not None:
+            share = limit_gb * 1024**3 / torch.cuda.mem_get_info()[1]
+            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
         store = self.store if self.rank == 0 else join_store(host, port)
         worker = self.config.worker
         roles = (worker.actor, worker.ref, worker.critic)
@@ -205,7 +208,8 @@ class FSDPWorker:
         actor, rollout = self.config.worker.actor, self.config.worker.rollout
         planned = self._max_tokens(actor.micro_batch_size_per_device_for_update)
         with self._on_device(self.policy, self.optimizer):
-            fit = probe_update(self.actor, self.groups, planned, self._max_tokens(1), rollout.temperature)
+            least, limit = self._max_tokens(1), self.config.trainer.memory_gb
+            fit = probe_update(self.actor, self.groups, planned, least, rollout.temperature, limit)
         self.update_tokens = fit.tokens
         self.groups = None
         self._release_cache()

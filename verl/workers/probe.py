@@ -90,10 +90,16 @@ def fit_passes(measure: Measure, available: float, resident: float, tokens: int,
     return Fit(tokens, 0.0, peak, available, notes)
 
 
-def probe_update(actor: Actor, groups: Groups, tokens: int, least: int, temperature: float) -> Fit:
-    """The passes of the actor's updates over such groups, of the planned number of tokens or fewer; it keeps them."""
+def probe_update(
+    actor: Actor, groups: Groups, tokens: int, least: int, temperature: float, memory_gb: float | None
+) -> Fit:
+    """The passes of the actor's updates over such groups, of the planned number of tokens or fewer.
+
+    The actor keeps the activations that were chosen. `memory_gb` limits what all processes of a GPU hold, in GiB.
+    """
     probe = Probe(actor, groups, temperature)
-    return fit_passes(probe.peak, probe.available(), probe.resident(), tokens, least)
+    available = probe.available(math.inf if memory_gb is None else memory_gb * GB)
+    return fit_passes(probe.peak, available, probe.resident(), tokens, least)
 
 
 class Probe:
@@ -129,11 +135,11 @@ class Probe:
         actor.optimizer.zero_grad(set_to_none=True)
         return self._over_ranks(peak, dist.ReduceOp.MAX)
 
-    def available(self) -> float:
-        """Bytes that tensors may fill on the fullest GPU of all ranks: other processes' memory is theirs."""
+    def available(self, limit: float) -> float:
+        """Bytes that tensors may fill on the fullest GPU of all ranks, within the limit and beside other processes."""
         free, total = torch.cuda.mem_get_info()
         others = total - free - torch.cuda.memory_reserved()
-        return self._over_ranks(ALLOCATED_SHARE * (USED_SHARE * total - others), dist.ReduceOp.MIN)
+        return self._over_ranks(ALLOCATED_SHARE * (USED_SHARE * min(total, limit) - others), dist.ReduceOp.MIN)
 
     def resident(self) -> float:
         """Bytes that tensors fill between passes, on any rank."""
