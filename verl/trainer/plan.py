@@ -102,8 +102,8 @@ def _engine_share(config: Config, model: ModelShape, gpu: Gpu, rollout_gb: float
     if left_gb < least_gb:
         raise ConfigError(
             [
-                f"{ENGINE} = auto: of the GPU's {gpu.total_gb:.1f} GiB {gpu.used_gb:.1f} are taken by others (processes, "
-                f"trainer.memory_gb) and {resident_gb + RANK_GB:.1f} by the rank, and the engine needs at least "
+                f"{ENGINE} = auto: of the GPU's {gpu.total_gb:.1f} GiB {gpu.used_gb:.1f} are taken (processes, "
+                f"trainer.memory_gb) by others and {resident_gb + RANK_GB:.1f} by the rank, and the engine needs at least "
                 f"{least_gb:.1f}; set "
                 "worker.actor.offload.offload_optimizer=true and worker.ref.offload.offload_params=true, train with "
                 "LoRA (worker.actor.model.lora.rank), or raise trainer.n_gpus_per_node"
