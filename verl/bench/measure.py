@@ -103,8 +103,11 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
     Checkpoints are written only if trainer.save_freq is positive, and not always at the last step. Without `is_step`
     only the rollout of each step runs.
     """
+    from verl.trainer.dry_run import read_data_shape
     from verl.trainer.main import build_datasets, build_reward, build_workers, start_ray
     from verl.trainer.metrics import PhaseTimer
+    from verl.trainer.model_checks import measure_checked_model
+    from verl.trainer.plan import make_plan, measure_gpu, probe_passes
     from verl.trainer.ray_trainer import GRPOTrainer
     from verl.trainer.saver import TrainState
 
@@ -153,8 +156,13 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
 
     reward = build_reward(config)
     train_set, val_set = build_datasets(config, processor)
+    plan = make_plan(config, measure_checked_model(config), read_data_shape(train_set), measure_gpu(config, device))
+    config = plan.config
     start_ray(config, device)
     actor, rollout = build_workers(config, device, processor, config.trainer.max_steps, None)
+    print(
+        "\n".join([*plan.lines, *probe_passes(plan, actor, train_set, processor.tokenizer.pad_token_id)]), flush=True
+    )
     arguments = (config, actor, rollout, reward, train_set, val_set, processor.tokenizer.pad_token_id, recorder)
     trainer = BenchTrainer(*arguments)  # type: ignore[arg-type]
     trainer.timer = trainer.engines.timer = SpanTimer()
@@ -354,6 +362,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     is_step = arguments.what == "step"
     trainer = make_trainer(config, recorder, processor, device, is_step)
+    config = trainer.config
     if arguments.lengths:
         limit_responses(trainer, arguments.lengths)
     load_s = time.perf_counter() - started

@@ -7,7 +7,7 @@ fit together, `verl.config.docs` prints the lines under the fields.
 
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from pydantic.dataclasses import dataclass
@@ -31,6 +31,12 @@ CountOrNoLimit = Count | Literal[-1]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
+if TYPE_CHECKING:  # verl.trainer.plan puts numbers in the place of "auto" before anything computes with them
+    AutoCount, AutoSize, AutoShare = int, float, float
+else:
+    AutoCount = Count | Literal["auto"]
+    AutoSize = NonNegativeFloat | Literal["auto"]
+    AutoShare = PositiveShare | Literal["auto"]
 TrainDtype = Annotated[Literal["bf16", "fp32"], BeforeValidator(_spell_dtype)]
 ReferenceDtype = Annotated[Literal["bf16", "fp32"] | None, BeforeValidator(_spell_dtype_if_any)]
 RolloutDtype = Annotated[Literal["bf16", "fp16", "fp32"], BeforeValidator(_spell_dtype)]
@@ -42,6 +48,8 @@ LossType = Literal[*read_names("losses", "POLICY_LOSSES")]
 KLPenalty = Literal[*read_names("divergences", "KL_ESTIMATORS"), "full"]
 LossAverage = Literal["token", "seq", "fixed_length"]
 
+AUTO: Any = "auto"
+"""Value of keys that follow from the GPU, the model and the data: verl.trainer.plan chooses them at the start."""
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
@@ -160,8 +168,8 @@ class ModelConfig(LoadedModelConfig):
     """Folder or hub name of the model to train, with its tokenizer and processor."""
     tokenizer_path: str | None = None
     """Folder or hub name of another tokenizer and processor; null takes those of model_path."""
-    activation_budget_gb: NonNegativeFloat = 0.0
-    """Memory for activations that gradient checkpointing keeps all the same, in GiB per micro-batch."""
+    activation_budget_gb: AutoSize = AUTO
+    """Memory for activations that gradient checkpointing keeps all the same, GiB per micro-batch; auto probes it."""
     use_fused_layers: bool = True
     """Liger's norm, SwiGLU and rotary kernels on a GPU, where that package is there and knows the model."""
     lora: AdapterConfig = field(default_factory=AdapterConfig)
@@ -231,9 +239,9 @@ class ReferenceConfig:
 class ActorConfig:
     global_batch_size: Count = 128
     """Prompts per optimizer step, over all ranks; each brings its `worker.rollout.n` responses."""
-    micro_batch_size_per_device_for_update: Count = 4
+    micro_batch_size_per_device_for_update: AutoCount = AUTO
     """Sequences per forward and backward pass of a rank: its token budget is this times (P + R)."""
-    micro_batch_size_per_device_for_experience: Count = 16
+    micro_batch_size_per_device_for_experience: AutoCount = AUTO
     """Sequences per pass without gradients (old and reference log-probs), likewise a token budget."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradient norm above which gradients are scaled down to it."""
@@ -325,8 +333,8 @@ class RolloutConfig:
     """Most images per prompt; 0 leaves the engine's own limit."""
     dtype: RolloutDtype = "bf16"
     """Type of the engine's weights."""
-    gpu_memory_utilization: PositiveShare = 0.6
-    """Share of a GPU's memory that the engine may take."""
+    gpu_memory_utilization: AutoShare = AUTO
+    """Share of a GPU's memory that the engine may take; auto is what the rank beside it leaves, up to its need."""
     enforce_eager: bool = False
     """Eager mode: the engine does without CUDA graphs."""
     enable_chunked_prefill: bool = False
@@ -406,6 +414,8 @@ class TrainerConfig:
     """Folder of the run's checkpoints and logs; the two names in braces are filled in."""
     watchdog_timeout_s: PositiveFloat | None = 3600.0
     """Seconds after which a call to the workers has stalled: all write their stacks, the run ends; null waits."""
+    memory_gb: PositiveFloat | None = None
+    """Memory of each GPU that rank and engine may fill, in GiB; null is all of it."""
     max_host_memory_share: PositiveShare = 0.94
     """Share of a machine's or container's memory at which the run saves and ends, before the system kills it."""
     load_checkpoint_path: str | None = None

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from spatialthinker.storage.images import read_header
+from verl.config.auto import without_auto
 from verl.config.loading import config_to_dict
 from verl.config.records import Config
 from verl.data.dataset import Prompt, RLHFDataset
@@ -29,12 +30,14 @@ def print_dry_run(
     num_steps: int,
     phases: list[Phase],
     score_gold: Callable[[Prompt], dict[str, float]],
+    plan: Sequence[str] = (),
 ) -> None:
-    """Prints resolved configuration, steps, batch sizes, memory estimate and first prompts."""
+    """Prints resolved configuration, steps, batch sizes, plan, memory estimate and first prompts."""
     print(json.dumps(config_to_dict(config), indent=2))  # noqa: T201
     lines = [
         *describe_steps(config, len(train_set), num_steps),
         *describe_batch(config),
+        *plan,
         *describe_memory(config, phases),
     ]
     print("\n".join(["", *lines]))  # noqa: T201
@@ -60,6 +63,7 @@ def describe_steps(config: Config, num_prompts: int, num_steps: int) -> list[str
 
 def describe_batch(config: Config) -> list[str]:
     """Lines on batch, mini-batch and micro-batch sizes of a step."""
+    config = without_auto(config)
     data, actor, n, ranks = config.data, config.worker.actor, config.worker.rollout.n, config.num_ranks
     updates = data.rollout_batch_size // actor.global_batch_size * actor.ppo_epochs
     share = actor.global_batch_size // ranks
@@ -104,7 +108,7 @@ def describe_memory(config: Config, phases: list[Phase]) -> list[str]:
 
 def advise_budget(config: Config, phases: list[Phase], gpu_gb: float) -> list[str]:
     """Advice on a larger worker.actor.model.activation_budget_gb, if the update leaves GPU memory unused."""
-    model = config.worker.actor.model
+    model = without_auto(config).worker.actor.model
     needed = next(phase.device_gb for phase in phases if phase.name == "update") + GPU_ALLOWANCE_GB
     budget = math.floor(model.activation_budget_gb + USED_SHARE * gpu_gb - needed)
     if not model.enable_gradient_checkpointing or budget <= model.activation_budget_gb:

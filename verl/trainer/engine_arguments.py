@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from verl.config.auto import without_auto
 from verl.config.records import Config
 from verl.data.processor import pixel_limits, threads_per_rank, vision_token_ids
 from verl.model.families import override_engine_config
@@ -31,6 +32,7 @@ def cudagraph_sizes(most: int) -> list[int]:
 
 def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, Any]:
     """Constructor arguments of the engines."""
+    config = without_auto(config)
     rollout, data, model = config.worker.rollout, config.data, config.worker.actor.model
     engine: dict[str, Any] = {
         "dtype": ENGINE_DTYPES[rollout.dtype],

@@ -146,7 +146,8 @@ def train(config: Config) -> None:
     """Builds data, rewards and worker groups, in the order in which their faults are cheapest to find, and trains."""
     import ray
 
-    from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run
+    from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run, read_data_shape
+    from verl.trainer.plan import make_plan, measure_gpu, probe_passes
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
     from verl.trainer.resume import check_resume, identify
     from verl.trainer.tracking import Tracker
@@ -162,12 +163,14 @@ def train(config: Config) -> None:
         identity = identify(config, processor, train_set, val_set) if is_needed else {}
         for note in check_resume(start, config, identity) if start else []:
             print(f"Going on from {start}: {note}")  # noqa: T201
+        plan = make_plan(config, model_shape, read_data_shape(train_set), measure_gpu(config, device))
+        config = plan.config
         phases = plan_memory(config, model_shape, train_set)
         score_gold = GoldScore(reward, config.worker.reward)
         scores = score_gold(train_set[0])
         check_filter_key(config, scores)
         if config.trainer.dry_run:
-            print_dry_run(config, train_set, num_steps, phases, score_gold)
+            print_dry_run(config, train_set, num_steps, phases, score_gold, plan.lines)
             return
         print(describe_prompt(train_set, 0, scores))  # noqa: T201
         if warning := host_memory_warning(phases, device == "cpu", config.trainer.n_gpus_per_node):
@@ -183,6 +186,7 @@ def train(config: Config) -> None:
         actor, rollout = build_workers(config, device, processor, num_steps, watchdog)
         print(f"Attention: {actor.run_on(0, 'describe_kernels')}", flush=True)  # noqa: T201
         pad_token_id = processor.tokenizer.pad_token_id
+        print("\n".join([*plan.lines, *probe_passes(plan, actor, train_set, pad_token_id)]), flush=True)  # noqa: T201
         sets = (train_set, val_set)
         trainer = GRPOTrainer(config, actor, rollout, reward, *sets, pad_token_id, tracker, start, identity)
         trainer.fit()

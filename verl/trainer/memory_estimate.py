@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from verl.config.auto import without_auto
 from verl.config.records import Config
 
 GB = 1024**3
@@ -84,6 +85,7 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
         the copy of a checkpoint that is written asynchronously.
     host, load: + Nb for each rank of the machine. host, log-probs and update: + all patches of the batch.
     """
+    config = without_auto(config)
     actor, ranks, per_machine = config.worker.actor, config.num_ranks, config.trainer.n_gpus_per_node
     stored, computed = NUM_BYTES[actor.fsdp.torch_dtype], NUM_BYTES[actor.fsdp.mp_param_dtype]
     whole = model.parameters * stored
@@ -98,9 +100,8 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     offloaded += reference * (ref.offload.offload_params or ref.fsdp.enable_cpu_offload)
     gathered = (2 * model.largest_block + model.root) * computed
     logits = 2 * LOGIT_CHUNK_GB * GB
-    rollout = config.worker.rollout
-    engine = model.parameters * NUM_BYTES[rollout.dtype] / rollout.tensor_parallel_size
-    cache = model.layers * model.kv_width * NUM_BYTES[rollout.dtype] * rollout.max_num_batched_tokens
+    engine, per_token = engine_bytes(config, model)
+    cache = per_token * config.worker.rollout.max_num_batched_tokens
     forward = _layer_bytes(model, _micro_tokens(config, actor.micro_batch_size_per_device_for_experience), computed)
     tokens = _micro_tokens(config, actor.micro_batch_size_per_device_for_update)
     update = _saved_activation_bytes(config, model, data, tokens, computed) + trained / ranks
@@ -122,6 +123,13 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     copied = per_machine * _checkpoint_bytes(config, policy, states, trained / ranks, critic_resident)
     phases = [(name, device, host + copied * (name != "load")) for name, device, host in phases]
     return [Phase(name, device / GB, (host + offloaded) / GB) for name, device, host in phases]
+
+
+def engine_bytes(config: Config, model: ModelShape) -> tuple[float, float]:
+    """Bytes of an engine's weights on one of its GPUs, and of the keys and values of one token."""
+    rollout = config.worker.rollout
+    weights = model.parameters * NUM_BYTES[rollout.dtype] / rollout.tensor_parallel_size
+    return weights, model.layers * model.kv_width * NUM_BYTES[rollout.dtype]
 
 
 def _checkpoint_bytes(config: Config, policy: float, states: float, trained: float, critic_resident: float) -> float:

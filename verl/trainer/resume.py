@@ -23,7 +23,10 @@ from verl.model.checkpoint_files import digest_model
 WITHOUT_EFFECT = (
     *(f"trainer.{name}" for name in ("project_name", "experiment_name", "logger", "nnodes", "n_gpus_per_node")),
     *(f"trainer.{name}" for name in ("device", "val_*", "save_*", "on_save_error", "watchdog_timeout_s")),
-    *(f"trainer.{name}" for name in ("max_try_make_batch", "max_skipped_updates", "max_host_memory_share")),
+    *(
+        f"trainer.{name}"
+        for name in ("max_try_make_batch", "max_skipped_updates", "max_host_memory_share", "memory_gb")
+    ),
     *(f"trainer.{name}" for name in ("load_checkpoint_path", "find_last_checkpoint", "check_versions", "dry_run")),
     *("trainer.ray_timeline", "data.val_*", "worker.*.micro_batch_size_per_device_for_*", "worker.*.offload.*"),
     *("worker.*.fsdp.enable_cpu_offload", "worker.reward.num_processes"),

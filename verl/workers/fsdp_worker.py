@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from verl.algos.divergences import FULL_KL
+from verl.config.auto import without_auto
 from verl.config.records import Config, FSDPConfig, OptimConfig
 from verl.data.processor import load_run_processor, pixel_limits, threads_per_rank, vision_token_ids
 from verl.distributed import checkpoint
@@ -30,6 +31,7 @@ from verl.model.qwen_vl import ResponseLogProbs, ResponseValues, check_image_tok
 from verl.protocol import DataProto
 from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings
 from verl.workers.critic import Critic, ValueSettings
+from verl.workers.probe import probe_update
 from verl.workers.weight_sync import send_weights
 
 
@@ -48,11 +50,12 @@ class FSDPWorker:
     def __init__(self, rank: int, world_size: int, config: Config, device: str, num_steps: int):
         self.rank = rank
         self.world_size = world_size
-        self.config = config
+        self.config = without_auto(config)
         self.device = torch.device(device)
         self.num_steps = num_steps
         self.groups: Groups | None = None
         self.peak_memory: dict[str, float] = {}  # phase -> GiB
+        self.update_tokens: int | None = None  # of an update's pass, where probing has lowered them
         self.offloader = Offloader()  # of models and optimizers
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         disable_progress_bar()
@@ -67,6 +70,9 @@ class FSDPWorker:
     @register(Dispatch.ONE_TO_ALL)
     def load(self, host: str, port: int) -> None:
         """Joins the process group and builds the sharded models and optimizers."""
+        if self.device.type == "cuda" and (limit_gb := self.config.trainer.memory_gb) is not None:
+            share = limit_gb * 1024**3 / torch.cuda.mem_get_info()[1]
+            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
         store = self.store if self.rank == 0 else join_store(host, port)
         worker = self.config.worker
         roles = (worker.actor, worker.ref, worker.critic)
@@ -195,6 +201,20 @@ class FSDPWorker:
         self.groups = Groups.from_proto(data, pixels, grids)
         check_image_tokens(self.groups.prompts, self.groups.images, grids, self.processor)
 
+    @register(Dispatch.ONE_TO_ALL)
+    def probe(self) -> list[str]:
+        """Sizes an update's passes by running those of the loaded groups, and returns lines on what was chosen."""
+        assert self.groups is not None, "load_groups comes first"
+        actor, rollout = self.config.worker.actor, self.config.worker.rollout
+        planned = self._max_tokens(actor.micro_batch_size_per_device_for_update)
+        with self._on_device(self.policy, self.optimizer):
+            least, limit = self._max_tokens(1), self.config.trainer.memory_gb
+            fit = probe_update(self.actor, self.groups, planned, least, rollout.temperature, limit)
+        self.update_tokens = fit.tokens
+        self.groups = None
+        self._release_cache()
+        return fit.describe()
+
     def _log_probs(self, actor: Actor, key: str, start: int = 0) -> DataProto:
         assert self.groups is not None, "load_groups comes first"
         settings = self.config.worker.actor
@@ -297,6 +317,8 @@ class FSDPWorker:
         """
         assert self.groups is not None, "load_groups comes first"
         actor = self.config.worker.actor
+        sizes = self._step_settings(actor)
+        sizes["max_tokens"] = self.update_tokens or sizes["max_tokens"]
         settings = UpdateSettings(
             loss_type=actor.loss_type,
             clip_ratio_low=actor.clip_ratio_low,
@@ -307,7 +329,7 @@ class FSDPWorker:
             tis_imp_ratio_cap=actor.tis_imp_ratio_cap,
             kl_penalty=self.config.algorithm.kl_penalty,
             kl_coef=data.meta_info["kl_coef"],
-            **self._step_settings(actor),
+            **sizes,
         )
         self._reset_peak_memory()
         lr = self._set_lr(self.optimizer, actor.optim, data.meta_info["step"])

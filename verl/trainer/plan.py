@@ -1,0 +1,171 @@
+"""Plan of a run: numbers for the keys that are `auto`, from the GPU's memory, the model and the data.
+
+Passes over the same tokens give the same gradients however they are cut, so the plan changes time and memory alone.
+It rests on the estimate of `verl.trainer.memory_estimate`; on a GPU `probe_passes` then runs the largest passes that
+the data can bring once, and sets what remains for kept activations.
+
+Letters: P prompt and R response tokens, n samples.
+"""
+
+import math
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+
+from verl.config.auto import ENGINE, EXPERIENCE, KEPT, UPDATE, WITHOUT_GPU, auto_keys, with_values, without_auto
+from verl.config.records import Config, ConfigError
+from verl.data.dataset import RLHFDataset, collate_prompts
+from verl.distributed.single_controller import WorkerGroup
+from verl.protocol import DataProto
+from verl.trainer.memory_estimate import (
+    GB,
+    GPU_ALLOWANCE_GB,
+    DataShape,
+    ModelShape,
+    engine_bytes,
+    estimate_memory,
+)
+
+PASS_TOKENS = 40_000
+"""Tokens of a pass: longer ones were no faster on an H100 with a model of 3B, ones of a quarter took 1.4 times."""
+USED_SHARE = 0.95
+"""Share of a GPU's memory that a plan uses; the rest covers errors of the estimate."""
+RANK_GB = 4.0
+"""A rank's CUDA context, NCCL buffers and allocator beside its tensors while the engine is awake."""
+ENGINE_GB = 4.0
+"""What an engine holds beside weights and cache: activations of its largest pass, CUDA graphs, its context."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Memory of the smallest of the run's GPUs, in GiB: all of it, and what is not for this run."""
+
+    total_gb: float
+    used_gb: float = 0.0
+
+    @property
+    def free_gb(self) -> float:
+        return self.total_gb - self.used_gb
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The configuration without `auto`, lines that say what was chosen, and whether passes are to be probed."""
+
+    config: Config
+    lines: list[str]
+    probes: bool
+
+
+def make_plan(config: Config, model: ModelShape, data: DataShape, gpu: Gpu | None) -> Plan:
+    """The plan of a run on such GPUs; None, as on a CPU, gives the released recipe's values.
+
+    Raises:
+        ConfigError: beside the rank no memory remains for the engine's weights.
+    """
+    wanted, fixed = auto_keys(config), without_auto(config)
+    if not wanted or gpu is None:
+        return Plan(fixed, [], False)
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    usable_gb = USED_SHARE * gpu.free_gb - GPU_ALLOWANCE_GB
+
+    def need_gb(phase: str, values: Mapping[str, Any]) -> float:
+        phases = estimate_memory(with_values(fixed, values), model, data)
+        return next(each.device_gb for each in phases if each.name == phase)
+
+    chosen: dict[str, Any] = {KEPT: 0.0} if KEPT in wanted else {}
+    for key, phase in ((UPDATE, "update"), (EXPERIENCE, "log-probs")):
+        if key in wanted:
+            chosen[key] = max(1, round(PASS_TOKENS / longest))
+            while chosen[key] > 1 and need_gb(phase, chosen) > usable_gb:
+                chosen[key] //= 2
+    if KEPT in wanted and config.worker.actor.model.enable_gradient_checkpointing:
+        chosen[KEPT] = max(0.0, float(int(usable_gb - need_gb("update", chosen))))
+    if ENGINE in wanted:
+        chosen[ENGINE] = _engine_share(fixed, model, gpu, need_gb("rollout", chosen))
+    planned = with_values(fixed, chosen)
+    probes = KEPT in wanted and config.worker.actor.model.enable_gradient_checkpointing
+    return Plan(planned, _describe(planned, gpu, wanted), probes)
+
+
+def _engine_share(config: Config, model: ModelShape, gpu: Gpu, rollout_gb: float) -> float:
+    """Share of the whole GPU that the engine may take: what remains beside the rank, up to what a batch needs."""
+    rollout, data = config.worker.rollout, config.data
+    weights, per_token = engine_bytes(config, model)
+    resident_gb = rollout_gb - (weights + per_token * rollout.max_num_batched_tokens) / GB
+    left_gb = USED_SHARE * gpu.free_gb - resident_gb - RANK_GB
+    least_gb = weights / GB + ENGINE_GB + per_token * (data.max_prompt_length + data.max_response_length) / GB
+    if left_gb < least_gb:
+        raise ConfigError(
+            [
+                f"{ENGINE} = auto: of the GPU's {gpu.total_gb:.1f} GiB {gpu.used_gb:.1f} are taken (processes, "
+                f"trainer.memory_gb) by others and {resident_gb + RANK_GB:.1f} by the rank, and the engine needs at least "
+                f"{least_gb:.1f}; set "
+                "worker.actor.offload.offload_optimizer=true and worker.ref.offload.offload_params=true, train with "
+                "LoRA (worker.actor.model.lora.rank), or raise trainer.n_gpus_per_node"
+            ]
+        )
+    num_engines = max(1, config.num_ranks // rollout.tensor_parallel_size)
+    sequences = min(rollout.max_num_seqs, -(-data.rollout_batch_size * rollout.n // num_engines))
+    tokens = sequences * (data.max_prompt_length / rollout.n + data.max_response_length)
+    need_gb = weights / GB + ENGINE_GB + per_token / rollout.tensor_parallel_size * tokens / GB
+    return int(1000 * min(left_gb, max(need_gb, least_gb)) / gpu.total_gb) / 1000
+
+
+def _describe(config: Config, gpu: Gpu, wanted: list[str]) -> list[str]:
+    """Lines on what was chosen, and on what was given."""
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    others = f", {gpu.used_gb:.1f} of them not for this run" if gpu.used_gb >= 1 else ""
+    values = {key: attrgetter(key)(config) for key in WITHOUT_GPU}
+    words = {
+        UPDATE: f"updates in passes of {values[UPDATE]} x {longest} tokens",
+        EXPERIENCE: f"log-probs in passes of {values[EXPERIENCE]} x {longest} tokens",
+        KEPT: f"{values[KEPT]:g} GiB for kept activations",
+        ENGINE: f"{values[ENGINE]:g} of the GPU ({values[ENGINE] * gpu.total_gb:.1f} GiB) for the engine",
+    }
+    parts = [text + ("" if key in wanted else " (given)") for key, text in words.items()]
+    return [f"Plan for GPUs of {gpu.total_gb:.1f} GiB{others}:", *(f"  {part}" for part in parts)]
+
+
+def measure_gpu(config: Config, device: str) -> Gpu | None:
+    """The smallest of this machine's GPUs that the run uses; None on a CPU, or where the driver's machine has none."""
+    if device != "cuda":
+        return None
+    command = ["nvidia-smi", "--query-gpu=memory.total,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    pairs = [tuple(float(part) / 1024 for part in line.split(",")) for line in found.splitlines() if line.strip()]
+    limit_gb = config.trainer.memory_gb or math.inf
+    gpus = [Gpu(total, used + max(0.0, total - limit_gb)) for total, used in pairs][: config.trainer.n_gpus_per_node]
+    return min(gpus, key=lambda gpu: gpu.free_gb, default=None)
+
+
+def probe_passes(plan: Plan, actor: WorkerGroup, train_set: RLHFDataset, pad_token_id: int) -> list[str]:
+    """Runs the largest passes of an update once on every rank, which keep what fits; lines on what they chose."""
+    if not plan.probes:
+        return []
+    actor.load_groups(largest_groups(plan.config, train_set, pad_token_id))
+    return actor.probe()[0]
+
+
+def largest_groups(config: Config, train_set: RLHFDataset, pad_token_id: int) -> DataProto:
+    """Groups with the longest prompts, most patches and longest responses, as many as one pass of each rank holds."""
+    merge = max(1, getattr(train_set.processor.image_processor, "merge_size", 1) or 1) ** 2
+    patches = [sum(t * h * w for t, h, w in entry.grids) for entry in train_set.entries]
+    lengths = [len(entry.raw_ids) + count // merge for entry, count in zip(train_set.entries, patches, strict=True)]
+    rows = [max(range(len(lengths)), key=lengths.__getitem__), max(range(len(patches)), key=patches.__getitem__)]
+    n, response = config.worker.rollout.n, config.data.max_response_length
+    budget = config.worker.actor.micro_batch_size_per_device_for_update * (config.data.max_prompt_length + response)
+    per_rank = max(1, -(-budget // (max(lengths) + n * response)))
+    prompts = [train_set[row] for row in rows]
+    count = per_rank * config.num_ranks
+    groups = collate_prompts([prompts[index % 2] for index in range(count)], pad_token_id)
+    groups.batch["responses"] = torch.full((count, n, response), int(prompts[0].ids[-1]))
+    groups.batch["response_mask"] = torch.ones((count, n, response), dtype=torch.bool)
+    return groups
