@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from spatialthinker.rewards.accuracy import math, r1v, r1v_scene
+from spatialthinker.rewards.boxes import boxes, check_boxes
 from spatialthinker.rewards.length import length
 from spatialthinker.rewards.numeric import check_numbers, numbers
+from spatialthinker.rewards.points import check_points, points
 from spatialthinker.rewards.record import RewardInput
 from spatialthinker.rewards.spatial_sgg import check_ground_truth, format_failure, spatial_sgg
 
@@ -21,12 +23,16 @@ REWARDS: dict[str, Callable[..., list[dict[str, float]]]] = {
     "r1v_scene": r1v_scene,
     "math": math,
     "numbers": numbers,
+    "points": points,
+    "boxes": boxes,
     "length": length,
 }
 
 ROW_CHECKS: dict[str, Callable[[Any, str], None]] = {
     "spatial_sgg": check_ground_truth,
     "numbers": check_numbers,
+    "points": check_points,
+    "boxes": check_boxes,
 }
 """Reward -> its check of a row's ground truth and problem; a reward without one takes any text."""
 

@@ -1,12 +1,13 @@
 """Throughput of the rewards of typed ground truths, on seeded random rows."""
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from spatialthinker.rewards import REWARDS, RewardInput
-from spatialthinker.rewards.bench import IMAGE_SIZE, MIN_BATCHES, THOUGHTS
+from spatialthinker.rewards.bench import IMAGE_SIZE, LABELS, MIN_BATCHES, THOUGHTS
 
 GROUP = 8
 """Responses to one row, as a trainer samples them."""
@@ -27,8 +28,35 @@ def _number_row(rng: random.Random) -> Row:
     return Row(f"{true} m", "How far is the cat from the dog?", [rng.choice(forms).format(x) for x in guesses])
 
 
+def _random_box(rng: random.Random) -> list[int]:
+    width, height = IMAGE_SIZE
+    x, y = rng.randrange(width - 60), rng.randrange(height - 60)
+    return [x, y, rng.randrange(x + 20, width), rng.randrange(y + 20, height)]
+
+
+def _box_row(rng: random.Random) -> Row:
+    truth = [{"bbox": _random_box(rng), "label": rng.choice(LABELS)} for _ in range(rng.randint(1, 6))]
+    answers = []
+    for _ in range(GROUP):
+        seen = [{"bbox_2d": [v + rng.randrange(-9, 9) for v in t["bbox"]], "label": t["label"]} for t in truth]
+        answers.append(json.dumps(rng.sample(seen, len(seen))))
+    return Row(json.dumps(truth), "Find all things.", answers)
+
+
+def _point_row(rng: random.Random) -> Row:
+    width, height = IMAGE_SIZE
+    x1, y1, x2, y2 = _random_box(rng)
+    counts = [x1 * height + y1, *[y2 - y1, height - y2 + y1] * (x2 - x1)]
+    mask = {"size": [height, width], "counts": [*counts[:-1], width * height - sum(counts[:-1])]}
+    truth = json.dumps(mask if rng.random() < 0.5 else [x1, y1, x2, y2])
+    stated = [[(rng.randint(x1, x2), rng.randint(y1, y2)) for _ in range(rng.randint(1, 5))] for _ in range(GROUP)]
+    return Row(truth, "Point at it.", [str(points) for points in stated])
+
+
 ROWS: dict[str, Callable[[random.Random], Row]] = {
     "numbers": _number_row,
+    "points": _point_row,
+    "boxes": _box_row,
     "length": _number_row,
 }
 """Reward -> a random row of it."""

@@ -8,8 +8,10 @@ from spatialthinker.geometry import iou
 from spatialthinker.matching import match_objects
 from spatialthinker.prompts import parse_image_size
 from spatialthinker.response import parse_response, section
+from spatialthinker.rewards.boxes import explain_boxes
 from spatialthinker.rewards.length import explain_length
 from spatialthinker.rewards.numeric import explain_numbers
+from spatialthinker.rewards.points import explain_points
 from spatialthinker.rewards.record import RewardInput
 from spatialthinker.rewards.spatial_sgg import format_failure
 from spatialthinker.scene_graph import SceneFormatError, load_scene
@@ -60,5 +62,7 @@ def _corners(bbox: tuple[float, float, float, float]) -> str:
 EXPLANATIONS: dict[str, Callable[[RewardInput], Iterator[str]]] = {
     "spatial_sgg": explain_scene,
     "numbers": explain_numbers,
+    "points": explain_points,
+    "boxes": explain_boxes,
     "length": explain_length,
 }

@@ -4,11 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from spatialthinker.response import section
+from spatialthinker.rewards.boxes import gold_boxes
 from spatialthinker.rewards.numeric import gold_number
+from spatialthinker.rewards.points import gold_point
 
 _THOUGHT = "The ground truth says so."
 _ANSWERS: dict[str, Callable[[Any], str]] = {
     "numbers": gold_number,
+    "points": gold_point,
+    "boxes": gold_boxes,
 }
 """Reward of typed ground truths -> the answer that is right."""
 
