@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from evaluation.scoring.open_answers import grade_open, mean_relative_accuracy, read_number
+from evaluation.scoring.open_answers import grade_open, read_number
 from spatialthinker.answer_grammar import LETTERS, normalize
+from spatialthinker.quantities import mean_relative_accuracy
 from spatialthinker.response import Kind, extract_choice, find_answer
 
 if TYPE_CHECKING:

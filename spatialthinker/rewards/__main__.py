@@ -6,7 +6,8 @@
     python -m spatialthinker.rewards bench
     python -m spatialthinker.rewards list
 
-A line of the file is a JSON object with `response`, `ground_truth` and, for spatial_sgg, `problem`.
+A line of the file is a JSON object with `response`, `ground_truth` and, where the reward reads them, `problem` and
+`response_length`.
 """
 
 import argparse
@@ -22,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from spatialthinker.output import print_any_text
-from spatialthinker.rewards import REWARDS, RewardInput, bench, check_ground_truth, format_failure
-from spatialthinker.rewards.explain import explain
+from spatialthinker.rewards import REWARDS, ROW_CHECKS, TEXT_REWARDS, RewardInput, bench, bench_typed, format_failure
+from spatialthinker.rewards.explain import EXPLANATIONS, explain
 
 USER_ERROR = 2
 BATCH = 1024
@@ -60,16 +61,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--kwargs", type=json.loads, default={}, help="the reward's keyword arguments as JSON")
     for command in (score, summary, speed):
         command.add_argument("--reward", choices=REWARDS, default="spatial_sgg")
-    score.add_argument("--explain", action="store_true", help="print format failure and matched objects as text")
+    score.add_argument("--explain", action="store_true", help="print what was read and compared as text")
     score.add_argument("--out", type=Path, help="file for the scores (standard output)")
     speed.add_argument("--size", type=int, default=4096, help="responses a batch (%(default)s)")
     speed.add_argument("--seconds", type=float, default=1.0, help="time spent on each row (%(default)s)")
     score.set_defaults(run=_score)
     summary.set_defaults(run=_summarize)
-    speed.set_defaults(run=lambda options: bench.report(options.reward, options.size, options.seconds))
+    speed.set_defaults(run=_measure)
     described = [f"{name:<16}{(reward.__doc__ or '').splitlines()[0]}" for name, reward in REWARDS.items()]
     names.set_defaults(run=lambda _: described)
     return parser
+
+
+def _measure(options: argparse.Namespace) -> Iterator[str]:
+    report = bench_typed.report_typed if options.reward in bench_typed.ROWS else bench.report
+    return report(options.reward, options.size, options.seconds)
 
 
 def _read(path: Path, truth_key: str, reward: str) -> list[RewardInput]:
@@ -81,11 +87,11 @@ def _read(path: Path, truth_key: str, reward: str) -> list[RewardInput]:
                 continue
             try:
                 row = json.loads(line)
-                item = RewardInput(row["response"], row[truth_key], row.get("problem", ""))
-                if not isinstance(item.response, str) or not isinstance(item.ground_truth, str):
+                item = RewardInput(row["response"], row[truth_key], row.get("problem", ""), row.get("response_length"))
+                if not isinstance(item.response, str) or not isinstance(item.ground_truth, _truth_types(reward)):
                     raise ValueError(f"response and {truth_key} must be strings")
-                if reward == "spatial_sgg":
-                    check_ground_truth(item.ground_truth, item.problem)
+                if reward in ROW_CHECKS:
+                    ROW_CHECKS[reward](item.ground_truth, item.problem)
             except KeyError as error:
                 raise ValueError(f"{path}:{number}: no key {error}") from None
             except (TypeError, AttributeError):
@@ -96,6 +102,10 @@ def _read(path: Path, truth_key: str, reward: str) -> list[RewardInput]:
     if not inputs:
         raise ValueError(f"{path}: no rollouts")
     return inputs
+
+
+def _truth_types(reward: str) -> type:
+    return str if reward in TEXT_REWARDS else object
 
 
 def _scores(inputs: list[RewardInput], options: argparse.Namespace) -> Iterator[dict[str, float]]:
@@ -110,8 +120,8 @@ def _scores(inputs: list[RewardInput], options: argparse.Namespace) -> Iterator[
 
 def _score(options: argparse.Namespace) -> Iterator[str]:
     inputs = _read(options.file, options.truth, options.reward)
-    if options.explain and options.reward != "spatial_sgg":
-        raise ValueError("--explain tells about scenes; use it with --reward spatial_sgg")
+    if options.explain and options.reward not in EXPLANATIONS:
+        raise ValueError(f"--explain tells about the rewards {', '.join(EXPLANATIONS)}, not about {options.reward}")
     with options.out.open("w", encoding="utf-8") if options.out else nullcontext() as out:
         for number, (item, scores) in enumerate(zip(inputs, _scores(inputs, options), strict=True), start=1):
             if out:
@@ -120,7 +130,7 @@ def _score(options: argparse.Namespace) -> Iterator[str]:
                 yield json.dumps(scores)
             if options.explain:
                 terms = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-                yield "\n".join([f"response {number}: {terms}", *explain(item), ""])
+                yield "\n".join([f"response {number}: {terms}", *explain(options.reward, item), ""])
 
 
 def _summarize(options: argparse.Namespace) -> Iterator[str]:

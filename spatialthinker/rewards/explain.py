@@ -1,6 +1,6 @@
-"""Explanation of a response's spatial reward: format, counts, answer, matched objects."""
+"""Explanation of a response's reward: what was read in it, and what that was compared with."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -8,12 +8,21 @@ from spatialthinker.geometry import iou
 from spatialthinker.matching import match_objects
 from spatialthinker.prompts import parse_image_size
 from spatialthinker.response import parse_response, section
+from spatialthinker.rewards.boxes import explain_boxes
+from spatialthinker.rewards.length import explain_length
+from spatialthinker.rewards.numeric import explain_numbers
+from spatialthinker.rewards.points import explain_points
 from spatialthinker.rewards.record import RewardInput
 from spatialthinker.rewards.spatial_sgg import format_failure
 from spatialthinker.scene_graph import SceneFormatError, load_scene
 
 
-def explain(item: RewardInput) -> Iterator[str]:
+def explain(reward: str, item: RewardInput) -> Iterator[str]:
+    """Yields lines on one response's reward, by a name of EXPLANATIONS."""
+    return EXPLANATIONS[reward](item)
+
+
+def explain_scene(item: RewardInput) -> Iterator[str]:
     """Yields lines on format, counts, answer and matched objects of one response.
 
     Raises ValueError for a ground truth that check_ground_truth refuses.
@@ -48,3 +57,12 @@ def explain(item: RewardInput) -> Iterator[str]:
 
 def _corners(bbox: tuple[float, float, float, float]) -> str:
     return "[" + ", ".join(f"{value:g}" for value in bbox) + "]"
+
+
+EXPLANATIONS: dict[str, Callable[[RewardInput], Iterator[str]]] = {
+    "spatial_sgg": explain_scene,
+    "numbers": explain_numbers,
+    "points": explain_points,
+    "boxes": explain_boxes,
+    "length": explain_length,
+}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from evaluation.scoring.open_answers import parse_quantity
 from evaluation.scoring.strict import Reference, grade_response, resolve_reference
+from spatialthinker.quantities import parse_quantity
 from spatialthinker.response import extract_choice, find_answer
 
 PETS = ("dog", "cat", "cow", "hen")
@@ -172,6 +172,12 @@ def test_open_answers(reference, answer, kind, is_correct):
 
 
 def test_numbers():
+    assert (
+        parse_quantity("x /6") is None
+        and parse_quantity("x e-9") is None
+        and parse_quantity(f"1/{10**400}") == (0.0, "", ())
+    )
+    assert parse_quantity(f"1 1/{10**400}") == (1.0, "", ())
     assert parse_quantity("-2.5") == (-2.5, "", ())
     assert parse_quantity("1e3") == (1000, "", ())
     assert parse_quantity("1,250.5 metres") == (1250.5, "m", ())

@@ -1,4 +1,4 @@
-"""The four rewards: the released scores, the terms by hand, and every deviation from the released code."""
+"""The rewards of the release: their scores, the terms by hand, and every deviation from the released code."""
 
 import json
 import pickle
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spatialthinker.rewards import REWARDS, RewardInput, check_ground_truth, format_failure
+from spatialthinker.rewards import REWARDS, TEXT_REWARDS, RewardInput, check_ground_truth, format_failure
 from spatialthinker.rewards.bench import random_input
 from spatialthinker.rewards.equality import is_equal_answer
 
@@ -37,7 +37,7 @@ def score(text, truth=TRUTH, problem=PROBLEM, **kwargs):
     return REWARDS["spatial_sgg"]([RewardInput(text, truth, problem)], **kwargs)[0]
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", TEXT_REWARDS)
 def test_released_scores(name):
     for row, result in zip(GOLDEN, REWARDS[name](golden_inputs(name)), strict=True):
         assert result == pytest.approx(row["scores"][name], abs=1e-6)
@@ -146,7 +146,7 @@ def test_deviation_strings_that_are_no_text_or_no_id():
     assert format_failure(response((CAT | {"id": "cat.1\n"},))) == "bad_id"
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", TEXT_REWARDS)
 def test_deviation_empty_answers(name):
     for truth in (TRUTH, "(B) left", "", "<answer></answer>"):
         if name == "spatial_sgg" and truth != TRUTH:
@@ -276,15 +276,15 @@ def test_rewards_travel_to_other_processes(name):
 CHILD = """
 import json, sys
 sys.path.insert(0, {folder!r})
-from test_rewards import REWARDS, golden_inputs
-print(json.dumps([REWARDS[name](golden_inputs(name)[::-1])[::-1] for name in REWARDS]))
+from test_rewards import REWARDS, TEXT_REWARDS, golden_inputs
+print(json.dumps([REWARDS[name](golden_inputs(name)[::-1])[::-1] for name in TEXT_REWARDS]))
 """
 
 
 def test_scores_are_the_same_in_another_process_and_order():
     code = CHILD.format(folder=str(Path(__file__).parent))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(run.stdout) == [REWARDS[name](golden_inputs(name)) for name in REWARDS]
+    assert json.loads(run.stdout) == [REWARDS[name](golden_inputs(name)) for name in TEXT_REWARDS]
 
 
 def test_gold_responses_of_synthetic_rows_score_one():
