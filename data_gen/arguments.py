@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from spatialthinker.network import check_cluster_address
+
 VG150 = "JosephZ/vg150_train_sgg_prompt"
 """The source of the released pipeline."""
 
@@ -82,6 +84,9 @@ def read_budget(value: Any) -> float | None:
     return None if value is None else read_share("max_cost_usd", value, 0, 1e9)
 
 
-def read_address(value: Any) -> str | None:
-    """--ray_address, or None for a cluster of one's own."""
-    return None if str(value).lower() == "none" else str(value)
+def read_address(value: Any) -> str:
+    """--ray_address, or "local" for a cluster of one's own. Raises ValueError where nothing answers there."""
+    if value is None or str(value).lower() in ("", "none", "local"):
+        return "local"
+    check_cluster_address(str(value))
+    return str(value)

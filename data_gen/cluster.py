@@ -1,7 +1,9 @@
-"""Millions of scenes: generation and validation over Ray Data, on a cluster that is already there.
+"""Millions of scenes: generation and validation over Ray Data, on this machine or a cluster that is already there.
 
     python data_gen/generate_data.py preprocess_on_cluster --source=FOLDER --out=data/large.csv --provider=template
     python data_gen/generate_data.py validate_on_cluster --input_file=data/large.csv --output_file=data/checked.csv
+
+With --ray_address=HOST:PORT they run there; without it here, whatever RAY_ADDRESS says.
 
 The source is cut into blocks of scenes; each block is one ordinary run with its own journal under OUT/blocks, so that
 a block that dies goes on from its journal wherever it is started again. Quotas hold inside every block. OUT must be a
@@ -22,7 +24,7 @@ from data_gen.generate.options import GenerationOptions
 from data_gen.journal import ACCEPTED, SceneJournal, newest_lines
 from data_gen.questions.records import journal_of, read_records, read_settings, write_csv
 from data_gen.scenes.boxes import open_scenes
-from data_gen.scenes.sources import Row, Source, open_source
+from data_gen.scenes.sources import Row, Source, absolute_locator, open_source
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,7 +56,7 @@ def cut(num_rows: int, block_rows: int) -> list[Block]:
     return [Block(number, start, min(block_rows, num_rows - start)) for number, start in enumerate(starts)]
 
 
-def generate_blocks(options: GenerationOptions, block_rows: int, address: str | None) -> None:
+def generate_blocks(options: GenerationOptions, block_rows: int, address: str) -> None:
     """Generate a question for every scene, and gather the blocks' journals into the one beside `options.out`."""
     source = open_scenes(options.source, options.box_format)
     if source.num_rows is None:
@@ -62,8 +64,7 @@ def generate_blocks(options: GenerationOptions, block_rows: int, address: str | 
     check_output(options)
     connect(options)  # reports a missing key once, before any block starts
     blocks = cut(min(source.num_rows, options.data_cap or source.num_rows), block_rows)
-    place = Path(options.source)
-    options = replace(options, out=options.out.resolve(), source=str(place.resolve() if place.exists() else place))
+    options = replace(options, out=options.out.resolve(), source=absolute_locator(options.source))
     run_blocks(partial(generate_block, options=options, num_rows=sum(block.size for block in blocks)), blocks, address)
     gather(options.out, blocks, options.settings(), options.is_overwritten)
 
@@ -80,9 +81,11 @@ def generate_block(item: dict[str, int], options: GenerationOptions, num_rows: i
     return item
 
 
-def validate_blocks(options: ValidationOptions, address: str | None) -> None:
+def validate_blocks(options: ValidationOptions, address: str) -> None:
     """Validate the records of every block, and gather the blocks' journals into the one beside the output."""
     options = replace(options, input_file=options.input_file.resolve(), output_file=options.output_file.resolve())
+    if options.source:
+        options = replace(options, source=absolute_locator(options.source))
     blocks = find_blocks(options.input_file)
     options.connect()
     total = sum(block.size for block in blocks)
@@ -114,14 +117,18 @@ def find_blocks(path: Path) -> list[Block]:
     return blocks
 
 
-def run_blocks(task: Callable[[dict[str, int]], dict[str, Any]], blocks: Sequence[Block], address: str | None) -> None:
+def run_blocks(task: Callable[[dict[str, int]], dict[str, Any]], blocks: Sequence[Block], address: str) -> None:
     """Run a task for every block over the cluster. Raises ValueError where one failed; what is done stays done."""
     import ray
     from ray.exceptions import RayError
 
     if not ray.is_initialized():
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-        ray.init(address, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
+        start: Any = {"include_dashboard": False} if address == "local" else {}
+        try:
+            ray.init(address, log_to_driver=False, runtime_env={"env_vars": environment}, **start)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ValueError(f"--ray_address {address}: no Ray cluster can be joined there ({error})") from error
     data = ray.data.from_items([block.__dict__ for block in blocks]).repartition(len(blocks))
     try:
         data.map(task).materialize()

@@ -79,13 +79,13 @@ class Commands:
         generate(GenerationOptions.read(locals()))
 
     def preprocess_on_cluster(
-        self, block_rows: int = 10_000, ray_address: str | None = "auto", **arguments: Any
+        self, block_rows: int = 10_000, ray_address: str | None = None, **arguments: Any
     ) -> None:
         """Do the work of preprocess_data, block by block, over a Ray cluster.
 
         Args:
             block_rows: images a task; each has a journal of its own.
-            ray_address: of the cluster; None starts one on this machine.
+            ray_address: of the cluster, HOST:PORT or auto; without it one is started on this machine.
             arguments: those of preprocess_data; concurrency holds for each task, max_cost_usd for all together.
         """
         from data_gen.cluster import generate_blocks
@@ -94,11 +94,11 @@ class Commands:
         options = GenerationOptions.read(fill_defaults(Commands.preprocess_data, arguments))
         generate_blocks(options, read_count("block_rows", block_rows) or 1, read_address(ray_address))
 
-    def validate_on_cluster(self, ray_address: str | None = "auto", **arguments: Any) -> None:
+    def validate_on_cluster(self, ray_address: str | None = None, **arguments: Any) -> None:
         """Do the work of validate_with_gpt4o, over the blocks of preprocess_on_cluster.
 
         Args:
-            ray_address: of the cluster; None starts one on this machine.
+            ray_address: of the cluster, HOST:PORT or auto; without it one is started on this machine.
             arguments: those of validate_with_gpt4o; concurrency holds for each task.
         """
         from data_gen.cluster import validate_blocks

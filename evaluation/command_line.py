@@ -91,7 +91,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--provider", type=one_of("provider", PROVIDERS), default="huggingface", help=" or ".join(PROVIDERS))
     add("--cuda", type=int, help="use this GPU alone (default: vllm takes all visible ones, huggingface the first)")
     add("--tensor_parallel_size", type=positive, default=1, help="GPUs that share one model, for vllm (default: 1)")
-    add("--ray_address", help="Ray cluster for several engines (default: one of their own, whatever RAY_ADDRESS says)")
+    add("--ray_address", help="run engines on this Ray cluster (default: here, whatever RAY_ADDRESS says)")
     add("--batch_size", type=positive, default=8, help="items per batch of provider huggingface (default: 8)")
     add("--num_samples", type=positive, help="evaluate this many items, drawn after shuffling (default: all)")
     add("--limit_per_task", type=positive, help="of each task at most this many items, drawn after shuffling")
@@ -159,6 +159,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--batch_api takes one data set at a time, got {', '.join(args.dataset)}")
     if args.temperature < 0:
         raise ValueError(f"--temperature {args.temperature}: need at least 0")
+    if args.ray_address and args.provider not in LOCAL_PROVIDERS:
+        raise ValueError(f"--ray_address {args.ray_address}: provider {args.provider} has no engines; leave it out")
+    if args.ray_address and args.cuda is not None:
+        raise ValueError(f"--cuda {args.cuda} chooses a GPU of this machine; leave it out with --ray_address")
     if args.provider in LOCAL_PROVIDERS:
         check_model_path(args.model_path)
 

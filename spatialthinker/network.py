@@ -37,5 +37,23 @@ def use_cache_without_network(names: Iterable[str | None]) -> None:
         )
 
 
+def check_cluster_address(address: str) -> None:
+    """Passes unless a Ray cluster's HOST:PORT does not answer, which Ray itself would try for minutes.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return  # auto, or another form, which Ray judges
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"--ray_address {address}: no Ray cluster answers there ({error}); give the address of its head node, "
+            "HOST:PORT, or leave it out to work on this machine alone"
+        ) from error
+
+
 def _is_local(name: str) -> bool:
     return any(Path(path).expanduser().exists() for path in (name, name.rpartition("@")[0]) if path)

@@ -73,6 +73,14 @@ def open_source(locator: str) -> Source:
         raise ValueError(f"--source {locator} cannot be read: {error}") from error
 
 
+def absolute_locator(locator: str) -> str:
+    """The locator with the path in it, if it names one that exists, from the root: for another working directory."""
+    name, at, split = locator.rpartition("@")
+    if Path(locator).exists():
+        return str(Path(locator).resolve())
+    return f"{Path(name).resolve()}@{split}" if at and name and Path(name).exists() else locator
+
+
 def _open_parquet(locator: str, paths: list[Path]) -> Source:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -152,8 +152,6 @@ def load_samples(
         raise ValueError(f"{name}: no column {', '.join(missing)}; the data has {', '.join(rows.column_names)}")
     pictures = (*benchmark.images, *([benchmark.mask] if benchmark.mask else []))
     images = rows.select_columns(list(pictures)) if pictures else None
-    folder = Path(data_path).parent if data_path and Path(data_path).is_file() else Path(data_path or ".")
-    folder = folder.absolute()  # engines in other processes may have another working directory
     text_rows = rows.select_columns([c for c in (*wanted, *extra) if c not in pictures])
     samples: list[Sample] = []
     lost: dict[int, str] = {}
@@ -470,13 +468,13 @@ def read_rows(benchmark: Benchmark, data_path: str | None, split: str) -> tuple[
         if benchmark.data_file is None and benchmark.config is not None:
             rows = datasets.load_dataset(benchmark.repo, benchmark.config, split=split, revision=benchmark.revision)
     folder = Path(data_path).parent if data_path and Path(data_path).is_file() else Path(data_path or ".")
-    media = MediaFolder(folder, benchmark.archives)
+    media = MediaFolder(folder.absolute(), benchmark.archives)  # engines have another working directory
     if rows is not None:
         pass
     elif data_path is None:
         rows = datasets.load_dataset(benchmark.repo, benchmark.config, split=split, revision=benchmark.revision)
     elif (Path(data_path) / "state.json").is_file():
-        rows = datasets.load_from_disk(data_path)
+        rows = datasets.load_from_disk(str(Path(data_path).absolute()))
     else:
         rows = _read_local(benchmark, Path(data_path), split, media)
     for column in (*benchmark.images, *([benchmark.mask] if benchmark.mask else [])):

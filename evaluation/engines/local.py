@@ -28,6 +28,7 @@ MAX_IN_FLIGHT = 512
 MAX_THREADS = 16
 """Threads that prepare images for a GPU's engine."""
 _PIXELS_PER_TOKEN = 28 * 28
+LOCAL = "local"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class ModelOptions:
     """GPUs that share one model, for vllm."""
     num_items: int = 0
     """Number of questions in the run."""
-    ray_address: str = "local"
-    """Ray cluster of several engines."""
+    ray_address: str = LOCAL
+    """Ray cluster of the engines; LOCAL is none but one of their own, on this machine."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from data_gen.generate_data import main
 from data_gen.journal import newest_lines
 from data_gen.questions.records import journal_of, read_records
-from data_gen.scenes.sources import synthetic_row
+from data_gen.scenes.sources import absolute_locator, synthetic_row
 
 
 def run(*arguments: str) -> int:
@@ -121,3 +121,32 @@ def test_every_kind_of_source_gives_the_same_rows_from_any_start(tmp_path):
         assert source.num_rows == 70
         for start in (0, 19, 33, 50, 69):
             assert [row["image_id"] for row in source.rows(start)] == ids[start:], name
+
+
+def test_a_source_is_found_from_another_folder_too(tmp_path, monkeypatch):
+    (tmp_path / "scenes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = {name: absolute_locator(name) for name in ("scenes", "scenes@val", "synthetic:9@3", "owner/name@train")}
+    assert found["scenes"] == str(tmp_path / "scenes") and found["scenes@val"] == f"{tmp_path / 'scenes'}@val"
+    assert [found[name] for name in ("synthetic:9@3", "owner/name@train")] == ["synthetic:9@3", "owner/name@train"]
+
+
+@pytest.mark.parametrize(("asked", "joined"), [([], "local"), (["--ray_address=auto"], "auto")])
+def test_blocks_join_a_cluster_only_when_asked_to(asked, joined, tmp_path, monkeypatch):
+    class Joined(Exception):
+        pass
+
+    def init(address=None, **_):
+        raise Joined(address)
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(Joined, match=joined):
+        run(
+            "preprocess_on_cluster",
+            "--provider=template",
+            "--source=synthetic:9",
+            f"--out={tmp_path / 't.csv'}",
+            *asked,
+        )

@@ -213,7 +213,7 @@ def check_argparse(program: str, arguments: list[str], monkeypatch: pytest.Monke
     monkeypatch.setattr("sys.argv", [program, *arguments])
     with pytest.raises(Parsed) as parsed:
         module.main()
-    if program == "verl.bench":
+    if program == "verl.bench" and arguments[0] != "plan":
         data = [f"data.{split}_files=runs/quickstart/data" for split in ("train", "val")]
         load_config([f"config={parsed.value.arguments.config}", *data, *parsed.value.arguments.overrides])
     return parsed.value.arguments

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,9 +17,15 @@ from PIL import Image
 from evaluation import evals
 from evaluation.benchmarks.rows import BENCHMARKS
 from evaluation.benchmarks.samples import load_samples
-from evaluation.command_line import DEFAULT_MODEL, check_model_path, name_output, parse_arguments
+from evaluation.command_line import DEFAULT_MODEL, check_arguments, check_model_path, name_output, parse_arguments
 from evaluation.engines.local import Answer, HuggingFaceBackend, ModelOptions
-from evaluation.engines.replicas import MAX_CPU_WEIGHTS_BYTES, DataParallelBackend, count_cpu_engines
+from evaluation.engines.replicas import (
+    MAX_CPU_WEIGHTS_BYTES,
+    DataParallelBackend,
+    count_cpu_engines,
+    count_replicas,
+    join_ray,
+)
 from spatialthinker.schema import parquet_path, read_parquet, write_parquet
 from spatialthinker.synthetic import generate, gold_response
 from tests.support.tiny_model_folder import save_tiny_model
@@ -303,6 +310,53 @@ def test_replicas_join_a_cluster_only_when_asked_to(asked, joined, monkeypatch, 
     options = ModelOptions("x", "reasoning", ray_address=args.ray_address or "local")
     with pytest.raises(Joined, match=joined):
         DataParallelBackend(HuggingFaceBackend, options, 2)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "needs", "threads"),
+    [
+        ([{"CPU": 8, "GPU": 4}, {"CPU": 8, "GPU": 2}], {}, [{"CPU": 0, "GPU": 1}] * 6, None),
+        ([{"GPU": 3}, {"GPU": 4}, {"CPU": 9}], {"tensor_parallel_size": 2}, [{"CPU": 0, "GPU": 2}] * 3, None),
+        ([{"CPU": 2}, {"CPU": 2}], {"num_items": 1000}, [{"CPU": 1}] * 4, 1),
+        ([{"CPU": 8}, {"CPU": 8}], {"num_items": 256}, [{"CPU": 8}] * 2, 8),
+        ([{"CPU": 3}, {"CPU": 5}], {"num_items": 256}, [{"CPU": 3}] * 2, 3),  # 4 each would leave one out
+        ([{"CPU": 2}, {"CPU": 6}], {"num_items": 10}, [{"CPU": 6}], 6),
+    ],
+)
+def test_a_cluster_has_as_many_engines_as_its_machines_have_room_for(nodes, options, needs, threads, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"small")
+    model = ModelOptions(str(tmp_path), "reasoning", ray_address="auto", **options)
+    assert count_replicas(nodes, model) == (needs, threads)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ([{"GPU": 1}, {"GPU": 1}], "--tensor_parallel_size 2: the cluster's machines have 1 GPUs at most"),
+        ([{"CPU": 4}], "--tensor_parallel_size 2: the cluster of --ray_address has no GPUs"),
+    ],
+)
+def test_an_engine_larger_than_every_machine_is_refused(nodes, words):
+    with pytest.raises(ValueError, match=words):
+        count_replicas(nodes, ModelOptions("x", "reasoning", tensor_parallel_size=2, ray_address="auto"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--provider", "openai", "--model_path", "m"], "has no engines"), (["--cuda", "0"], "a GPU of this machine")],
+)
+def test_an_address_that_would_mean_nothing_is_refused(options, words):
+    parts = ["--dataset", "stvqa", "--template", "reasoning", "--ray_address", "auto", *options]
+    with pytest.raises(ValueError, match=words):
+        check_arguments(parse_arguments(parts, None))
+
+
+def test_an_address_where_nothing_answers_is_named():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"  # bound, and nobody listens
+        with pytest.raises(ValueError, match=f"--ray_address {address}: no Ray cluster answers there"):
+            join_ray(address)
 
 
 def test_output_names_say_what_was_evaluated():

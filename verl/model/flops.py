@@ -25,12 +25,15 @@ def _attention(num_pairs: float, num_heads: int, head_dim: int) -> float:
     return 4.0 * num_pairs * num_heads * head_dim
 
 
+def _head_dim(config: Any) -> int:
+    """Elements of one attention head, which need not be hidden_size / num_attention_heads."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def _layer_weights(config: Any) -> int:
     """Parameters of one decoder layer's matmuls."""
-    key_dim = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
-    return (
-        config.hidden_size * (2 * config.hidden_size + 2 * key_dim) + 3 * config.hidden_size * config.intermediate_size
-    )
+    attention = 2 * (config.num_attention_heads + config.num_key_value_heads) * _head_dim(config)
+    return config.hidden_size * (attention + 3 * config.intermediate_size)
 
 
 def rollout_bytes(
@@ -45,8 +48,7 @@ def rollout_bytes(
         num_prompts: prompt KV caches read per step: num_sequences, or fewer with cascade (shared-prefix) attention.
         num_bytes: of a number.
     """
-    head_dim = config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config)
     weights = config.num_hidden_layers * _layer_weights(config) + config.vocab_size * config.hidden_size
     seen = num_prompts * prompt_tokens + num_sequences * response_tokens / 2
     return float(num_bytes * response_tokens * (weights + per_token * seen))
@@ -54,13 +56,12 @@ def rollout_bytes(
 
 def text_flops(config: Any, prompt_tokens: int, response_tokens: int, num_samples: int, is_shared: bool) -> float:
     """FLOPs of the decoder for one group; an unshared prompt is computed once per response."""
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    head_dim = hidden // heads
     num_prompts = 1 if is_shared else num_samples
     tokens = num_prompts * prompt_tokens + num_samples * response_tokens
     pairs = num_prompts * prompt_tokens**2 / 2
     pairs += num_samples * response_tokens * (prompt_tokens + response_tokens / 2)
-    return config.num_hidden_layers * (2.0 * tokens * _layer_weights(config) + _attention(pairs, heads, head_dim))
+    attention = _attention(pairs, config.num_attention_heads, _head_dim(config))
+    return config.num_hidden_layers * (2.0 * tokens * _layer_weights(config) + attention)
 
 
 def vision_flops(config: Any, patches: int) -> float:
