@@ -37,7 +37,7 @@ class Probe:
 @pytest.fixture(scope="module")
 def groups():
     """Ranks and their engine, side by side in the same bundles."""
-    ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
     pool = ResourcePool(2, 2, use_gpu=True)
     env = {"PYTHONPATH": str(Path(__file__).parent)}  # where the actors find this file
     spec = WorkerSpec(cls=Probe, kwargs={}, name="probe", env=env)

@@ -410,11 +410,12 @@ def messages(text: str) -> Iterator[str]:
             yield node.value
 
 
-def test_every_message_of_the_troubleshooting_page_is_one_of_the_code():
+@pytest.mark.parametrize(("page", "number"), [("troubleshooting.md", 20), ("several_machines.md", 1)])
+def test_every_message_of_a_page_is_one_of_the_code(page, number):
     texts = [(ROOT / "scripts" / "setup.sh").read_text(), *messages((ROOT / "setup.py").read_text())]
     texts += [text for name in PACKAGES for path in (ROOT / name).rglob("*.py") for text in messages(path.read_text())]
-    quoted = [line for block in blocks(ROOT / "docs" / "troubleshooting.md", "text") for line in block.splitlines()]
-    assert len(quoted) > 20
+    quoted = [line for block in blocks(ROOT / "docs" / page, "text") for line in block.splitlines()]
+    assert len(quoted) > number
     for message in quoted:
         fixed = [part.strip(" '") for part in message.split("…")]
         wanted = re.compile(".*".join(map(re.escape, filter(None, fixed))), re.DOTALL)

@@ -439,7 +439,7 @@ def build_workers(
 
     ranks = config.num_ranks
     on_gpu = device == "cuda"
-    pool = ResourcePool(ranks, cpus_per_rank=2 * CPUS_PER_ACTOR, use_gpu=on_gpu)
+    pool = ResourcePool(ranks, 2 * CPUS_PER_ACTOR, on_gpu, config.trainer.nnodes)
     shared = {"TOKENIZERS_PARALLELISM": "true", "VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
     shared |= {name: os.environ.get(name, value) for name, value in WITHOUT_MULTICAST.items()}
     # The engine waits while the ranks work and they while it does, but threads that spin would still take turns.
