@@ -43,6 +43,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from verl.distributed.cpu_offload import PinnedBuffer
+from verl.distributed.groups import new_cpu_group
 from verl.distributed.optim import LOW_BITS, OLD_STATE, KahanAdamW, convert_compensation, rename_states
 from verl.model.checkpoint_files import (
     MANIFEST,
@@ -97,7 +98,7 @@ class ShardWriter:
 
     def __init__(self):
         # Its own gloo group: collectives of the thread must not interleave with training, and NCCL needs GPU tensors.
-        self.group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.group: Any = new_cpu_group() if dist.is_initialized() else None
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.buffer = PinnedBuffer()
         self.writing: Future | None = None

@@ -100,6 +100,11 @@ def name_machines() -> dict[str, str]:
     return {node: name if names.count(name) == 1 else f"{name}, node {node[:8]}" for node, name in nodes.items()}
 
 
+def addresses() -> dict[str, str]:
+    """Network address of every living machine by id."""
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in _living()}
+
+
 def _living() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
