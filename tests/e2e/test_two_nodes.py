@@ -10,9 +10,10 @@ import ray
 
 from verl.config.loading import load_config
 from verl.config.records import ConfigError
-from verl.distributed.placement import ResourcePool
+from verl.distributed.placement import ResourcePool, addresses
 from verl.distributed.single_controller import ROOT, WorkerError, WorkerGroup, WorkerSpec, register
 from verl.trainer.hosts import check_hosts
+from verl.trainer.reach import find_closed_ways
 
 pytestmark = pytest.mark.e2e
 
@@ -68,7 +69,10 @@ def test_machines_share_the_ranks_evenly_are_checked_and_are_named_when_lost(clu
     folder = f"trainer.save_checkpoint_path={tmp_path / 'run'}"
     config = load_config([f"config={ROOT / 'configs' / 'toy_cpu.yaml'}", model, *data, folder])
     check_hosts(config, pool.machines, {})
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
+    assert find_closed_ways(pool.machines, addresses(), {}) == []
+    (closed,) = find_closed_ways(pool.machines, addresses() | {pool.nodes[1]: "name.invalid"}, {})
+    assert closed.startswith(f"{pool.machine(0)} cannot connect to {pool.machine(1)}, port ")
     nodes = {**pool.machines, "ab" * 28: "gone (10.0.0.9)"}
     with pytest.raises(ConfigError) as caught:
         check_hosts(config, nodes, {})

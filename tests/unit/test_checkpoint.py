@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import random
+import socket
 
 import numpy as np
 import pytest
@@ -273,7 +274,8 @@ def test_a_file_that_cannot_be_written_is_a_fault_whichever_it_is(tmp_path):
         (tmp_path / f"without_{name}" / name).mkdir(parents=True)  # a file cannot take its place
         writer = checkpoint.ShardWriter()
         writer.start(tmp_path / f"without_{name}", model, None)
-        assert name in (writer.fault(blocking=True) or "")
+        fault = writer.fault(blocking=True) or ""
+        assert name in fault and f"rank 0: on {socket.gethostname()}: " in fault
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

@@ -16,7 +16,15 @@ from verl.distributed import groups, host_report
 from verl.distributed.host_report import describe_host, digest_sources, find_name_fault
 from verl.distributed.single_controller import ROOT
 from verl.trainer import hosts
-from verl.trainer.hosts import PACKAGES, check_hosts, clock_gap, describe_gap, network_environment, run_paths
+from verl.trainer.hosts import (
+    PACKAGES,
+    check_hosts,
+    clock_gap,
+    describe_gap,
+    describe_gpus,
+    network_environment,
+    run_paths,
+)
 
 MACHINES = {"a" * 56: "left (10.0.0.1)", "b" * 56: "right (10.0.0.2)"}
 LEFT, RIGHT = MACHINES
@@ -59,8 +67,10 @@ def check(config, monkeypatch):
 
 
 def test_machines_that_are_alike_pass_and_leave_nothing_in_the_run_folder(check, config):
-    assert check(lambda report: None) == ""
-    assert not list(Path(config.trainer.save_checkpoint_path).iterdir())
+    folder = Path(config.trainer.save_checkpoint_path)
+    assert check(lambda report: None) == "" and not folder.exists()
+    folder.mkdir()
+    assert check(lambda report: None) == "" and not list(folder.iterdir())
 
 
 def test_other_code_is_named_with_its_machine_and_files(check):
@@ -116,6 +126,12 @@ def test_clocks_an_hour_apart_are_told_and_end_nothing(check, capsys):
     assert clock_gap(10.0, asked=4000.0, answered=4003.0) == -3990.0
     assert clock_gap(4002.0, asked=4000.0, answered=4003.0) == clock_gap(4050.0, asked=4000.0, answered=4003.0) == 0.0
     assert "its clock is 3990 s behind that of " in describe_gap(-3990.0)
+
+
+def test_other_gpus_are_told(check, capsys):
+    assert check(lambda report: {"gpus": ["H100", "H100"]}) == ""
+    assert "Warning: the machines have other GPUs: left (10.0.0.1): " in capsys.readouterr().out
+    assert describe_gpus(["H100", "H100", "H200"]) == "2 x H100, 1 x H200" and describe_gpus([]) == "no GPU"
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import json
 import random
 import re
 import shutil
+import socket
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -81,8 +82,11 @@ class ParallelWriter(FileSystemWriter):
             return super(ParallelWriter, self).write_data(of_file, planner).value()
 
         done: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
-        with ThreadPoolExecutor(NUM_PARALLEL_FILES) as pool:
-            done.set_result([result for results in pool.map(write, range(num_files)) for result in results])
+        try:
+            with ThreadPoolExecutor(NUM_PARALLEL_FILES) as pool:
+                done.set_result([result for results in pool.map(write, range(num_files)) for result in results])
+        except (OSError, RuntimeError) as error:  # torch raises the second on a full disk
+            raise OSError(f"on {socket.gethostname()}: {error}") from error
         return done
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -39,7 +40,7 @@ def describe_host(
 
     Returns:
         `versions` and `sources` by name, `files` of models by key and name, `faults` (sentences), `name_fault` (one
-        or empty), and `clock` in seconds since the epoch.
+        or empty), names of `gpus`, and `clock` in seconds since the epoch.
     """
     faults = [
         *_mark_faults(Path(folder), mark),
@@ -52,6 +53,7 @@ def describe_host(
         "files": {key: _list_model(Path(paths[key])) for key in models},
         "faults": faults,
         "name_fault": find_name_fault(),
+        "gpus": _list_gpus(),
         "clock": time.time(),
     }
 
@@ -67,6 +69,16 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _list_gpus() -> list[str]:
+    """Names of all GPUs that the machine's driver knows."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return shown.stdout.split("\n")[:-1] if shown.returncode == 0 else []
 
 
 def _temporary() -> str:

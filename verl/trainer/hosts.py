@@ -4,7 +4,10 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +39,17 @@ def network_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(FORWARDED)}
 
 
+@dataclass
+class Findings:
+    """Sentences on the machines of a run, each with its machine's name."""
+
+    faults: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
+
+
 def check_hosts(config: Config, machines: Mapping[str, str], env: Mapping[str, str]) -> None:
-    """Passes if every machine can train this run, with the code and versions of the driver; warns of clocks.
+    """Passes if every machine can train this run, with the code and versions of the driver; prints warnings.
 
     Args:
         machines: names by id of Ray's node.
@@ -46,7 +58,17 @@ def check_hosts(config: Config, machines: Mapping[str, str], env: Mapping[str, s
     Raises:
         ConfigError: with each machine's faults by its name.
     """
+    findings = examine(config, machines, env)
+    for line in findings.warnings:
+        print(f"Warning: {line}", flush=True)  # noqa: T201
+    if findings.faults:
+        raise ConfigError(findings.faults)
+
+
+def examine(config: Config, machines: Mapping[str, str], env: Mapping[str, str]) -> Findings:
+    """Findings on the machines of a run, as `check_hosts` takes them."""
     folder = Path(config.trainer.save_checkpoint_path).absolute()
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     mark = f".mark_{uuid.uuid4().hex}"
     paths = run_paths(config)
@@ -60,17 +82,31 @@ def check_hosts(config: Config, machines: Mapping[str, str], env: Mapping[str, s
         answered = time.time()
     finally:
         (folder / mark).unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+    findings = Findings(faults)
     places = addresses()
     spans_several = len({places.get(node) for node in machines}) > 1
     for node, report in reports.items():
         name = machines[node]
-        faults += [f"{name}: {fault}" for fault in find_faults(report, own, config.trainer.check_versions)]
+        findings.faults += [f"{name}: {fault}" for fault in find_faults(report, own, config.trainer.check_versions)]
         if spans_several and (fault := report["name_fault"]):
-            faults.append(f"{name}: {fault}")
+            findings.faults.append(f"{name}: {fault}")
         if gap := clock_gap(report["clock"], asked, answered):
-            print(f"Warning: {name}: {describe_gap(gap)}", flush=True)  # noqa: T201
-    if faults:
-        raise ConfigError(faults)
+            findings.warnings.append(f"{name}: {describe_gap(gap)}")
+        findings.facts.append(f"{name}: {describe_gpus(report['gpus'])}, {len(report['sources'])} files of sources")
+    gpus = {machines[node]: describe_gpus(report["gpus"]) for node, report in reports.items()}
+    if len(set(gpus.values())) > 1:
+        findings.warnings.append(
+            f"the machines have other GPUs: {'; '.join(': '.join(pair) for pair in gpus.items())}"
+        )
+    return findings
+
+
+def describe_gpus(names: Sequence[str]) -> str:
+    """As `4 x NVIDIA H100`."""
+    return ", ".join(f"{number} x {name}" for name, number in Counter(names).items()) or "no GPU"
 
 
 def run_paths(config: Config) -> dict[str, str]:
