@@ -1,7 +1,9 @@
 """GPUs that actors see, and the failed actor that a call names; Ray believes that this machine has two GPUs."""
 
 import os
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,13 +38,23 @@ class Probe:
 
 @pytest.fixture(scope="module")
 def groups():
-    """Ranks and their engine, side by side in the same bundles."""
-    ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    """Ranks and their engine, side by side, on a machine where a killed `ray start` has left its address."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("10.1.2.3:6379")
+        ray.init("local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+        assert list(Path(folder).glob("ray/session_*"))
+        yield from make_groups()
+        ray.shutdown()
+
+
+def make_groups() -> Iterator[tuple[WorkerGroup, WorkerGroup]]:
     pool = ResourcePool(2, 2, use_gpu=True)
     env = {"PYTHONPATH": str(Path(__file__).parent)}  # where the actors find this file
     spec = WorkerSpec(cls=Probe, kwargs={}, name="probe", env=env)
     yield WorkerGroup(pool, spec), WorkerGroup(pool, spec, ranks_per_actor=2)
-    ray.shutdown()
 
 
 def test_an_engine_sees_the_gpus_of_its_ranks(groups):

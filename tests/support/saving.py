@@ -1,9 +1,12 @@
 """Savers over ranks without weights, and checkpoints as other programs write them."""
 
 import dataclasses
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from torch.distributed.checkpoint.metadata import Metadata
 
 from verl.config.records import TrainerConfig
 from verl.distributed import checkpoint
@@ -11,16 +14,34 @@ from verl.trainer.batches import Position
 from verl.trainer.saver import CheckpointSaver, TrainState, find_start, restore
 
 
+def write_index(folder: Path) -> None:
+    """The index of no shards."""
+    (folder / ".metadata").write_bytes(pickle.dumps(Metadata({}, storage_data={})))
+
+
 class Ranks:
-    """Training ranks that write one small file; `fault` is what the writing comes to, or what it raises."""
+    """Training ranks that write one small file; `fault` is what the writing comes to, or what it raises.
+
+    Attributes:
+        absent: files that are written to another machine's folder.
+    """
+
+    rank_names = ("actor rank 0 on left", "actor rank 1 on right")
 
     def __init__(self):
+        self.absent: tuple[str, ...] = ()
         self.fault: Any = ""
         self.restored: list[str] = []
 
     def save(self, folder: str, model_only: bool) -> None:
-        (Path(folder) / "actor").mkdir()
-        (Path(folder) / "actor" / "weights").write_text(folder)
+        actor = Path(folder) / "actor"
+        actor.mkdir()
+        (actor / "weights").write_text(folder)
+        write_index(actor)
+        for rank in range(len(self.rank_names)):
+            (actor / checkpoint.RNG_FILE.format(rank)).write_text("state")
+        for name in self.absent:
+            (actor / name).unlink()
 
     def save_fault(self) -> list[str | None]:
         if isinstance(self.fault, BaseException):
@@ -57,7 +78,7 @@ def kept(root: Path) -> set[int]:
     return {step for step, _ in checkpoint.step_folders(root)}
 
 
-def write_foreign(folder: Path) -> dict[str, str]:
+def write_foreign(folder: Path) -> dict[str, bytes]:
     """As EasyR1 and the release write one."""
     (folder / "actor" / "huggingface").mkdir(parents=True)
     for name in ("actor/model_world_size_1_rank_0.pt", "actor/huggingface/config.json", "dataloader.pt"):
@@ -65,5 +86,5 @@ def write_foreign(folder: Path) -> dict[str, str]:
     return content(folder)
 
 
-def content(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -2,12 +2,14 @@ import json
 import os
 import pickle
 import random
+import socket
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from tests.support.saving import write_index
 from verl.distributed import checkpoint
 
 
@@ -67,6 +69,45 @@ def test_shards_that_lie_on_another_machine_are_no_checkpoint(tmp_path, role):
     assert checkpoint.find_latest(tmp_path) is None
 
 
+@pytest.mark.parametrize("role", ["actor", "critic"])
+def test_shards_without_an_index_are_no_checkpoint(tmp_path, role):
+    folder = checkpoint.begin(tmp_path, 1)
+    for name in ("actor", "critic"):
+        save(folder / name, torch.nn.Linear(3, 2))
+    (folder / role / ".metadata").unlink()
+    with pytest.raises(ValueError, match=f"{role}/.metadata is not there; all machines must share"):
+        checkpoint.finish(folder, {"global_step": 1})
+
+
+def test_a_rank_whose_generators_lie_elsewhere_is_named(tmp_path):
+    folder = checkpoint.begin(tmp_path, 1)
+    save(folder / "actor", torch.nn.Linear(3, 2))
+    checkpoint.save_rng(folder / "actor", 0)
+    names = ["actor rank 0 on left", "actor rank 1 on right"]
+    with pytest.raises(ValueError, match="^actor rank 1 on right wrote elsewhere: .*rng_rank_1.pt is not there"):
+        checkpoint.finish(folder, {"global_step": 1}, names)
+    checkpoint.save_rng(folder / "actor", 1)
+    assert checkpoint.read_trainer_state(checkpoint.finish(folder, {"global_step": 1}, names))["num_ranks"] == 2
+
+
+@pytest.mark.parametrize("name", ["actor/.metadata", "actor/rng_rank_1.pt"])
+def test_a_published_checkpoint_of_a_part_of_the_machines_is_passed_over(tmp_path, name, capsys):
+    old, _, _ = write(tmp_path, 1)
+    new, _, _ = write(tmp_path, 2)
+    entries = checkpoint.read_manifest(new)
+    state = new / checkpoint.TRAINER_STATE
+    state.write_text(json.dumps({"global_step": 2, "num_ranks": 2}))
+    for rank in (0, 1):
+        checkpoint.save_rng(new / "actor", rank)
+    files = [file for file in new.rglob("*") if file.is_file() and file.name != checkpoint.MANIFEST]
+    checkpoint.write_json(new / checkpoint.MANIFEST, entries | checkpoint.describe_files(new, files))
+    assert checkpoint.find_latest(tmp_path) == new
+    files.remove(new / name)
+    checkpoint.write_json(new / checkpoint.MANIFEST, checkpoint.describe_files(new, files))
+    assert checkpoint.find_latest(tmp_path) == old
+    assert f"does not list {name}: the checkpoint lacks a machine's files" in capsys.readouterr().out
+
+
 def test_shards_that_a_shared_disk_does_not_list_yet_are_in_the_manifest(tmp_path, monkeypatch):
     folder = checkpoint.begin(tmp_path, 1)
     save(folder / "actor", torch.nn.Linear(3, 2))
@@ -117,7 +158,10 @@ def test_prune_counts_only_steps_up_to_the_one_just_written(tmp_path):
 
 def test_the_newest_is_that_of_the_branch_that_is_asked_for(tmp_path):
     for step, origin in ((1, "a"), (2, "b"), (3, None)):
-        checkpoint.finish(checkpoint.begin(tmp_path, step), {"global_step": step, "origin": origin})
+        folder = checkpoint.begin(tmp_path, step)
+        (folder / "actor").mkdir()
+        write_index(folder / "actor")
+        checkpoint.finish(folder, {"global_step": step, "origin": origin})
     (tmp_path / "global_step_4" / "actor").mkdir(parents=True)  # of another program
     for origin, name in (("a", "global_step_1"), ("b", "global_step_2"), (None, "global_step_3")):
         assert checkpoint.find_latest(tmp_path, origin=origin) == tmp_path / name
@@ -230,7 +274,8 @@ def test_a_file_that_cannot_be_written_is_a_fault_whichever_it_is(tmp_path):
         (tmp_path / f"without_{name}" / name).mkdir(parents=True)  # a file cannot take its place
         writer = checkpoint.ShardWriter()
         writer.start(tmp_path / f"without_{name}", model, None)
-        assert name in (writer.fault(blocking=True) or "")
+        fault = writer.fault(blocking=True) or ""
+        assert name in fault and f"rank 0: on {socket.gethostname()}: " in fault
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
@@ -276,6 +321,7 @@ def make_pair(root):
         folder = checkpoint.begin(root, step)
         (folder / "actor").mkdir()
         (folder / "actor" / "weights").write_text("w")
+        write_index(folder / "actor")
         checkpoint.finish(folder, {"global_step": step})
     return root / "global_step_1", root / "global_step_2", root / "global_step_2" / checkpoint.MANIFEST
 

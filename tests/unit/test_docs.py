@@ -50,7 +50,6 @@ PLACEHOLDERS = {
 FORMS = [
     r"source \.venv/bin/activate",
     r"pip install (-e )?(\.|\.\[(train|eval|data|dev)(,(train|eval|data|dev))*\])",
-    r"ray start --(head --port=\d+|address=[\w.]+:\d+)",
     r"ray stop",
     r"git clone https://github\.com/[\w.-]+/[\w.-]+",
     r"cd [\w.-]+",
@@ -237,6 +236,9 @@ def check_script(script: str, arguments: list[str], monkeypatch: pytest.MonkeyPa
         check_pytest([word for word in arguments if word != "--unit"])
     elif script == "scripts/check.sh":
         assert arguments in ([], ["--all"], ["--style"])
+    elif script == "scripts/cluster.sh":
+        assert re.fullmatch(r"head( \d+)?|(join|check) [\w.]+:\d+", " ".join(arguments[:2]))
+        load_config(arguments[2:], tuple(REWARDS))
     elif config := re.search(r"verl\.trainer\.main (.*)\"\$@\"", text):
         load_config([*config[1].split(), *arguments], tuple(REWARDS))
     elif "scripts/sft.py" in text:
@@ -410,11 +412,13 @@ def messages(text: str) -> Iterator[str]:
             yield node.value
 
 
-def test_every_message_of_the_troubleshooting_page_is_one_of_the_code():
-    texts = [(ROOT / "scripts" / "setup.sh").read_text(), *messages((ROOT / "setup.py").read_text())]
+@pytest.mark.parametrize(("page", "number"), [("troubleshooting.md", 20), ("several_machines.md", 1)])
+def test_every_message_of_a_page_is_one_of_the_code(page, number):
+    shell = (ROOT / "scripts" / "cluster.sh").read_text().replace("$(hostname)", "…").replace("$address", "…")
+    texts = [shell, (ROOT / "scripts" / "setup.sh").read_text(), *messages((ROOT / "setup.py").read_text())]
     texts += [text for name in PACKAGES for path in (ROOT / name).rglob("*.py") for text in messages(path.read_text())]
-    quoted = [line for block in blocks(ROOT / "docs" / "troubleshooting.md", "text") for line in block.splitlines()]
-    assert len(quoted) > 20
+    quoted = [line for block in blocks(ROOT / "docs" / page, "text") for line in block.splitlines()]
+    assert len(quoted) > number
     for message in quoted:
         fixed = [part.strip(" '") for part in message.split("…")]
         wanted = re.compile(".*".join(map(re.escape, filter(None, fixed))), re.DOTALL)

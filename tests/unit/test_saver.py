@@ -165,7 +165,8 @@ def test_a_checkpoint_holds_the_state_that_a_restart_goes_on_with(tmp_path, mode
     chosen = settings(tmp_path, save_model_only=model_only, load_checkpoint_path="/elsewhere/global_step_1")
     saver = CheckpointSaver(tmp_path, [Ranks()], chosen, {"val_data": "rows"})  # type: ignore[list-item]
     asked: list[bool] = []
-    saver.groups[0].save = lambda folder, only: asked.append(only)  # type: ignore[method-assign]
+    write = saver.groups[0].save
+    saver.groups[0].save = lambda folder, only: (asked.append(only), write(folder, only))  # type: ignore[method-assign]
     saver.save(TrainState(7, Position(21), 0.125), {"a": 1}, score=0.5)
     saver.finish_pending()
     folder = tmp_path / "global_step_7"
@@ -178,6 +179,7 @@ def test_a_checkpoint_holds_the_state_that_a_restart_goes_on_with(tmp_path, mode
         "model_only": model_only,
         "origin": "/elsewhere/global_step_1",
         "identity": {"val_data": "rows"},
+        "num_ranks": 2,
     }
     other = CheckpointSaver(tmp_path, [Ranks()], settings(tmp_path), {"val_data": "rows"})  # type: ignore[list-item]
     batches: Any = Batches()

@@ -179,11 +179,12 @@ def test_older_checkpoints_know_neither_branch_nor_fingerprints(tmp_path):
     save(saver, 1)
     folder = tmp_path / "global_step_1"
     state = checkpoint.read_trainer_state(folder)
-    for key in ("origin", "identity"):
+    for key in ("origin", "identity", "num_ranks"):
         del state[key]
     (folder / checkpoint.TRAINER_STATE).write_text(json.dumps(state))
-    described = checkpoint.describe_files(folder, [folder / checkpoint.TRAINER_STATE])
-    checkpoint.write_json(folder / checkpoint.MANIFEST, described)
+    entries = checkpoint.read_manifest(folder)
+    entries |= checkpoint.describe_files(folder, [folder / checkpoint.TRAINER_STATE])
+    checkpoint.write_json(folder / checkpoint.MANIFEST, entries)
     assert start(tmp_path).saved_step == 1
 
 
@@ -224,3 +225,16 @@ def test_messages_on_a_start(tmp_path, capsys):
         f"and set worker.actor.model.model_path={folder / 'actor' / 'huggingface'}; else name another folder, or move "
         "it away"
     ) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("absent", "who"), [((".metadata",), ""), (("rng_rank_1.pt",), "actor rank 1 on right wrote elsewhere: ")]
+)
+def test_a_folder_that_is_not_shared_costs_no_earlier_checkpoint(tmp_path, absent, who):
+    saver = start(tmp_path, save_limit=1)
+    save(saver, 1)
+    saver.groups[0].absent = absent  # type: ignore[attr-defined]
+    words = f"step 2 could not be written.*{who}.*{absent[0]} is not there; all machines must share the folder"
+    with pytest.raises(CheckpointError, match=words):
+        save(saver, 2)
+    assert kept(tmp_path) == {1} and checkpoint.find_latest(tmp_path) == tmp_path / "global_step_1"

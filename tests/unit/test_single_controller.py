@@ -25,6 +25,7 @@ class Nothing:
 def group(num_ranks: int, name: str = "actor") -> WorkerGroup:
     found = WorkerGroup.__new__(WorkerGroup)
     found.spec, found.watchdog, found.actors = WorkerSpec(Nothing, {}, name), None, [None] * num_ranks
+    found.machines = [""] * num_ranks
     return found
 
 

@@ -113,7 +113,7 @@ def measure(ranks: WorkerGroup, num_prompts: int, samples: int, response_tokens:
 
 def measure_alone(num_prompts: int, samples: int, response_tokens: int, image_kb: int) -> list[float]:
     """One line, in this process: what was loaded at a first, small step is not the batch's."""
-    ray.init(num_cpus=NUM_RANKS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=NUM_RANKS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     spec = WorkerSpec(cls=Rank, kwargs={}, name="rank", num_cpus=1, env={"PYTHONPATH": str(ROOT)})
     ranks = WorkerGroup(ResourcePool(NUM_RANKS, 1, use_gpu=False), spec)
     measure(ranks, 32, 4, 512, 192)

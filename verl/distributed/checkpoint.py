@@ -18,7 +18,8 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Collection, Iterable
+import socket
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from verl.distributed.cpu_offload import PinnedBuffer
+from verl.distributed.groups import new_cpu_group
 from verl.distributed.optim import LOW_BITS, OLD_STATE, KahanAdamW, convert_compensation, rename_states
 from verl.model.checkpoint_files import (
     MANIFEST,
@@ -58,6 +60,9 @@ from verl.model.lora import has_adapters, is_adapter
 
 TRAINER_STATE = "trainer_state.json"
 STEP_FOLDER = re.compile(r"global_step_(\d+)")
+INDEX = "actor/.metadata"
+RNG_FILE = "rng_rank_{}.pt"
+NOT_SHARED = "all machines must share the folder trainer.save_checkpoint_path"
 
 
 class ParallelWriter(FileSystemWriter):
@@ -77,8 +82,11 @@ class ParallelWriter(FileSystemWriter):
             return super(ParallelWriter, self).write_data(of_file, planner).value()
 
         done: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
-        with ThreadPoolExecutor(NUM_PARALLEL_FILES) as pool:
-            done.set_result([result for results in pool.map(write, range(num_files)) for result in results])
+        try:
+            with ThreadPoolExecutor(NUM_PARALLEL_FILES) as pool:
+                done.set_result([result for results in pool.map(write, range(num_files)) for result in results])
+        except (OSError, RuntimeError) as error:  # torch raises the second on a full disk
+            raise OSError(f"on {socket.gethostname()}: {error}") from error
         return done
 
 
@@ -94,7 +102,7 @@ class ShardWriter:
 
     def __init__(self):
         # Its own gloo group: collectives of the thread must not interleave with training, and NCCL needs GPU tensors.
-        self.group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.group: Any = new_cpu_group() if dist.is_initialized() else None
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.buffer = PinnedBuffer()
         self.writing: Future | None = None
@@ -181,12 +189,12 @@ def save_rng(folder: Path, rank: int) -> None:
         "python": random.getstate(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state, folder / f"rng_rank_{rank}.pt")
+    torch.save(state, folder / RNG_FILE.format(rank))
 
 
 def load_rng(folder: Path, rank: int) -> None:
     """Restores the generator states from `save_rng`; does nothing for a rank without a file."""
-    file = folder / f"rng_rank_{rank}.pt"
+    file = folder / RNG_FILE.format(rank)
     if not file.is_file():
         return
     state = torch.load(file, weights_only=True)
@@ -216,14 +224,22 @@ def begin(root: Path, step: int) -> Path:
     return folder
 
 
-def finish(folder: Path, trainer_state: dict[str, Any]) -> Path:
+def finish(folder: Path, trainer_state: dict[str, Any], ranks: Sequence[str] = ()) -> Path:
     """Writes state and manifest, syncs all files to disk and renames the folder; returns its final path.
 
+    Args:
+        ranks: name of each rank, which must have left its generators' file.
+
     Raises:
-        ValueError: another machine has written its shards elsewhere.
+        ValueError: a file is not there, since another machine has written it elsewhere.
     """
-    write_json(folder / TRAINER_STATE, trainer_state)
-    files = sorted({path for path in folder.rglob("*") if path.is_file()} | _indexed_files(folder))
+    write_json(folder / TRAINER_STATE, trainer_state | ({"num_ranks": len(ranks)} if ranks else {}))
+    needed = _indexed_files(folder) | {folder / name for name in _rng_files(len(ranks))}
+    if missing := sorted(file for file in needed if not file.is_file()):
+        absent = [name for name, file in zip(ranks, _rng_files(len(ranks)), strict=True) if folder / file in missing]
+        who = f"{', '.join(absent)} wrote elsewhere: " if absent else ""
+        raise ValueError(f"{who}{missing[0]} is not there; {NOT_SHARED}")
+    files = sorted({path for path in folder.rglob("*") if path.is_file()} | needed)
     for path in files:
         sync(path)
     write_json(folder / MANIFEST, describe_files(folder, files))
@@ -236,14 +252,21 @@ def finish(folder: Path, trainer_state: dict[str, Any]) -> Path:
 
 
 def _indexed_files(folder: Path) -> set[Path]:
-    """Shards that the indices name, looked for one by one: a shared disk may list a folder as it was seconds ago."""
-    files = set()
-    for index in folder.glob("*/.metadata"):
+    """Indices, and the shards that they name: a shared disk may list a folder as it was seconds ago."""
+    indices = {
+        folder / INDEX,
+        *folder.glob("*/.metadata"),
+        *(f.parent / ".metadata" for f in folder.glob("*/*.distcp")),
+    }
+    files = set(indices)
+    for index in filter(Path.is_file, indices):
         parts = IndexReader(index.parent).read_metadata().storage_data.values()
         files |= {index.parent / part.relative_path for part in parts}
-    if missing := sorted(file for file in files if not file.is_file()):
-        raise ValueError(f"{missing[0]} is not there; all machines must share the folder trainer.save_checkpoint_path")
     return files
+
+
+def _rng_files(num_ranks: int) -> list[str]:
+    return [f"actor/{RNG_FILE.format(rank)}" for rank in range(num_ranks)]
 
 
 def check(folder: Path, with_content: bool = True) -> None:
@@ -253,8 +276,13 @@ def check(folder: Path, with_content: bool = True) -> None:
         ValueError: with the missing, truncated or altered file.
     """
     check_files(folder, with_content)
-    if TRAINER_STATE not in read_manifest(folder):
+    listed = read_manifest(folder)
+    if TRAINER_STATE not in listed:
         raise ValueError(f"{folder / MANIFEST} does not list {TRAINER_STATE}: the checkpoint is damaged")
+    num_ranks = min(_read_state(folder).get("num_ranks", 0), len(listed))  # older ones do not know
+    needed = [INDEX, *_rng_files(num_ranks)]
+    if missing := [name for name in needed if name not in listed]:
+        raise ValueError(f"{folder / MANIFEST} does not list {missing[0]}: the checkpoint lacks a machine's files")
 
 
 def is_foreign(folder: Path) -> bool:
@@ -309,10 +337,18 @@ def read_origin(folder: Path) -> str | None:
     Raises:
         ValueError: the state cannot be read.
     """
+    return _read_state(folder).get("origin")
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """As read_trainer_state; ValueError whatever is wrong with it."""
     try:
-        return read_trainer_state(folder).get("origin")
-    except (OSError, ValueError, AttributeError) as error:
+        state = read_trainer_state(folder)
+        if not isinstance(state, dict) or not isinstance(state.get("num_ranks", 0), int):
+            raise ValueError("it is no trainer's state")
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder / TRAINER_STATE} cannot be read: {error}") from error
+    return state
 
 
 def set_aside(root: Path, folders: Iterable[Path], logs: Iterable[Path] = ()) -> Path:

@@ -14,12 +14,11 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from verl.distributed.groups import COLLECTIVE_TIMEOUT_S, START_TIMEOUT_S, naming_network
 from verl.distributed.optim import local_part
 from verl.model.families import decoder, vision_encoder
 from verl.model.lora import merged_weights
 
-COLLECTIVE_TIMEOUT_S = 1800
-START_TIMEOUT_S = 180
 CLIP_EPS = 1e-6
 """Added to the norm in the clipping coefficient, as in torch.nn.utils.clip_grad_norm_."""
 
@@ -60,20 +59,13 @@ def init_mesh(
     """
     limit = datetime.timedelta(seconds=start_timeout_s)
     store.set_timeout(limit)
-    try:
+    with naming_network(rank, world_size, "the first all-reduce", device.type == "cuda", start_timeout_s):
         mesh = _join(store, rank, world_size, device, limit, with_cpu_backend)
         total = torch.ones(1, device=device)
         work = dist.all_reduce(total, async_op=True)
         assert work is not None
         work.wait(limit)
         dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S))
-    except (RuntimeError, TimeoutError) as error:
-        interfaces = "NCCL_SOCKET_IFNAME" if device.type == "cuda" else "GLOO_SOCKET_IFNAME"
-        raise RuntimeError(
-            f"rank {rank} of {world_size} cannot talk to the others: the first all-reduce did not end within "
-            f"{start_timeout_s:g} s ({error}); look for a rank that failed before it or a firewall between nodes, or "
-            f"set {interfaces} to the network that joins them (NCCL_DEBUG=INFO says more)"
-        ) from error
     assert int(total) == world_size, f"all-reduce of ones over {world_size} ranks gave {int(total)}"
     return mesh
 

@@ -1,4 +1,4 @@
-"""Single controller: one driver calls groups of Ray actors, with placement, dispatch over ranks and error reports.
+"""Single controller: one driver calls groups of Ray actors, with dispatch over ranks and error reports.
 
 The driver has a WorkerGroup per role and calls its methods like local ones; `@register` sets a method's dispatch mode:
 how arguments are split over ranks and results are collected.
@@ -22,21 +22,13 @@ from ray.exceptions import (
     RayTaskError,
     WorkerCrashedError,
 )
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from verl.config.records import ConfigError
+from verl.distributed.placement import ResourcePool
 from verl.distributed.watchdog import Watchdog, watched
 from verl.protocol import DataProto
 
 ROOT = Path(__file__).resolve().parents[2]
 """Of the checkout; workers find its packages before installed ones of the same names."""
-PLACEMENT_TIMEOUT_S = 120
 DEATH_REPORT_DELAY_S = 3.0
 """Maximum delay between broken connections at other ranks and the report of a process' death."""
 DEATHS = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError)
@@ -91,83 +83,6 @@ class WorkerSpec:
     env: dict[str, str] | None = None
 
 
-class ResourcePool:
-    """One placement-group bundle per rank: CPUs, and a GPU where the cluster has them.
-
-    Attributes:
-        bundles: number of each rank's bundle.
-        nodes: each rank's machine.
-        gpus: each rank's GPU as CUDA_VISIBLE_DEVICES of its machine names it; none on CPUs.
-
-    Raises:
-        ConfigError: the cluster cannot hold the bundles; the message has both numbers.
-    """
-
-    def __init__(self, num_ranks: int, cpus_per_rank: float, use_gpu: bool):
-        bundle = {"CPU": cpus_per_rank} | ({"GPU": 1} if use_gpu else {})
-        have = ray.cluster_resources()
-        for resource, amount in bundle.items():
-            if have.get(resource, 0) < amount * num_ranks:
-                raise ConfigError(
-                    [
-                        f"trainer.nnodes x trainer.n_gpus_per_node = {num_ranks}: so many ranks need "
-                        f"{amount * num_ranks:g} {resource} but the Ray cluster has {have.get(resource, 0):g}; lower "
-                        "one of the two, or add nodes to the cluster of RAY_ADDRESS"
-                    ]
-                )
-        self.num_ranks = num_ranks
-        self.group: PlacementGroup = placement_group([bundle] * num_ranks, strategy="PACK")
-        try:
-            ray.get(self.group.ready(), timeout=PLACEMENT_TIMEOUT_S)
-        except GetTimeoutError as error:
-            raise ConfigError(
-                [
-                    f"trainer.nnodes x trainer.n_gpus_per_node = {num_ranks}: the Ray cluster had no room for so many "
-                    f"ranks of {bundle} within {PLACEMENT_TIMEOUT_S} s; it has {have}, some of it in use"
-                ]
-            ) from error
-        nodes = placement_group_table(self.group)["bundles_to_node_id"]
-        # Neighbouring ranks on one machine, where they talk fastest.
-        self.bundles = sorted(range(num_ranks), key=lambda bundle: (nodes[bundle], bundle))
-        self.nodes = [nodes[bundle] for bundle in self.bundles]
-        self.gpus = self._find_gpus() if use_gpu else []
-
-    def strategy(self, rank: int) -> PlacementGroupSchedulingStrategy:
-        """Places an actor in the rank's bundle."""
-        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.bundles[rank])
-
-    def _find_gpus(self) -> list[str]:
-        # A Ray task, since Ray sets the variable per process.
-        show = ray.remote(num_cpus=0, num_gpus=1)(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
-        ranks = range(self.num_ranks)
-        shown = [show.options(scheduling_strategy=self.strategy(rank)).remote() for rank in ranks]
-        return ray.get(shown, timeout=PLACEMENT_TIMEOUT_S)
-
-    def visible_gpus(self, ranks: range) -> dict[str, str]:
-        """The variable that shows a process the GPUs of these ranks; empty on CPUs.
-
-        Ray gives a process GPUs of one bundle alone, and leaves this variable to those that ask it for none.
-
-        Raises:
-            ConfigError: the ranks are not on one machine.
-        """
-        if not self.gpus:
-            return {}
-        if len({self.nodes[rank] for rank in ranks}) > 1:
-            raise ConfigError(
-                [
-                    f"worker.rollout.tensor_parallel_size = {len(ranks)}: the Ray cluster placed ranks {ranks[0]} to "
-                    f"{ranks[-1]} on several machines, and an engine needs one; lower it, or let every machine have "
-                    "trainer.n_gpus_per_node GPUs"
-                ]
-            )
-        return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus[rank] for rank in ranks)}
-
-    def release(self) -> None:
-        """Removes the placement group."""
-        remove_placement_group(self.group)
-
-
 class WorkerGroup:
     """The Ray actors of one role, one per `ranks_per_actor` ranks of the pool, with the GPUs of these ranks.
 
@@ -182,6 +97,7 @@ class WorkerGroup:
         remote = ray.remote(spec.cls)
         self.actors = []
         world_size = pool.num_ranks // ranks_per_actor
+        self.machines = [pool.machine(rank * ranks_per_actor) for rank in range(world_size)]
         for rank in range(world_size):
             pool_ranks = range(rank * ranks_per_actor, (rank + 1) * ranks_per_actor)
             path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -198,6 +114,14 @@ class WorkerGroup:
 
     def __len__(self) -> int:
         return len(self.actors)
+
+    @property
+    def rank_names(self) -> list[str]:
+        """Name of each rank, with its machine if there are several."""
+        return [
+            f"{self.spec.name} rank {rank}{f' on {machine}' if machine else ''}"
+            for rank, machine in enumerate(self.machines)
+        ]
 
     def __getattr__(self, method: str) -> Callable:
         dispatch = getattr(getattr(self.spec.cls, method, None), "dispatch", None)
@@ -260,7 +184,8 @@ class WorkerGroup:
         return ray.get(refs)
 
     def _describe(self, method: str, rank: int, error: RayError, is_pending: bool = False) -> WorkerError:
-        where = f"{self.spec.name} rank {rank} of {len(self)} in {method}"
+        on = f" on {self.machines[rank]}" if self.machines[rank] else ""
+        where = f"{self.spec.name} rank {rank} of {len(self)} in {method}{on}"
         if isinstance(error, GetTimeoutError):
             words = "an actor that it called gave no answer in time (trainer.watchdog_timeout_s)"
             stacks = self.watchdog.describe_stacks() if self.watchdog is not None else ""
@@ -274,9 +199,11 @@ class WorkerGroup:
 
     def _stall(self, method: str, ranks: list[int]) -> WorkerError:
         assert self.watchdog is not None
+        on = ", ".join(sorted({self.machines[rank] for rank in ranks} - {""}))
         return WorkerError(
-            f"{self.spec.name} rank {', '.join(map(str, ranks))} of {len(self)}: no answer from {method} after "
-            f"{self.watchdog.timeout_s:g} s (trainer.watchdog_timeout_s); {self.watchdog.describe_stacks()}",
+            f"{self.spec.name} rank {', '.join(map(str, ranks))} of {len(self)}{f' on {on}' if on else ''}: no answer "
+            f"from {method} after {self.watchdog.timeout_s:g} s (trainer.watchdog_timeout_s); "
+            f"{self.watchdog.describe_stacks()}",
             self.spec.name,
         )
 

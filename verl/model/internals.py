@@ -84,7 +84,7 @@ PARTS = {
     ),
     "timeout of collectives": Part(
         ("torch==2.11.0",),
-        ("verl/distributed/fsdp.py",),
+        ("verl/distributed/fsdp.py", "verl/distributed/groups.py"),
         "torch.distributed.distributed_c10d._set_pg_timeout",
     ),
     "CPU offload": Part(

@@ -438,14 +438,17 @@ def build_workers(
     from verl.data.processor import threads_per_rank
     from verl.distributed.single_controller import ResourcePool, WorkerGroup, WorkerSpec
     from verl.trainer.engine_arguments import rollout_arguments
+    from verl.trainer.hosts import check_hosts, network_environment
     from verl.workers.fsdp_worker import FSDPWorker
     from verl.workers.rollout import RolloutWorker
 
     ranks = config.num_ranks
     on_gpu = device == "cuda"
-    pool = ResourcePool(ranks, cpus_per_rank=2 * CPUS_PER_ACTOR, use_gpu=on_gpu)
+    pool = ResourcePool(ranks, 2 * CPUS_PER_ACTOR, on_gpu, config.trainer.nnodes)
     shared = {"TOKENIZERS_PARALLELISM": "true", "VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
-    shared |= {name: os.environ.get(name, value) for name, value in WITHOUT_MULTICAST.items()}
+    shared |= {name: os.environ.get(name, value) for name, value in WITHOUT_MULTICAST.items()} | network_environment()
+    if cluster_address():
+        check_hosts(config, pool.machines, shared)
     # The engine waits while the ranks work and they while it does, but threads that spin would still take turns.
     threads = {"OMP_NUM_THREADS": str(threads_per_rank(config))}
     actor = WorkerGroup(

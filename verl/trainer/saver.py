@@ -206,7 +206,7 @@ class CheckpointSaver:
         try:
             fault = self._wait_for_shards()
             if not fault:
-                checkpoint.finish(folder, state)
+                checkpoint.finish(folder, state, [name for group in self.groups for name in group.rank_names])
                 self.saved_step, self.best = step, state["best"]
         except WorkerError as error:
             self.death, fault = error, str(error)

@@ -1,6 +1,7 @@
 """The FSDP training worker of one rank: policy, reference and critic; log-probs, updates, checkpoints."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -383,7 +384,7 @@ class FSDPWorker:
                     if adapters:
                         save_adapters(self.policy.model, adapters, actor_folder / ADAPTER_FOLDER)
             except (OSError, RuntimeError) as error:  # reported by save_fault; the calls below are collective
-                self.save_error = f"rank {self.rank}: {error}"
+                self.save_error = f"rank {self.rank} on {socket.gethostname()}: {error}"
             self.shard_writer.start(actor_folder, self.policy.model, optimizer)
         if self.critic is not None:
             optimizer = None if model_only else self.critic.optimizer
