@@ -7,8 +7,10 @@ own lead here (DNS rebinding), and so is one that another site's page makes.
 
 import ipaddress
 import socket
+import sys
 import urllib.parse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
 from functools import partial
@@ -228,6 +230,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, runs: Sequence[Run], host: str, port: int):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._connections: set[socket.socket] = set()
         super().__init__((host, port), partial(Handler, Api(runs)))
 
     @property
@@ -238,9 +241,22 @@ class Server(ThreadingHTTPServer):
         name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)
         return f"http://{f'[{name}]' if ':' in name else name}:{port}/"
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Close the address and every connection that a browser keeps open."""
+        super().server_close()
+        for connection in list(self._connections):
+            with suppress(OSError):  # closed by the browser in this moment
+                connection.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Print a fault of the viewer's own, not that a browser went away."""
-        import sys
-
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)

@@ -49,6 +49,7 @@ const Page = { runs: [], run: (route) => { const run = Number(route.parameters.r
     const selector = active?.name ? `[name="${CSS.escape(active.name)}"]` : active?.matches?.("a[href]") ? `a[href="${CSS.escape(active.getAttribute("href"))}"]` : "";
     const caret = active?.type === "search" ? active.selectionStart : null;
     main.replaceChildren(content);
+    main.dataset.address = location.hash;
     if (!isSame) { window.scrollTo(0, 0); main.focus({ preventScroll: true }); return; }
     window.scrollTo(0, scroll);
     const again = selector && main.querySelector(selector);

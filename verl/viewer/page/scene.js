@@ -1,17 +1,17 @@
 "use strict";
-// Boxes over their image, as spatialthinker.visualize lays them out.
+// Boxes over their image, as spatialthinker.visualize lays them out; pieces.html.jinja draws the same in static pages.
 
 /** Both scenes of a layout; `which` names the boxes to draw: predicted, reference or both. */
-function drawScene(layout, image, { title = "", which = ["predicted", "reference"], links = null } = {}) {
+function drawScene(layout, image, { title = "", which = ["predicted", "reference"] } = {}) {
   const { width, height } = layout;
   const shown = layout.boxes.filter(([, , isPredicted]) => which.includes(isPredicted ? "predicted" : "reference"));
   const rectangle = (box, attributes, ...children) => {
-    const [x1, y1, x2, y2] = box.map(Math.round);
-    return svg("rect", { x: x1, y: y1, width: x2 - x1, height: y2 - y1, ...attributes }, ...children);
+    const [x1, y1, x2, y2] = box;
+    const place = { x: x1, y: y1, width: x2 - x1, height: y2 - y1 };
+    return svg("rect", { ...Object.fromEntries(Object.entries(place).map(([name, value]) => [name, Math.round(value)])), ...attributes }, ...children);
   };
   const outline = ([name, box, isPredicted], isHalo) => rectangle(box, {
-    class: isHalo ? "halo" : `box ${isPredicted ? "predicted" : "reference"}`,
-    "data-name": isHalo ? null : name,
+    class: `${isHalo ? "halo" : "box"} ${isPredicted ? "predicted" : "reference"}`,
   }, isHalo ? null : svg("title", null, `${isPredicted ? "predicted" : "true"}: ${name}`));
   const label = ([name, box, isPredicted]) => svg("g", { class: `label ${isPredicted ? "predicted" : "reference"}` },
     rectangle(box),
@@ -34,8 +34,9 @@ function sceneOrImage(run, item, side, options = {}) {
   return el("p", { class: "soft" }, "no image recorded");
 }
 
-/** A text in its sections; what lies outside all of them is marked. */
+/** A text in its sections; where it has some, what lies outside all of them is marked. */
 function drawSections(pieces) {
+  const outside = pieces.some(([section]) => section) ? "outside" : "";
   return el("pre", { class: "response" }, pieces.map(([section, text]) =>
-    el("span", { class: section ? `section ${section}` : (text.trim() ? "outside" : "") }, text)));
+    el("span", { class: section ? `section ${section}` : (text.trim() ? outside : "") }, text)));
 }
