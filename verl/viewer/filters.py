@@ -27,7 +27,6 @@ ODD: dict[str, Callable[[Snapshot], Mask]] = {
 }
 """Filters for what is worth looking at."""
 
-SEARCHED = ("response", "problem", "ground_truth")
 MAX_TEXT_CHARACTERS = 1000
 ANY = "*"
 """Value of a filter by text that takes every rollout which has some."""
@@ -91,12 +90,12 @@ def search(run: Run, snapshot: Snapshot, mask: Mask, text: str) -> Mask:
     for index in np.unique(snapshot.file[mask]):
         rollouts = np.flatnonzero(mask & (snapshot.file == index))
         try:
-            table = run.reader.read(snapshot.files[index], SEARCHED)
+            table = run.reader.read_texts(snapshot.files[index])
         except (OSError, ValueError, pa.ArrowException):  # written anew or removed in this moment
             continue
         hits = np.zeros(len(table), dtype=bool)
-        for name in SEARCHED:
-            hits |= _hits(table[name], text)
+        for column in table.columns:
+            hits |= _hits(column, text)
         rows = snapshot.row[rollouts]
         rows = np.where(rows < len(hits), rows, 0)
         found[rollouts] = hits[rows]
@@ -104,8 +103,19 @@ def search(run: Run, snapshot: Snapshot, mask: Mask, text: str) -> Mask:
 
 
 def _hits(column: pa.ChunkedArray, text: str) -> np.ndarray:
-    found = pc.call_function("match_substring", [column], pc.MatchSubstringOptions(text, ignore_case=True))
-    return found.fill_null(False).to_numpy()
+    """Return which values hold the text; of a dictionary each entry is looked at once."""
+    parts = [np.zeros(0, dtype=bool)]
+    for chunk in column.chunks:
+        if pa.types.is_dictionary(chunk.type):
+            entries = np.append(_hits(pa.chunked_array([chunk.dictionary]), text), False)
+            parts.append(entries[chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False)])
+        elif pa.types.is_string(chunk.type):
+            options = pc.MatchSubstringOptions(text, ignore_case=True)
+            found = pc.call_function("match_substring", [chunk], options)
+            parts.append(found.fill_null(False).to_numpy(zero_copy_only=False))
+        else:  # a column of nulls, or of another program
+            parts.append(np.zeros(len(chunk), dtype=bool))
+    return np.concatenate(parts)
 
 
 def _boxes(snapshot: Snapshot) -> np.ndarray:

@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+import threading
 import urllib.parse
 from pathlib import Path
 
@@ -54,8 +55,10 @@ def _serve(runs: list, host: str, port: int) -> int:
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"{host}:{port} cannot be listened on: {reason}; --port 0 takes a free port") from error
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with server:
+        for run in runs:
+            threading.Thread(target=run.reader.read_ahead, args=(run.snapshot.files,), daemon=True).start()
         _say(f"viewer: {server.url}")
         try:
             server.serve_forever()

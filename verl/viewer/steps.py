@@ -2,7 +2,8 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -17,6 +18,10 @@ RECORDED = re.compile(r"(train|val)_step_(\d+)\.parquet")
 VALIDATED = re.compile(r"validation_step_(\d+)\.jsonl")
 MAX_HELD_BYTES = 2**29
 """Heavy columns that are kept in memory, the least used leave first."""
+
+SHARED = ("problem", "ground_truth")
+SEARCHED = ("response", *SHARED)
+"""Columns that a search by text goes through; samples of a group share the last two."""
 
 Stamp = tuple[int, int, int]
 
@@ -95,12 +100,26 @@ class StepReader:
 
     def read(self, file: StepFile, names: Sequence[str]) -> pa.Table:
         """Return columns of all rows of a file. Errors: as read_light."""
-        key = (file, tuple(names))
+        return self._hold((file, tuple(names)), lambda: self._read(file, names))
+
+    def read_texts(self, file: StepFile) -> pa.Table:
+        """Return SEARCHED of all rows of a file, those that samples of a group share as dictionaries."""
+        return self._hold((file, ("texts",)), lambda: self._read_texts(file))
+
+    def read_ahead(self, files: Sequence[StepFile]) -> None:
+        """Read the texts of the newest files that fit into half of what is kept, for the first search."""
+        for file in reversed(files):
+            if self._num_bytes > self._max_held_bytes // 2:
+                return
+            with suppress(OSError, ValueError, pa.ArrowException):  # the search itself leaves it out
+                self.read_texts(file)
+
+    def _hold(self, key: tuple[StepFile, tuple[str, ...]], read: Callable[[], pa.Table]) -> pa.Table:
         with self._lock:
             if (table := self._held.get(key)) is not None:
                 self._held.move_to_end(key)
                 return table
-        table = self._read(file, names)
+        table = read()
         with self._lock:
             if key not in self._held and table.nbytes <= self._max_held_bytes:
                 self._held[key] = table
@@ -115,3 +134,15 @@ class StepReader:
         with pq.ParquetFile(file.path) as parquet:
             known = [name for name in names if name in parquet.schema_arrow.names]
             return conform(parquet.read(columns=known, use_threads=False), names)
+
+    def _read_texts(self, file: StepFile) -> pa.Table:
+        if file.path.suffix == ".jsonl":
+            table = self._read(file, SEARCHED)
+        else:
+            known = [name for name in SEARCHED if name in pq.read_schema(file.path).names]
+            with pq.ParquetFile(file.path, read_dictionary=[name for name in SHARED if name in known]) as parquet:
+                table = parquet.read(columns=known, use_threads=False)
+        for name in SHARED:
+            if name in table.column_names and not pa.types.is_dictionary(table[name].type):
+                table = table.set_column(table.column_names.index(name), name, table[name].dictionary_encode())
+        return table

@@ -19,7 +19,7 @@ function partBar(name, value) {
   const bar = el("span", { class: "fill" });
   bar.style.width = `${100 * Math.min(Math.max(value ?? 0, 0), 1)}%`;
   return el("div", { class: "part" }, el("span", { title: name }, name.replace(/_score$/, "").replaceAll("_", " ")),
-    el("span", { class: "bar" }, bar), el("span", { class: "value" }, figure(value, 2)));
+    el("span", { class: "bar" }, bar), el("span", { class: "value" }, points(value)));
 }
 
 /** An advantage as a bar to the left or right of zero; two standard deviations fill it. */
@@ -41,12 +41,12 @@ function sampleCard(run, group, sample) {
     { title: `sample ${sample.sample}: boxes predicted and true` });
   return el("a", { class: `sample${sample.passes ? "" : " faded"}`, href: rolloutAddress(run, sample), "data-item": true },
     scene,
-    el("div", { class: "line" }, el("b", { class: "score" }, sample.score === null ? "" : figure(sample.score, 2)), verdict(sample), oddities(sample)),
+    el("div", { class: "line" }, el("b", { class: "score" }, sample.score === null ? "" : points(sample.score)), verdict(sample), oddities(sample)),
     Object.entries(sample.parts).map(([name, value]) => value === null ? null : partBar(name, value)),
     advantageBar(sample.advantage),
     el("div", { class: "soft small" }, [
       `#${sample.sample}`, sample.response_tokens === null ? null : `${sample.response_tokens} tokens`,
-      sample.iou_mean === null ? null : `IoU ${figure(sample.iou_mean, 2)}`,
+      sample.iou_mean === null ? null : `IoU ${points(sample.iou_mean)}`,
     ].filter(Boolean).join(" · ")),
     el("div", { class: "said" }, sample.answer || "no answer"));
 }
@@ -62,15 +62,15 @@ function drawQuestion(text) {
   return el("p", { class: "question" }, question, options ? el("span", { class: "soft" }, `  ${options.split("\n").join(" · ")}`) : null);
 }
 
-/** A group; where it stands beside another one, the name of its run is in front and its question above both. */
-function groupCard(run, group, name = "") {
+/** A group; `name` stands in front, such as that of its run. Where groups share a question, it stands above all. */
+function groupCard(run, group, { name = "", withQuestion = true } = {}) {
   const facts = [group.category, group.source, group.kept && group.kept !== "all" ? `kept: ${group.kept}` : null];
   const mean = meanScore(group);
   const stepAddress = address("rollouts", { run, kind: group.kind, step: group.step });
   return el("article", { class: "card group" },
     el("h3", null, name ? `${name}: ` : "", el("a", { href: stepAddress }, `${group.kind} step ${group.step}`), ` · group ${group.group} · `,
-      mean === null ? "no score" : `mean ${figure(mean, 2)}`, group.spread === 0 ? el("span", { class: "tag bad" }, "no variance") : null),
-    name ? null : drawQuestion(group.question),
+      mean === null ? "no score" : `mean ${points(mean)}`, group.spread === 0 ? el("span", { class: "tag bad" }, "no variance") : null),
+    withQuestion ? drawQuestion(group.question) : null,
     el("p", { class: "soft small" }, el("span", null, `true: ${group.truth}`), facts.filter(Boolean).map((text) => ` · ${text}`), " · ",
       el("a", { href: address("prompt", { run, uid: group.uid }) }, "over the steps")),
     el("div", { class: "samples" }, group.samples.map((sample) => sampleCard(run, group, sample))),

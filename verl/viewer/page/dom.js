@@ -33,9 +33,14 @@ function figure(value, digits = 3) {
   return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : value.toFixed(size >= 100 ? 1 : digits);
 }
 
+/** A score or a part of it. */
+function points(value) {
+  return value === null || value === undefined ? "–" : value.toFixed(2);
+}
+
 /** A number with its sign. */
 function signed(value) {
-  return value === null || value === undefined ? "–" : (value > 0 ? "+" : "") + figure(value, 2);
+  return value === null || value === undefined ? "–" : (value > 0 ? "+" : "") + points(value);
 }
 
 /** The address of a view inside the page. */

@@ -21,8 +21,8 @@ const SampleView = (() => {
     const rows = item.pairs.map((pair) => [
       pair.reference ?? el("span", { class: "soft" }, "–"),
       pair.predicted ?? el("span", { class: "soft" }, "–"),
-      pair.iou === undefined ? el("span", { class: "bad" }, pair.predicted === null ? "missed" : "unmatched") : figure(pair.iou, 2),
-      pair.label === undefined ? "" : figure(pair.label, 2),
+      pair.iou === undefined ? el("span", { class: "bad" }, pair.predicted === null ? "missed" : "unmatched") : points(pair.iou),
+      pair.label === undefined ? "" : points(pair.label),
     ]);
     return el("div", { class: "card pairs" }, el("h3", null, "Objects"), table(["true", "predicted", "IoU", "label"], rows));
   }
@@ -39,7 +39,7 @@ const SampleView = (() => {
     const rows = [["prompt tokens", item.prompt_tokens], ["response tokens", item.response_tokens], ["mean log-prob", item.log_prob_mean],
       ["mean ratio", item.ratio_mean], ["KL", item.kl_mean], ["entropy", item.entropy_mean], ["mean IoU", item.iou_mean]];
     return el("div", { class: "card" },
-      el("div", { class: "line" }, el("b", { class: "score" }, item.score === null ? "" : figure(item.score)), verdict(item), oddities(item)),
+      el("div", { class: "line" }, el("b", { class: "score" }, item.score === null ? "" : points(item.score)), verdict(item), oddities(item)),
       item.why ? el("p", { class: "bad why" }, item.why) : null,
       Object.entries(item.parts).map(([name, value]) => value === null ? null : partBar(name, value)), advantageBar(item.advantage),
       table(["", ""], rows.filter(([, value]) => value !== null).map(([name, value]) => [name, figure(value, 4)])));

@@ -91,7 +91,16 @@ const Views = (() => {
       el("div", { class: "line" }, el("output", { id: "count" }, `${found.rollouts} rollouts in ${found.total} groups`), pages(route, found), steps(route, run)),
       key(),
       el("div", { class: "stack" }, found.groups.map((group) => groupCard(run, group))),
+      Source.isLive && found.total ? send(route, run) : null,
       found.groups.length ? pages(route, found) : el("p", { class: "soft" }, "No rollout is left by these filters."));
+  }
+
+  /** The command that writes this selection as one page. */
+  function send(route, run) {
+    const where = new URLSearchParams({ ...Filters.of(route), ...(route.parameters.sort ? { sort: route.parameters.sort } : {}) }).toString();
+    const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+    const command = ["python -m verl.viewer", quoted(Page.runs[run].folder), "--export selection.html", where ? `--where ${quoted(where)}` : ""].join(" ");
+    return el("details", { class: "small" }, el("summary", null, "one page to send"), el("pre", null, command));
   }
 
   const key = () => el("p", { class: "key" }, el("span", { class: "swatch predicted" }), "predicted", el("span", { class: "swatch reference" }), "reference");
@@ -123,7 +132,8 @@ const Views = (() => {
       el("h1", null, "One prompt over the steps"),
       el("p", { class: "soft" }, `id ${found.uid} · ${found.total} times${found.total > found.groups.length ? `, ${found.groups.length} of them shown` : ""}`),
       el("div", { class: "charts" }, kinds.map((kind) => Curves.draw(`mean score, ${kind}`, [{ run, points: curve(kind) }], (_, step) => { location.hash = address("rollouts", { run, kind, step }); }))),
-      key(), el("div", { class: "stack" }, found.groups.map((group) => groupCard(run, group))));
+      drawQuestion(found.groups[0].question), key(),
+      el("div", { class: "stack" }, found.groups.map((group) => groupCard(run, group, { withQuestion: false }))));
   }
 
   /** Two runs on the prompts that both have. */
@@ -144,7 +154,7 @@ const Views = (() => {
       el("div", { class: "stack" }, found.pairs.map((pair) => el("div", { class: "pair" },
         drawQuestion(pair[0].question),
         el("p", { class: "difference" }, "difference of the means ", el("b", { class: sign(difference(pair)) }, signed(difference(pair)))),
-        el("div", { class: "halves" }, groupCard(run, pair[0], Page.runs[run].name), groupCard(other, pair[1], Page.runs[other].name))))));
+        el("div", { class: "halves" }, groupCard(run, pair[0], { name: Page.runs[run].name, withQuestion: false }), groupCard(other, pair[1], { name: Page.runs[other].name, withQuestion: false }))))));
   }
 
   return { overview, rollouts, prompt, compare, sample: (route, signal) => SampleView.show(route, signal) };
