@@ -9,7 +9,6 @@ images that experiment_config.json names, and the summaries in RUN/evaluation wh
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's p
 from toy.before_after import summarize_validation
 from toy.charts import DARK, LIGHT, Series, draw_changes, draw_curves, draw_pictures
 
-from spatialthinker.response import SECTIONS, parse_response
+from spatialthinker.response import parse_response
 from spatialthinker.scene_graph import SceneGraph, parse_scene
 from spatialthinker.schema import read_parquet
 from spatialthinker.storage.files import write_text
 from spatialthinker.storage.images import load_image
-from spatialthinker.visualize import Layout, image_uri, lay_out, render_page
+from spatialthinker.visualize import Layout, image_uri, lay_out, question_of, render_page
 
 TEMPLATE = Path(__file__).parent / "toy" / "report.html.jinja"
 NUM_ROLLOUTS = 8
@@ -134,7 +133,7 @@ def choose_rollouts(run: RunFiles) -> list[Rollout]:
     earlier = {key_of(line): line for line in run.generations if line["step"] == first_step != last_step}
     newest = {key_of(line): line for line in run.generations if line["step"] == last_step}
     rollouts = [
-        Rollout(run.images[key], key[0].rpartition("\nQ. ")[2], key[1], [*filter(None, [earlier.get(key)]), line])
+        Rollout(run.images[key], question_of(key[0]), key[1], [*filter(None, [earlier.get(key)]), line])
         for key, line in newest.items()
         if key in run.images
     ]
@@ -190,14 +189,10 @@ def evaluation_rows(summary: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 def describe_rollout(rollout: Rollout) -> dict[str, Any]:
     """Return what the page shows of a question."""
-    tags = re.compile(f"(</?(?:{'|'.join(SECTIONS)})>)")
     answers = []
     for line in rollout.lines:
         scene = predicted_scene(line)
-        # of the pieces of a response every second one is a tag
-        answers.append(
-            line | {"scene": scene, "layout": rollout.lay_out(scene), "pieces": tags.split(line["response"])}
-        )
+        answers.append(line | {"scene": scene, "layout": rollout.lay_out(scene)})
     return {
         "image": image_uri(rollout.image),
         "question": rollout.question,

@@ -5,6 +5,7 @@ readers. Everything is drawn on an enlarged canvas, so that a picture of 112 x 1
 """
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ import jinja2
 import numpy as np
 from PIL import ImageFont
 
+from spatialthinker.response import SECTIONS
 from spatialthinker.scene_graph import Relation, SceneGraph
 from spatialthinker.storage.images import encode, load_image, open_image, orientation
 
@@ -26,6 +28,8 @@ CANVAS_PX = 448
 FONT_PX = 20
 BROWSER_FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
 LABEL_PAD_PX = 3
+_PIECES = Path(__file__).parent
+_OPENING = re.compile(f"<({'|'.join(SECTIONS)})>")
 
 Rectangle = tuple[float, float, float, float]
 Labelled = tuple[str, Rectangle, bool]
@@ -42,7 +46,13 @@ class Layout:
     labels: list[Labelled]
 
 
-def lay_out(size: tuple[int, int], predicted: SceneGraph | None = None, reference: SceneGraph | None = None) -> Layout:
+def lay_out(
+    size: tuple[int, int],
+    predicted: SceneGraph | None = None,
+    reference: SceneGraph | None = None,
+    *,
+    with_labels: bool = True,
+) -> Layout:
     """Return the layout of both graphs, whose boxes are in pixels of an image of this size.
 
     Corners in the wrong order are swapped and boxes beyond the border end at it, so that whatever a model predicted
@@ -61,7 +71,7 @@ def lay_out(size: tuple[int, int], predicted: SceneGraph | None = None, referenc
         for graph, is_predicted in ((reference, False), (predicted, True))
         for item in (graph.objects if graph else ())
     ]
-    return Layout(width, height, boxes, _place_labels((width, height), boxes))
+    return Layout(width, height, boxes, _place_labels((width, height), boxes) if with_labels else [])
 
 
 def color_of(is_predicted: bool) -> str:
@@ -71,16 +81,27 @@ def color_of(is_predicted: bool) -> str:
 
 def render_page(template: Path, **values: Any) -> str:
     """Return the page of a Jinja template, which may extend page.html.jinja and use pieces.html.jinja beside this."""
+    environment = _templates(template.parent)
+    return environment.get_template(template.name).render(values)
+
+
+def render_style() -> str:
+    """Return the style sheet of every page."""
+    return _templates(_PIECES).get_template("look.css.jinja").render()
+
+
+def _templates(folder: Path) -> jinja2.Environment:
+    """Return the templates of a folder and those beside this file."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
+        loader=jinja2.FileSystemLoader([folder, _PIECES]),
         autoescape=True,  # a model's response is never markup
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.globals |= {"color_of": color_of, "font_px": FONT_PX, "label_pad_px": LABEL_PAD_PX}
-    environment.filters |= {"data_uri": data_uri, "relation_text": relation_text}
-    return environment.get_template(template.name).render(values)
+    environment.filters |= {"data_uri": data_uri, "relation_text": relation_text, "sections": split_sections}
+    return environment
 
 
 def _place_labels(size: tuple[int, int], boxes: Sequence[Labelled]) -> list[Labelled]:
@@ -143,3 +164,29 @@ def image_uri(picture: bytes) -> str:
         if image.format in BROWSER_FORMATS and orientation(image) == 1:
             return data_uri(picture, image.format.lower())
     return data_uri(encode(load_image(picture), "PNG"))
+
+
+def split_sections(text: str) -> list[tuple[str, str]]:
+    """Return a text as pieces (section, text): a section with its tags, and "" for what lies outside all of them.
+
+    The pieces joined are the text.
+    """
+    pieces: list[tuple[str, str]] = []
+    position, ends = 0, dict.fromkeys(map(str, SECTIONS), 0)
+    for opening in _OPENING.finditer(text):
+        tag = opening[1]
+        if opening.start() < position or ends[tag] < 0:  # within a section, or never closed
+            continue
+        ends[tag] = text.find(f"</{tag}>", opening.end())
+        if ends[tag] < 0:
+            continue
+        if opening.start() > position:
+            pieces.append(("", text[position : opening.start()]))
+        position = ends[tag] + len(f"</{tag}>")
+        pieces.append((tag, text[opening.start() : position]))
+    return [*pieces, ("", text[position:])] if position < len(text) else pieces
+
+
+def question_of(problem: str) -> str:
+    """Return the question of a prompt without the instructions in front of it."""
+    return problem.rpartition("\nQ. ")[2].strip()

@@ -61,11 +61,14 @@ FORMS = [
 """Commands of other programs, each as a whole."""
 PYTHON_PROGRAMS = {
     "verl.bench",
+    "verl.viewer",
     "spatialthinker.rewards",
     "evaluation/compare.py",
     *(f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py")),
 }
 """Programs with a parser of argparse, as they stand behind `python` or `python -m`."""
+WITH_MAIN = ("spatialthinker.rewards", "verl.bench", "verl.viewer")
+"""Those that are packages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +211,7 @@ def check_argparse(program: str, arguments: list[str], monkeypatch: pytest.Monke
     for name in ("parse_args", "parse_intermixed_args"):
         monkeypatch.setattr(argparse.ArgumentParser, name, stop_after(getattr(argparse.ArgumentParser, name)))
     name = program.removesuffix(".py").removeprefix("scripts/").replace("/", ".")
-    module = importlib.import_module(f"{name}.__main__" if name in ("spatialthinker.rewards", "verl.bench") else name)
+    module = importlib.import_module(f"{name}.__main__" if name in WITH_MAIN else name)
     monkeypatch.setattr("sys.argv", [program, *arguments])
     with pytest.raises(Parsed) as parsed:
         module.main()

@@ -83,7 +83,7 @@ def test_list_prints_the_names_to_choose_from(tmp_path: Path, strangers: Path):
 def list_help_commands() -> list[tuple[str, ...]]:
     from data_gen.generate_data import Commands
 
-    modules = ("spatialthinker.rewards", "spatialthinker.synthetic", "verl.bench")
+    modules = ("spatialthinker.rewards", "spatialthinker.synthetic", "verl.bench", "verl.viewer")
     commands = [(str(program.relative_to(ROOT)),) for program in PROGRAMS] + [("-m", module) for module in modules]
     commands += [("-m", "spatialthinker.rewards", name) for name in ("score", "summary", "bench", "list")]
     return commands + [("data_gen/generate_data.py", name) for name in vars(Commands) if not name.startswith("_")]

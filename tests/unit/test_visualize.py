@@ -18,6 +18,7 @@ from spatialthinker.visualize import (
     lay_out,
     relation_text,
     render_page,
+    render_style,
 )
 
 PNG = encode(Image.new("RGB", (4, 4)), "PNG")
@@ -33,7 +34,8 @@ def scene(*boxes: list[float]) -> SceneGraph:
 def page_of(folder: Path, body: str, **values: object) -> str:
     """A page whose body is this template text, with all pieces at hand."""
     (folder / "test.html.jinja").write_text(
-        '{% extends "page.html.jinja" %}{% from "pieces.html.jinja" import picture, scene, scene_key, table %}'
+        '{% extends "page.html.jinja" %}'
+        '{% from "pieces.html.jinja" import picture, response, scene, scene_key, table %}'
         "{% block body %}" + body + "{% endblock %}"
     )
     return render_page(folder / "test.html.jinja", title="a <b> title", **values)
@@ -46,10 +48,9 @@ def drawn(folder: Path, *graphs: SceneGraph | None, size: tuple[int, int] = (112
 
 
 def outlines(svg: ElementTree.Element) -> list[tuple[str, ...]]:
-    """Place, colour and dashes of the outlines, halos left out."""
-    found = [rect.attrib for rect in svg.findall("rect") if rect.get("fill") == "none"]
-    names = ("x", "y", "width", "height", "stroke", "stroke-dasharray")
-    return [tuple(rect.get(name, "") for name in names) for rect in found if rect["stroke"] != "#ffffff"]
+    """Place and kind of the outlines, halos left out."""
+    found = [rect.attrib for rect in svg.findall("rect") if not rect.get("class", "").startswith("halo")]
+    return [tuple(rect[name] for name in ("x", "y", "width", "height", "class")) for rect in found]
 
 
 @pytest.mark.parametrize(
@@ -64,10 +65,13 @@ def test_every_picture_gets_a_canvas_of_one_longer_side(tmp_path, size, canvas):
 def test_boxes_are_drawn_at_their_place_in_their_colour(tmp_path):
     svg = drawn(tmp_path, scene([28, 28, 56, 84]), scene([60, 50, 90, 80]))
     assert outlines(svg) == [
-        ("240", "200", "120", "120", REFERENCE_COLOR, "10"),
-        ("112", "112", "112", "224", PREDICTED_COLOR, ""),
+        ("240", "200", "120", "120", "box reference"),
+        ("112", "112", "112", "224", "box predicted"),
     ]
-    halos = [rect for rect in svg.findall("rect") if rect.get("stroke") == "#ffffff"]
+    style = render_style()
+    assert f".picture .box.predicted {{ stroke: {PREDICTED_COLOR}; }}" in style
+    assert f".picture .box.reference {{ stroke: {REFERENCE_COLOR}; stroke-dasharray: 10; }}" in style
+    halos = [rect for rect in svg.findall("rect") if rect.get("class", "").startswith("halo")]
     assert [rect.get("x") for rect in halos] == ["240", "112"]
     assert list(svg)[1:3] == halos  # below every line
 
@@ -104,12 +108,20 @@ def test_scenes_share_names_and_an_image_and_hold_no_markup(tmp_path):
     svg = drawn(tmp_path, graph, graph, size=(896, 448))
     assert svg.find("image").attrib["id"] == 'x"<' and svg.find("image").attrib["height"] == "224"  # type: ignore[union-attr]
     assert [found[:4] for found in outlines(svg)] == [("50", "25", "100", "50")] * 2
-    assert [text.text for text in svg.findall("text")] == ["shape.0"]  # the reference shares the name
+    assert [text.text for text in svg.findall("g/text")] == ["shape.0"]  # the reference shares the name
     foreign = parse_scene('{"objects": [{"id": "<b>", "bbox": [0, 0, 9, 9]}]}', is_reference=True)
     page = page_of(tmp_path, "{{ scene(layout, name='first') }}", layout=lay_out((112, 112), reference=foreign))
     assert (
         "&lt;b&gt;" in page and "<b>" not in page.replace("a &lt;b&gt; title", "") and '<use href="#first"/>' in page
     )
+
+
+def test_a_response_keeps_its_text_and_colours_its_sections(tmp_path):
+    text = "<b>x</b><think>\nwhy</think>\n<answer>(A)</answer> end"
+    page = page_of(tmp_path, "{{ response(text) }}", text=text)
+    drawn = ElementTree.fromstring(page[page.index("<pre") : page.index("</pre>") + len("</pre>")])
+    assert "".join(drawn.itertext()) == text
+    assert [span.get("class") for span in drawn] == ["outside", "section think", "", "section answer", "outside"]
 
 
 def test_labels_avoid_what_is_covered_already():
