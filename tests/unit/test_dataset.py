@@ -308,7 +308,7 @@ def test_an_open_data_set_holds_no_image(tmp_path, processor):
         ({}, {"max_images": 1}, "2 images are more than worker.rollout.limit_images=1"),
         ({"images": [shot(4200, 20), shot(56, 56)]}, {}, "aspect ratio"),
         ({"prompt": "<video>What?"}, {}, "only images are trained on"),
-        ({"answer": None}, {}, "column 'answer' must hold text, got None"),
+        ({"answer": None}, {}, "column 'answer' must hold an answer, got None"),
         ({"prompt": "<image><|image_pad|><image>?"}, {}, "3 image places but the row has 2 images"),
     ],
 )
@@ -318,11 +318,19 @@ def test_a_row_that_would_break_a_pass_is_named(tmp_path, processor, change, opt
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("answer", [datetime.date(2024, 1, 2), float("nan"), b"5", {"x": [b"5"]}])
-def test_an_answer_that_no_checkpoint_can_hold_is_named(tmp_path, processor, answer):
-    rows = [MIXED_ROWS[1] | {"answer": answer}]
-    with pytest.raises(DataError, match="row 0: column 'answer' must hold text, numbers, lists or dictionaries"):
-        plain(tmp_path, rows, processor)
+@pytest.mark.parametrize("answer", [datetime.date(2024, 1, 2), 5, True, [1.5], b"5", {"x": [b"5"], "y": {"z": 1}}])
+def test_an_answer_of_any_type_reaches_the_prompt_as_it_is(tmp_path, processor, answer):
+    rows = [MIXED_ROWS[1] | {"answer": answer, "level": 3, "points": [[1, 2]], "mask": {"size": [4, 4], "runs": b"x"}}]
+    prompt = plain(tmp_path, rows, processor)[0]
+    assert prompt.ground_truth == answer and type(prompt.ground_truth) is type(answer)
+    assert prompt.columns == {name: value for name, value in rows[0].items() if name != "images"}
+    assert collate_prompts([prompt], 0).non_tensor_batch["columns"].tolist() == [prompt.columns]
+
+
+@pytest.mark.parametrize("answer", [float("nan"), {"x": [float("inf")]}])
+def test_an_answer_with_a_number_that_is_not_finite_is_named(tmp_path, processor, answer):
+    with pytest.raises(DataError, match="row 0: column 'answer' must hold numbers that are finite"):
+        plain(tmp_path, [MIXED_ROWS[1] | {"answer": answer}], processor)
 
 
 def test_a_chat_template_that_fails_is_named_with_the_row(tmp_path, processor):

@@ -454,7 +454,7 @@ def test_the_worked_examples_run(tmp_path, monkeypatch):
     file = tmp_path / "my_reward.py"
     file.write_text(own_reward)
     items = [{"response": " Yes", "ground_truth": "yes", "problem": "", "response_length": 300}]
-    monkeypatch.setattr("verl.reward._child", {})
+    monkeypatch.setattr("verl.reward.functions._modules", {})
     scores = FileReward(str(file), "score", {"max_tokens": 100})(items)
     assert scores == [{"overall": 0.5, "accuracy": 1.0, "brevity": 0.0}]
 

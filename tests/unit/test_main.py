@@ -198,7 +198,7 @@ def test_more_machines_than_there_are_is_a_fault_of_the_configuration(monkeypatc
 def test_a_reward_that_cannot_be_trained_on_is_named_in_a_dry_run_too(run, tmp_path, monkeypatch, body, words):
     (tmp_path / "reward.py").write_text(f"def main(items):\n    {body}\n")
     function = f"worker.reward.reward_function={tmp_path / 'reward.py'}:main"
-    monkeypatch.setattr("verl.reward.START_S", 0.0 if "True" in body else 60.0)
+    monkeypatch.setattr("verl.reward.pool.START_S", 0.0 if "True" in body else 60.0)
     message = run(function, "trainer.dry_run=true", "trainer.watchdog_timeout_s=20").rpartition("Error: ")[2]
     assert words in message and "reward.py" in message and ("True" in body or "row " in message)
 

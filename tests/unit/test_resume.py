@@ -229,13 +229,30 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-def fingerprints(inputs: Path, folder: Path, content: list[dict[str, Any]], model: str = "model") -> dict[str, Any]:
+def fingerprints(
+    inputs: Path, folder: Path, content: list[dict[str, Any]], model: str = "model", reward: str | None = None
+) -> dict[str, Any]:
     folder.mkdir()
     Dataset.from_list(content).to_parquet(folder / "train-0.parquet")
     processor = AutoProcessor.from_pretrained(inputs / "model")
     prompts = RLHFDataset(f"{folder}@train", processor)
     config = change(Config(), "worker.actor.model.model_path", str(inputs / model))
+    config = change(config, "worker.reward.reward_function", reward)
     return identify(config, processor, prompts, prompts)
+
+
+def test_columns_count_where_a_reward_of_your_own_can_read_them(inputs, tmp_path):
+    content = [row | {"level": number, "mask": b"x"} for number, row in enumerate(rows())]
+    other = [content[0] | {"level": 9}, *content[1:]]
+    built_in = [fingerprints(inputs, tmp_path / f"a{i}", some) for i, some in enumerate((content, other))]
+    own = [fingerprints(inputs, tmp_path / f"b{i}", some, reward="r.py:f") for i, some in enumerate((content, other))]
+    assert built_in[0] == built_in[1] and built_in[0]["columns"] is None
+    assert own[0]["data"] == own[1]["data"] == built_in[0]["data"]
+    assert own[0]["columns"] != own[1]["columns"]
+    older = {name: value for name, value in own[0].items() if name != "columns"}
+    (tmp_path / "old").mkdir()
+    assert check_resume(write(tmp_path / "old", Config(), identity=older), Config(), own[0]) == []
+    assert "columns that a reward" in refusal(write(tmp_path, Config(), identity=own[0]), Config(), own[1])
 
 
 def test_the_fingerprint_of_rows_is_their_content_in_its_order(inputs, tmp_path):

@@ -11,10 +11,11 @@ import torch
 from transformers import AutoTokenizer
 
 from spatialthinker.synthetic import generate, gold_response
-from verl import reward
 from verl.data.dataset import _objects
 from verl.protocol import DataProto
-from verl.reward import FileReward, RewardError, RewardManager
+from verl.reward import FileReward, RewardError, RewardManager, functions, scoring
+from verl.reward import pool as pools
+from verl.reward.items import ScoringGroup
 from verl.trainer.main import ScoreFunction
 
 TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"
@@ -86,12 +87,19 @@ def test_a_reward_file_is_called_in_easyr1s_form(pool, tmp_path):
     assert good.result()["overall"].tolist() == [[0.5 * length]]
 
 
+def score_text(response: str = "a", **fields) -> dict[str, float]:
+    """Score of one response in this process."""
+    group = ScoringGroup([response], **({"problem": "p", "ground_truth": "a", "uid": "7"} | fields))
+    return scoring.score_groups([group])[1][0]
+
+
 def scored(monkeypatch, path: Path, name: str = "main", **item) -> dict:
     """Score of one item by a reward file, loaded in this process, whose modules are left as they were."""
-    monkeypatch.setattr(reward, "_child", {"function": FileReward(str(path), name, {})})
+    monkeypatch.setattr(scoring, "_child", {"function": FileReward(str(path), name, {})})
+    monkeypatch.setattr(functions, "_modules", {})
     monkeypatch.setattr("sys.path", list(sys.path))
     monkeypatch.setattr("sys.modules", dict(sys.modules))
-    return reward._score_text({"response": "a", "uid": "7", "ground_truth": "a"} | item)[1][0]
+    return score_text(**item)
 
 
 def test_a_reward_file_imports_its_neighbours_also_from_another_folder(monkeypatch, tmp_path):
@@ -151,12 +159,12 @@ def test_a_built_in_reward_reads_a_number_as_text():
 def test_a_reward_without_overall_and_a_missing_function_are_named(monkeypatch, tmp_path):
     path = tmp_path / "my_reward.py"
     path.write_text(FILE)
-    monkeypatch.setattr(reward, "_child", {"function": FileReward(str(path), "shy", {})})
+    monkeypatch.setattr(scoring, "_child", {"function": FileReward(str(path), "shy", {})})
     with pytest.raises(RewardError, match="row 7: the reward function returned no 'overall'"):
-        reward._score_text({"response": "a", "uid": "7"})
-    monkeypatch.setattr(reward, "_child", {"function": FileReward(str(path), "nothing", {})})
+        score_text()
+    monkeypatch.setattr(scoring, "_child", {"function": FileReward(str(path), "nothing", {})})
     with pytest.raises(RewardError, match="has no 'nothing'"):
-        reward._score_text({"response": "a", "uid": "7"})
+        score_text()
 
 
 def test_scoring_processes_compute_in_one_thread(pool, tmp_path, monkeypatch):
@@ -169,8 +177,8 @@ def test_scoring_processes_compute_in_one_thread(pool, tmp_path, monkeypatch):
 
 
 def checked(monkeypatch, function, *uids: str) -> list[dict[str, float]]:
-    monkeypatch.setattr(reward, "_child", {"function": function})
-    return reward._checked_scores([{"response": "a <b>", "uid": uid} for uid in uids])
+    monkeypatch.setattr(scoring, "_child", {"function": function})
+    return scoring.score_items([{"response": "a <b>", "uid": uid} for uid in uids])
 
 
 @pytest.mark.parametrize(
@@ -223,7 +231,7 @@ def test_numbers_of_any_library_are_scores(monkeypatch):
         ([None], "row 3: the reward function returned None instead of a dict"),
         ([{}], "row 3: the reward function returned no 'overall', only nothing"),
         ([{"overall": 1.0, 5: 1.0}], "as 5"),
-        ([{"overall": 1.0}] * 2, "returned 2 scores for 1 responses"),
+        ([{"overall": 1.0}] * 2, "returned 2 scores for 1 responses (row 3)"),
     ],
 )
 def test_what_is_no_list_of_scores_is_named(monkeypatch, returned, words):
@@ -309,7 +317,7 @@ def test_a_function_that_leaves_or_never_returns_is_named_and_ends(tmp_path, mon
         future.result()  # the process has started
         if name in ("hangs", "waits"):
             manager.timeout_s = 1.0
-            monkeypatch.setattr(reward, "START_S", 0.0)
+            monkeypatch.setattr(pools, "START_S", 0.0)
         with pytest.raises(RewardError) as caught:
             manager.probe("a", "b", "c", "row 5")
         message = str(caught.value)
@@ -329,8 +337,8 @@ def test_the_row_at_which_a_sequential_function_raises_is_named(monkeypatch, tmp
     items: list[dict[str, Any]] = [
         {"response": text, "response_length": 1, "uid": uid} for text, uid in (("a", "4"), ("bad", "5"))
     ]
-    monkeypatch.setattr(reward, "_child", {"function": FileReward(str(path), "main", {})})
+    monkeypatch.setattr(scoring, "_child", {"function": FileReward(str(path), "main", {})})
     with pytest.raises(RewardError, match=r"KeyError: 'broken reward' \(.*my_reward.py, line 4\) .* row 5$"):
-        reward._checked_scores(items)
+        scoring.score_items(items)
     with pytest.raises(RewardError, match="while it scored rows 0, 1, 2 and 2 more"):
         checked(monkeypatch, lambda items: 1 / 0, "0", "0", "1", "2", "3", "4")

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ class Prompt:
         positions: [3, P].
         images: encoded bytes.
         problem, row_id: text.
-        ground_truth: as the data set has it: text, a number, a dictionary or a list.
+        ground_truth: as the data set has it, of any type.
+        columns: all of the row, but for its images.
     """
 
     raw_ids: list[int]
@@ -56,6 +57,7 @@ class Prompt:
     problem: str
     ground_truth: Any
     row_id: str
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ class RLHFDataset(torch.utils.data.Dataset):
         try:
             row = self.rows[index]
             problem, sources = self._read(row, index)
-            _check_storable(row[self.answer_key], f"column {self.answer_key!r}")
+            _check_there(row[self.answer_key], f"column {self.answer_key!r}")
             headers = [read_header(source) for source in sources]
             sizes = [size for size, _ in headers]
             self._warn_of_wide(row, index, [mode for _, mode in headers])
@@ -306,7 +308,8 @@ class RLHFDataset(torch.utils.data.Dataset):
         ids = self._expand(raw_ids, entry.grids)
         positions = mrope_positions(ids, entry.grids, self.processor.image_token_id, self._merge_size)
         row_id = self._row_id(row, entry.row)
-        return Prompt(raw_ids, torch.tensor(ids), positions, images, problem, row[self.answer_key], row_id)
+        columns = {name: value for name, value in row.items() if name != self.image_key}
+        return Prompt(raw_ids, torch.tensor(ids), positions, images, problem, row[self.answer_key], row_id, columns)
 
 
 def _reason(error: Exception) -> str:
@@ -322,14 +325,14 @@ def check_answer(problem: str, ground_truth: Any, sizes: Sequence[tuple[int, int
         )
 
 
-def _check_storable(answer: Any, column: str) -> None:
-    """Passes for what JSON can hold, which is what a checkpoint can hold of an answer; ValueError otherwise."""
+def _check_there(answer: Any, column: str) -> None:
+    """Passes for an answer of any type; ValueError for none, and for numbers in it that are not finite."""
     if answer is None:
-        raise ValueError(f"{column} must hold text, got None")
+        raise ValueError(f"{column} must hold an answer, got None")
     try:
-        json.dumps(answer, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{column} must hold text, numbers, lists or dictionaries, got {answer!r}") from error
+        json.dumps(answer, allow_nan=False, default=str)
+    except ValueError as error:
+        raise ValueError(f"{column} must hold numbers that are finite, got {answer!r}") from error
 
 
 def _read_format_prompt(format_prompt: str | None) -> Callable[[str], str]:
@@ -382,6 +385,7 @@ def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> DataProto:
             "problem": _objects([prompt.problem for prompt in prompts]),
             "ground_truth": _objects([prompt.ground_truth for prompt in prompts]),
             "uid": _objects([prompt.row_id for prompt in prompts]),
+            "columns": _objects([prompt.columns for prompt in prompts]),
         },
     )
 

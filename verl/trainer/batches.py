@@ -91,6 +91,7 @@ class BatchMaker:
         size = data.mini_rollout_batch_size or data.rollout_batch_size
         self.order = BatchOrder(len(train_set), size, data.shuffle, data.seed)
         self.position = Position()
+        self.step = 0  # told to the reward
         self._prefetched: tuple[int, list[int], DataProto] | None = None
         self._decoder = ThreadPoolExecutor(1)
         self._decoded: dict[int, Future[list[int]]] = {}
@@ -139,7 +140,7 @@ class BatchMaker:
         parts, pending = [], []
         for _ in range(size // self.order.batch_size):
             parts.append(self._sample(generate))
-            pending.append(self.reward.submit(parts[-1]))
+            pending.append(self.reward.submit(parts[-1], self.step))
         self.position = Position(self._num_drawn)
         return self._balanced(join_groups(parts), {}, pending)
 
@@ -168,7 +169,7 @@ class BatchMaker:
         """The kept groups of the next prompts, with their scores and age 0, and the mean of filter_key of all."""
         algorithm = self.config.algorithm
         groups = self._sample(generate)
-        scores = self.reward.submit(groups).result()
+        scores = self.reward.submit(groups, self.step).result()
         mean = scores[algorithm.filter_key].mean(dim=-1)
         for key, values in scores.items():
             groups.batch[SCORE + key] = values
@@ -198,7 +199,7 @@ class BatchMaker:
         self._num_drawn += 1
         greedy = None
         if self.config.algorithm.adv_estimator == "remax":
-            greedy = self.reward.submit(generate(prompts, GREEDY, self._num_drawn))
+            greedy = self.reward.submit(generate(prompts, GREEDY, self._num_drawn), self.step)
         sampling = train_sampling(self.config.worker.rollout)
         groups = generate(prompts, sampling, self._num_drawn)
         groups.batch["row"] = torch.tensor(rows)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from spatialthinker.network import use_cache_without_network
 from spatialthinker.output import print_any_text
@@ -44,6 +44,7 @@ class ScoreFunction:
 
     name: str
     kwargs: dict[str, Any]
+    reads_row: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return self.name
@@ -291,7 +292,8 @@ class GoldScore:
 
         name = "" if self.reward.reward_function else self.reward.score_function
         gold = gold_response(name, str(prompt.ground_truth))
-        return self.manager.probe(gold, prompt.problem, prompt.ground_truth, prompt.row_id)
+        more = {"columns": prompt.columns, "images": prompt.images}
+        return self.manager.probe(gold, prompt.problem, prompt.ground_truth, prompt.row_id, **more)
 
 
 def check_filter_key(config: Config, scores: dict[str, float]) -> None:

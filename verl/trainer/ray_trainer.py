@@ -167,6 +167,7 @@ class GRPOTrainer:
             return
         with tqdm(total=self.num_steps, initial=self.step, desc="Training", unit="step") as progress:
             for step in range(self.step + 1, self.num_steps + 1):
+                self.batches.step = step
                 yield step
                 progress.update()
                 progress.set_postfix(self.progress)
@@ -222,7 +223,9 @@ class GRPOTrainer:
     def evaluate(self) -> Validation:
         """Scores of the current policy on the validation prompts."""
         with self.engines.awake():
-            return validate(self.config, self.val_set, self.pad_token_id, self.engines.generate, self.reward)
+            return validate(
+                self.config, self.val_set, self.pad_token_id, self.engines.generate, self.reward, self.step
+            )
 
     def _validate(self) -> dict[str, float]:
         """Validates the policy and logs samples; returns mean rewards."""

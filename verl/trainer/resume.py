@@ -50,6 +50,7 @@ BY_CONTENT = {
         *("data.train_files", "data.image_dir", "data.image_key", "data.prompt_key", "data.answer_key"),
         *("data.format_prompt", "data.override_chat_template", "data.filter_overlong_prompts"),
     ),
+    "columns": ("data.train_files",),
     "base_model": ("worker.actor.model.model_path",),
     "tokenizer": ("worker.actor.model.tokenizer_path",),
     "critic_base_model": ("worker.critic.model.model_path",),
@@ -58,6 +59,7 @@ BY_CONTENT = {
 ABSENT = object()
 NOUNS = {
     "data": "training rows",
+    "columns": "columns that a reward of your own can read",
     "base_model": "base model",
     "tokenizer": "tokenizer",
     "critic_base_model": "critic's base model",
@@ -69,24 +71,36 @@ def identify(config: Config, processor: Any, train_set: RLHFDataset, val_set: RL
     critic = config.worker.critic.model.model_path if config.algorithm.adv_estimator == "gae" else None
     tokenizer = processor.tokenizer
     vocabulary = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, tokenizer.pad_token_id])
+    data, columns = _digest_rows(train_set)
     return {
-        "data": _digest_rows(train_set),
-        "val_data": _digest_rows(val_set),
+        "data": data,
+        "columns": columns if config.worker.reward.reward_function else None,
+        "val_data": _digest_rows(val_set)[0],
         "base_model": digest_model(config.worker.actor.model.model_path),
         "critic_base_model": digest_model(critic) if critic else None,
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
     }
 
 
-def _digest_rows(rows: RLHFDataset) -> str:
-    """Fingerprint of prompts as the model reads them, stored images and answers, in their order."""
-    total = hashlib.sha256()
+def _digest_rows(rows: RLHFDataset) -> tuple[str, str]:
+    """Fingerprints of prompts as the model reads them, stored images and answers, in their order; and of all columns.
+
+    The second is apart, so that a column that nobody reads may come and go.
+    """
+    total, columns = hashlib.sha256(), hashlib.sha256()
     for number in tqdm(range(len(rows)), desc="Fingerprint of the rows", disable=len(rows) < 1000):
         row = rows.read(number, is_resized=False)
-        total.update(json.dumps([row.raw_ids, len(row.ids), row.problem, row.ground_truth]).encode())
+        content = [row.raw_ids, len(row.ids), row.problem, row.ground_truth]
+        total.update(json.dumps(content, default=_plain).encode())
+        columns.update(json.dumps(row.columns, default=_plain, sort_keys=True).encode())
         for image in row.images:
             total.update(hashlib.sha256(image).digest())
-    return total.hexdigest()
+    return total.hexdigest(), columns.hexdigest()
+
+
+def _plain(value: Any) -> str:
+    """What JSON cannot hold, as text."""
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)
 
 
 def check_resume(start: Path, config: Config, identity: dict[str, str | None]) -> list[str]:

@@ -22,7 +22,12 @@ class Validation:
 
 
 def validate(
-    config: Config, val_set: RLHFDataset, pad_token_id: int, generate: Generate, reward: RewardManager
+    config: Config,
+    val_set: RLHFDataset,
+    pad_token_id: int,
+    generate: Generate,
+    reward: RewardManager,
+    step: int = 0,
 ) -> Validation:
     """Scores of the policy on the validation prompts, in batches of data.val_batch_size."""
     rollout, size = config.worker.rollout, config.data.val_batch_size
@@ -32,7 +37,7 @@ def validate(
     for start in range(0, len(val_set), size):
         rows = val_set.readable(range(start, min(start + size, len(val_set))))
         groups = generate(collate_prompts([val_set[row] for row in rows], pad_token_id), sampling, 0)
-        answered.append((groups, reward.submit(groups)))
+        answered.append((groups, reward.submit(groups, step)))
     return collect_scores(answered)
 
 

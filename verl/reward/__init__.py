@@ -1,0 +1,7 @@
+"""Rewards: a pool of processes that scores responses, and the forms that a reward of your own may have."""
+
+from verl.reward.faults import RewardError
+from verl.reward.functions import FileReward
+from verl.reward.pool import PendingRewards, RewardFunction, RewardManager
+
+__all__ = ["FileReward", "PendingRewards", "RewardError", "RewardFunction", "RewardManager"]
