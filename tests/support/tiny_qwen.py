@@ -26,9 +26,11 @@ TEXT = {
     "eos_token_id": 94,
     "pad_token_id": 95,
 }
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+EXPERTS |= {"mlp_only_layers": [1], "norm_topk_prob": True}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 TOWER = {"depth": 2, "hidden_size": 64, "num_heads": 2, "spatial_merge_size": 2, "temporal_patch_size": 2}
-VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 FAMILIES = (*VISION_FAMILIES, "qwen2", "qwen3")
 
 
@@ -55,6 +57,8 @@ def config_arguments(family: str, tie_word_embeddings: bool) -> dict[str, Any]:
         text |= {"head_dim": 32, "num_hidden_layers": 3}  # two of them after features of the tower were added
         tower |= {"intermediate_size": 64, "out_hidden_size": 64, "patch_size": 16, "num_position_embeddings": 16}
         tower |= {"deepstack_visual_indexes": [0, 1]}
+        if family == "qwen3_vl_moe":
+            text |= EXPERTS
     return {"text_config": text | {"rope_parameters": ROPE | sections}, "vision_config": tower} | TOKENS | tied
 
 
@@ -62,6 +66,7 @@ CLASSES = {
     "qwen2_vl": ("Qwen2VLConfig", "Qwen2VLForConditionalGeneration"),
     "qwen2_5_vl": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"),
     "qwen3_vl": ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration"),
+    "qwen3_vl_moe": ("Qwen3VLMoeConfig", "Qwen3VLMoeForConditionalGeneration"),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
 }
@@ -79,4 +84,4 @@ def tiny_model(seed: int = 0, tie_word_embeddings: bool = False, family: str = "
 
 def patch_dim(family: str) -> int:
     """Values of one patch."""
-    return 3 * 2 * 16 * 16 if family == "qwen3_vl" else PATCH_DIM
+    return 3 * 2 * 16 * 16 if family.startswith("qwen3_vl") else PATCH_DIM

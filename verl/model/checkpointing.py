@@ -24,7 +24,7 @@ from verl.model.fused_layers import aligned_width
 
 CHECKPOINTING: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 """Keyword arguments of torch's checkpoint; no pass draws random numbers."""
-MATMUL_OPS = ("aten::mm", "aten::addmm")
+MATMUL_OPS = ("aten::mm", "aten::addmm", "aten::_grouped_mm")
 ATTENTION_OPS = (
     "verl::shared_attention",
     "torch_attn::_varlen_attn",
@@ -67,13 +67,23 @@ def measure_layers(model: PreTrainedModel, num_tokens: int, num_patches: int) ->
         hidden = getattr(config, "embed_dim", config.hidden_size)  # the width of Qwen2-VL's encoder
         width = int(getattr(config, "intermediate_size", None) or hidden * config.mlp_ratio)
         for module in stack.modules():
-            if isinstance(module, GradientCheckpointingLayer):
+            if isinstance(module, GradientCheckpointingLayer) and hasattr(getattr(module, "mlp", None), "experts"):
+                layers.append(_measure_sparse(module, config, count * size))
+            elif isinstance(module, GradientCheckpointingLayer):
                 matmuls = [m for m in module.modules() if isinstance(m, nn.Linear) and m.out_features == width]
                 heads = getattr(config, "num_attention_heads", 1) * (getattr(config, "head_dim", None) or 0)
                 attention = heads or hidden
                 numbers = attention, attention + width * len(matmuls), 7 * hidden + attention + 3 * width
                 layers.append(Layer(module, stack is encoder, width, (0, *(count * size * n for n in numbers))))
     return layers
+
+
+def _measure_sparse(module: GradientCheckpointingLayer, config: Any, row_bytes: int) -> Layer:
+    """A layer with experts: of K I numbers the gate and up products, and 3 (D + I) K for everything of its experts."""
+    hidden, top_k, width = config.hidden_size, config.num_experts_per_tok, 2 * config.moe_intermediate_size
+    attention = config.num_attention_heads * config.head_dim
+    numbers = attention, attention + top_k * width, 8 * hidden + attention + 3 * top_k * (hidden + width // 2)
+    return Layer(module, False, width, (0, *(row_bytes * n for n in numbers)))
 
 
 def set_checkpointing(model: PreTrainedModel, num_tokens: int, num_patches: int, budget_bytes: float) -> list[str]:
@@ -100,7 +110,9 @@ def save_outputs(*widths: int) -> Callable[[], tuple[Any, Any]]:
 
     def policy(_: Any, operation: Any, *args: Any, **__: Any) -> CheckpointPolicy:
         name = operation.name()
-        is_saved = name in ATTENTION_OPS or (name in MATMUL_OPS and args[-1].shape[-1] in widths)
+        is_matmul = name in MATMUL_OPS
+        matrix = args[1 if name == "aten::_grouped_mm" else -1] if is_matmul else None
+        is_saved = name in ATTENTION_OPS or (matrix is not None and matrix.shape[-1] in widths)
         return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE
 
     return partial(create_selective_checkpoint_contexts, policy)

@@ -19,6 +19,7 @@ VISION_CLASSES = (
     "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
 )
 TEXT_CLASSES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
 DUMMY_GRID = (1, 4, 4)  # smallest image that window attention accepts

@@ -62,6 +62,7 @@ class GroupLayout:
         group_ends: [G + 1] int32 cumulative lengths of all responses of a prompt together.
         response_group: [S] index of each response's prompt.
         longest_prompt, longest_response, longest_group: maximum lengths (max_seqlen), in tokens.
+        experts: [T, layers, K] experts to replay in a mixture of experts; None: the model's own choice.
     """
 
     num_prompt_tokens: int
@@ -72,6 +73,7 @@ class GroupLayout:
     longest_prompt: int
     longest_response: int
     longest_group: int
+    experts: Tensor | None = None
 
     def to(self, device: torch.device) -> "GroupLayout":
         """Copy of the layout on `device`."""
@@ -238,6 +240,7 @@ def pack(
     positions: Sequence[Tensor],
     responses: Sequence[Sequence[Tensor]],
     images: Sequence[Sequence[int]],
+    experts: Sequence[Tensor] | None = None,
 ) -> PackedBatch:
     """Packs pieces into one row.
 
@@ -247,6 +250,7 @@ def pack(
         positions: per group [3, P].
         responses: per group and sample [R], unpadded, at least one token each.
         images: per group the indices of its images in the batch.
+        experts: per group the chosen experts [P + sum of R, layers, K] of its prompt, then of its responses.
     """
     prompt_lengths = [len(prompts[piece.group]) for piece in pieces]
     own = [(piece.group, sample) for piece in pieces for sample in piece.samples]
@@ -262,14 +266,33 @@ def pack(
             predict.append(torch.tensor([prompt_end - 1]))
             predict.append(torch.arange(cursor, cursor + length - 1))
             cursor += length
+    layout = build_layout(
+        prompt_lengths, [[len(responses[piece.group][i]) for i in piece.samples] for piece in pieces]
+    )
+    if experts is not None:
+        layout = dataclasses.replace(layout, experts=_pack_experts(pieces, prompts, responses, experts))
     return PackedBatch(
         input_ids=torch.cat([*(prompts[piece.group] for piece in pieces), targets]),
         position_ids=torch.cat([*(positions[piece.group] for piece in pieces), *response_positions], dim=1),
-        layout=build_layout(
-            prompt_lengths, [[len(responses[piece.group][i]) for i in piece.samples] for piece in pieces]
-        ),
+        layout=layout,
         predict_index=torch.cat(predict),
         targets=targets,
         image_ids=[image for piece in pieces for image in images[piece.group]],
         pieces=list(pieces),
     )
+
+
+def _pack_experts(
+    pieces: Sequence[Piece],
+    prompts: Sequence[Tensor],
+    responses: Sequence[Sequence[Tensor]],
+    experts: Sequence[Tensor],
+) -> Tensor:
+    """The experts [T, layers, K] of a packed row; arguments as of pack."""
+    of_prompts, of_responses = [], []
+    for piece in pieces:
+        lengths = [len(response) for response in responses[piece.group]]
+        prompt, *parts = experts[piece.group].split([len(prompts[piece.group]), *lengths])
+        of_prompts.append(prompt)
+        of_responses += [parts[sample] for sample in piece.samples]
+    return torch.cat([*of_prompts, *of_responses])

@@ -16,6 +16,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from spatialthinker.storage.images import load_image
 from verl.model.attention import TEXT_ATTENTION, VISION_ATTENTION
+from verl.model.experts import route_packed
 from verl.model.families import forward_packed, model_class, read_config, vision_encoder
 from verl.model.log_probs import full_divergence, response_log_probs
 from verl.model.packing import PackedBatch
@@ -202,7 +203,7 @@ def load_model(
 
 
 def attend_packed(model: PreTrainedModel) -> None:
-    """Sets packed attention in a loaded model, in place.
+    """Sets packed attention, and routing of packed rows to experts, in a loaded model, in place.
 
     Not at loading: there "flash" in a name makes transformers look for the flash-attn package.
     """
@@ -210,3 +211,4 @@ def attend_packed(model: PreTrainedModel) -> None:
     model.set_attn_implementation(
         TEXT_ATTENTION if is_text else {"text_config": TEXT_ATTENTION, "vision_config": VISION_ATTENTION}
     )
+    route_packed(model)
