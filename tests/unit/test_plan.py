@@ -54,7 +54,7 @@ def test_what_others_hold_of_a_card_is_not_planned():
 
 def test_a_card_without_room_for_the_engine_is_one_error():
     with pytest.raises(
-        ConfigError, match="worker.rollout.gpu_memory_utilization = auto: of the GPU's 12.0 GiB 1.0 are"
+        ConfigError, match="worker.rollout.gpu_memory_utilization = auto: of the GPU's 12.0 GiB 1.0 are not for"
     ):
         chosen(Gpu(12.0, 1.0))
 

@@ -102,9 +102,9 @@ def _engine_share(config: Config, model: ModelShape, gpu: Gpu, rollout_gb: float
     if left_gb < least_gb:
         raise ConfigError(
             [
-                f"{ENGINE} = auto: of the GPU's {gpu.total_gb:.1f} GiB {gpu.used_gb:.1f} are taken (processes, "
-                f"trainer.memory_gb) by others and {resident_gb + RANK_GB:.1f} by the rank, and the engine needs at least "
-                f"{least_gb:.1f}; set "
+                f"{ENGINE} = auto: of the GPU's {gpu.total_gb:.1f} GiB {gpu.used_gb:.1f} are not for this run (other "
+                f"processes, trainer.memory_gb) and {resident_gb + RANK_GB:.1f} are the rank's, and the engine needs "
+                f"at least {least_gb:.1f}; set "
                 "worker.actor.offload.offload_optimizer=true and worker.ref.offload.offload_params=true, train with "
                 "LoRA (worker.actor.model.lora.rank), or raise trainer.n_gpus_per_node"
             ]
