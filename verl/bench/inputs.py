@@ -110,8 +110,8 @@ def random_picture(rng: Any, size: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def write_rows(path: Path, processor: Any, data: Any, size: tuple[int, int]) -> None:
-    """Writes a parquet file of rows with a random image and a prompt of exactly max_prompt_length tokens."""
+def write_rows(path: Path, processor: Any, data: Any, size: tuple[int, int], num_tokens: int) -> None:
+    """Writes a parquet file of rows with a random image and a prompt of exactly so many tokens."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -127,9 +127,8 @@ def write_rows(path: Path, processor: Any, data: Any, size: tuple[int, int]) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist([row("<image>")]), path)
     limits = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels, "resize_first": data.resize_first}
-    missing = data.max_prompt_length - len(RLHFDataset(str(path), processor, **limits)[0].ids)
+    missing = num_tokens - len(RLHFDataset(str(path), processor, **limits)[0].ids)
     if missing < 0:
-        taken = data.max_prompt_length - missing
-        raise SystemExit(f"the image alone takes {taken} tokens; raise data.max_prompt_length")
+        raise SystemExit(f"the image alone takes {num_tokens - missing} tokens; raise data.max_prompt_length")
     rows = [row("<image>" + FILLER * missing) for _ in range(data.rollout_batch_size)]
     pq.write_table(pa.Table.from_pylist(rows), path)

@@ -2,8 +2,8 @@
 
 Runs the real trainer (Ray, FSDP2, vLLM) on random images and prompts filled to data.max_prompt_length, with responses
 of exactly data.max_response_length tokens, and prints one table. Every choice is a key of the configuration. A model
-folder of RANDOM_MODELS is made on the spot. `--lengths lognormal:330:0.6` draws the responses' lengths instead, up to
-that key; roofline times are then of their mean.
+folder of RANDOM_MODELS is made on the spot. `--prompt_tokens 1586` fills prompts to that, `--lengths
+lognormal:330:0.6` draws the responses' lengths, up to the two keys; roofline times are then of their mean.
 
 `python -m verl.bench rollout` runs the rollout only, for quick comparisons of engine options.
 `python -m verl.bench ablation` disables one optimization per run, and prints one row for each.
@@ -218,7 +218,9 @@ def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]
     return seconds
 
 
-def summarise(config: Any, trainer: Any, recorder: MetricsRecorder, memory: GpuMemory, patches: int) -> dict[str, Any]:
+def summarise(
+    config: Any, trainer: Any, recorder: MetricsRecorder, memory: GpuMemory, patches: int, prompt_tokens: int
+) -> dict[str, Any]:
     """Phase -> seconds, and per rank tokens/s, MFU, roofline times in seconds, and peak memory.
 
     Roofline of a rollout: prefill and decode FLOPs with shared prompts at ROOFLINE_FLOPS, and decode memory traffic at
@@ -234,7 +236,7 @@ def summarise(config: Any, trainer: Any, recorder: MetricsRecorder, memory: GpuM
     ranks = config.num_ranks
     num_responses = data.rollout_batch_size * rollout.n
     written = statistics.median(step["perf/num_response_tokens"] for step in steps) / num_responses
-    lengths = data.max_prompt_length, round(written)
+    lengths = prompt_tokens, round(written)
     model = AutoConfig.from_pretrained(actor.model.model_path)
     forward, sampling = (
         group_flops(model, patches, *lengths, rollout.n, is_shared=is_shared).total * data.rollout_batch_size / ranks
@@ -244,7 +246,7 @@ def summarise(config: Any, trainer: Any, recorder: MetricsRecorder, memory: GpuM
     num_prompts = num_sequences // rollout.n if rollout.shared_prompt else num_sequences
     read = rollout_bytes(model.get_text_config(), *lengths, num_sequences, num_prompts) / rollout.tensor_parallel_size
     outputs = num_responses * written / ranks
-    inputs = data.rollout_batch_size * data.max_prompt_length / ranks + outputs
+    inputs = data.rollout_batch_size * prompt_tokens / ranks + outputs
     old = num_old_prompts(config) / data.rollout_batch_size
 
     spans = trainer.timer.spans
@@ -354,7 +356,8 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
         draw_weights(model)
     processor = load_run_processor(config)
     width, height = map(int, arguments.image.split("x"))
-    write_rows(rows, processor, config.data, (width, height))
+    prompt_tokens = min(arguments.prompt_tokens or config.data.max_prompt_length, config.data.max_prompt_length)
+    write_rows(rows, processor, config.data, (width, height), prompt_tokens)
     limits = pixel_limits(processor, config.data.min_pixels, config.data.max_pixels)
     _, grid_rows, grid_columns = image_grid((width, height), processor.image_processor, **limits)
     memory, recorder = GpuMemory(), MetricsRecorder()
@@ -368,7 +371,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     load_s = time.perf_counter() - started
     try:
         trainer.fit()
-        table = summarise(config, trainer, recorder, memory, grid_rows * grid_columns)
+        table = summarise(config, trainer, recorder, memory, grid_rows * grid_columns, prompt_tokens)
         name = f"{config.num_ranks} x {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
         print(f"\n{name}: {len(recorder.steps)} steps, medians of those after the first; loading {load_s:.0f} s")
         if arguments.against:
@@ -408,6 +411,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--image", default="800x600", help="width x height of the pictures")
     parser.add_argument(
+        "--prompt_tokens",
+        type=int,
+        help="tokens of every prompt; max_prompt_length, which also bounds it, if left out",
+    )
+    parser.add_argument(
         "--lengths",
         type=length_distribution,
         help="lognormal:MEDIAN:SIGMA, of the responses up to max_response_length",
@@ -429,6 +437,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.what == "ablation":
         step = ["--config", arguments.config, "--image", arguments.image, *arguments.overrides]
         step += ["--gpus", str(arguments.gpus)] if arguments.gpus else []
+        step += ["--prompt_tokens", str(arguments.prompt_tokens)] if arguments.prompt_tokens else []
         return run_ablation(step, arguments.undo or list(UNDONE), arguments.dump)
     from verl.trainer.main import user_errors
 
