@@ -87,7 +87,7 @@ class Passes:
         return math.inf if peak > self.ends_at else peak
 
     def fit(self, tokens: int = 40_000, available_gb: float = 60.0):
-        return fit_passes(self, available_gb * GB, 10 * GB, tokens, 1_000)
+        return fit_passes(self, available_gb * GB, tokens, 1_000)
 
 
 def test_what_a_pass_leaves_goes_to_kept_activations():

@@ -13,12 +13,14 @@ import torch.distributed as dist
 from verl.workers.actor import Actor, Groups
 
 GB = 1024**3
-USED_SHARE = 0.97
-"""Share of a GPU that its processes may hold: its driver keeps some for itself."""
+USED_SHARE = 0.95
+"""Share of a GPU that its processes may hold: its driver keeps some for itself, and a run goes on for hours."""
 ALLOCATED_SHARE = 0.94
 """Share of a process's memory that tensors fill at most: the allocator's blocks leave gaps."""
-START_SHARE = 4
-"""The first pass has this fraction (1 / n) of the tokens; the whole one's peak is foreseen from it."""
+FIRST_SHARES = (8, 4)
+"""The first two passes have these fractions (1 / n) of the tokens; the whole one's peak is foreseen from them."""
+FORESEEN_MARGIN = 1.1
+"""Growth that is foreseen over that of the first two passes."""
 KEPT_SHARE = 0.9
 """Share of the memory that remains which activations are first given; their bytes are estimated by layer."""
 NUM_TRIES = 3
@@ -44,39 +46,43 @@ class Fit:
         return [f"Probed: updates in passes of {self.tokens} tokens, {kept}; {peak}", *self.notes]
 
 
-def fit_passes(measure: Measure, available: float, resident: float, tokens: int, least: int) -> Fit:
+def fit_passes(measure: Measure, available: float, tokens: int, least: int) -> Fit:
     """The largest passes that fit, and the activations that they can keep.
 
-    A peak is foreseen as growing in proportion to the tokens beyond what is resident, which is never too small; so
-    ranks that would have to wait for one that ran out of memory do not meet that case.
+    A peak is foreseen by the growth over two small passes, so that ranks that would have to wait for one that ran out
+    of memory hardly meet that case.
 
     Args:
         measure: runs passes; the same result on every rank.
-        available, resident: bytes that tensors may fill, and those that they fill between passes.
+        available: bytes that tensors may fill.
         tokens, least: of the planned pass and of the smallest one, which holds one response of full length.
 
     Raises:
         MemoryError: even the smallest pass does not fit.
     """
     notes: list[str] = []
-    small = max(least, tokens // START_SHARE)
-    peak = measure(small, 0.0)
-    while peak > available and small > least:
-        small = max(least, small // 2)
-        peak = measure(small, 0.0)
-    if peak > available:
+    smaller, small = (max(least, tokens // share) for share in FIRST_SHARES)
+    first = peak = measure(smaller, 0.0)
+    if first > available and smaller > least:
+        smaller = small = least
+        first = peak = measure(least, 0.0)
+    if first > available:
         raise MemoryError(
             f"the smallest pass of an update, {least} tokens, reaches {peak / GB:.1f} GiB of the {available / GB:.1f} "
             "that a rank may fill; lower data.max_prompt_length, data.max_pixels or data.max_response_length, set "
             "worker.actor.offload.offload_optimizer=true, or raise trainer.n_gpus_per_node"
         )
-    planned, foreseen = tokens, peak
+    growth = 0.0
+    if small > smaller:
+        peak = measure(small, 0.0)
+        growth = FORESEEN_MARGIN * max(0.0, peak - first) / (small - smaller)
+        if peak > available:
+            small, peak = smaller, first
+    planned, foreseen_from = tokens, peak
     while tokens > small:
-        if resident + (foreseen - resident) * tokens / small <= available:
-            measured = measure(tokens, 0.0)
-            if measured <= available:
-                peak = measured
-                break
+        if foreseen_from + growth * (tokens - small) <= available and (measured := measure(tokens, 0.0)) <= available:
+            peak = measured
+            break
         tokens = max(small, tokens // 2)
     if tokens < planned:
         notes.append(f"passes of {planned} tokens would not fit; they have {tokens}")
@@ -99,7 +105,7 @@ def probe_update(
     """
     probe = Probe(actor, groups, temperature)
     available = probe.available(math.inf if memory_gb is None else memory_gb * GB)
-    return fit_passes(probe.peak, available, probe.resident(), tokens, least)
+    return fit_passes(probe.peak, available, tokens, least)
 
 
 class Probe:
@@ -140,10 +146,6 @@ class Probe:
         free, total = torch.cuda.mem_get_info()
         others = total - free - torch.cuda.memory_reserved()
         return self._over_ranks(ALLOCATED_SHARE * (USED_SHARE * min(total, limit) - others), dist.ReduceOp.MIN)
-
-    def resident(self) -> float:
-        """Bytes that tensors fill between passes, on any rank."""
-        return self._over_ranks(float(torch.cuda.memory_allocated()), dist.ReduceOp.MAX)
 
     def _over_ranks(self, value: float, operation: dist.ReduceOp.RedOpType) -> float:
         if self.actor.world_size == 1:
