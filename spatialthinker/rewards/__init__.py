@@ -11,8 +11,10 @@ from typing import Any
 
 from spatialthinker.rewards.accuracy import math, r1v, r1v_scene
 from spatialthinker.rewards.boxes import boxes, check_boxes
+from spatialthinker.rewards.choice import check_choice, choice
 from spatialthinker.rewards.length import length
 from spatialthinker.rewards.numeric import check_numbers, numbers
+from spatialthinker.rewards.ordering import check_ordering, ordering
 from spatialthinker.rewards.points import check_points, points
 from spatialthinker.rewards.record import RewardInput
 from spatialthinker.rewards.spatial_sgg import check_ground_truth, format_failure, spatial_sgg
@@ -25,6 +27,8 @@ REWARDS: dict[str, Callable[..., list[dict[str, float]]]] = {
     "numbers": numbers,
     "points": points,
     "boxes": boxes,
+    "ordering": ordering,
+    "choice": choice,
     "length": length,
 }
 
@@ -33,6 +37,8 @@ ROW_CHECKS: dict[str, Callable[[Any, str], None]] = {
     "numbers": check_numbers,
     "points": check_points,
     "boxes": check_boxes,
+    "ordering": check_ordering,
+    "choice": check_choice,
 }
 """Reward -> its check of a row's ground truth and problem; a reward without one takes any text."""
 
