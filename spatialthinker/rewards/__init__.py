@@ -6,13 +6,14 @@ Every result has `overall`, every value lies in [0, 1] at the default weights, a
 that cannot be scored against raises ValueError; ROW_CHECKS finds it when the data are loaded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spatialthinker.rewards.accuracy import math, r1v, r1v_scene
 from spatialthinker.rewards.boxes import boxes, check_boxes
 from spatialthinker.rewards.choice import check_choice, choice
 from spatialthinker.rewards.length import length
+from spatialthinker.rewards.mixture import mix
 from spatialthinker.rewards.numeric import check_numbers, numbers
 from spatialthinker.rewards.ordering import check_ordering, ordering
 from spatialthinker.rewards.points import check_points, points
@@ -31,6 +32,14 @@ REWARDS: dict[str, Callable[..., list[dict[str, float]]]] = {
     "choice": choice,
     "length": length,
 }
+
+
+def mixture(inputs: Sequence[RewardInput], **spec: Any) -> list[dict[str, float]]:
+    """Returns a weighted sum or a gate of other rewards, as `spec` states it (see rewards.mixture)."""
+    return mix(REWARDS, spec, inputs)
+
+
+REWARDS["mixture"] = mixture
 
 ROW_CHECKS: dict[str, Callable[[Any, str], None]] = {
     "spatial_sgg": check_ground_truth,
