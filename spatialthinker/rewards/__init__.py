@@ -12,6 +12,7 @@ from typing import Any
 from spatialthinker.rewards.accuracy import math, r1v, r1v_scene
 from spatialthinker.rewards.boxes import boxes, check_boxes
 from spatialthinker.rewards.choice import check_choice, choice
+from spatialthinker.rewards.follows_scene import follows_scene
 from spatialthinker.rewards.length import length
 from spatialthinker.rewards.mixture import mix
 from spatialthinker.rewards.numeric import check_numbers, numbers
@@ -30,6 +31,7 @@ REWARDS: dict[str, Callable[..., list[dict[str, float]]]] = {
     "boxes": boxes,
     "ordering": ordering,
     "choice": choice,
+    "follows_scene": follows_scene,
     "length": length,
 }
 

@@ -35,5 +35,6 @@ def gold_response(reward: str, ground_truth: Any) -> str:
         "math": f"{think}\\boxed{{{answer}}}",
     }
     forms["mixture"] = forms["r1v"]
+    forms["follows_scene"] = forms["spatial_sgg"]
     forms["r1v_scene"] = forms["spatial_sgg"]
     return forms.get(reward, text)

@@ -8,8 +8,8 @@
     gate = [score of the gate >= at] * score of what follows
 
 A part is the name of a reward, NAME.TERM for one of its terms, or {"reward": NAME, "term": ..., "kwargs": {...}}. A
-sum is a dictionary of names and weights, or a list of parts that have a "weight" each. Weights are not negative, so that a
-sum lies in [0, 1] where they add up to at most 1.
+sum is a dictionary of names and weights, or a list of parts that have a "weight" each. Weights are not negative: a sum
+lies in [0, 1] where they add up to at most 1.
 """
 
 import difflib
