@@ -8,9 +8,13 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from spatialthinker.answer_marks import may_be_open, may_judge, may_state
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MAX_CHARS = 5_000
 """Longer answers are read at their beginning and their end, half of this each."""
+MAX_CACHED_CHARS = 200
+"""Longer texts hardly ever come twice."""
 
 _SIGNS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width forms of ASCII
 _SIGNS |= {ord(sign): None for sign in "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f"}
@@ -184,7 +188,7 @@ _CLAUSE = re.compile(
     _FLAGS,
 )
 _CAPITAL = r"\(?(?-i:[B-Z]|A(?! [a-z]))\b\)?"
-UNDECIDED = re.compile(
+_UNDECIDED = re.compile(
     r"(?:\b(?:i|we)(?:'m| am|'re| are| was)? (?:\w+ )?(?:(?:can(?:no|')t|cannot|could(?:n't| not)|unable to|do(?:n't"
     r"| not)"
     r" know how to) (?:\w+ )?(?:decide|make up my mind|settle|commit|(?:choose|pick|select)(?= between| one| any"
@@ -265,12 +269,21 @@ def plain_text(answer: str) -> str:
 
 def normalize(text: str) -> str:
     """Returns a text fit for comparison: no decoration, no final dot, single blanks, no case."""
+    return _normalize_short(text) if len(text) <= MAX_CACHED_CHARS else _normalize(text)
+
+
+def _normalize(text: str) -> str:
     text = _DECORATION.sub("", _BOXED.sub("", ascii_signs(text)))
     return " ".join(text.split()).lstrip(" ,;:!?'").rstrip(" .,;:!?'").casefold()
 
 
+_normalize_short = lru_cache(maxsize=8192)(_normalize)
+
+
 def statements(plain: str) -> list[str]:
     """Returns what is stated after each beginning of a statement, in the order of the text."""
+    if not may_state(plain):
+        return []
     found = _STATEMENT.finditer(plain)
     ends = [
         match.end()
@@ -283,6 +296,12 @@ def statements(plain: str) -> list[str]:
 def _without_fillers(target: str) -> str:
     match = _FILLERS.match(target)
     return (target[match.end() :] if match else target).lstrip(" :\n")
+
+
+def is_undecided(plain: str) -> bool:
+    """True for an answer whose end leaves the choice open, whatever was stated before it."""
+    start = max(0, len(plain) - MAX_UNDECIDED_CHARS)
+    return may_be_open(plain[start:]) and _UNDECIDED.search(plain, start) is not None
 
 
 def is_denied(target: str) -> bool:
@@ -310,6 +329,8 @@ def stated_letters(target: str, known: str) -> list[str]:
 
 def verdicts(plain: str, known: str) -> list[str]:
     """Returns the letters that are called right: "option B is correct", "B) cat - yes"."""
+    if not may_judge(plain):
+        return []
     found = []
     for match in _VERDICT.finditer(plain):
         letter = (match[1] or match[2]).upper()

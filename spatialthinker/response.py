@@ -7,16 +7,16 @@ the length of the text, whatever it holds.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from spatialthinker.answer_grammar import (
     BARE_LETTER,
     LETTER_IN_SENTENCE,
     LETTERS,
-    MAX_UNDECIDED_CHARS,
+    MAX_CACHED_CHARS,
     OR_MAYBE,
     REFUSAL,
-    UNDECIDED,
     WITHDRAWAL,
     ascii_signs,
     gives_reason,
@@ -24,6 +24,7 @@ from spatialthinker.answer_grammar import (
     is_denied,
     is_denied_letter,
     is_hedged,
+    is_undecided,
     marked_letters,
     mentions,
     normalize,
@@ -196,16 +197,24 @@ def extract_choice(answer: str, options: Sequence[str]) -> Choice:
     Without options any single letter is accepted. Letter and text of different options are a conflict in which the
     letter counts; several letters are a conflict that names nothing.
     """
+    if len(answer) <= MAX_CACHED_CHARS:
+        return _extract_short(answer, tuple(options))  # a group's responses repeat each other's answers
+    return _extract_choice(answer, tuple(options))
+
+
+def _extract_choice(answer: str, options: tuple[str, ...]) -> Choice:
     plain = plain_text(answer)
-    reader = _Reader(tuple(options))
+    reader = _reader(options)
     if (index := reader.match_text(plain)) is not None:  # it may be a letter itself
         return reader.choice("text", index)
     withdrawals = list(WITHDRAWAL.finditer(plain))
     choice = reader.read(plain[withdrawals[-1].end() :].strip()) if withdrawals else _UNPARSED
     if choice.letter is None:
         choice = reader.read(plain)
-    is_open = choice.letter is not None and UNDECIDED.search(plain, max(0, len(plain) - MAX_UNDECIDED_CHARS))
-    return _CONFLICT if is_open else choice
+    return _CONFLICT if choice.letter is not None and is_undecided(plain) else choice
+
+
+_extract_short = lru_cache(maxsize=8192)(_extract_choice)
 
 
 class _Reader:
@@ -405,3 +414,6 @@ class _Reader:
         named = [match for match in LETTER_IN_SENTENCE.finditer(plain) if not is_hedged(plain, match.end() - 1)]
         found = {"".join(filter(None, match.groups())) for match in named} & set(self.known)
         return self.with_text(found.pop(), "") if len(found) == 1 else None
+
+
+_reader = lru_cache(maxsize=2048)(_Reader)

@@ -6,13 +6,17 @@ Every result has `overall`, every value lies in [0, 1] at the default weights, a
 that cannot be scored against raises ValueError; ROW_CHECKS finds it when the data are loaded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spatialthinker.rewards.accuracy import math, r1v, r1v_scene
 from spatialthinker.rewards.boxes import boxes, check_boxes
+from spatialthinker.rewards.choice import check_choice, choice
+from spatialthinker.rewards.follows_scene import follows_scene
 from spatialthinker.rewards.length import length
+from spatialthinker.rewards.mixture import mix
 from spatialthinker.rewards.numeric import check_numbers, numbers
+from spatialthinker.rewards.ordering import check_ordering, ordering
 from spatialthinker.rewards.points import check_points, points
 from spatialthinker.rewards.record import RewardInput
 from spatialthinker.rewards.spatial_sgg import check_ground_truth, format_failure, spatial_sgg
@@ -25,14 +29,27 @@ REWARDS: dict[str, Callable[..., list[dict[str, float]]]] = {
     "numbers": numbers,
     "points": points,
     "boxes": boxes,
+    "ordering": ordering,
+    "choice": choice,
+    "follows_scene": follows_scene,
     "length": length,
 }
+
+
+def mixture(inputs: Sequence[RewardInput], **spec: Any) -> list[dict[str, float]]:
+    """Returns a weighted sum or a gate of other rewards, as `spec` states it (see rewards.mixture)."""
+    return mix(REWARDS, spec, inputs)
+
+
+REWARDS["mixture"] = mixture
 
 ROW_CHECKS: dict[str, Callable[[Any, str], None]] = {
     "spatial_sgg": check_ground_truth,
     "numbers": check_numbers,
     "points": check_points,
     "boxes": check_boxes,
+    "ordering": check_ordering,
+    "choice": check_choice,
 }
 """Reward -> its check of a row's ground truth and problem; a reward without one takes any text."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from spatialthinker.rewards import REWARDS, RewardInput
-from spatialthinker.rewards.bench import IMAGE_SIZE, LABELS, MIN_BATCHES, THOUGHTS
+from spatialthinker.rewards.bench import IMAGE_SIZE, LABELS, MIN_BATCHES, PREDICATES, THOUGHTS
 
 GROUP = 8
 """Responses to one row, as a trainer samples them."""
@@ -53,10 +53,25 @@ def _point_row(rng: random.Random) -> Row:
     return Row(truth, "Point at it.", [str(points) for points in stated])
 
 
+def _order_row(rng: random.Random) -> Row:
+    truth = rng.sample(LABELS, rng.randint(3, 6))
+    joint = rng.choice((", ", " > ", "\n"))
+    return Row(truth, "Order them by depth.", [joint.join(rng.sample(truth, len(truth))) for _ in range(GROUP)])
+
+
+def _choice_row(rng: random.Random) -> Row:
+    options = [f"{side} the {rng.choice(LABELS)}" for side in rng.sample(PREDICATES, 4)]
+    question = "Where is it?\nOptions:\n" + "\n".join(f"({x}) {text}" for x, text in zip("ABCD", options, strict=True))
+    stated = [(rng.choice(("({}) {}", "{}", "{}. {}", "({})")), rng.randrange(4)) for _ in range(GROUP)]
+    return Row(rng.choice("ABCD"), question, [form.format("ABCD"[i], options[i]) for form, i in stated])
+
+
 ROWS: dict[str, Callable[[random.Random], Row]] = {
     "numbers": _number_row,
     "points": _point_row,
     "boxes": _box_row,
+    "ordering": _order_row,
+    "choice": _choice_row,
     "length": _number_row,
 }
 """Reward -> a random row of it."""

@@ -9,8 +9,11 @@ from spatialthinker.matching import match_objects
 from spatialthinker.prompts import parse_image_size
 from spatialthinker.response import parse_response, section
 from spatialthinker.rewards.boxes import explain_boxes
+from spatialthinker.rewards.choice import explain_choice
+from spatialthinker.rewards.follows_scene import explain_follows_scene
 from spatialthinker.rewards.length import explain_length
 from spatialthinker.rewards.numeric import explain_numbers
+from spatialthinker.rewards.ordering import explain_ordering
 from spatialthinker.rewards.points import explain_points
 from spatialthinker.rewards.record import RewardInput
 from spatialthinker.rewards.spatial_sgg import format_failure
@@ -64,5 +67,8 @@ EXPLANATIONS: dict[str, Callable[[RewardInput], Iterator[str]]] = {
     "numbers": explain_numbers,
     "points": explain_points,
     "boxes": explain_boxes,
+    "ordering": explain_ordering,
+    "choice": explain_choice,
+    "follows_scene": explain_follows_scene,
     "length": explain_length,
 }

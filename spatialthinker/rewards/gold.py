@@ -5,7 +5,9 @@ from typing import Any
 
 from spatialthinker.response import section
 from spatialthinker.rewards.boxes import gold_boxes
+from spatialthinker.rewards.choice import gold_choice
 from spatialthinker.rewards.numeric import gold_number
+from spatialthinker.rewards.ordering import gold_order
 from spatialthinker.rewards.points import gold_point
 
 _THOUGHT = "The ground truth says so."
@@ -13,6 +15,8 @@ _ANSWERS: dict[str, Callable[[Any], str]] = {
     "numbers": gold_number,
     "points": gold_point,
     "boxes": gold_boxes,
+    "ordering": gold_order,
+    "choice": gold_choice,
 }
 """Reward of typed ground truths -> the answer that is right."""
 
@@ -30,5 +34,7 @@ def gold_response(reward: str, ground_truth: Any) -> str:
         "r1v": f"{think}<answer>{answer}</answer>",
         "math": f"{think}\\boxed{{{answer}}}",
     }
+    forms["mixture"] = forms["r1v"]
+    forms["follows_scene"] = forms["spatial_sgg"]
     forms["r1v_scene"] = forms["spatial_sgg"]
     return forms.get(reward, text)
