@@ -24,7 +24,7 @@ _SPATIAL_RULES = (
 _THINK_ANSWER_RULES = (
     "Look closely and think before you answer: write your reasoning between <think> and </think>, then give nothing "
     "but the answer between <answer> and </answer>. Coordinates are pixels of the image. Where there are options, the "
-    "answer is a letter and its text, such as (A) left."
+    "answer is the letter and the text of one of them."
 )
 
 # The training prompt. Each of the four tags appears twice on purpose: once in the outline, once in the example.

@@ -18,6 +18,8 @@ VIEW_PX = 320
 """Longest side of each of the two views."""
 EDGE = 0.1
 """Points keep this share of the sides away from the edge."""
+REACH_PX = (20, 10)
+"""An answer may miss the place by so much to each side, at difficulty 0 and at 1."""
 _LOOK_PX = 12
 Point = tuple[float, float]
 
@@ -53,7 +55,10 @@ def view_match(view: View, rng: Random, difficulty: float) -> Puzzle | None:
 
 
 def view_point(view: View, rng: Random, difficulty: float) -> Puzzle | None:
-    """A marked point of the picture; the answer is the pixel of the same place in a second view."""
+    """A marked point of the picture; the answer is the pixel of the same place in a second view.
+
+    The ground truth is the box in which an answer is right. Harder: a smaller box, a stronger change of view.
+    """
     change = _change_view(view, rng, difficulty)
     point = next((p for _ in range(TRIES) if change.is_rich(p := _random_point(change.second, rng))), None)
     if point is None:
@@ -66,7 +71,9 @@ def view_point(view: View, rng: Random, difficulty: float) -> Puzzle | None:
         "Both pictures show the same, the right one from another viewpoint. Give the pixel on the right that is at "
         "the same place as the ring on the left, as (x, y) in pixels of the whole image."
     )
-    return Puzzle(sheet, question, "instance_location", "points", answer=f"({x}, {y})")
+    reach = round(blend(*REACH_PX, difficulty))
+    answer = str([x - reach, y - reach, x + reach, y + reach])
+    return Puzzle(sheet, question, "instance_location", "points", answer=answer)
 
 
 class Change:
