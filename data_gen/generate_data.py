@@ -48,8 +48,15 @@ class Commands:
         box_format: str = "auto",
         dry_run: bool = False,
         overwrite: bool = False,
+        tasks: str | None = None,
+        difficulty: float | str = "mixed",
+        rows_per_image: int = 8,
+        annotations: str | None = None,
+        depth: str | None = None,
+        depth_scale: float | None = None,
+        processes: int | None = None,
     ) -> None:
-        """Write one question per image to a CSV and the journal beside it.
+        """Write one question per image to a CSV and the journal beside it; of plain pictures, several.
 
         Given again, the command goes on where it stopped; with a larger data_cap it goes further.
 
@@ -61,7 +68,7 @@ class Commands:
             temperature: of sampling; ignored by provider template.
             source: hub name, saved data set, parquet, JSON lines, or synthetic:N[@SEED].
             out: the CSV to write (default: resume_file).
-            provider: anthropic, openai, or template (rules; no model, no price).
+            provider: anthropic, openai, template (rules; no model, no price), or selfsup (rows from plain pictures).
             base_url: another address of the provider's API.
             concurrency: requests under way at once, at most.
             batch_api: submit and collect by the provider's batch API, at half the price.
@@ -72,7 +79,19 @@ class Commands:
             box_format: corners (x1, y1, x2, y2), xywh (x, y, width, height), or auto: told from the first boxes.
             dry_run: count tokens and print the price; no call.
             overwrite: start over and lose an existing output.
+            tasks: of provider selfsup: names with commas between them; all that the pictures offer by default.
+            difficulty: of its rows, from 0 to 1, or mixed.
+            rows_per_image: its rows of one picture, at most.
+            annotations: JSON file of COCO's or Visual Genome's form, for its counts and boxes.
+            depth: folder with a depth image for each picture, for its questions on depth.
+            depth_scale: units per metre (1000 for integers, 1 for floats); 0 for values without a unit.
+            processes: of its work; all cores by default.
         """
+        if provider == "selfsup":
+            from data_gen.selfsup.options import SelfsupOptions
+            from data_gen.selfsup.run import generate as generate_from_pictures
+
+            return generate_from_pictures(SelfsupOptions.read(locals()))
         from data_gen.generate.generation import generate
         from data_gen.generate.options import GenerationOptions
 

@@ -20,6 +20,13 @@ _SPATIAL_RULES = (
     f"like this: {_ANSWER_SHAPE}"
 )
 
+# Of questions with and without options: the question says in which form its answer is given.
+_THINK_ANSWER_RULES = (
+    "Look closely and think before you answer: write your reasoning between <think> and </think>, then give nothing "
+    "but the answer between <answer> and </answer>. Coordinates are pixels of the image. Where there are options, the "
+    "answer is the letter and the text of one of them."
+)
+
 # The training prompt. Each of the four tags appears twice on purpose: once in the outline, once in the example.
 _SPATIAL_THINKER_FULL = """\
 <image>You are a visual reasoning assistant that answers questions about where things are.
@@ -72,6 +79,7 @@ PROMPTS: dict[str, str] = {
     "no_reasoning": "Question: $question",
     "spatial_thinker": _SPATIAL_RULES + "\n\nImage size: ($width x $height)\n\nThe question is:\n\n$question",
     "spatial_thinker_full": _SPATIAL_THINKER_FULL,
+    "think_answer": IMAGE_MARK + _THINK_ANSWER_RULES + "\n\nImage size: ($width x $height)\n\nQ. $question",
     "vision": "Hint: the picture itself contains the question. Answer the question shown in the picture.",
     "yes_no": "Hint: this question wants yes or no as its answer.\nQuestion: $question",
 }

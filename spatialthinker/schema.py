@@ -39,7 +39,7 @@ class VqaRow:
     level: str
     question_with_options: str
     options: list[str]
-    """Option texts without their letters."""
+    """Option texts without their letters; none where the answer is open."""
     rating: int
 
 
@@ -108,6 +108,48 @@ def build_row(
         level=level,
         question_with_options=question_with_options(question, options),
         options=list(options),
+        rating=rating,
+    )
+
+
+def build_open_row(
+    *,
+    image_id: str,
+    image: bytes,
+    problem: str,
+    question: str,
+    answer: str,
+    scene: dict,
+    category: str,
+    level: str,
+    rating: int,
+) -> VqaRow:
+    """A row whose question has no options: every column of an answer holds its text.
+
+    Raises ValueError, naming the row, for a category, level or rating outside the contract, or an empty answer.
+    """
+    faults = find_label_faults(category, level, rating)
+    if not answer.strip():
+        faults.append("it has neither options nor an answer")
+    if faults:
+        raise ValueError(f"row {image_id}: {'; '.join(faults)}")
+
+    with_scene = f"<scene>{json.dumps(scene)}</scene>\n<answer>{answer}</answer>"
+    return VqaRow(
+        image_id=image_id,
+        images=image,
+        problem=problem,
+        question_only=question,
+        answer=with_scene,
+        answer_only=answer,
+        answer_text=with_scene,
+        answer_text_only=answer,
+        answer_option_text=with_scene,
+        answer_option_text_only=answer,
+        category=category,
+        level=level,
+        question_with_options=question,
+        options=[],
         rating=rating,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.arguments import VG150
-from data_gen.questions.records import PROVENANCE, Record, read_records, read_settings
+from data_gen.questions.records import PROVENANCE, REWARD, Record, read_records, read_settings
 from data_gen.scenes.scene import SceneFault, image_bytes, read_image_id
 from data_gen.scenes.sources import Source, open_source
 from spatialthinker.schema import parquet_path, parquet_schema
@@ -16,13 +16,13 @@ from spatialthinker.storage.files import whole_file
 ROW_GROUP_ROWS = 200
 
 
-def export_schema() -> Any:
-    """The Arrow schema of the public columns with the provenance columns after them."""
+def export_schema(has_rewards: bool = False) -> Any:
+    """The Arrow schema of the public columns with the provenance columns after them, and the one of rewards."""
     import pyarrow as pa
 
     schema = parquet_schema()
     metadata = json.loads(schema.metadata[b"huggingface"])
-    for name in PROVENANCE:
+    for name in (*PROVENANCE, REWARD) if has_rewards else PROVENANCE:
         schema = schema.append(pa.field(name, pa.string()))
         metadata["info"]["features"][name] = {"dtype": "string", "_type": "Value"}
     return schema.with_metadata({"huggingface": json.dumps(metadata)})
@@ -41,15 +41,14 @@ def export_parquet(splits: Mapping[str, Sequence[Record]], source: Source, out_d
         places.setdefault(record.image_id, []).append((split, record))
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = {split: parquet_path(out_dir, split) for split, records in splits.items() if records}
-    schema = export_schema()
+    schema = export_schema(any(record.reward for records in splits.values() for record in records))
     with ExitStack() as stack:
         partial = {split: stack.enter_context(whole_file(path)) for split, path in paths.items()}
         writers = {s: stack.enter_context(pq.ParquetWriter(path, schema)) for s, path in partial.items()}
         waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in paths}
         for image_id, image in find_images(source, places.keys()):
             for split, record in places.pop(image_id):
-                row = {**dict.fromkeys(PROVENANCE, ""), **vars(record.to_row(image)), **record.provenance}
-                waiting[split].append(row | {"images": {"bytes": image, "path": None}})
+                waiting[split].append(export_row(record, image))
                 if len(waiting[split]) == ROW_GROUP_ROWS:
                     _write(writers[split], schema, waiting[split])
         if places:
@@ -58,6 +57,20 @@ def export_parquet(splits: Mapping[str, Sequence[Record]], source: Source, out_d
         for split, rows in waiting.items():
             _write(writers[split], schema, rows)
     return paths
+
+
+def export_row(record: Record, image: bytes) -> dict[str, Any]:
+    """The values of a row by the columns of `export_schema`."""
+    row = {**dict.fromkeys(PROVENANCE, ""), **vars(record.to_row(image)), **record.provenance, REWARD: record.reward}
+    return row | {"images": {"bytes": image, "path": None}}
+
+
+def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write rows of `export_row` with rewards to one parquet file."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, schema := export_schema(has_rewards=True)) as writer:
+        _write(writer, schema, rows)
 
 
 def _write(writer: Any, schema: Any, rows: list[dict[str, Any]]) -> None:

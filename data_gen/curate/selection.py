@@ -34,7 +34,7 @@ def select(
     """Choose and split records; letters are balanced inside each split.
 
     Without a target every record stays. With one, each category gives its quota, the best rated first; what a
-    category lacks comes from the others. All rows of one image share a split.
+    category lacks comes from the others. All rows of one picture share a split.
     """
     left_out: Counter[str] = Counter()
     usable = _usable(records, left_out)
@@ -70,11 +70,11 @@ def _usable(records: Iterable[Record], left_out: Counter[str]) -> list[Record]:
 
 
 def _split(records: Sequence[Record], quota: dict[str, int], seed: int) -> dict[str, list[Record]]:
-    """Whole images go to val, in the order of their digests, as long as each of their categories has room there."""
+    """Whole pictures go to val, in the order of their digests, as long as each of their categories has room there."""
     room = Counter(quota)
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda record: digest(record, seed, "split")):
-        groups[record.image_id].append(record)
+        groups[record.picture_id].append(record)
     splits: dict[str, list[Record]] = {name: [] for name in SPLITS}
     for group in groups.values():
         needed = Counter(record.category for record in group)
@@ -87,10 +87,13 @@ def _split(records: Sequence[Record], quota: dict[str, int], seed: int) -> dict[
 
 def balance_letters(records: Sequence[Record], seed: int) -> list[Record]:
     """The same records with shuffled options; among those of one category and number of options every letter is
-    right equally often, up to one."""
+    right equally often, up to one. Records without options stay as they are."""
     turns: Counter[tuple[str, int]] = Counter()
     balanced = []
     for record in sorted(records, key=lambda record: digest(record, seed, "letters")):
+        if not record.options:
+            balanced.append(record)
+            continue
         group = (record.category, len(record.options))
         first = random.Random(f"{group}/{seed}").randrange(len(record.options))  # else small groups would all favour A
         balanced.append(reorder(record, (first + turns[group]) % len(record.options), seed))

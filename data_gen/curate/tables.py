@@ -14,7 +14,7 @@ _COLUMNS: dict[str, tuple[Callable[[Record], str], Sequence[str]]] = {
     "category": (lambda record: record.category, CATEGORIES),
     "level": (lambda record: record.level, LEVELS),
     "rating": (lambda record: str(record.rating), tuple(map(str, RATINGS))),
-    "letter": (lambda record: LETTERS[record.answer_index], LETTERS),
+    "letter": (lambda record: LETTERS[record.answer_index] if record.options else "open", LETTERS),
     "options": (lambda record: str(len(record.options)), ("2", "3", "4")),
 }
 """Name of a table -> its column of a record, and the values that are always shown."""

@@ -165,6 +165,10 @@ def validate(options: ValidationOptions, source: Source | None = None) -> SceneJ
     records = list(read_records(options.input_file))[: options.sample_limit]
     if not records:
         raise ValueError(f"--input_file {options.input_file} holds no rows")
+    if number := sum(not record.options for record in records):
+        raise ValueError(
+            f"--input_file {options.input_file}: {number} rows have no options, and only choices are judged"
+        )
     source = source or image_source(options.input_file, options.source)
     api = options.connect()
     journal_path = journal_of(options.output_file)

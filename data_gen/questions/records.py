@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ from data_gen.scenes.scene import Scene, reference_scene
 from spatialthinker.plain_text import from_cell, to_cell
 from spatialthinker.prompts import parse_image_size, render_prompt
 from spatialthinker.response import section
-from spatialthinker.schema import COLUMNS, LETTERS, VqaRow, build_row, question_with_options
+from spatialthinker.schema import COLUMNS, LETTERS, VqaRow, build_open_row, build_row, question_with_options
 from spatialthinker.storage.files import whole_file
 from spatialthinker.storage.journal import is_journal, read_lines
 
 PROVENANCE = ("source", "provider", "model", "prompt_version", "seed")
 """Columns after the fifteen public ones; texts."""
+
+REWARD = "reward"
+"""Column behind those of the provenance, in files whose records name rewards."""
+
+_SELDOM = ("answer", "reward")
+"""Fields that a journal holds only where they say something."""
 
 RAW_COLUMNS = tuple(
     """image_id images problem question_only question_with_options question_words options answer category level rating
@@ -50,21 +57,31 @@ class Record:
     full_scene: dict[str, Any] = field(default_factory=dict)
     """The whole graph of the source; empty where the file does not hold it."""
     provenance: Mapping[str, str] = field(default_factory=dict)
+    answer: str = ""
+    """Answer of a question without options."""
+    reward: str = ""
+    """Name of the reward that reads the answer; empty where the run chooses it."""
+
+    @property
+    def picture_id(self) -> str:
+        """Id of the picture that the image was made from: rows of one picture have `ID#NUMBER` as their image ids."""
+        return self.image_id.rpartition("#")[0] if self.reward else self.image_id
 
     def to_row(self, image: bytes) -> VqaRow:
         """The record as a row of the public columns."""
-        question = question_with_options(self.question, self.options)
-        return build_row(
-            image_id=self.image_id,
-            image=image,
-            problem=render_prompt("spatial_thinker_full", question, self.width, self.height),
-            scene=self.scene,
-            **question_of(self),
-        )
+        question = question_with_options(self.question, self.options) if self.options else self.question
+        template = "think_answer" if self.reward else "spatial_thinker_full"
+        problem = render_prompt(template, question, self.width, self.height)
+        common = {"image_id": self.image_id, "image": image, "problem": problem, "scene": self.scene}
+        if self.options:
+            return build_row(**common, **question_of(self))
+        labels = {"category": self.category, "level": self.level, "rating": self.rating}
+        return build_open_row(**common, question=self.question, answer=self.answer, **labels)
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON values, as `from_dict` reads them."""
-        return self.__dict__ | {"options": list(self.options), "provenance": dict(self.provenance)}
+        values = self.__dict__ | {"options": list(self.options), "provenance": dict(self.provenance)}
+        return {name: value for name, value in values.items() if value or name not in _SELDOM}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Record":
@@ -161,19 +178,22 @@ def _record_of(row: dict[str, Any]) -> Record:
     scene_text, answer = section(row["answer"], "scene"), section(row["answer"], "answer")
     if scene_text is None or answer is None:
         raise ValueError("its answer lacks <scene> or <answer>")
+    is_open = not options and bool(row.get(REWARD))
     return Record(
         image_id=str(row["image_id"]),
         width=width,
         height=height,
         question=row["question_only"],
         options=tuple(options),
-        answer_index=answer_index(answer, options),
+        answer_index=0 if is_open else answer_index(answer, options),
         category=row["category"],
         level=row["level"],
         rating=read_rating(row.get("rating")),
         scene=json.loads(scene_text),
         full_scene=json.loads(row.get("full_scene_graph") or "{}"),
         provenance={name: str(row[name]) for name in PROVENANCE if row.get(name)},
+        answer=answer if is_open else "",
+        reward=str(row.get(REWARD) or ""),
     )
 
 
@@ -202,12 +222,15 @@ def answer_index(answer: str, options: list[str]) -> int:
 
 def write_csv(records: Iterable[Record], path: Path, is_exported: bool = False) -> int:
     """Write a CSV and return its number of rows; it appears complete or not at all."""
+    records = iter(records)
+    first = list(islice(records, 1))
     columns = (*COLUMNS, *PROVENANCE) if is_exported else RAW_COLUMNS
+    columns += (REWARD,) if any(record.reward for record in first) else ()
     number = 0
     with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
-        for record in records:
+        for record in chain(first, records):
             row = _csv_row(record)
             writer.writerow({name: to_cell(cell) if isinstance(cell, str) else cell for name, cell in row.items()})
             number += 1
@@ -218,6 +241,7 @@ def _csv_row(record: Record) -> dict[str, Any]:
     row = record.to_row(b"").__dict__
     words = sorted(set(re.findall(r"[a-z]+", record.question.casefold())))
     return {**row, **record.provenance, "images": record.image_id, "options": str(row["options"])} | {
+        REWARD: record.reward,
         "question_words": str(words),
         "full_scene_graph": json.dumps(record.full_scene) if record.full_scene else "",
     }
