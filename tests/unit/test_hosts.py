@@ -103,10 +103,12 @@ def test_another_version_of_a_package_is_named(check, config, version, words):
     assert check(change) == ""
 
 
-def test_another_model_under_the_same_path_is_named(check):
+def test_other_files_under_the_same_path_are_named(check):
     key = "worker.actor.model.model_path"
-    message = check(lambda report: {"files": {key: report["files"][key] | {"model.safetensors": "7 bytes"}}})
-    assert message == f"right (10.0.0.2): {key} holds another model than on the driver's machine (model.safetensors)"
+    message = check(
+        lambda report: {"files": report["files"] | {key: report["files"][key] | {"model.safetensors": "7 bytes"}}}
+    )
+    assert message == f"right (10.0.0.2): {key} holds other files than on the driver's machine (model.safetensors)"
 
 
 def test_a_name_that_leads_to_the_machine_itself_counts_only_with_others(check, monkeypatch):

@@ -25,7 +25,6 @@ class Nothing:
 def group(num_ranks: int, name: str = "actor") -> WorkerGroup:
     found = WorkerGroup.__new__(WorkerGroup)
     found.spec, found.watchdog, found.actors = WorkerSpec(Nothing, {}, name), None, [None] * num_ranks
-    found.machines = [""] * num_ranks
     return found
 
 
@@ -94,6 +93,14 @@ def test_an_engine_that_hangs_leaves_ranks_that_have_answered_whole(failure):
     assert "trainer.watchdog_timeout_s" in str(error) and error.has_ended
     assert not failure(late, None).has_ended  # one still waits for the other
     assert "its process died" in str(failure(late, ActorDiedError()))
+
+
+def test_a_machine_is_named_where_there_are_several(failure, monkeypatch):
+    monkeypatch.setattr(WorkerGroup, "machines", ["left (10.0.0.1)", "right (10.0.0.2)"])
+    error = failure("ok", ActorDiedError())
+    assert "actor rank 1 of 2 in update_actor on right (10.0.0.2): its process died" in str(error)
+    names = ["actor rank 0 on left (10.0.0.1)", "actor rank 1 on right (10.0.0.2)"]
+    assert group(2).rank_names == names
 
 
 def test_any_other_error_of_ray_is_named(failure):

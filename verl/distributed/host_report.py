@@ -22,11 +22,11 @@ MARK_WAIT_S = 20.0
 """A shared disk may show a new file only after seconds."""
 PROBE_BYTES = 1 << 20
 WHOLE_BYTES = 1 << 20
-"""Of a model, files up to this size are compared whole, larger ones by size."""
+"""Files up to this size are compared whole, larger ones by size."""
 
 
 def describe_host(
-    root: str, packages: Iterable[str], folder: str, mark: str, paths: Mapping[str, str], models: Iterable[str]
+    root: str, packages: Iterable[str], folder: str, mark: str, paths: Mapping[str, str], compared: Iterable[str]
 ) -> dict[str, Any]:
     """The report.
 
@@ -36,11 +36,11 @@ def describe_host(
         folder: of the run.
         mark: name of a file in it that holds its own name, written by the driver.
         paths: files and folders by the key that names them.
-        models: keys of those that are folders of models.
+        compared: keys of those whose files must be the driver's.
 
     Returns:
-        `versions` and `sources` by name, `files` of models by key and name, `faults` (sentences), `name_fault` (one
-        or empty), names of `gpus`, and `clock` in seconds since the epoch.
+        `versions` and `sources` by name, `files` of the compared paths by key and name, `faults` (sentences),
+        `name_fault` (one or empty), names of `gpus`, and `clock` in seconds since the epoch.
     """
     faults = [
         *_mark_faults(Path(folder), mark),
@@ -50,7 +50,7 @@ def describe_host(
     return {
         "versions": {"Python": platform.python_version()} | {name: _version(name) for name in packages},
         "sources": digest_sources(Path(root)),
-        "files": {key: _list_model(Path(paths[key])) for key in models},
+        "files": {key: _list_files(Path(paths[key])) for key in compared},
         "faults": faults,
         "name_fault": find_name_fault(),
         "gpus": _list_gpus(),
@@ -130,9 +130,9 @@ def _room_faults(folders: Mapping[str, str], mark: str) -> Iterable[str]:
             yield f"{name}: nothing can be written to {folder} ({error.strerror}, {free_gb:.2f} GiB free); make room"
 
 
-def _list_model(folder: Path) -> dict[str, str]:
-    """What tells a model's files apart, by name, without reading weights."""
-    files = sorted(file for file in folder.glob("*") if file.is_file())
+def _list_files(path: Path) -> dict[str, str]:
+    """What tells files apart, by name: of a file or of those in a folder, without reading weights."""
+    files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.is_file())
     sizes = {file: file.stat().st_size for file in files}
     return {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest() if size <= WHOLE_BYTES else f"{size} bytes"

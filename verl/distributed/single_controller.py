@@ -6,7 +6,7 @@ how arguments are split over ranks and results are collected.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -89,6 +89,9 @@ class WorkerGroup:
     A call that exceeds the watchdog's timeout raises a WorkerError with the folder of the stack dumps.
     """
 
+    machines: Sequence[str] = ()
+    """Machine of each rank; empty names when there is only one."""
+
     def __init__(
         self, pool: ResourcePool, spec: WorkerSpec, ranks_per_actor: int = 1, watchdog: Watchdog | None = None
     ):
@@ -118,10 +121,12 @@ class WorkerGroup:
     @property
     def rank_names(self) -> list[str]:
         """Name of each rank, with its machine if there are several."""
-        return [
-            f"{self.spec.name} rank {rank}{f' on {machine}' if machine else ''}"
-            for rank, machine in enumerate(self.machines)
-        ]
+        return [f"{self.spec.name} rank {rank}{self._on(rank)}" for rank in range(len(self))]
+
+    def _on(self, *ranks: int) -> str:
+        """The machines of ranks, as words behind them; empty when there is only one."""
+        names = sorted({self.machines[rank] for rank in ranks} - {""}) if self.machines else []
+        return f" on {', '.join(names)}" if names else ""
 
     def __getattr__(self, method: str) -> Callable:
         dispatch = getattr(getattr(self.spec.cls, method, None), "dispatch", None)
@@ -184,8 +189,7 @@ class WorkerGroup:
         return ray.get(refs)
 
     def _describe(self, method: str, rank: int, error: RayError, is_pending: bool = False) -> WorkerError:
-        on = f" on {self.machines[rank]}" if self.machines[rank] else ""
-        where = f"{self.spec.name} rank {rank} of {len(self)} in {method}{on}"
+        where = f"{self.spec.name} rank {rank} of {len(self)} in {method}{self._on(rank)}"
         if isinstance(error, GetTimeoutError):
             words = "an actor that it called gave no answer in time (trainer.watchdog_timeout_s)"
             stacks = self.watchdog.describe_stacks() if self.watchdog is not None else ""
@@ -199,9 +203,8 @@ class WorkerGroup:
 
     def _stall(self, method: str, ranks: list[int]) -> WorkerError:
         assert self.watchdog is not None
-        on = ", ".join(sorted({self.machines[rank] for rank in ranks} - {""}))
         return WorkerError(
-            f"{self.spec.name} rank {', '.join(map(str, ranks))} of {len(self)}{f' on {on}' if on else ''}: no answer "
+            f"{self.spec.name} rank {', '.join(map(str, ranks))} of {len(self)}{self._on(*ranks)}: no answer "
             f"from {method} after {self.watchdog.timeout_s:g} s (trainer.watchdog_timeout_s); "
             f"{self.watchdog.describe_stacks()}",
             self.spec.name,

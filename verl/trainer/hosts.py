@@ -72,8 +72,8 @@ def examine(config: Config, machines: Mapping[str, str], env: Mapping[str, str])
     folder.mkdir(parents=True, exist_ok=True)
     mark = f".mark_{uuid.uuid4().hex}"
     paths = run_paths(config)
-    models = [key for key, path in paths.items() if key.endswith(".model_path") and os.path.isdir(path)]
-    arguments = (str(ROOT), PACKAGES, str(folder), mark, paths, models)
+    compared = [key for key in paths if key != "data.image_dir"]  # of many files
+    arguments = (str(ROOT), PACKAGES, str(folder), mark, paths, compared)
     try:
         (folder / mark).write_text(mark)
         own = describe_host(*arguments)
@@ -172,8 +172,9 @@ def find_faults(report: Mapping[str, Any], own: Mapping[str, Any], checks_versio
         yield f"{name} {there}, and {here} on the driver's machine; install the same on all (bash scripts/setup.sh)"
     for key, files in own["files"].items():
         theirs = report["files"].get(key, {})
-        if theirs and (changed := _changed(theirs, files)):
-            yield f"{key} holds another model than on the driver's machine ({', '.join(changed[:NAMED_FILES])})"
+        is_there = not any(fault.startswith(f"{key} = ") for fault in report["faults"])
+        if is_there and (changed := _changed(theirs, files)):
+            yield f"{key} holds other files than on the driver's machine ({', '.join(changed[:NAMED_FILES])})"
 
 
 def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
