@@ -137,7 +137,7 @@ def test_odd_rollouts_are_found(tab, server):
         tab.page.select_option("[name=odd]", odd)
         shown(tab, odd)
         for text in tab.page.locator(".sample:not(.faded)").all_text_contents():
-            iou = float(re.findall(r"IoU ([\d.]+)", text)[0])
+            iou = float(re.findall(r"IoU\s([\d.]+)", text)[0])
             assert (iou <= 0.5) == (odd == "right_bad_boxes") and ("right" in text) == (odd == "right_bad_boxes")
 
 

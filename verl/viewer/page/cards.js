@@ -45,8 +45,8 @@ function sampleCard(run, group, sample) {
     Object.entries(sample.parts).map(([name, value]) => value === null ? null : partBar(name, value)),
     advantageBar(sample.advantage),
     el("div", { class: "soft small" }, [
-      `#${sample.sample}`, sample.response_tokens === null ? null : `${sample.response_tokens} tokens`,
-      sample.iou_mean === null ? null : `IoU ${points(sample.iou_mean)}`,
+      `#${sample.sample}`, sample.response_tokens === null ? null : `${sample.response_tokens}\u00a0tokens`,
+      sample.iou_mean === null ? null : `IoU\u00a0${points(sample.iou_mean)}`,
     ].filter(Boolean).join(" · ")),
     el("div", { class: "said" }, sample.answer || "no answer"));
 }
