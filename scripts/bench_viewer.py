@@ -23,8 +23,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
@@ -50,6 +48,9 @@ FILTERS = {
 
 def write_step(folder: Path, step: int, rows: list[VqaRow], num_groups: int, rng: np.random.Generator) -> None:
     """Write a step of made-up scores over real prompts and responses of about 800 characters."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     chosen = [rows[i] for i in rng.integers(len(rows), size=num_groups) for _ in range(SAMPLES)]
     number = len(chosen)
     answers = rng.integers(1_000_000, size=number)

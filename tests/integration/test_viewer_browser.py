@@ -131,13 +131,20 @@ def test_filters_combine_and_stand_in_the_address(tab, server):
     tab.page.wait_for_url(re.compile("min.part%3Aaccuracy=1"))
 
 
+def test_filters_changed_at_once_all_count(tab, server):
+    tab.go(server.url, "#/rollouts?run=0")
+    choose = "(one) => { one.value = one.options[1].value; one.dispatchEvent(new Event('change')); }"
+    tab.page.evaluate(f"['kind', 'right'].map((name) => document.querySelector(`[name=${{name}}]`)).forEach({choose})")
+    shown(tab, "kind=train&right=yes")
+
+
 def test_odd_rollouts_are_found(tab, server):
     for odd in ("right_bad_boxes", "wrong_good_boxes"):
         tab.go(server.url, "#/rollouts?run=0")
         tab.page.select_option("[name=odd]", odd)
         shown(tab, odd)
         for text in tab.page.locator(".sample:not(.faded)").all_text_contents():
-            iou = float(re.findall(r"IoU ([\d.]+)", text)[0])
+            iou = float(re.findall(r"IoU\s([\d.]+)", text)[0])
             assert (iou <= 0.5) == (odd == "right_bad_boxes") and ("right" in text) == (odd == "right_bad_boxes")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,40 @@ def test_unfinished_and_foreign_files_are_no_steps(tmp_path):
     (path.parent / "train_step_000002.parquet.tmp").write_bytes(b"PAR1")
     pq.write_table(pa.table({"other": [1]}), path.parent / "notes.parquet")
     assert len(read(tmp_path).snapshot) == 4
+
+
+def test_pipes_in_the_place_of_files_are_not_waited_for(tmp_path):
+    write_step(tmp_path, small_step(1))
+    for name in ("rollouts/train_step_000002.parquet", "rollouts/checks.jsonl", "experiment_log.jsonl"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "rollouts" / "images" / "aa").mkdir(parents=True)
+    os.mkfifo(tmp_path / "rollouts" / "images" / "aa" / ("a" * 64))
+    run = read(tmp_path)
+    assert len(run.snapshot) == 4 and run.pictures.size("a" * 64) is None
+
+
+def test_records_without_an_id_are_known_by_their_problem(tmp_path):
+    write_old_run(tmp_path, num_rows=2)
+    for path in tmp_path.glob("*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({k: v for k, v in one.items() if k != "uid"}) + "\n" for one in lines))
+    run = read(tmp_path)
+    uid = show_rollout(run, "val", 0, 1, 0)["uid"]
+    assert len(uid) == 16 and len(show_prompt(run, uid, None)["groups"]) == 2
+
+
+def test_records_that_are_broken_leave_the_others(tmp_path):
+    write_old_run(tmp_path, num_rows=3)
+    path = tmp_path / "validation_step_4.jsonl"
+    first, second, third = path.read_text().splitlines()
+    odd = json.dumps({"problem": 5, "response": None, "score": {"overall": "high", "format": None}, "sample": 0})
+    path.write_text("\n".join([first, "[1]", odd, "{", '{"response": "\\ud800"}', third[: len(third) // 2]]))
+    run = read(tmp_path)
+    shown = [one["samples"][0] for one in find_groups(run, {"step": "4"}, "oldest", 0, 10)["groups"]]
+    assert [one["score"] is None for one in shown] == [False, True, True]
+    assert [text.partition(" is left")[0] for text in run.problems[:3]] == [
+        f"line {number} of validation_step_4.jsonl" for number in (2, 4, 6)
+    ]
 
 
 def test_lines_cut_short_are_read_once_they_are_whole(tmp_path):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from spatialthinker.storage.files import write_text
-from spatialthinker.storage.images import BrokenImage
 from spatialthinker.visualize import data_uri
 from verl.viewer.page_files import write_single_page
 from verl.viewer.pictures import SIDES_PX
@@ -56,6 +55,6 @@ def _embed(run: Run, image_id: str) -> dict[str, str]:
     """Return the image by its id as a `data:` address; nothing where it cannot be shown."""
     try:
         data, media_type = run.pictures.scaled(image_id, SIDE_PX)
-    except (KeyError, BrokenImage):
+    except (KeyError, ValueError):
         return {}
     return {image_id: data_uri(data, media_type.removeprefix("image/"))}

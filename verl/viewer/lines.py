@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 MAX_LINE_BYTES = 2**26
@@ -31,7 +32,7 @@ class LineFile:
         try:
             stat = self.path.stat()
             stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-            if stamp == self._stamp:
+            if stamp == self._stamp or not S_ISREG(stat.st_mode):  # a pipe would be waited for
                 return False
             with self.path.open("rb") as file:
                 identity = (stat.st_ino, hash(file.readline(1000)))

@@ -12,7 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from spatialthinker.storage.images import BrokenImage, encode, open_image, orientation, upright, upright_size
+from spatialthinker.storage.images import (
+    encode,
+    open_image,
+    orientation,
+    read_file,
+    upright,
+    upright_size,
+)
 from spatialthinker.visualize import BROWSER_FORMATS
 
 IMAGE_ID = re.compile(r"[0-9a-f]{64}")
@@ -44,22 +51,22 @@ class Pictures:
         self._num_stored_bytes = 0
 
     def read(self, image_id: str) -> bytes:
-        """Return an image as it is stored. Errors: KeyError for an unknown one."""
+        """Return an image as it is stored. Errors: KeyError for an unknown one, ValueError where it cannot be read."""
         if not IMAGE_ID.fullmatch(image_id):
             raise KeyError(f"{image_id[:80]!r} is no id of an image")
         if image_id in self._stored:
             return self._stored[image_id]
-        try:
-            return (self.folder / "rollouts" / "images" / image_id[:2] / image_id).read_bytes()
-        except OSError:
-            raise KeyError(f"the run has no image {image_id}") from None
+        path = self.folder / "rollouts" / "images" / image_id[:2] / image_id
+        if not path.is_file():
+            raise KeyError(f"the run has no image {image_id}")
+        return read_file(path)
 
     def size(self, image_id: str) -> tuple[int, int] | None:
         """Return width and height of the upright image, None where it cannot be read."""
         try:
             with open_image(self.read(image_id)) as image:
                 return upright_size(image)
-        except (KeyError, BrokenImage):
+        except (KeyError, ValueError):
             return None
 
     def scaled(self, image_id: str, side_px: int) -> tuple[bytes, str]:

@@ -1,5 +1,6 @@
 """Validation records of a run that recorded no rollouts, as rows of the same columns."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,7 +59,7 @@ def _row(record: Mapping[str, Any], step: int, groups: dict[str, int], find_imag
     scores = record.get("score")
     scores = scores if isinstance(scores, dict) else {"overall": scores}
     parts = {f"{PART}{_text(name)}": _number(value) for name, value in scores.items() if name != "overall"}
-    uid = _text(record.get("uid", problem))
+    uid = _text(record.get("uid") or hashlib.sha256(problem.encode()).hexdigest()[:16])  # it stands in addresses
     accuracy = parts.get(f"{PART}accuracy")
     image = find_image(problem, truth)
     length = record.get("response_length")

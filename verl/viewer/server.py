@@ -20,7 +20,6 @@ from typing import Any
 
 import msgspec
 
-from spatialthinker.storage.images import BrokenImage
 from verl.viewer.page_files import FILES, read_page_file
 from verl.viewer.pictures import SIDES_PX
 from verl.viewer.queries import (
@@ -43,7 +42,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-MAX_TARGET_CHARACTERS = 8192
+MAX_TARGET_CHARACTERS = 32_768
 CONTROLS = ("sort", "offset", "limit")
 IDLE_S = 60
 """A connection without a request is closed after this long."""
@@ -94,7 +93,7 @@ class Api:
                 return Answer(msgspec.json.encode(self.routes[name](query)), "application/json")
             if room == "image":
                 return self.image(name, query)
-        except (ValueError, BrokenImage) as error:
+        except ValueError as error:
             raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
         except KeyError as error:
             raise Refusal(HTTPStatus.NOT_FOUND, str(error.args[0])) from None

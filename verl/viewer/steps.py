@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from threading import Lock
 
 import pyarrow as pa
@@ -71,7 +72,8 @@ def _add(found: dict[tuple[int, str], StepFile], path: Path, kind: str, step: in
         stat = path.stat()
     except OSError:  # renamed or removed in this moment
         return
-    found[step, kind] = StepFile(path, kind, step, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    if S_ISREG(stat.st_mode):  # a pipe would be waited for
+        found[step, kind] = StepFile(path, kind, step, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
 
 
 class StepReader:

@@ -45,14 +45,41 @@ function signed(value) {
 
 /** The address of a view inside the page. */
 function address(view, parameters = {}) {
-  const given = Object.entries(parameters).filter(([, value]) => value !== "" && value !== null && value !== undefined);
+  const given = Object.entries(parameters).filter(
+    ([, value]) => value !== "" && value !== null && value !== undefined,
+  );
   const query = new URLSearchParams(given.map(([name, value]) => [name, String(value)])).toString();
   return `#/${view}${query ? `?${query}` : ""}`;
 }
 
 /** A table whose first row is the header. */
 function table(header, rows) {
-  return el("div", { class: "scroll" }, el("table", null,
-    el("thead", null, el("tr", null, header.map((name) => el("th", null, name)))),
-    el("tbody", null, rows.map((row) => el("tr", null, row.map((cell) => el("td", null, cell)))))));
+  return el(
+    "div",
+    { class: "scroll" },
+    el(
+      "table",
+      null,
+      el(
+        "thead",
+        null,
+        el(
+          "tr",
+          null,
+          header.map((name) => el("th", null, name)),
+        ),
+      ),
+      el(
+        "tbody",
+        null,
+        rows.map((row) =>
+          el(
+            "tr",
+            null,
+            row.map((cell) => el("td", null, cell)),
+          ),
+        ),
+      ),
+    ),
+  );
 }

@@ -8,21 +8,45 @@ function readRoute() {
   return { view, parameters: Object.fromEntries(new URLSearchParams(query)) };
 }
 
-const Page = { runs: [], run: (route) => { const run = Number(route.parameters.run ?? 0); return Page.runs[run] ? run : 0; } };
+const Page = {
+  runs: [],
+  run: (route) => {
+    const run = Number(route.parameters.run ?? 0);
+    return Page.runs[run] ? run : 0;
+  },
+};
 
 (() => {
-  const POLL_MS = 2000, HIDDEN_MS = 15000;
-  const main = document.getElementById("main"), head = document.getElementById("head"), help = document.getElementById("help");
+  const POLL_MS = 2000,
+    HIDDEN_MS = 15000;
+  const main = document.getElementById("main"),
+    head = document.getElementById("head"),
+    help = document.getElementById("help");
   const status = el("span", { class: "soft status", role: "status" });
   const THEMES = ["", "light", "dark"];
-  const KEYS = [["o", "overview"], ["r", "rollouts"], ["c", "compare two runs"], ["j, k", "next, previous sample"], ["Enter", "open"],
-    ["← →", "previous, next sample of the group"], ["[ ]", "earlier, later step"], ["p n", "groups before, after"], ["/", "search"], ["t", "light, dark, as the system"], ["Esc", "back"], ["?", "this list"]];
-  let request = null, shownRoute = "", revision = "";
+  const KEYS = [
+    ["o", "overview"],
+    ["r", "rollouts"],
+    ["c", "compare two runs"],
+    ["j, k", "next, previous sample"],
+    ["Enter", "open"],
+    ["← →", "previous, next sample of the group"],
+    ["[ ]", "earlier, later step"],
+    ["p n", "groups before, after"],
+    ["/", "search"],
+    ["t", "light, dark, as the system"],
+    ["Esc", "back"],
+    ["?", "this list"],
+  ];
+  let request = null,
+    shownRoute = "",
+    revision = "";
 
   async function load(isNew) {
     if (request) request.abort();
-    const mine = request = new AbortController();
-    const route = readRoute(), name = location.hash;
+    const mine = (request = new AbortController());
+    const route = readRoute(),
+      name = location.hash;
     main.setAttribute("aria-busy", "true");
     try {
       if (isNew || !Page.runs.length) Page.runs = await Source.get("runs", {}, mine.signal);
@@ -45,12 +69,21 @@ const Page = { runs: [], run: (route) => { const run = Number(route.parameters.r
 
   /** Put a view in place; on the same view scroll position and focus stay. */
   function swap(content, isSame) {
-    const scroll = window.scrollY, active = document.activeElement;
-    const selector = active?.name ? `[name="${CSS.escape(active.name)}"]` : active?.matches?.("a[href]") ? `a[href="${CSS.escape(active.getAttribute("href"))}"]` : "";
+    const scroll = window.scrollY,
+      active = document.activeElement;
+    const selector = active?.name
+      ? `[name="${CSS.escape(active.name)}"]`
+      : active?.matches?.("a[href]")
+        ? `a[href="${CSS.escape(active.getAttribute("href"))}"]`
+        : "";
     const caret = active?.type === "search" ? active.selectionStart : null;
     main.replaceChildren(content);
     main.dataset.address = location.hash;
-    if (!isSame) { window.scrollTo(0, 0); main.focus({ preventScroll: true }); return; }
+    if (!isSame) {
+      window.scrollTo(0, 0);
+      main.focus({ preventScroll: true });
+      return;
+    }
     window.scrollTo(0, scroll);
     const again = selector && main.querySelector(selector);
     if (!again) return;
@@ -61,19 +94,47 @@ const Page = { runs: [], run: (route) => { const run = Number(route.parameters.r
 
   function drawHead(route) {
     const run = Page.run(route);
-    const link = (view, text, parameters) => el("a", { href: address(view, parameters), "aria-current": view === route.view ? "page" : null }, text);
-    const choice = Page.runs.length < 2 ? null : el("select", {
-      name: "run", "aria-label": "run", change: (event) => { location.hash = address(route.view === "sample" ? "rollouts" : route.view, { run: event.target.value }); },
-    }, Page.runs.map((one, number) => el("option", { value: number, selected: number === run }, one.name)));
-    head.replaceChildren(el("nav", { class: "line" },
-      link("overview", "Overview"), link("rollouts", "Rollouts", { run }), Page.runs.length > 1 ? link("compare", "Compare", { run: 0, other: 1 }) : null, choice,
-      el("span", { class: "gap" }), status,
-      el("button", { type: "button", click: switchTheme, title: "light, dark, as the system (t)" }, "◐"), el("button", { type: "button", click: showHelp, title: "keys (?)" }, "?")));
+    const link = (view, text, parameters) =>
+      el("a", { href: address(view, parameters), "aria-current": view === route.view ? "page" : null }, text);
+    const choice =
+      Page.runs.length < 2
+        ? null
+        : el(
+            "select",
+            {
+              name: "run",
+              "aria-label": "run",
+              change: (event) => {
+                location.hash = address(route.view === "sample" ? "rollouts" : route.view, {
+                  run: event.target.value,
+                });
+              },
+            },
+            Page.runs.map((one, number) => el("option", { value: number, selected: number === run }, one.name)),
+          );
+    head.replaceChildren(
+      el(
+        "nav",
+        { class: "line" },
+        link("overview", "Overview"),
+        link("rollouts", "Rollouts", { run }),
+        Page.runs.length > 1 ? link("compare", "Compare", { run: 0, other: 1 }) : null,
+        choice,
+        el("span", { class: "gap" }),
+        status,
+        el("button", { type: "button", click: switchTheme, title: "light, dark, as the system (t)" }, "◐"),
+        el("button", { type: "button", click: showHelp, title: "keys (?)" }, "?"),
+      ),
+    );
     document.title = Page.runs.map((one) => one.name).join(" · ");
   }
 
   function showHelp() {
-    help.replaceChildren(el("h2", null, "Keys"), table(["key", "does"], KEYS), el("form", { method: "dialog" }, el("button", null, "close")));
+    help.replaceChildren(
+      el("h2", null, "Keys"),
+      table(["key", "does"], KEYS),
+      el("form", { method: "dialog" }, el("button", null, "close")),
+    );
     help.showModal();
   }
 
@@ -81,11 +142,16 @@ const Page = { runs: [], run: (route) => { const run = Number(route.parameters.r
     const root = document.documentElement;
     const next = THEMES[(THEMES.indexOf(root.dataset.theme ?? "") + 1) % THEMES.length];
     setTheme(next);
-    try { localStorage.setItem("theme", next); } catch { /* a page from a file may keep nothing */ }
+    try {
+      localStorage.setItem("theme", next);
+    } catch {
+      /* a page from a file may keep nothing */
+    }
   }
 
   function setTheme(theme) {
-    if (theme) document.documentElement.dataset.theme = theme; else delete document.documentElement.dataset.theme;
+    if (theme) document.documentElement.dataset.theme = theme;
+    else delete document.documentElement.dataset.theme;
   }
 
   function lost() {
@@ -122,11 +188,27 @@ const Page = { runs: [], run: (route) => { const run = Number(route.parameters.r
 
   const go = (name) => main.querySelector(`[data-go="${name}"]`)?.click();
   const ACTIONS = {
-    o: () => { location.hash = address("overview"); }, r: () => { location.hash = address("rollouts", { run: Page.run(readRoute()) }); },
-    c: () => { if (Page.runs.length > 1) location.hash = address("compare", { run: 0, other: 1 }); },
-    j: () => moveFocus(1), k: () => moveFocus(-1), "[": () => go("earlier"), "]": () => go("later"), p: () => go("before"), n: () => go("after"),
-    ArrowLeft: () => document.getElementById("previous")?.click(), ArrowRight: () => document.getElementById("next")?.click(),
-    "/": () => main.querySelector("[name=text]")?.focus(), t: switchTheme, "?": showHelp, Escape: () => history.back(),
+    o: () => {
+      location.hash = address("overview");
+    },
+    r: () => {
+      location.hash = address("rollouts", { run: Page.run(readRoute()) });
+    },
+    c: () => {
+      if (Page.runs.length > 1) location.hash = address("compare", { run: 0, other: 1 });
+    },
+    j: () => moveFocus(1),
+    k: () => moveFocus(-1),
+    "[": () => go("earlier"),
+    "]": () => go("later"),
+    p: () => go("before"),
+    n: () => go("after"),
+    ArrowLeft: () => document.getElementById("previous")?.click(),
+    ArrowRight: () => document.getElementById("next")?.click(),
+    "/": () => main.querySelector("[name=text]")?.focus(),
+    t: switchTheme,
+    "?": showHelp,
+    Escape: () => history.back(),
   };
 
   document.addEventListener("keydown", (event) => {
@@ -140,6 +222,12 @@ const Page = { runs: [], run: (route) => { const run = Number(route.parameters.r
     ACTIONS[event.key]();
   });
   window.addEventListener("hashchange", () => load(false));
-  try { setTheme(localStorage.getItem("theme") ?? ""); } catch { /* as above */ }
-  load(true).then(() => { if (Source.isLive) poll(); });
+  try {
+    setTheme(localStorage.getItem("theme") ?? "");
+  } catch {
+    /* as above */
+  }
+  load(true).then(() => {
+    if (Source.isLive) poll();
+  });
 })();

@@ -6,13 +6,30 @@ const SampleView = (() => {
 
   function picture(run, item) {
     const place = el("div", { class: "large" });
-    const draw = () => place.replaceChildren(sceneOrImage(run, item, 1280, { title: "boxes predicted and true", which: [...shown] }));
+    const draw = () =>
+      place.replaceChildren(sceneOrImage(run, item, 1280, { title: "boxes predicted and true", which: [...shown] }));
     draw();
-    const toggles = ["predicted", "reference"].map((which) => el("label", null, el("input", {
-      type: "checkbox", checked: shown.has(which), name: which,
-      change: (event) => { if (event.target.checked) shown.add(which); else shown.delete(which); draw(); },
-    }), el("span", { class: `swatch ${which}` }), which));
-    const others = (item.images ?? []).slice(1).map((id) => el("img", { src: Source.image(run, id, 640), alt: "further image" }));
+    const toggles = ["predicted", "reference"].map((which) =>
+      el(
+        "label",
+        null,
+        el("input", {
+          type: "checkbox",
+          checked: shown.has(which),
+          name: which,
+          change: (event) => {
+            if (event.target.checked) shown.add(which);
+            else shown.delete(which);
+            draw();
+          },
+        }),
+        el("span", { class: `swatch ${which}` }),
+        which,
+      ),
+    );
+    const others = (item.images ?? [])
+      .slice(1)
+      .map((id) => el("img", { src: Source.image(run, id, 640), alt: "further image" }));
     return el("div", { class: "card" }, place, el("div", { class: "line" }, item.layout ? toggles : null), others);
   }
 
@@ -21,28 +38,74 @@ const SampleView = (() => {
     const rows = item.pairs.map((pair) => [
       pair.reference ?? el("span", { class: "soft" }, "–"),
       pair.predicted ?? el("span", { class: "soft" }, "–"),
-      pair.iou === undefined ? el("span", { class: "bad" }, pair.predicted === null ? "missed" : "unmatched") : points(pair.iou),
+      pair.iou === undefined
+        ? el("span", { class: "bad" }, pair.predicted === null ? "missed" : "unmatched")
+        : points(pair.iou),
       pair.label === undefined ? "" : points(pair.label),
     ]);
-    return el("div", { class: "card pairs" }, el("h3", null, "Objects"), table(["true", "predicted", "IoU", "label"], rows));
+    return el(
+      "div",
+      { class: "card pairs" },
+      el("h3", null, "Objects"),
+      table(["true", "predicted", "IoU", "label"], rows),
+    );
   }
 
   function relations(item) {
     if (!item.relations.length && !item.reference_relations.length) return null;
-    const mark = (isTrue) => isTrue === null ? "" : isTrue ? el("span", { class: "good" }, " ✓ true") : el("span", { class: "bad" }, " ✗ not in the reference");
-    return el("div", { class: "card" }, el("h3", null, "Relations"),
-      el("p", { class: "soft" }, "predicted"), el("ul", null, item.relations.map(([text, isTrue]) => el("li", null, text, mark(isTrue)))),
-      el("p", { class: "soft" }, "true"), el("ul", null, item.reference_relations.map((text) => el("li", null, text))));
+    const mark = (isTrue) =>
+      isTrue === null
+        ? ""
+        : isTrue
+          ? el("span", { class: "good" }, " ✓ true")
+          : el("span", { class: "bad" }, " ✗ not in the reference");
+    return el(
+      "div",
+      { class: "card" },
+      el("h3", null, "Relations"),
+      el("p", { class: "soft" }, "predicted"),
+      el(
+        "ul",
+        null,
+        item.relations.map(([text, isTrue]) => el("li", null, text, mark(isTrue))),
+      ),
+      el("p", { class: "soft" }, "true"),
+      el(
+        "ul",
+        null,
+        item.reference_relations.map((text) => el("li", null, text)),
+      ),
+    );
   }
 
   function reward(item) {
-    const rows = [["prompt tokens", item.prompt_tokens], ["response tokens", item.response_tokens], ["mean log-prob", item.log_prob_mean],
-      ["mean ratio", item.ratio_mean], ["KL", item.kl_mean], ["entropy", item.entropy_mean], ["mean IoU", item.iou_mean]];
-    return el("div", { class: "card" },
-      el("div", { class: "line" }, el("b", { class: "score" }, item.score === null ? "" : points(item.score)), verdict(item), oddities(item)),
+    const rows = [
+      ["prompt tokens", item.prompt_tokens],
+      ["response tokens", item.response_tokens],
+      ["mean log-prob", item.log_prob_mean],
+      ["mean ratio", item.ratio_mean],
+      ["KL", item.kl_mean],
+      ["entropy", item.entropy_mean],
+      ["mean IoU", item.iou_mean],
+    ];
+    return el(
+      "div",
+      { class: "card" },
+      el(
+        "div",
+        { class: "line" },
+        el("b", { class: "score" }, item.score === null ? "" : points(item.score)),
+        verdict(item),
+        oddities(item),
+      ),
       item.why ? el("p", { class: "bad why" }, item.why) : null,
-      Object.entries(item.parts).map(([name, value]) => value === null ? null : partBar(name, value)), advantageBar(item.advantage),
-      table(["", ""], rows.filter(([, value]) => value !== null).map(([name, value]) => [name, figure(value, 4)])));
+      Object.entries(item.parts).map(([name, value]) => (value === null ? null : partBar(name, value))),
+      advantageBar(item.advantage),
+      table(
+        ["", ""],
+        rows.filter(([, value]) => value !== null).map(([name, value]) => [name, figure(value, 4)]),
+      ),
+    );
   }
 
   /** The tokens, shaded by how far the ratio is from 1, or the log-prob from 0 where no ratio is known. */
@@ -55,39 +118,88 @@ const SampleView = (() => {
       const level = Math.min(Math.round(Math.abs(size)), 4);
       return level ? `${size > 0 ? "up" : "down"}${level}` : "";
     };
-    return el("div", { class: "card" }, el("h3", null, byRatio ? "Tokens by ratio" : "Tokens by log-prob"),
-      el("p", { class: "soft small" }, byRatio ? "Green: more likely than when it was sampled; red: less likely." : "Red: unlikely.", note ? ` Shown are ${note}.` : ""),
-      el("pre", { class: "tokens" }, tokens.map(([text, logProb, ratio]) => el("span", {
-        class: shade(logProb, ratio),
-        title: [ratio === null ? null : `ratio ${figure(ratio)}`, logProb === null ? null : `log-prob ${figure(logProb)}`].filter(Boolean).join(", "),
-      }, text))));
+    return el(
+      "div",
+      { class: "card" },
+      el("h3", null, byRatio ? "Tokens by ratio" : "Tokens by log-prob"),
+      el(
+        "p",
+        { class: "soft small" },
+        byRatio ? "Green: more likely than when it was sampled; red: less likely." : "Red: unlikely.",
+        note ? ` Shown are ${note}.` : "",
+      ),
+      el(
+        "pre",
+        { class: "tokens" },
+        tokens.map(([text, logProb, ratio]) =>
+          el(
+            "span",
+            {
+              class: shade(logProb, ratio),
+              title: [
+                ratio === null ? null : `ratio ${figure(ratio)}`,
+                logProb === null ? null : `log-prob ${figure(logProb)}`,
+              ]
+                .filter(Boolean)
+                .join(", "),
+            },
+            text,
+          ),
+        ),
+      ),
+    );
+  }
+
+  function response(item) {
+    const names = ["observe", "scene", "think", "answer"];
+    return el(
+      "div",
+      { class: "card" },
+      el("h3", null, "Response"),
+      el(
+        "p",
+        { class: "small" },
+        names.map((name) => el("span", { class: `section ${name}` }, `${name} `)),
+        el("span", { class: "outside" }, "outside of all sections"),
+      ),
+      drawSections(item.sections),
+      item.is_cut ? el("p", { class: "bad" }, "The text was longer and is cut here.") : null,
+    );
+  }
+
+  function heading(run, item) {
+    const { kind, step, group, sample } = item;
+    const at = item.samples.indexOf(sample);
+    const neighbour = (by, text, id) => {
+      const other = item.samples[at + by];
+      return other === undefined ? null : el("a", { id, href: rolloutAddress(run, { ...item, sample: other }) }, text);
+    };
+    const kept = item.kept && item.kept !== "all" ? `kept: ${item.kept}` : null;
+    const facts = [item.category, item.source, kept, item.uid ? `id ${item.uid}` : null];
+    const stepLink = el("a", { href: address("rollouts", { run, kind, step }) }, `${kind} step ${step}`);
+    return [
+      el("h1", null, stepLink, ` · group ${group} · sample ${sample}`),
+      el(
+        "nav",
+        { class: "line" },
+        neighbour(-1, "‹ previous sample", "previous"),
+        neighbour(1, "next sample ›", "next"),
+        el("a", { href: address("prompt", { run, uid: item.uid }) }, "this prompt over the steps"),
+      ),
+      drawQuestion(item.question),
+      el("p", { class: "soft small" }, facts.filter(Boolean).join(" · ")),
+    ];
   }
 
   /** The view of a rollout. */
   async function show(route, signal) {
     const { run = "0", kind, step, group, sample } = route.parameters;
     const item = await Source.get("rollout", { run, kind, step, group, sample }, signal);
-    const at = item.samples.indexOf(item.sample);
-    const neighbour = (by, text, id) => {
-      const other = item.samples[at + by];
-      return other === undefined ? null : el("a", { id, href: rolloutAddress(run, { ...item, sample: other }) }, text);
-    };
-    const facts = [item.category, item.source, item.kept && item.kept !== "all" ? `kept: ${item.kept}` : null, item.uid ? `id ${item.uid}` : null];
-    return el("section", null,
-      el("h1", null, el("a", { href: address("rollouts", { run, kind, step }) }, `${kind} step ${step}`), ` · group ${group} · sample ${sample}`),
-      el("nav", { class: "line" }, neighbour(-1, "‹ previous sample", "previous"), neighbour(1, "next sample ›", "next"),
-        el("a", { href: address("prompt", { run, uid: item.uid }) }, "this prompt over the steps")),
-      drawQuestion(item.question),
-      el("p", { class: "soft small" }, facts.filter(Boolean).join(" · ")),
-      el("div", { class: "halves" },
-        el("div", { class: "stack" }, picture(run, item), pairs(item), relations(item)),
-        el("div", { class: "stack" }, reward(item),
-          el("div", { class: "card" }, el("h3", null, "Response"),
-            el("p", { class: "small" }, ["observe", "scene", "think", "answer"].map((name) => el("span", { class: `section ${name}` }, `${name} `)), el("span", { class: "outside" }, "outside of all sections")),
-            drawSections(item.sections), item.is_cut ? el("p", { class: "bad" }, "The text was longer and is cut here.") : null),
-          tokens(item),
-          el("div", { class: "card" }, el("h3", null, "Ground truth"), el("pre", null, item.truth)),
-          el("details", { class: "card" }, el("summary", null, "prompt"), el("pre", null, item.problem)))));
+    const truth = el("div", { class: "card" }, el("h3", null, "Ground truth"), el("pre", null, item.truth));
+    const prompt = el("details", { class: "card" }, el("summary", null, "prompt"), el("pre", null, item.problem));
+    const left = el("div", { class: "stack" }, picture(run, item), pairs(item), relations(item));
+    const right = el("div", { class: "stack" }, reward(item), response(item), tokens(item), truth, prompt);
+    return el("section", null, heading(run, item), el("div", { class: "halves" }, left, right));
   }
 
   return { show };

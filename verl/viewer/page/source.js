@@ -23,11 +23,15 @@ const Source = (() => {
   /** The answer that the server gave when the page was written, narrowed by kind, step and prompt. */
   function fromPage(name, parameters) {
     const run = Number(parameters.run ?? 0);
-    const groups = (number) => embedded.groups[number].filter((group) =>
-      (!parameters.kind || group.kind === parameters.kind) &&
-      (!parameters.step || group.step === Number(parameters.step)) &&
-      (!parameters.uid || group.uid === parameters.uid));
-    const cut = (list) => list.slice(Number(parameters.offset ?? 0), Number(parameters.offset ?? 0) + Number(parameters.limit ?? 10));
+    const groups = (number) =>
+      embedded.groups[number].filter(
+        (group) =>
+          (!parameters.kind || group.kind === parameters.kind) &&
+          (!parameters.step || group.step === Number(parameters.step)) &&
+          (!parameters.uid || group.uid === parameters.uid),
+      );
+    const cut = (list) =>
+      list.slice(Number(parameters.offset ?? 0), Number(parameters.offset ?? 0) + Number(parameters.limit ?? 10));
     if (name === "runs") return embedded.runs;
     if (name === "state") return embedded.runs.map((one) => one.revision);
     if (name === "metrics" || name === "checks") return embedded[name][run];
@@ -39,8 +43,15 @@ const Source = (() => {
     }
     if (name === "compare") {
       const other = new Map(groups(Number(parameters.other)).map((group) => [group.uid, group]));
-      const pairs = groups(run).filter((group) => other.has(group.uid)).map((group) => [group, other.get(group.uid)]);
-      return { total: pairs.length, offset: Number(parameters.offset ?? 0), prompts: [groups(run).length, other.size], pairs: cut(pairs) };
+      const pairs = groups(run)
+        .filter((group) => other.has(group.uid))
+        .map((group) => [group, other.get(group.uid)]);
+      return {
+        total: pairs.length,
+        offset: Number(parameters.offset ?? 0),
+        prompts: [groups(run).length, other.size],
+        pairs: cut(pairs),
+      };
     }
     const found = groups(run);
     const rollouts = found.reduce((sum, group) => sum + group.samples.filter((sample) => sample.passes).length, 0);
