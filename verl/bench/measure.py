@@ -187,10 +187,10 @@ def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]
     """Seconds of old and reference log-probs and update over groups of the last step, with or without sharing."""
     import torch
 
-    from verl.trainer.ray_trainer import GROUP_KEYS
+    from verl.trainer.ray_trainer import GROUP_COLUMNS, GROUP_KEYS
 
     groups = trainer.groups[:num_groups]
-    loaded = groups.select(list(GROUP_KEYS), ["images"])
+    loaded = groups.select(list(GROUP_KEYS), GROUP_COLUMNS)
     loaded.meta_info = {"shared_prompt": shared, "images_once": shared}
     trainer.actor.load_groups(loaded)
     seconds = {}

@@ -140,6 +140,8 @@ class AdapterConfig:
     """Layers with adapters: their names, separated by commas, or all-linear."""
     exclude_modules: str | None = None
     """Regular expression for whole names of layers without adapters, such as `.*visual.*`."""
+    experts: bool = False
+    """Adapters on the experts of a mixture of experts too, one for each expert."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -257,6 +259,10 @@ class ActorConfig:
     """Passes over each rollout batch."""
     shared_prompt: bool = True
     """Prefix sharing: the prompt is computed once per group instead of once per response."""
+    routing_replay: bool = False
+    """Routing replay in a mixture of experts: training sends each token to the experts that the engine chose."""
+    load_balancing_coef: NonNegativeFloat = 0.0
+    """Weight of the load-balancing loss of a mixture of experts in the actor's loss; 0 leaves it out."""
     images_once: bool = True
     """Image sharing: an image is encoded once per micro-batch instead of once for every prompt that shows it."""
     model: ModelConfig = field(default_factory=ModelConfig)

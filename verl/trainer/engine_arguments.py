@@ -46,6 +46,8 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         "seed": rollout.seed,
         "logprobs_mode": "processed_logprobs",
     }
+    if config.worker.actor.routing_replay:
+        engine["enable_return_routed_experts"] = True
     if rollout.fast_scheduler and is_usable("fast scheduler"):
         engine["scheduler_cls"] = SCHEDULERS[device]
     if device == "cuda":

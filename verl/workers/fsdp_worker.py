@@ -79,6 +79,7 @@ class FSDPWorker:
         self.optimizer = self._add_optimizer(self.policy, actor)
         budget = actor.model.activation_budget_gb if actor.model.enable_gradient_checkpointing else None
         self.actor = Actor(self.policy, self.device, self.optimizer, actor.images_once, budget)
+        self.actor.load_balancing_coef = actor.load_balancing_coef
         self.reference = None
         if not self.config.algorithm.disable_kl:
             model = self.policy if has_adapters(self.policy) else self._build_model(trainable=False)

@@ -15,6 +15,7 @@ from spatialthinker.storage.images import load_image
 from verl.distributed.single_controller import Dispatch, register
 from verl.model.log_probs import BANNED_LOGIT_BIAS
 from verl.protocol import DataProto
+from verl.workers.routing import group_experts, record_routing
 
 CPU_KV_CACHE_GB = 1
 RENDER_AHEAD_DIVISOR = 4
@@ -89,6 +90,8 @@ class RolloutWorker:
         if "scheduler_cls" in self.engine_kwargs:
             core = self.llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]  # of an in-process client
             core.request_block_hasher = hash_prompts_once(core.request_block_hasher)
+        if self.engine_kwargs.get("enable_return_routed_experts"):
+            self.llm.collective_rpc(record_routing)
         self.warn_without_shared_prompt()
         self.sleep()
 
@@ -167,11 +170,12 @@ class RolloutWorker:
         Args:
             prompts: non-tensors `raw_prompt_ids` (image tokens not expanded), `images` (encoded bytes) and, if each
                 response has a limit of its own, `max_tokens` (n numbers); meta `sampling` (vLLM's SamplingParams
-                fields), `seed`, `log_probs` (True returns them).
+                fields), `seed`, `log_probs` and `experts` (True returns them).
 
         Returns:
             `responses`, `response_mask` (by the engine's lengths, not by EOS) and, with `log_probs`,
-            `rollout_log_probs`: [G, n, R], right-padded.
+            `rollout_log_probs`: [G, n, R], right-padded. With `experts` a column of that name: per prompt the experts
+            [P + sum of R, layers, K] that its tokens and then those of its responses were sent to.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -193,7 +197,11 @@ class RolloutWorker:
         limits = prompts.non_tensor_batch.get("max_tokens")
         requests = [[parameters]] * len(prompts) if limits is None else [_split(parameters, each) for each in limits]
         responses = self._run(self._columns(prompts), requests)
-        return self._pad(responses, (len(prompts), sampling.get("n", 1)), with_log_probs)
+        shape = len(prompts), sampling.get("n", 1)
+        padded = self._pad(responses, shape, with_log_probs)
+        if prompts.meta_info.get("experts", False):
+            padded.non_tensor_batch["experts"] = group_experts(responses, shape[1])
+        return padded
 
     def _run(self, columns: Iterable[Any], requests: list[list[Any]]) -> list[Any]:
         """Responses of all prompts in order; generation overlaps with image preprocessing.
