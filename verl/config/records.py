@@ -162,6 +162,8 @@ class ModelConfig(LoadedModelConfig):
     """Folder or hub name of the model to train, with its tokenizer and processor."""
     tokenizer_path: str | None = None
     """Folder or hub name of another tokenizer and processor; null takes those of model_path."""
+    random_weights: bool = False
+    """Random weights of the shape in config.json, in training and engine, for benchmarks that need no checkpoint."""
     activation_budget_gb: NonNegativeFloat = 0.0
     """Memory for activations that gradient checkpointing keeps all the same, in GiB per micro-batch."""
     use_fused_layers: bool = True
@@ -386,6 +388,8 @@ class TrainerConfig:
     """Machines of the run."""
     n_gpus_per_node: Count = 4
     """FSDP ranks per machine, on a CPU too."""
+    memory_gb: PositiveFloat | None = None
+    """GiB of each GPU that the run may take, the shares of engines being of these; null: all that the GPU has."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that ranks compute on; auto takes the GPUs when there are any."""
     seed: NonNegativeInt = 1

@@ -67,6 +67,8 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
     if model.override_config:
         engine["hf_overrides"] = partial(override_engine_config, overrides=model.override_config)
+    if model.random_weights:
+        engine["load_format"] = "dummy"  # replaced at the first sync
     if model.tokenizer_path:
         engine["tokenizer"] = model.tokenizer_path
     return {
@@ -76,5 +78,6 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         "max_response_length": data.max_response_length,
         "banned_token_ids": vision_token_ids(processor),
         "image_size": pixel_limits(processor, *data.processor_bounds),
+        "memory_gb": config.trainer.memory_gb,
         "num_threads": threads_per_rank(config) * rollout.tensor_parallel_size if device == "cuda" else 1,
     }

@@ -72,6 +72,9 @@ class FSDPWorker:
         roles = (worker.actor, worker.ref, worker.critic)
         with_cpu_backend = any(role.fsdp.enable_cpu_offload for role in roles)
         self.mesh = init_mesh(store, self.rank, self.world_size, self.device, with_cpu_backend=with_cpu_backend)
+        if self.device.type == "cuda" and (memory_gb := self.config.trainer.memory_gb) is not None:
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gb * 1024**3 / total))
         self.shard_writer = checkpoint.ShardWriter()
         actor = self.config.worker.actor
         self.processor = load_run_processor(self.config)
@@ -109,7 +112,8 @@ class FSDPWorker:
         stored, computed = DTYPES[settings.fsdp.torch_dtype], DTYPES[settings.fsdp.mp_param_dtype]
         is_frozen = not trainable or model_config.lora.rank > 0
         dtype, overrides = computed if is_frozen else stored, model_config.override_config
-        model = load_model(model_config.model_path, dtype, model_config.trust_remote_code, overrides)
+        random_on = self.device if model_config.random_weights else None
+        model = load_model(model_config.model_path, dtype, model_config.trust_remote_code, overrides, random_on)
         if self.device.type == "cuda" and model_config.use_fused_layers:
             fuse_layers(model)
         if not trainable:

@@ -36,6 +36,7 @@ class RolloutWorker:
         banned_token_ids: never sampled: image and video tokens, since a response has no images.
         image_size: min_pixels and max_pixels of the image processor, as in training.
         num_threads: for image preprocessing.
+        memory_gb: GiB of each GPU of which the engine takes its share; None: all.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class RolloutWorker:
         banned_token_ids: list[int],
         image_size: dict[str, int],
         num_threads: int = 1,
+        memory_gb: float | None = None,
     ):
         self.rank = rank
         self.world_size = world_size
@@ -59,6 +61,7 @@ class RolloutWorker:
         self.banned = {token: BANNED_LOGIT_BIAS for token in banned_token_ids}
         self.image_size = image_size
         self.num_threads = num_threads
+        self.memory_gb = memory_gb
         self.is_receiving = False
         self.rendered: dict[Any, Any] = {}
 
@@ -78,6 +81,9 @@ class RolloutWorker:
         from vllm import LLM
 
         is_cuda = self.device == "cuda"
+        if is_cuda and self.memory_gb is not None:
+            total = torch.cuda.get_device_properties(0).total_memory
+            self.engine_kwargs["gpu_memory_utilization"] *= min(1.0, self.memory_gb * 1024**3 / total)
         self.llm = LLM(
             self.model_path,
             mm_processor_kwargs=self.image_size,
