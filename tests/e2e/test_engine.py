@@ -62,6 +62,7 @@ def parts_with_stock_scheduler(tmp_path_factory):
 def sample(engine, prompts, seed=5):
     request = prompts.select([], ["raw_prompt_ids", "images"])
     request.meta_info = {"sampling": {"n": NUM_SAMPLES, "temperature": 0.8}, "seed": seed, "log_probs": True}
+    request.meta_info["experts"] = "enable_return_routed_experts" in engine.engine_kwargs
     return engine.generate(request)
 
 
@@ -69,7 +70,8 @@ def actor_log_probs(model, prompts, samples, processor):
     whole = prompts.select().union(samples.select(["responses", "response_mask"]))
     images = [load_image(data) for row in prompts.non_tensor_batch["images"] for data in row]
     groups = Groups.from_proto(whole, *image_patches(images, processor.image_processor))
-    scorer = ResponseLogProbs(model, vision_token_ids(processor))
+    groups.experts = [*samples.non_tensor_batch["experts"]] if "experts" in samples.non_tensor_batch else None
+    scorer = ResponseLogProbs(model, vision_token_ids(processor)).train(model.training)
     return Actor(scorer, torch.device("cpu")).compute_log_probs(groups, 4096, True, 0.8)[0]
 
 
@@ -195,3 +197,38 @@ def test_every_familys_log_probs_are_the_engines(family, tmp_path):
     gap = largest_gap(samples.batch["rollout_log_probs"], changed, mask)
     print(f"{family}: largest gap {gap:.1e}")
     assert gap < 1e-4
+
+
+def test_experts_that_the_engine_chose_are_replayed(tmp_path):
+    """Random weights in float32; an actor in bf16, which would choose others, comes closer to the engine with them."""
+    folder = save_tiny_model(tmp_path / "model", family="qwen3_vl_moe")
+    chosen = ["worker.actor.routing_replay=true", "data.max_prompt_length=2048"]
+    chosen += ["worker.rollout.max_num_batched_tokens=4096"]
+    engine, data, processor = start(tmp_path, folder, *chosen)
+    prompts = collate_prompts(list(data), processor.tokenizer.pad_token_id)
+    exact, rounded = (load_model(str(folder), dtype) for dtype in (torch.float32, torch.bfloat16))
+    for change in (0.0, 0.3):  # as loaded, and after a weight sync
+        with torch.no_grad():
+            for model in (exact, rounded):
+                generator = torch.Generator().manual_seed(0)
+                for parameter in model.parameters():
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.add_((change * parameter.abs().float().mean() * noise).to(parameter.dtype))
+        if change:
+            engine.load_weights([(name, tensor.clone()) for name, tensor in exact.state_dict().items()])
+        samples = sample(engine, prompts)
+        mask, experts = samples.batch["response_mask"], samples.non_tensor_batch["experts"]
+        lengths = prompts.batch["prompt_mask"].sum(-1) + mask.sum((-1, -2))
+        assert [tuple(rows.shape) for rows in experts] == [(int(length), 3, 2) for length in lengths]
+        assert len(torch.cat([*experts])[:, 0].unique()) == 8  # all are chosen somewhere
+        gap = largest_gap(
+            samples.batch["rollout_log_probs"], actor_log_probs(exact, prompts, samples, processor), mask
+        )
+        print(f"largest gap with replay after a change of {change}: {gap:.1e}")
+        assert gap < 1e-5
+    with_replay = actor_log_probs(rounded, prompts, samples, processor)
+    del samples.non_tensor_batch["experts"]
+    own = actor_log_probs(rounded, prompts, samples, processor)
+    gaps = [(part - samples.batch["rollout_log_probs"]).abs()[mask].mean() for part in (with_replay, own)]
+    print(f"mean gap of bf16 with replay {gaps[0]:.1e}, without {gaps[1]:.1e}")
+    assert gaps[0] < gaps[1]

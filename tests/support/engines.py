@@ -46,9 +46,9 @@ def wake(actor: WorkerGroup, rollout: WorkerGroup) -> None:
     rollout.wake_up(["kv_cache"])
 
 
-def sample(rollout: WorkerGroup, prompts: DataProto) -> DataProto:
+def sample(rollout: WorkerGroup, prompts: DataProto, experts: bool = False) -> DataProto:
     request = prompts.select([], ["raw_prompt_ids", "images"])
-    request.meta_info = {"sampling": {"n": 4, "temperature": 1.0}, "seed": 5, "log_probs": True}
+    request.meta_info = {"sampling": {"n": 4, "temperature": 1.0}, "seed": 5, "log_probs": True, "experts": experts}
     return prompts.select().union(rollout.generate(request))
 
 

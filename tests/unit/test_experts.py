@@ -8,13 +8,16 @@ import torch
 from tests.support.packed_rows import make_rows, packed_model
 from tests.support.tiny_qwen import tiny_model
 from verl.model import experts
+from verl.model.checkpointing import CHECKPOINTING
 from verl.model.experts import (
     choose_experts,
     count_agreement,
     grouped_linear,
+    load_imbalance,
     mix_experts,
     sparse_layers,
     take_agreement,
+    weigh_balance,
 )
 from verl.model.packing import pack, plan_micro_batches
 from verl.model.qwen_vl import ResponseLogProbs
@@ -179,8 +182,6 @@ def test_replay_follows_its_tokens_into_every_micro_batch(max_tokens, shared_pro
 
 
 def test_recomputed_activations_take_the_same_experts():
-    from verl.model.checkpointing import CHECKPOINTING
-
     rows, chosen = rows_with_experts(drawn_experts(3))
     gradients = []
     for is_recomputed in (False, True):
@@ -195,3 +196,41 @@ def test_recomputed_activations_take_the_same_experts():
 def test_a_dense_model_has_no_layers_to_route():
     assert sparse_layers(tiny_model(family="qwen3")) == []
     assert [layer.self_attn.layer_idx for layer in sparse_layers(tiny_model(family=FAMILY))] == [0, 2]
+
+
+def test_the_imbalance_is_one_when_even_and_the_number_of_experts_when_all_are_sent_to_one():
+    even, one = torch.zeros(4, 4), torch.full((4, 4), -1e4)
+    one[:, 2] = 0
+    assert float(load_imbalance(even, torch.tensor([[0, 1], [2, 3], [0, 1], [2, 3]]))) == pytest.approx(1)
+    assert float(load_imbalance(one, torch.full((4, 1), 2))) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("is_recomputed", [False, True])
+def test_the_balancing_loss_adds_its_gradient_and_nothing_else(is_recomputed):
+    """Against the difference quotient of the mean imbalance in a router's weight, on top of the policy's gradient."""
+    rows = make_rows(FAMILY)
+    gradients = []
+    for weight in (0.0, 0.5):
+        model = packed_model(FAMILY).train()
+        if is_recomputed:
+            model.gradient_checkpointing_enable(CHECKPOINTING)
+        weigh_balance(model, weight)
+        values = log_probs(model, rows, None)
+        values.sum().backward()
+        gradients.append((values.detach(), model.model.language_model.layers[2].mlp.gate.weight.grad))
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    added = gradients[1][1] - gradients[0][1]
+
+    @torch.no_grad()
+    def imbalance(shift):
+        model, found = packed_model(FAMILY), []
+        gate = model.model.language_model.layers[2].mlp.gate
+        gate.weight += shift
+        watch = model.model.language_model.layers[2].post_attention_layernorm
+        watch.register_forward_hook(lambda _, __, states: found.append(states[0] @ gate.weight.T))
+        log_probs(model, rows, None)
+        return load_imbalance(found[0], choose_experts(found[0], TOP_K)[1])
+
+    direction = added / added.norm()
+    quotient = (imbalance(1e-3 * direction) - imbalance(-1e-3 * direction)) / 2e-3
+    assert float((added * direction).sum()) == pytest.approx(0.5 / 2 * float(quotient), rel=2e-2)  # of two layers

@@ -54,14 +54,14 @@ def test_what_others_hold_of_a_card_is_not_planned():
 
 def test_a_card_without_room_for_the_engine_is_one_error():
     with pytest.raises(
-        ConfigError, match="worker.rollout.gpu_memory_utilization = auto: of the GPU's 12.0 GiB 1.0 are not for"
+        ConfigError, match="worker.rollout.gpu_memory_utilization = auto: of the GPU's 12.0 GiB 1.0 are taken"
     ):
         chosen(Gpu(12.0, 1.0))
 
 
 def test_the_plan_is_said_in_few_lines():
     lines = make_plan(load_config([*LOAD, f"{UPDATE}=2", *SMALL_CARD]), MODEL, DATA, Gpu(80.0, 3.0)).lines
-    assert lines[0] == "Plan for GPUs of 80.0 GiB, 3.0 of them not for this run:"
+    assert lines[0] == "Plan for GPUs of 80.0 GiB, 3.0 of them taken by other processes:"
     assert lines[1] == "  updates in passes of 2 x 1986 tokens (given)"
     assert lines[2] == "  log-probs in passes of 20 x 1986 tokens" and len(lines) == 5
 

@@ -11,6 +11,7 @@ from verl.protocol import DataProto
 from verl.protocol.row_values import as_objects
 from verl.trainer.engines import Engines
 from verl.workers.rollout import RolloutWorker
+from verl.workers.routing import group_experts
 
 NUM_PROMPTS, PROMPT_TOKENS = 6, 40
 
@@ -72,6 +73,21 @@ def make_prompts(*numbers: int, image: bytes = b"png") -> DataProto:
     return DataProto.from_dict(
         non_tensors={"raw_prompt_ids": as_objects(ids), "images": as_objects([[image]] * len(ids))}
     )
+
+
+def test_experts_of_a_group_are_the_prompts_and_then_each_responses():
+    """The engine notes none for the last token of a response, and those of the prompt with every sample."""
+
+    def noted(*numbers):
+        return np.array(numbers, dtype=np.uint8).reshape(-1, 1, 1)
+
+    samples = [(noted(1, 2, 3, 4), [7, 8]), (noted(1, 2, 3, 5, 6), [7, 8, 9]), (noted(1, 2, 3), [9])]
+    completions = [SimpleNamespace(routed_experts=experts, token_ids=ids) for experts, ids in samples]
+    (group,) = group_experts(completions, 3)
+    assert group.flatten().tolist() == [1, 2, 3, 4, 4, 5, 6, 6, 3]
+    completions[1].routed_experts = None
+    with pytest.raises(RuntimeError, match="worker.actor.routing_replay=false"):
+        group_experts(completions, 3)
 
 
 @pytest.mark.parametrize("num_threads", [1, 8])
@@ -150,7 +166,8 @@ def test_the_engines_seed_follows_the_runs_seed_and_the_call():
     def seed_of(run_seed: int, call: int) -> int:
         requests: list[DataProto] = []
         settings = SimpleNamespace(
-            rollout=SimpleNamespace(seed=run_seed), actor=SimpleNamespace(tis_imp_ratio_cap=None)
+            rollout=SimpleNamespace(seed=run_seed),
+            actor=SimpleNamespace(tis_imp_ratio_cap=None, routing_replay=False),
         )
 
         class Group(list):

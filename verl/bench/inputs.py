@@ -34,7 +34,65 @@ RANDOM_MODELS: dict[str, dict[str, Any]] = {
             "window_size": 112,
             "fullatt_block_indexes": [7, 15, 23, 31],
         },
-    }
+    },
+    # Qwen2.5-VL-7B-Instruct's.
+    "random_qwen2_5_vl_7b": {
+        "text_config": {
+            "vocab_size": 152_064,
+            "hidden_size": 3584,
+            "intermediate_size": 18_944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 128_000,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+            "layer_types": ["full_attention"] * 28,
+        },
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 3584,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+        "tie_word_embeddings": False,
+    },
+    # Qwen3-VL-30B-A3B-Instruct's.
+    "random_qwen3_vl_30b_a3b": {
+        "text_config": {
+            "vocab_size": 151_936,
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "moe_intermediate_size": 768,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": True,
+            "num_hidden_layers": 48,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "max_position_embeddings": 262_144,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5e6,
+                "mrope_section": [24, 20, 20],
+                "mrope_interleaved": True,
+            },
+        },
+        "vision_config": {
+            "depth": 27,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_heads": 16,
+            "out_hidden_size": 2048,
+            "patch_size": 16,
+            "num_position_embeddings": 2304,
+            "deepstack_visual_indexes": [8, 16, 24],
+        },
+        "tie_word_embeddings": False,
+    },
 }
 
 
@@ -74,10 +132,34 @@ def describe_random_model(folder: Path) -> None:
         if part.suffix != ".safetensors":
             shutil.copy(part, folder)
     config = AutoConfig.from_pretrained(TOKENIZER_FOLDER)
-    for name, section in RANDOM_MODELS[folder.name].items():
-        for key, value in section.items():
-            setattr(getattr(config, name), key, value)
+    shape = RANDOM_MODELS[folder.name]
+    if "num_experts" in shape["text_config"]:
+        config = _describe_qwen3_vl(folder, config, shape)
+    else:
+        config.tie_word_embeddings = shape.get("tie_word_embeddings", config.tie_word_embeddings)
+        config.text_config.tie_word_embeddings = config.tie_word_embeddings
+        for name in ("text_config", "vision_config"):
+            for key, value in shape[name].items():
+                setattr(getattr(config, name), key, value)
     config.save_pretrained(folder)
+
+
+def _describe_qwen3_vl(folder: Path, toy: Any, shape: dict[str, Any]) -> Any:
+    """The config of a Qwen3-VL with experts and the toy's tokens; writes its processor, whose patches are larger."""
+    from transformers import AutoProcessor, Qwen3VLMoeConfig, Qwen3VLProcessor
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    known: Any = AutoProcessor.from_pretrained(TOKENIZER_FOLDER)
+    image_processor = known.image_processor
+    image_processor.patch_size = shape["vision_config"]["patch_size"]
+    template = known.chat_template or known.tokenizer.chat_template
+    Qwen3VLProcessor(
+        image_processor, known.tokenizer, Qwen3VLVideoProcessor(), chat_template=template
+    ).save_pretrained(folder)
+    tokens = {key: value for key, value in toy.to_dict().items() if key.endswith("_token_id") and value is not None}
+    config = Qwen3VLMoeConfig(**{**tokens, **shape}, dtype="bfloat16")
+    config.architectures = ["Qwen3VLMoeForConditionalGeneration"]
+    return config
 
 
 def draw_weights(folder: Path) -> None:

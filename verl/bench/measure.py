@@ -195,10 +195,10 @@ def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]
     """Seconds of old and reference log-probs and update over groups of the last step, with or without sharing."""
     import torch
 
-    from verl.trainer.ray_trainer import GROUP_KEYS
+    from verl.trainer.ray_trainer import GROUP_COLUMNS, GROUP_KEYS
 
     groups = trainer.groups[:num_groups]
-    loaded = groups.select(list(GROUP_KEYS), ["images"])
+    loaded = groups.select(list(GROUP_KEYS), GROUP_COLUMNS)
     loaded.meta_info = {"shared_prompt": shared, "images_once": shared}
     trainer.actor.load_groups(loaded)
     seconds = {}
@@ -348,12 +348,16 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     rows.parent.mkdir(parents=True, exist_ok=True)
     rows.touch()
     config = load_config(chosen)
+    if arguments.memory_gb:
+        chosen = [*chosen, f"trainer.memory_gb={arguments.memory_gb}"]
+        config = load_config(chosen)
     if arguments.gpus:
         config = load_config([*chosen, *scale_load(config, arguments.gpus)])
     check_versions(config)
     device = choose_device(config)
     for model in random_models:
-        draw_weights(model)
+        if not config.worker.actor.model.random_weights:
+            draw_weights(model)
     processor = load_run_processor(config)
     width, height = map(int, arguments.image.split("x"))
     prompt_tokens = min(arguments.prompt_tokens or config.data.max_prompt_length, config.data.max_prompt_length)
@@ -423,6 +427,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--ratio_groups", type=int, default=16, help="groups of a rank for shared against repeated; 0: skip it"
     )
+    parser.add_argument("--memory_gb", type=float, help="GiB of each GPU that the run may take: trainer.memory_gb")
     parser.add_argument("--gpus", type=int, help="GPUs of this machine that have the configuration's load of one each")
     parser.add_argument(
         "--against", type=read_table, help="what a run with --dump wrote; each phase's time as a multiple of its time"
@@ -438,6 +443,7 @@ def main(argv: list[str] | None = None) -> int:
         step = ["--config", arguments.config, "--image", arguments.image, *arguments.overrides]
         step += ["--gpus", str(arguments.gpus)] if arguments.gpus else []
         step += ["--prompt_tokens", str(arguments.prompt_tokens)] if arguments.prompt_tokens else []
+        step += ["--memory_gb", str(arguments.memory_gb)] if arguments.memory_gb else []
         return run_ablation(step, arguments.undo or list(UNDONE), arguments.dump)
     from verl.trainer.main import user_errors
 

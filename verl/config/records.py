@@ -148,6 +148,8 @@ class AdapterConfig:
     """Layers with adapters: their names, separated by commas, or all-linear."""
     exclude_modules: str | None = None
     """Regular expression for whole names of layers without adapters, such as `.*visual.*`."""
+    experts: bool = False
+    """Adapters on the experts of a mixture of experts too, one for each expert."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -168,6 +170,8 @@ class ModelConfig(LoadedModelConfig):
     """Folder or hub name of the model to train, with its tokenizer and processor."""
     tokenizer_path: str | None = None
     """Folder or hub name of another tokenizer and processor; null takes those of model_path."""
+    random_weights: bool = False
+    """Random weights of the shape in config.json, in training and engine, for benchmarks that need no checkpoint."""
     activation_budget_gb: AutoSize = AUTO
     """Memory for activations that gradient checkpointing keeps all the same, GiB per micro-batch; auto probes it."""
     use_fused_layers: bool = True
@@ -265,6 +269,10 @@ class ActorConfig:
     """Passes over each rollout batch."""
     shared_prompt: bool = True
     """Prefix sharing: the prompt is computed once per group instead of once per response."""
+    routing_replay: bool = False
+    """Routing replay in a mixture of experts: training sends each token to the experts that the engine chose."""
+    load_balancing_coef: NonNegativeFloat = 0.0
+    """Weight of the load-balancing loss of a mixture of experts in the actor's loss; 0 leaves it out."""
     images_once: bool = True
     """Image sharing: an image is encoded once per micro-batch instead of once for every prompt that shows it."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -388,6 +396,8 @@ class TrainerConfig:
     """Machines of the run."""
     n_gpus_per_node: Count = 4
     """FSDP ranks per machine, on a CPU too."""
+    memory_gb: PositiveFloat | None = None
+    """GiB of each GPU that the run may take, the shares of engines being of these; null: all that the GPU has."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that ranks compute on; auto takes the GPUs when there are any."""
     seed: NonNegativeInt = 1
@@ -414,8 +424,6 @@ class TrainerConfig:
     """Folder of the run's checkpoints and logs; the two names in braces are filled in."""
     watchdog_timeout_s: PositiveFloat | None = 3600.0
     """Seconds after which a call to the workers has stalled: all write their stacks, the run ends; null waits."""
-    memory_gb: PositiveFloat | None = None
-    """Memory of each GPU that rank and engine may fill, in GiB; null is all of it."""
     max_host_memory_share: PositiveShare = 0.94
     """Share of a machine's or container's memory at which the run saves and ends, before the system kills it."""
     load_checkpoint_path: str | None = None

@@ -43,6 +43,41 @@ def count_agreement(logits: Tensor, replayed: Tensor) -> Tensor:
     return torch.stack([is_shared.sum(), torch.full_like(is_shared.sum(), is_shared.numel())]).double()
 
 
+def load_imbalance(logits: Tensor, chosen: Tensor) -> Tensor:
+    """E sum_e f_e P_e: 1 with an even load, up to E with all tokens at one expert.
+
+    f_e is the share of choices and P_e the mean probability of expert e (arXiv 2101.03961, section 2.2).
+    Only P carries a gradient. With K choices of each token f adds up to 1, where transformers lets it add up to K.
+    """
+    num_experts = logits.shape[-1]
+    shares = torch.zeros_like(logits[0], dtype=torch.float32)
+    shares = shares.index_add(0, chosen.flatten(), shares.new_full((chosen.numel(),), 1 / chosen.numel()))
+    return num_experts * (shares * softmax(logits, dim=-1, dtype=torch.float32).mean(0)).sum()
+
+
+class _Balanced(torch.autograd.Function):
+    """The weights unchanged; a loss beside the policy's, whose gradient joins in the backward pass.
+
+    Inside a layer whose activations are computed again no loss could be handed out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, loss: Tensor) -> Tensor:
+        ctx.save_for_backward(torch.ones_like(loss))
+        return weights.view_as(weights)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return grad, *ctx.saved_tensors
+
+
+def weigh_balance(model: PreTrainedModel, weight: float) -> None:
+    """Sets the weight of the mean load_imbalance of all layers in the next passes' gradients."""
+    layers = sparse_layers(model)
+    for layer in layers:
+        layer.mlp.balance_weight = weight / len(layers)
+
+
 def grouped_linear(states: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows [N, out] of each expert's linear layer.
 
@@ -129,6 +164,7 @@ def route_packed(model: PreTrainedModel) -> None:
     for layer in sparse_layers(model):
         device = layer.mlp.gate.weight.device
         layer.mlp.register_buffer("agreement", torch.zeros(2, dtype=torch.float64, device=device), persistent=False)
+        layer.mlp.balance_weight = 0.0
         layer.forward = MethodType(_forward, layer)
 
 
@@ -142,6 +178,8 @@ def _forward(self: Any, hidden_states: Tensor, *, layout: GroupLayout, **inputs:
     if replayed is not None and self.training:
         self.mlp.agreement += count_agreement(logits.detach(), replayed)
     weights, chosen = choose_experts(logits, self.mlp.gate.top_k, replayed)
+    if self.mlp.balance_weight and torch.is_grad_enabled():
+        weights = _Balanced.apply(weights, self.mlp.balance_weight * load_imbalance(logits, chosen))  # type: ignore[arg-type]
     return residual + mix_experts(states, weights, chosen, self.mlp.experts).unsqueeze(0)
 
 

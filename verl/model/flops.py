@@ -33,7 +33,14 @@ def _head_dim(config: Any) -> int:
 def _layer_weights(config: Any) -> int:
     """Parameters of one decoder layer's matmuls."""
     attention = 2 * (config.num_attention_heads + config.num_key_value_heads) * _head_dim(config)
-    return config.hidden_size * (attention + 3 * config.intermediate_size)
+    return config.hidden_size * (attention + _mlp_width(config, "num_experts_per_tok"))
+
+
+def _mlp_width(config: Any, count: str) -> int:
+    """Numbers per hidden one in a layer's MLP: three times its width; of experts `count` times, with the router."""
+    if not getattr(config, "num_experts", 0):
+        return 3 * config.intermediate_size
+    return 3 * config.moe_intermediate_size * getattr(config, count) + config.num_experts
 
 
 def rollout_bytes(
@@ -49,7 +56,9 @@ def rollout_bytes(
         num_bytes: of a number.
     """
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * _head_dim(config)
-    weights = config.num_hidden_layers * _layer_weights(config) + config.vocab_size * config.hidden_size
+    unread = config.hidden_size * (_mlp_width(config, "num_experts") - _mlp_width(config, "num_experts_per_tok"))
+    # A large batch reads all experts.
+    weights = config.num_hidden_layers * (_layer_weights(config) + unread) + config.vocab_size * config.hidden_size
     seen = num_prompts * prompt_tokens + num_sequences * response_tokens / 2
     return float(num_bytes * response_tokens * (weights + per_token * seen))
 
@@ -67,9 +76,10 @@ def text_flops(config: Any, prompt_tokens: int, response_tokens: int, num_sample
 def vision_flops(config: Any, patches: int) -> float:
     """FLOPs of the vision encoder for one image; blocks outside fullatt_block_indexes use window attention."""
     hidden = config.hidden_size
-    weights = 4 * hidden * hidden + 3 * hidden * config.intermediate_size
-    window = (config.window_size // config.patch_size) ** 2
-    num_full = len(config.fullatt_block_indexes)
+    is_windowed = hasattr(config, "window_size")  # with gated MLPs; Qwen3-VL's encoder has neither
+    weights = 4 * hidden * hidden + (3 if is_windowed else 2) * hidden * config.intermediate_size
+    window = (config.window_size // config.patch_size) ** 2 if is_windowed else 0
+    num_full = len(config.fullatt_block_indexes) if is_windowed else config.depth
     pairs = num_full * patches**2 + (config.depth - num_full) * patches * min(window, patches)
     attention = _attention(pairs, config.num_heads, hidden // config.num_heads)
     patch_dim = config.in_channels * config.temporal_patch_size * config.patch_size**2

@@ -190,14 +190,26 @@ class ResponseValues(nn.Module):
 
 
 def load_model(
-    path: str, dtype: torch.dtype, trust_remote_code: bool = False, overrides: Mapping[str, Any] | None = None
+    path: str,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    random_on: torch.device | None = None,
 ) -> PreTrainedModel:
     """The pretrained model with packed attention in its decoder and vision encoder.
 
-    `overrides` replace fields of its config.json.
+    Args:
+        overrides: replace fields of its config.json.
+        random_on: device on which random weights are drawn, the same on every rank, instead of reading any.
     """
     config = read_config(path, trust_remote_code, overrides)
-    model = model_class(config).from_pretrained(path, config=config, dtype=dtype, attn_implementation="sdpa")
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    if random_on is None:
+        model = model_class(config).from_pretrained(path, config=config, **options)
+    else:
+        torch.manual_seed(0)
+        with random_on:
+            model = model_class(config)._from_config(config, **options)
     attend_packed(model)
     return model
 

@@ -63,7 +63,7 @@ class Position:
         """Writes surplus groups, if any, without their prompts."""
         if self.surplus is not None and len(self.surplus):
             sampled = [key for key in self.surplus.batch.keys() if key not in PROMPT_KEYS]
-            self.surplus.select(sampled, [], []).save_to_disk(str(folder / SURPLUS_FILE))
+            self.surplus.select(sampled, ["experts"], []).save_to_disk(str(folder / SURPLUS_FILE))
 
 
 class BatchMaker:

@@ -48,6 +48,8 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         "seed": rollout.seed,
         "logprobs_mode": "processed_logprobs",
     }
+    if config.worker.actor.routing_replay:
+        engine["enable_return_routed_experts"] = True
     if rollout.fast_scheduler and is_usable("fast scheduler"):
         engine["scheduler_cls"] = SCHEDULERS[device]
     if device == "cuda":
@@ -67,6 +69,8 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         engine["limit_mm_per_prompt"] = {"image": rollout.limit_images}
     if model.override_config:
         engine["hf_overrides"] = partial(override_engine_config, overrides=model.override_config)
+    if model.random_weights:
+        engine["load_format"] = "dummy"  # replaced at the first sync
     if model.tokenizer_path:
         engine["tokenizer"] = model.tokenizer_path
     return {
@@ -76,5 +80,6 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         "max_response_length": data.max_response_length,
         "banned_token_ids": vision_token_ids(processor),
         "image_size": pixel_limits(processor, *data.processor_bounds),
+        "memory_gb": config.trainer.memory_gb,
         "num_threads": threads_per_rank(config) * rollout.tensor_parallel_size if device == "cuda" else 1,
     }

@@ -36,13 +36,20 @@ class Engines:
         with self.timer("sleep"):
             self.group.sleep()
 
-    def generate(self, prompts: DataProto, sampling: dict[str, Any], seed: int) -> DataProto:
-        """Prompts with n responses each, of at most `max_tokens` if there is such a column; the engines are awake."""
+    def generate(
+        self, prompts: DataProto, sampling: dict[str, Any], seed: int, for_training: bool = True
+    ) -> DataProto:
+        """Prompts with n responses each, of at most `max_tokens` if there is such a column; the engines are awake.
+
+        Args:
+            for_training: False leaves out what only training reads.
+        """
         request, num_padded = self._request(prompts)
         request.meta_info = {
             "sampling": sampling,
             "seed": self.settings.rollout.seed * 1_000_003 + seed,
-            "log_probs": self.settings.actor.tis_imp_ratio_cap is not None,
+            "log_probs": for_training and self.settings.actor.tis_imp_ratio_cap is not None,
+            "experts": for_training and self.settings.actor.routing_replay,
         }
         responses = unpad_dataproto(self.group.generate(request), num_padded)
         return prompts.select().union(responses)

@@ -42,7 +42,7 @@ ENGINE_GB = 4.0
 
 @dataclass(frozen=True)
 class Gpu:
-    """Memory of the smallest of the run's GPUs, in GiB: all of it, and what is not for this run."""
+    """Memory of a GPU in GiB: all that the run may fill (trainer.memory_gb), and what other processes hold of it."""
 
     total_gb: float
     used_gb: float = 0.0
@@ -102,8 +102,8 @@ def _engine_share(config: Config, model: ModelShape, gpu: Gpu, rollout_gb: float
     if left_gb < least_gb:
         raise ConfigError(
             [
-                f"{ENGINE} = auto: of the GPU's {gpu.total_gb:.1f} GiB {gpu.used_gb:.1f} are not for this run (other "
-                f"processes, trainer.memory_gb) and {resident_gb + RANK_GB:.1f} are the rank's, and the engine needs "
+                f"{ENGINE} = auto: of the GPU's {gpu.total_gb:.1f} GiB {gpu.used_gb:.1f} are taken by other processes "
+                f"and {resident_gb + RANK_GB:.1f} are the rank's, and the engine needs "
                 f"at least {least_gb:.1f}; set "
                 "worker.actor.offload.offload_optimizer=true and worker.ref.offload.offload_params=true, train with "
                 "LoRA (worker.actor.model.lora.rank), or raise trainer.n_gpus_per_node"
@@ -119,7 +119,7 @@ def _engine_share(config: Config, model: ModelShape, gpu: Gpu, rollout_gb: float
 def _describe(config: Config, gpu: Gpu, wanted: list[str]) -> list[str]:
     """Lines on what was chosen, and on what was given."""
     longest = config.data.max_prompt_length + config.data.max_response_length
-    others = f", {gpu.used_gb:.1f} of them not for this run" if gpu.used_gb >= 1 else ""
+    others = f", {gpu.used_gb:.1f} of them taken by other processes" if gpu.used_gb >= 1 else ""
     values = {key: attrgetter(key)(config) for key in WITHOUT_GPU}
     words = {
         UPDATE: f"updates in passes of {values[UPDATE]} x {longest} tokens",
@@ -142,8 +142,8 @@ def measure_gpu(config: Config, device: str) -> Gpu | None:
         return None
     pairs = [tuple(float(part) / 1024 for part in line.split(",")) for line in found.splitlines() if line.strip()]
     limit_gb = config.trainer.memory_gb or math.inf
-    gpus = [Gpu(total, used + max(0.0, total - limit_gb)) for total, used in pairs][: config.trainer.n_gpus_per_node]
-    return min(gpus, key=lambda gpu: gpu.free_gb, default=None)
+    gpus = [Gpu(min(total, limit_gb), max(0.0, used - max(0.0, total - limit_gb))) for total, used in pairs]
+    return min(gpus[: config.trainer.n_gpus_per_node], key=lambda gpu: gpu.free_gb, default=None)
 
 
 def probe_passes(plan: Plan, actor: WorkerGroup, train_set: RLHFDataset, pad_token_id: int) -> list[str]:

@@ -5,6 +5,7 @@ Letters: G groups (prompts of a step), n samples, R response tokens.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from verl.trainer.tracking import Tracker
 from verl.trainer.validation import Validation, validate
 
 UPDATE_KEYS = ["advantages", "old_log_probs", "rollout_log_probs"]
+GROUP_COLUMNS = ["images", "experts"]
 GROUP_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids", "responses", "response_mask")
 
 
@@ -105,7 +107,7 @@ class GRPOTrainer:
                 rollout = self.batches.make(self.engines.generate)  # prompts -> responses [G, n, R]; scoring starts
             groups, metrics = rollout.groups, dict(rollout.metrics)
             with timer("load"):
-                actor.load_groups(groups.select(list(GROUP_KEYS), ["images"]))
+                actor.load_groups(groups.select(list(GROUP_KEYS), GROUP_COLUMNS))
             request = self._request(groups)
             if num_old_prompts(self.config):
                 with timer("old"):
@@ -223,9 +225,8 @@ class GRPOTrainer:
     def evaluate(self) -> Validation:
         """Scores of the current policy on the validation prompts."""
         with self.engines.awake():
-            return validate(
-                self.config, self.val_set, self.pad_token_id, self.engines.generate, self.reward, self.step
-            )
+            generate = partial(self.engines.generate, for_training=False)
+            return validate(self.config, self.val_set, self.pad_token_id, generate, self.reward, self.step)
 
     def _validate(self) -> dict[str, float]:
         """Validates the policy and logs samples; returns mean rewards."""

@@ -3,6 +3,7 @@
 Letters: G local groups, n samples, R padded response tokens, N response tokens of one forward pass.
 """
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from verl.algos.divergences import compute_kl
 from verl.algos.losses import average_denominator, average_weights, compute_policy_loss, compute_rollout_weights
 from verl.distributed.fsdp import clip_grad_norm
 from verl.model.checkpointing import set_checkpointing
+from verl.model.experts import take_agreement, weigh_balance
 from verl.model.lora import adapters_off
 from verl.model.packing import PackedBatch, Piece, pack, plan_micro_batches, split_to_count, to_device
 from verl.model.qwen_vl import Grid, ResponseLogProbs, ResponseValues
@@ -35,6 +37,7 @@ class Groups:
         pixels: per image its patches [patches, patch size].
         grids: per image frames, rows and columns.
         num_samples, width: n and padded R of output tensors.
+        experts: per group the experts [P + sum of R, layers, K] to replay; None without routing replay.
     """
 
     prompts: list[Tensor]
@@ -45,6 +48,7 @@ class Groups:
     grids: list[Grid]
     num_samples: int
     width: int
+    experts: list[Tensor] | None = None
 
     @classmethod
     def from_proto(cls, data: DataProto, pixels: list[Tensor], grids: list[Grid]) -> "Groups":
@@ -68,6 +72,7 @@ class Groups:
             grids=grids,
             num_samples=batch["responses"].shape[1],
             width=batch["responses"].shape[2],
+            experts=[*data.non_tensor_batch["experts"]] if "experts" in data.non_tensor_batch else None,
         )
 
     def __len__(self) -> int:
@@ -91,8 +96,10 @@ class Groups:
 
     def pack(self, pieces: list[Piece]) -> PackedBatch:
         """The packed row of a micro-batch; for an empty one a dummy response, so that this rank joins collectives."""
-        responses = self.responses if pieces else [[torch.zeros(1, dtype=torch.long)]]
-        return pack(pieces or [Piece(0, (0,))], self.prompts, self.positions, responses, self.images)
+        if not pieces:
+            dummy = [[torch.zeros(1, dtype=torch.long)]]
+            return pack([Piece(0, (0,))], self.prompts, self.positions, dummy, self.images)
+        return pack(pieces, self.prompts, self.positions, self.responses, self.images, self.experts)
 
     def lengths(self, pieces: list[Piece]) -> Tensor:
         """Lengths [S] of the pieces' responses, in tokens."""
@@ -207,6 +214,7 @@ class Learner:
         self.activation_budget_gb = activation_budget_gb  # None: checkpointing as the model was configured
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.num_skipped_in_a_row = 0
+        self.load_balancing_coef = 0.0
 
     def forward(self, groups: Groups, pieces: list[Piece], *args: Any, **kwargs: Any) -> Any:
         """Model outputs [N] for the response tokens of a micro-batch."""
@@ -249,7 +257,10 @@ class Learner:
             for start in range(0, len(groups), settings.num_groups_per_mini_batch):
                 mini_batch = range(start, min(start + settings.num_groups_per_mini_batch, len(groups)))
                 denominator = self._denominator(groups, mini_batch, settings)
-                for pieces in groups.plan(settings.max_tokens, settings.shared_prompt, mini_batch):
+                plan = groups.plan(settings.max_tokens, settings.shared_prompt, mini_batch)
+                for pieces in plan:
+                    if self.load_balancing_coef:  # a mean over the passes of a mini-batch, as FSDP takes over ranks
+                        weigh_balance(self.model.model, self.load_balancing_coef * bool(pieces) / len(plan))
                     losses = micro_losses(pieces)
                     weights = (
                         average_weights(settings.loss_avg_mode, groups.lengths(pieces)) if pieces else 0.0 * losses
@@ -344,10 +355,27 @@ class Actor(Learner):
             reference: for the full KL as a term of the loss.
         """
         metrics = MetricSums()
+        if groups.experts is not None and batch.rollout_log_probs is not None:
+            self._compare_replay(groups, batch.rollout_log_probs, settings, metrics)
         self.learn(
             groups, settings, metrics, lambda pieces: self._losses(groups, pieces, batch, settings, metrics, reference)
         )
+        if groups.experts is not None:
+            metrics.add("actor/routing_agreement", *take_agreement(self.model.model))
         return metrics.as_pairs()
+
+    @torch.no_grad()
+    def _compare_replay(
+        self, groups: Groups, rollout_log_probs: Tensor, settings: UpdateSettings, metrics: MetricSums
+    ) -> None:
+        """Mean distance of log-probs from the engine's in the first micro-batch, with replay and without."""
+        self.model.eval()
+        pieces = groups.plan(settings.max_tokens, settings.shared_prompt)[0]
+        for name, experts in (("replayed", groups.experts), ("own_routing", None)):
+            log_probs = self.forward(dataclasses.replace(groups, experts=experts), pieces, settings.temperature)[0]
+            if pieces:
+                gap = (log_probs - to_device(groups.gather(rollout_log_probs, pieces), self.device)).abs()
+                metrics.add(f"actor/engine_gap/{name}", gap.sum(), len(gap))
 
     def _losses(
         self,

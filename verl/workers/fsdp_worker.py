@@ -71,14 +71,14 @@ class FSDPWorker:
     @register(Dispatch.ONE_TO_ALL)
     def load(self, host: str, port: int) -> None:
         """Joins the process group and builds the sharded models and optimizers."""
-        if self.device.type == "cuda" and (limit_gb := self.config.trainer.memory_gb) is not None:
-            share = limit_gb * 1024**3 / torch.cuda.mem_get_info()[1]
-            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
         store = self.store if self.rank == 0 else join_store(host, port)
         worker = self.config.worker
         roles = (worker.actor, worker.ref, worker.critic)
         with_cpu_backend = any(role.fsdp.enable_cpu_offload for role in roles)
         self.mesh = init_mesh(store, self.rank, self.world_size, self.device, with_cpu_backend=with_cpu_backend)
+        if self.device.type == "cuda" and (memory_gb := self.config.trainer.memory_gb) is not None:
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gb * 1024**3 / total))
         self.shard_writer = checkpoint.ShardWriter()
         actor = self.config.worker.actor
         self.processor = load_run_processor(self.config)
@@ -86,6 +86,7 @@ class FSDPWorker:
         self.optimizer = self._add_optimizer(self.policy, actor)
         budget = actor.model.activation_budget_gb if actor.model.enable_gradient_checkpointing else None
         self.actor = Actor(self.policy, self.device, self.optimizer, actor.images_once, budget)
+        self.actor.load_balancing_coef = actor.load_balancing_coef
         self.reference = None
         if not self.config.algorithm.disable_kl:
             model = self.policy if has_adapters(self.policy) else self._build_model(trainable=False)
@@ -115,7 +116,8 @@ class FSDPWorker:
         stored, computed = DTYPES[settings.fsdp.torch_dtype], DTYPES[settings.fsdp.mp_param_dtype]
         is_frozen = not trainable or model_config.lora.rank > 0
         dtype, overrides = computed if is_frozen else stored, model_config.override_config
-        model = load_model(model_config.model_path, dtype, model_config.trust_remote_code, overrides)
+        random_on = self.device if model_config.random_weights else None
+        model = load_model(model_config.model_path, dtype, model_config.trust_remote_code, overrides, random_on)
         if self.device.type == "cuda" and model_config.use_fused_layers:
             fuse_layers(model)
         if not trainable:

@@ -15,6 +15,7 @@ from spatialthinker.storage.images import load_image
 from verl.distributed.single_controller import Dispatch, register
 from verl.model.log_probs import BANNED_LOGIT_BIAS
 from verl.protocol import DataProto
+from verl.workers.routing import group_experts, record_routing
 
 CPU_KV_CACHE_GB = 1
 RENDER_AHEAD_DIVISOR = 4
@@ -35,6 +36,7 @@ class RolloutWorker:
         banned_token_ids: never sampled: image and video tokens, since a response has no images.
         image_size: min_pixels and max_pixels of the image processor, as in training.
         num_threads: for image preprocessing.
+        memory_gb: GiB of each GPU of which the engine takes its share; None: all.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class RolloutWorker:
         banned_token_ids: list[int],
         image_size: dict[str, int],
         num_threads: int = 1,
+        memory_gb: float | None = None,
     ):
         self.rank = rank
         self.world_size = world_size
@@ -58,6 +61,7 @@ class RolloutWorker:
         self.banned = {token: BANNED_LOGIT_BIAS for token in banned_token_ids}
         self.image_size = image_size
         self.num_threads = num_threads
+        self.memory_gb = memory_gb
         self.is_receiving = False
         self.rendered: dict[Any, Any] = {}
 
@@ -77,6 +81,9 @@ class RolloutWorker:
         from vllm import LLM
 
         is_cuda = self.device == "cuda"
+        if is_cuda and self.memory_gb is not None:
+            total = torch.cuda.get_device_properties(0).total_memory
+            self.engine_kwargs["gpu_memory_utilization"] *= min(1.0, self.memory_gb * 1024**3 / total)
         self.llm = LLM(
             self.model_path,
             mm_processor_kwargs=self.image_size,
@@ -89,6 +96,8 @@ class RolloutWorker:
         if "scheduler_cls" in self.engine_kwargs:
             core = self.llm.llm_engine.engine_core.engine_core  # type: ignore[attr-defined]  # of an in-process client
             core.request_block_hasher = hash_prompts_once(core.request_block_hasher)
+        if self.engine_kwargs.get("enable_return_routed_experts"):
+            self.llm.collective_rpc(record_routing)
         self.warn_without_shared_prompt()
         self.sleep()
 
@@ -167,11 +176,12 @@ class RolloutWorker:
         Args:
             prompts: non-tensors `raw_prompt_ids` (image tokens not expanded), `images` (encoded bytes) and, if each
                 response has a limit of its own, `max_tokens` (n numbers); meta `sampling` (vLLM's SamplingParams
-                fields), `seed`, `log_probs` (True returns them).
+                fields), `seed`, `log_probs` and `experts` (True returns them).
 
         Returns:
             `responses`, `response_mask` (by the engine's lengths, not by EOS) and, with `log_probs`,
-            `rollout_log_probs`: [G, n, R], right-padded.
+            `rollout_log_probs`: [G, n, R], right-padded. With `experts` a column of that name: per prompt the experts
+            [P + sum of R, layers, K] that its tokens and then those of its responses were sent to.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -193,7 +203,11 @@ class RolloutWorker:
         limits = prompts.non_tensor_batch.get("max_tokens")
         requests = [[parameters]] * len(prompts) if limits is None else [_split(parameters, each) for each in limits]
         responses = self._run(self._columns(prompts), requests)
-        return self._pad(responses, (len(prompts), sampling.get("n", 1)), with_log_probs)
+        shape = len(prompts), sampling.get("n", 1)
+        padded = self._pad(responses, shape, with_log_probs)
+        if prompts.meta_info.get("experts", False):
+            padded.non_tensor_batch["experts"] = group_experts(responses, shape[1])
+        return padded
 
     def _run(self, columns: Iterable[Any], requests: list[list[Any]]) -> list[Any]:
         """Responses of all prompts in order; generation overlaps with image preprocessing.
