@@ -16,8 +16,8 @@ const Filters = (() => {
   let timer = 0,
     changes = {};
 
-  /** Go to the same view with one value changed, soon: typing, and further changes, go on meanwhile. */
-  function change(name, value) {
+  /** Go to the same view with one value changed; after a letter only once typing rests. */
+  function change(name, value, delayMs = 0) {
     changes[name] = value;
     clearTimeout(timer);
     timer = setTimeout(() => {
@@ -25,7 +25,7 @@ const Filters = (() => {
       location.replace(address(view, { ...parameters, ...changes, offset: "" }));
       changes = {};
       timer = 0;
-    }, DELAY_MS);
+    }, delayMs);
   }
 
   function select(route, name, title, options) {
@@ -54,7 +54,7 @@ const Filters = (() => {
         "aria-label": `${side === "min" ? "least" : "most"} ${title}`,
         placeholder: side === "min" ? "least" : "most",
         value: route.parameters[`${side}.${name}`] ?? "",
-        input: (event) => change(`${side}.${name}`, event.target.value),
+        input: (event) => change(`${side}.${name}`, event.target.value, DELAY_MS),
       });
     return el("label", { class: "bounds" }, title.replaceAll("_", " "), field("min"), field("max"));
   }
@@ -81,7 +81,7 @@ const Filters = (() => {
       placeholder: "text in prompt, response, truth",
       "aria-label": "text",
       value: route.parameters.text ?? "",
-      input: (event) => change("text", event.target.value),
+      input: (event) => change("text", event.target.value, DELAY_MS),
     });
   }
 
