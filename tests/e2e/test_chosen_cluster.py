@@ -59,6 +59,20 @@ def node_ids() -> set[str]:
     return {node["NodeID"] for node in ray.nodes()}
 
 
+@pytest.mark.nightly
+def test_blocks_run_on_the_cluster_that_was_named_and_find_files_of_the_folder_of_the_call(cluster, folder):
+    """First here: blocks of a second driver in one process lose those of the one before."""
+    row = synthetic_row(0, 0)
+    (folder / "picture.png").write_bytes(row["image"]["bytes"])
+    rows = [row | {"image": "picture.png", "image_id": str(number)} for number in range(6)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["preprocess_on_cluster", "--provider=template", "--source=rows.jsonl", "--out=out/t.csv"]
+    assert main([*command, "--block_rows=4", f"--ray_address={cluster.address}"]) == 0
+    assert ray.get_runtime_context().gcs_address == cluster.address
+    assert len(list((folder / "out" / "t" / "blocks").glob("*.jsonl"))) == 2
+    assert [record.image_id for record in read_records(folder / "out" / "t.csv")] == list("012345")
+
+
 def test_engines_run_on_every_machine_of_the_cluster_that_was_named(cluster, folder, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))  # the driver's cores do not count
     options = ModelOptions("model", "reasoning", num_items=10_000, ray_address=cluster.address)
@@ -80,15 +94,3 @@ def test_a_cluster_that_others_hold_is_said(cluster, folder, monkeypatch):
     ray.get(placement_group([{"CPU": 1}]).ready())
     with pytest.raises(ValueError, match="no room for 2 engines of .*some of it is in use"):
         find_places(options)
-
-
-def test_blocks_run_on_the_cluster_that_was_named_and_find_files_of_the_folder_of_the_call(cluster, folder):
-    row = synthetic_row(0, 0)
-    (folder / "picture.png").write_bytes(row["image"]["bytes"])
-    rows = [row | {"image": "picture.png", "image_id": str(number)} for number in range(6)]
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    command = ["preprocess_on_cluster", "--provider=template", "--source=rows.jsonl", "--out=out/t.csv"]
-    assert main([*command, "--block_rows=4", f"--ray_address={cluster.address}"]) == 0
-    assert ray.get_runtime_context().gcs_address == cluster.address
-    assert len(list((folder / "out" / "t" / "blocks").glob("*.jsonl"))) == 2
-    assert [record.image_id for record in read_records(folder / "out" / "t.csv")] == list("012345")

@@ -44,24 +44,25 @@ def make_data(folder: Path, num_train: int = 64, num_val: int = 16) -> None:
     subprocess.run([*command, "--train", str(num_train), "--val", str(num_val)], cwd=ROOT, check=True)
 
 
+def arguments(data: Path, run: Path, *overrides: str) -> list[str]:
+    """Of a small run on the toy model; the last ones count."""
+    files = [f"data.train_files={data}@train", f"data.val_files={data}@val"]
+    return ["config=configs/toy_cpu.yaml", *files, f"trainer.save_checkpoint_path={run}", *SMALL, *overrides]
+
+
 def start(data: Path, run: Path, *overrides: str, script: str = "") -> subprocess.Popen:
     """A training run in a process group of its own, started by a recipe's script if one is named.
 
     Its output goes to `run`.log.
     """
-    arguments = [
-        "config=configs/toy_cpu.yaml",
-        f"data.train_files={data}@train",
-        f"data.val_files={data}@val",
-        f"trainer.save_checkpoint_path={run}",
-        *SMALL,
-        *overrides,
-    ]
     log = run.with_suffix(".log").open("a")
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     python_first = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     return subprocess.Popen(
-        [*(["bash", script] if script else [sys.executable, "-m", "verl.trainer.main"]), *arguments],
+        [
+            *(["bash", script] if script else [sys.executable, "-m", "verl.trainer.main"]),
+            *arguments(data, run, *overrides),
+        ],
         cwd=ROOT,
         stdout=log,
         stderr=subprocess.STDOUT,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_a_last_step_that_is_not_saved_is_an_error_whatever_is_asked(tmp_path):
         saver.check_saved(2)
 
 
-def test_a_second_trainer_in_a_folder_is_told_who_is_there(tmp_path):
+def test_a_second_trainer_in_a_folder_is_told_who_is_there_and_who_was_killed(tmp_path, capsys):
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
         assert holder.stdout.readline() == "locked\n"  # type: ignore[union-attr]
@@ -124,6 +125,16 @@ def test_a_second_trainer_in_a_folder_is_told_who_is_there(tmp_path):
         holder.wait()
     lock_folder(tmp_path)  # gone with its process
     lock_folder(tmp_path)
+    words = f"trainer process {holder.pid} of {socket.gethostname()}, since .*, was killed: it left {tmp_path}"
+    said = capsys.readouterr().out
+    assert re.search(words, said) and said.count("was killed") == 1
+
+
+def test_a_trainer_that_ended_by_itself_is_not_said_to_be_killed(tmp_path, capsys):
+    subprocess.run([sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.DEVNULL, cwd=ROOT, check=True)
+    assert (tmp_path / LOCK_FILE).read_text() == ""
+    lock_folder(tmp_path)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -287,5 +298,5 @@ def test_ranks_are_asked_ever_less_often_and_each_group_in_turn(tmp_path, monkey
 def test_a_folder_is_locked_with_a_name_and_a_time(tmp_path):
     lock_folder(tmp_path / "new" / "run")
     text = (tmp_path / "new" / "run" / LOCK_FILE).read_text()
-    assert re.fullmatch(rf"process {os.getpid()} of .+, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\n", text)
+    assert re.fullmatch(rf"trainer process {os.getpid()} of .+, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\n", text)
     assert tmp_path / "new" / "run" in _locks

@@ -429,7 +429,8 @@ def build_workers(
 ) -> tuple[Any, Any]:
     """Training ranks and engines, loaded side by side.
 
-    On GPUs every worker.rollout.tensor_parallel_size ranks share an engine, which runs on their GPUs; on a CPU all do.
+    On GPUs every worker.rollout.tensor_parallel_size ranks share an engine, which runs on their GPUs; on a CPU all of
+    a machine do.
     """
     from verl.data.processor import threads_per_rank
     from verl.distributed.single_controller import ResourcePool, WorkerGroup, WorkerSpec
@@ -464,7 +465,7 @@ def build_workers(
             num_cpus=CPUS_PER_ACTOR,
             env=shared | ({"OMP_NUM_THREADS": "1"} if on_gpu else threads),  # a GPU's engine has threads of its own
         ),
-        ranks_per_actor=config.worker.rollout.tensor_parallel_size if on_gpu else ranks,
+        ranks_per_actor=config.worker.rollout.tensor_parallel_size if on_gpu else config.trainer.n_gpus_per_node,
         watchdog=watchdog,
     )
     host, port = actor.run_on(0, "open_store")

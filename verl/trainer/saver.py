@@ -4,6 +4,7 @@ Where a run begins is decided by `find_start`, and `CheckpointSaver.begin` sets 
 the later steps of a branch that it leaves, and damaged checkpoints.
 """
 
+import atexit
 import fcntl
 import math
 import os
@@ -12,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,10 +28,12 @@ LOCK_FILE = "trainer.lock"
 
 _locks: dict[Path, IO[str]] = {}
 """Open lock files of this process by folder; the system releases them when the process ends, however it ends."""
+HOLDER = "trainer process"
+"""First words of a lock file, for as long as its process has not ended by itself."""
 
 
 def lock_folder(root: Path) -> None:
-    """Reserves a run's folder for this process until its end.
+    """Reserves a run's folder for this process until its end; says so when the trainer before was killed there.
 
     Raises:
         ConfigError: another trainer is at work there, which is named, or the folder cannot be written.
@@ -49,10 +53,22 @@ def lock_folder(root: Path) -> None:
         holder = file.read().strip() or "another process"
         file.close()
         raise ConfigError([f"{key}: {holder} trains there; wait for its end, or name another folder"]) from error
+    file.seek(0)
+    if (before := file.read().strip(",\n")).startswith(HOLDER):
+        print(f"Warning: {before}, was killed: it left {root} without an end; what it saved is whole", flush=True)  # noqa: T201
     file.truncate(0)
-    file.write(f"process {os.getpid()} of {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},\n")
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.write(f"{HOLDER} {os.getpid()} of {socket.gethostname()}, since {since},\n")
     file.flush()
     _locks[root] = file
+    atexit.register(_mark_end, file, os.getpid())
+
+
+def _mark_end(file: IO[str], owner: int) -> None:
+    """Empties the lock file of a process that ends by itself; a forked child is not its owner."""
+    if os.getpid() == owner:
+        with suppress(OSError):  # a full disk, or a folder that is gone
+            file.truncate(0)
 
 
 @dataclass(frozen=True)
