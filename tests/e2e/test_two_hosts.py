@@ -27,7 +27,6 @@ SMALL = [
     "data.max_response_length=48",
     "worker.rollout.n=2",
     "worker.actor.global_batch_size=4",
-    "trainer.watchdog_timeout_s=120",
 ]
 OVER_BOTH = ["trainer.nnodes=2", "trainer.n_gpus_per_node=1"]
 LIMIT_S = 90
