@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = ("left", "right")
 NETWORK = "10.77.0"
 PORT = 6379
-TOOLS = ("unshare", "nsenter", "ip")
+TOOLS = ("unshare", "setpriv", "nsenter", "ip", "ss")
 NAMESPACES = ("--net", "--uts", "--pid", "--mount")
 OBJECT_STORE_BYTES = 300_000_000
 START_ATTEMPTS = 4
@@ -141,7 +141,8 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
             own = folder / name
             (own / "ray").mkdir(parents=True)
             (own / "hosts").write_text(f"127.0.0.1 localhost\n{table}")
-            command = ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc"]
+            command = ["setpriv", "--pdeathsig", "KILL"]  # a test that is killed leaves no host
+            command += ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc"]
             command += [sys.executable, "-c", INIT, name, str(own)]
             keepers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True))
             output = keepers[-1].stdout
