@@ -41,6 +41,24 @@ def test_grouped_products_equal_the_loop_in_value_and_gradient():
         assert relative(fast, exact) < 2e-2
 
 
+def test_adapters_side_by_side_as_peft_lays_them_equal_the_loop():
+    from types import SimpleNamespace
+
+    from verl.model.experts import _adapter_output
+
+    generator = torch.Generator().manual_seed(2)
+    a = torch.randn(NUM_EXPERTS, 8, HIDDEN, generator=generator)
+    b = torch.randn(WIDTH, 8, NUM_EXPERTS, generator=generator).permute(2, 0, 1)
+    rows, ends = torch.randn(TOKENS, HIDDEN, generator=generator), torch.arange(1, NUM_EXPERTS + 1) * TOKENS
+    ends = (ends // NUM_EXPERTS).int().cuda()
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        parts = b.cuda().to(dtype), a.to("cuda", dtype), 0.5
+        wrapper = SimpleNamespace(get_delta_factors=lambda _, parts=parts: parts, active_adapters=["default"])
+        found.append(_adapter_output(wrapper, rows.to("cuda", dtype), ends))
+    assert relative(found[1], found[0]) < 2e-2
+
+
 def test_passes_never_wait_for_the_gpu():
     from verl.model.experts import choose_experts, mix_experts
 

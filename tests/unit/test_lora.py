@@ -157,3 +157,39 @@ def test_merged_weights_in_bfloat16_carry_small_adapters(size):
     share = float((moved * change).sum() / change.square().sum())
     assert share == pytest.approx(1, abs=0.15)
     assert torch.equal(_merge(weight, a, 0 * b, 2.0), weight)
+
+
+@torch.no_grad()
+def expert_log_probs(model):
+    groups, _, _ = make_groups("qwen2")  # rows without images
+    return Actor(ResponseLogProbs(model), torch.device("cpu")).compute_log_probs(groups, 10_000, True, 0.9)[0]
+
+
+@pytest.mark.parametrize("with_experts", [False, True])
+def test_adapters_of_experts_are_trained_merged_and_written_as_peft_does(tmp_path, with_experts):
+    base = save_tiny_model(tmp_path / "base", family="qwen3_vl_moe")
+    config = AdapterConfig(4, 8, exclude_modules=".*visual.*", experts=with_experts)
+    assert torch.equal(expert_log_probs(adapted(base, config=config)), expert_log_probs(adapted(base)))
+    model = adapted(base, seed=1, config=config)
+    trained = {name.rpartition(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert any("experts" in name for name in trained) == with_experts
+    expected = expert_log_probs(model)
+    with adapters_off(model):
+        torch.testing.assert_close(expert_log_probs(model), expert_log_probs(adapted(base)))
+    plain = load_model(str(base), torch.float32)
+    names = list(plain.state_dict())
+    merged = dict(full_weights(model))
+    assert list(merged) == names
+    plain.load_state_dict(merged)
+    torch.testing.assert_close(expert_log_probs(plain), expected, rtol=1e-5, atol=1e-5)
+
+    folder = tmp_path / "actor" / ADAPTER_FOLDER
+    save_adapters(model, gather_adapters(model, lambda tensor: tensor), folder)
+    for name, weight in load_merged(folder).state_dict().items():
+        torch.testing.assert_close(weight, merged[name], rtol=1e-5, atol=1e-6)
+
+    from peft import PeftModel
+
+    theirs = PeftModel.from_pretrained(load_model(str(base), torch.float32), str(folder)).merge_and_unload()
+    for name, weight in theirs.state_dict().items():
+        torch.testing.assert_close(weight, merged[name], rtol=1e-5, atol=1e-6)

@@ -8,6 +8,7 @@ from verl.config.loading import load_config
 from verl.config.records import ConfigError
 from verl.data.processor import load_processor
 from verl.model.families import read_config
+from verl.trainer import model_checks
 from verl.trainer.engine_arguments import rollout_arguments
 from verl.trainer.model_checks import measure_checked_model
 
@@ -15,7 +16,8 @@ from verl.trainer.model_checks import measure_checked_model
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return {
-        family: save_tiny_model(tmp_path_factory.mktemp(family), family=family) for family in ("qwen2_5_vl", "qwen3")
+        family: save_tiny_model(tmp_path_factory.mktemp(family), family=family)
+        for family in ("qwen2_5_vl", "qwen3", "qwen3_vl_moe")
     }
 
 
@@ -48,6 +50,34 @@ ADAPTERS = "worker.actor.model.lora.rank=4"
 def test_what_the_model_cannot_do_is_said(folders, overrides, words):
     (fault,) = faults(folders["qwen2_5_vl"], *overrides)
     assert words in fault
+
+
+def test_engines_share_experts_evenly(folders):
+    more = "worker.actor.model.override_config={text_config: {num_attention_heads: 3, num_key_value_heads: 3}}"
+    (fault,) = faults(
+        folders["qwen3_vl_moe"],
+        "worker.rollout.tensor_parallel_size=3",
+        more,
+        "trainer.n_gpus_per_node=3",
+        "data.rollout_batch_size=510",
+        "worker.actor.global_batch_size=102",
+    )
+    assert "worker.rollout.tensor_parallel_size = 3: must divide the model's 8 experts" in fault
+
+
+def test_what_only_experts_have_is_refused_to_a_dense_model(folders):
+    chosen = ["worker.actor.routing_replay=true", ADAPTERS, "worker.actor.model.lora.experts=true"]
+    found = faults(folders["qwen2_5_vl"], *chosen)
+    assert any("worker.actor.routing_replay = true: the model has no experts" in fault for fault in found)
+    assert any("worker.actor.model.lora.experts = true: the model has no experts" in fault for fault in found)
+    assert not faults(folders["qwen3_vl_moe"], *chosen)
+
+
+def test_an_engine_without_the_family_is_named(folders, monkeypatch):
+    monkeypatch.setattr(model_checks, "_engine_classes", lambda: '"Qwen2_5_VLForConditionalGeneration"')
+    (fault,) = faults(folders["qwen3_vl_moe"])
+    assert "the installed vLLM has no Qwen3VLMoeForConditionalGeneration" in fault
+    assert not faults(folders["qwen2_5_vl"])
 
 
 def test_all_faults_of_a_model_come_together(folders):

@@ -15,7 +15,8 @@ from verl.trainer import main as program
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path for path in ROOT.glob("scripts/*.sh") if path.name.endswith(("grpo.sh", "sft.sh")))
-RECIPES += sorted(ROOT.glob("scripts/spatialthinker_3b_[!g]*.sh"))
+RECIPES += sorted(ROOT.glob("scripts/spatialthinker_3*b_[!g]*.sh"))
+
 GRPO_RECIPES = [path for path in RECIPES if "sft" not in path.name]
 
 
@@ -47,7 +48,9 @@ def test_a_recipe_is_strict_one_command_and_passes_its_arguments_on(script, tmp_
 
 @pytest.mark.parametrize("script", GRPO_RECIPES, ids=lambda path: path.name)
 def test_a_recipe_takes_its_numbers_from_the_file_of_its_name(script, tmp_path):
-    assert arguments_of(script, tmp_path)[2:] == [f"config=configs/{script.stem.removesuffix('_grpo')}.yaml"]
+    assert arguments_of(script, tmp_path)[2:] == [
+        f"config=configs/{script.stem.removesuffix('_grpo').replace('30b_lora', '30b')}.yaml"
+    ]
 
 
 @pytest.mark.parametrize("script", GRPO_RECIPES, ids=lambda path: path.name)
@@ -78,6 +81,9 @@ def test_what_the_recipes_change(tmp_path, monkeypatch):
     assert load("spatialthinker_3b_chi2.sh").algorithm.kl_penalty == "chi2"
     weights = load("spatialthinker_3b_count_weights.sh").worker.reward.reward_function_kwargs
     assert weights == {"object_count_weight": 0.5, "relation_count_weight": 0.5}
+    largest = load("spatialthinker_30b_lora.sh").worker.actor
+    assert (largest.model.lora.rank, largest.routing_replay) == (64, True)
+    assert "Qwen3-VL-30B-A3B" in largest.model.model_path
     assert "Qwen3-VL-8B" in load("qwen3_vl_8b_grpo.sh").worker.actor.model.model_path
 
 

@@ -151,7 +151,8 @@ def mix_experts(states: Tensor, weights: Tensor, chosen: Tensor, experts: Any) -
 def _adapter_output(wrapper: Any, rows: Tensor, ends: Tensor) -> Tensor | float:
     """scale B A x of each row's expert; 0 while adapters are disabled."""
     b, a, scale = wrapper.get_delta_factors(wrapper.active_adapters[0])  # [E, out, rank], [E, rank, in]
-    return scale * grouped_linear(grouped_linear(rows, a, ends), b, ends) if scale else 0.0
+    # peft lays the experts' B side by side, and a grouped product wants each as a whole.
+    return scale * grouped_linear(grouped_linear(rows, a, ends), b.contiguous(), ends) if scale else 0.0
 
 
 def sparse_layers(model: PreTrainedModel) -> list[Any]:

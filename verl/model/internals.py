@@ -62,6 +62,12 @@ PARTS = {
         ("verl/workers/rollout.py", "evaluation/engines/local.py"),
         "LLM.llm_engine, renderer and request_counter, set_random_seed in the engine's processes",
     ),
+    "routing replay": Part(
+        ("vllm==0.25.1", "transformers==5.17.0"),
+        ("verl/workers/routing.py", "verl/model/experts.py"),
+        "MoERunner and its kernels' forward_monolithic, routed_experts_capturer, routed_experts of outputs; forward "
+        "pass of a decoder layer with experts",
+    ),
     "weight sync": Part(
         ("vllm==0.25.1", "torch==2.11.0"),
         ("verl/workers/rollout.py", "verl/workers/weight_sync.py"),

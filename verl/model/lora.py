@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -28,7 +29,8 @@ ADAPTER_FOLDER = "lora_adapter"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 SAVED_PREFIX = "base_model.model."  # prefix of the model's names in that file
-BASE_LAYER = ".base_layer."  # in peft's names of wrapped weights
+BASE_LAYER = ".base_layer"  # in peft's names of wrapped weights
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
 def add_adapters(model: PreTrainedModel, config: AdapterConfig, dtype: torch.dtype, seed: int) -> None:
@@ -49,11 +51,14 @@ def add_adapters(model: PreTrainedModel, config: AdapterConfig, dtype: torch.dty
                     lora_alpha=config.alpha,
                     target_modules=targets,
                     exclude_modules=config.exclude_modules,
+                    target_parameters=EXPERTS if config.experts else None,
                 )
             )
         except ValueError as error:
             raise ConfigError([f"{key}: {error}"]) from error
     for name, layer in adapted_layers(model):
+        if isinstance(layer, ParamWrapper):
+            continue
         if not isinstance(layer.get_base_layer(), nn.Linear) or layer is model.get_output_embeddings():
             raise ConfigError([f"{key}: {name} cannot carry an adapter; name linear layers inside the blocks"])
     for parameter in model.parameters():
@@ -100,17 +105,26 @@ def merged_weights(model: nn.Module, gather: Callable[[Tensor], Tensor]) -> Iter
     Args:
         gather: returns the full tensor; called for every tensor in the same order on all ranks.
     """
-    layers = dict(adapted_layers(model))
+    layers = {
+        f"{name.replace(BASE_LAYER, '')}.{getattr(layer, 'parameter_name', 'weight')}": layer
+        for name, layer in adapted_layers(model)
+    }
     for name, value in model.state_dict().items():
-        layer_name, is_base, rest = name.rpartition(BASE_LAYER)
-        if is_base and rest == "weight":
-            layer = layers[layer_name]
+        plain = name.replace(BASE_LAYER, "")
+        if plain in layers and not is_adapter(name):
+            layer = layers[plain]
             a, b = (gather(cast(Tensor, part[ADAPTER].weight)) for part in (layer.lora_A, layer.lora_B))
-            yield f"{layer_name}.weight", _merge(gather(value), a, b, layer.scaling[ADAPTER])
-        elif is_base:
-            yield f"{layer_name}.{rest}", gather(value)
+            whole = gather(value)
+            yield plain, _merge(whole, *_unstack(whole, a, b), layer.scaling[ADAPTER])
         elif not is_adapter(name):
-            yield name, gather(value)
+            yield plain, gather(value)
+
+
+def _unstack(weight: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B of a layer; of stacked experts [E, rank, in] and [E, out, rank], which peft lays side by side."""
+    if weight.dim() == 2:
+        return a, b
+    return a.unflatten(0, (len(weight), -1)), b.unflatten(1, (-1, len(weight))).permute(2, 0, 1)
 
 
 def _merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -145,6 +159,13 @@ def save_adapters(model: PreTrainedModel, adapters: dict[str, Tensor], folder: P
     config.save_pretrained(folder)
 
 
+def _adapted_weight(model: nn.Module, layer_name: str, a: Tensor, b: Tensor) -> nn.Parameter:
+    """The weight of a layer, or the one of stacked experts, that has an adapter's widths."""
+    module = model.get_submodule(layer_name)
+    stacked = [p for p in module.parameters(recurse=False) if p.dim() == 3 and p.shape[1:] == (len(b), a.shape[1])]
+    return stacked[0] if stacked else model.get_parameter(f"{layer_name}.weight")
+
+
 def load_merged(folder: Path) -> PreTrainedModel:
     """The base model of saved adapters, in the dtype of its files, with the adapters merged in float32.
 
@@ -163,8 +184,8 @@ def load_merged(folder: Path) -> PreTrainedModel:
         layer_name = name.removeprefix(SAVED_PREFIX).removesuffix(".lora_A.weight")
         a, b = tensors.pop(name), tensors.pop(name.replace(".lora_A.", ".lora_B."))
         try:
-            weight = model.get_parameter(f"{layer_name}.weight")
-            weight.data = _merge(weight.data, a, b, scale)
+            weight = _adapted_weight(model, layer_name.replace(BASE_LAYER, ""), a, b)
+            weight.data = _merge(weight.data, *_unstack(weight, a, b), scale)
         except (AttributeError, RuntimeError) as error:
             raise ValueError(
                 f"{folder / WEIGHTS_FILE}: the adapter of {layer_name} fits no layer of {base}"

@@ -34,6 +34,7 @@ class ModelShape:
         layers, hidden, intermediate: L, D, I of the decoder.
         kv_width: elements of keys and values of one token in one layer.
         vision_depth, vision_hidden, patch_numbers, patches_per_token: of the vision encoder; elements of a patch.
+        adapters: trained with LoRA; 0: estimated from the other sizes.
     """
 
     parameters: int
@@ -48,6 +49,7 @@ class ModelShape:
     vision_hidden: int = 0
     patch_numbers: int = 0
     patches_per_token: int = 1
+    adapters: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ def _offloaded_bytes(role: Any, weights: float, states: float) -> float:
 def trained_parameters(config: Config, model: ModelShape) -> int:
     """Trainable parameters: all, all but the vision encoder's, or LoRA's r (9D + 3I + kv_width) per layer."""
     settings = config.worker.actor.model
+    if model.adapters:
+        return model.adapters
     if settings.lora.rank:
         return settings.lora.rank * model.layers * (9 * model.hidden + 3 * model.intermediate + model.kv_width)
     return model.parameters - (model.vision_parameters if settings.freeze_vision_tower else 0)
@@ -211,6 +215,13 @@ def count_parameters(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def _activation_width(text: Any) -> int:
+    """I; with K experts of width I of each token K (D / 2 + I), for two hidden vectors beside the four of I."""
+    if not getattr(text, "num_experts", 0):
+        return text.intermediate_size
+    return text.num_experts_per_tok * (text.hidden_size // 2 + text.moe_intermediate_size)
+
+
 def measure_model(model: Any) -> ModelShape:
     """The shape of a transformers model, which may be on the `meta` device."""
     parameters = count_parameters(model)
@@ -226,7 +237,7 @@ def measure_model(model: Any) -> ModelShape:
         "root": parameters - vision_parameters - sum(blocks),
         "layers": text.num_hidden_layers,
         "hidden": text.hidden_size,
-        "intermediate": text.intermediate_size,
+        "intermediate": _activation_width(text),
         "kv_width": 2 * text.num_key_value_heads * head_dim,
     }
     if vision is not None:

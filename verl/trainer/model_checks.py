@@ -2,6 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -26,6 +30,7 @@ def measure_checked_model(config: Config) -> ModelShape:
         shape = measure_model(built)
         if model.lora.rank:
             faults += _adapter_faults(built, model.lora)
+            shape = replace(shape, adapters=sum(p.numel() for p in built.parameters() if p.requires_grad))
     if faults:
         raise ConfigError(faults)
     return shape
@@ -50,6 +55,23 @@ def _engine_faults(config: Config, settings: PretrainedConfig) -> Iterator[str]:
             f"worker.rollout.tensor_parallel_size = {rollout.tensor_parallel_size}: must divide the model's "
             f"{text.num_attention_heads} attention heads; lower it"
         )
+    num_experts = getattr(text, "num_experts", 0)
+    if num_experts % rollout.tensor_parallel_size:
+        yield (
+            f"worker.rollout.tensor_parallel_size = {rollout.tensor_parallel_size}: must divide the model's "
+            f"{num_experts} experts; lower it"
+        )
+    choices = ("routing_replay", config.worker.actor), ("experts", config.worker.actor.model.lora)
+    for name, section in choices if not num_experts else ():
+        if getattr(section, name):
+            key = "worker.actor.routing_replay" if name == "routing_replay" else "worker.actor.model.lora.experts"
+            yield f"{key} = true: the model has no experts; set it to false"
+    names: Any = settings.architectures
+    if (known := _engine_classes()) is not None and f'"{names[0]}"' not in known:
+        yield (
+            f"worker.actor.model.model_path = {config.worker.actor.model.model_path!r}: the installed vLLM has no "
+            f"{names[0]}; install one that has, or name another model"
+        )
     longest = config.data.max_prompt_length + config.data.max_response_length
     stretched = (getattr(text, "rope_parameters", None) or {}).get("factor", 1.0)
     limit = int(text.max_position_embeddings * stretched)
@@ -59,6 +81,13 @@ def _engine_faults(config: Config, settings: PretrainedConfig) -> Iterator[str]:
             f"{knob} = {max(longest, rollout.max_model_len or 0)}: the model has positions for {limit} tokens; lower "
             "it, or stretch them with worker.actor.model.override_config"
         )
+
+
+def _engine_classes() -> str | None:
+    """The text of vLLM's table of models, read without the seconds that its import takes; None where it is not."""
+    spec = find_spec("vllm")
+    table = Path(spec.origin).parent / "model_executor" / "models" / "registry.py" if spec and spec.origin else None
+    return table.read_text() if table and table.is_file() else None
 
 
 def _critic_faults(config: Config, settings: PretrainedConfig) -> Iterator[str]:
