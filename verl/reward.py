@@ -107,12 +107,16 @@ def _end_with_parent(parent: int) -> None:
 
 def _score(token_ids: list[list[int]], items: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, float]]]:
     """Decoded responses and their scores; runs in a scoring process."""
-    texts = _child["tokenizer"].batch_decode(token_ids, skip_special_tokens=_child["skip_special_tokens"])
+    texts = _decode(token_ids)
     full = [
         item | {"response": text, "response_length": len(ids)}
         for item, text, ids in zip(items, texts, token_ids, strict=True)
     ]
     return texts, _checked_scores(full)
+
+
+def _decode(token_ids: list[list[int]]) -> list[str]:
+    return _child["tokenizer"].batch_decode(token_ids, skip_special_tokens=_child["skip_special_tokens"])
 
 
 def _score_text(item: dict[str, Any]) -> tuple[list[str], list[dict[str, float]]]:
@@ -202,6 +206,7 @@ class PendingRewards:
     def __init__(self, futures: list[Future], shape: tuple[int, int], timeout_s: float | None = None, name: str = ""):
         self.futures, self.shape, self.timeout_s, self.name = futures, shape, timeout_s, name
         self.texts: list[str] = []
+        """Decoded responses [G * n], once there is a result."""
 
     def result(self) -> dict[str, Tensor]:
         """Waits for scores [G, n] by reward key, 0 where a response lacks a key.
@@ -286,6 +291,13 @@ class RewardManager:
         }
         pending = PendingRewards([self._start(_score_text, item)], (1, 1), self.timeout_s, self.name)
         return {key: float(value) for key, value in pending.result().items()}
+
+    def decode(self, groups: DataProto) -> list[str]:
+        """Texts [G * n] of a batch with `responses`, `response_mask` [G, n, R], as the reward function reads them."""
+        lengths = groups.batch["response_mask"].sum(-1).flatten().tolist()
+        rows = groups.batch["responses"].flatten(0, 1).tolist()
+        token_ids = [row[:length] for row, length in zip(rows, lengths, strict=True)]
+        return self._start(_decode, token_ids).result()
 
     def _submit(self, token_ids: list[list[int]], items: Sequence[dict[str, Any]]) -> list[Future]:
         size = -(-len(items) // self.num_processes)
