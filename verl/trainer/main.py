@@ -170,7 +170,7 @@ def train(config: Config) -> None:
         scores = score_gold(train_set[0])
         check_filter_key(config, scores)
         if config.trainer.dry_run:
-            print_dry_run(config, train_set, num_steps, phases, score_gold)
+            print_dry_run(config, train_set, num_steps, phases, score_gold, GoldReader(config.worker.reward))
             return
         print(describe_prompt(train_set, 0, scores))  # noqa: T201
         if warning := host_memory_warning(phases, device == "cpu", config.trainer.n_gpus_per_node):
@@ -316,6 +316,22 @@ def build_recorder(config: Config, train_set: Any, val_set: Any) -> Any:
         name,
         check_ready if name in WITH_SCENES else list,
     )
+
+
+@dataclass(frozen=True)
+class GoldReader:
+    """Texts and descriptions of the responses that state the ground truths of prompts."""
+
+    reward: RewardConfig
+
+    def __call__(self, prompts: Sequence[Any]) -> tuple[list[str], list[dict[str, Any]]]:
+        from spatialthinker.rewards.describe import describe
+        from spatialthinker.rewards.gold import gold_response
+
+        name = "" if self.reward.reward_function else self.reward.score_function
+        texts = [gold_response(name, str(prompt.ground_truth)) for prompt in prompts]
+        items = [(text, each.ground_truth, each.problem) for text, each in zip(texts, prompts, strict=True)]
+        return texts, describe(name, items)
 
 
 def check_filter_key(config: Config, scores: dict[str, float]) -> None:

@@ -18,6 +18,7 @@ from verl.distributed.single_controller import WorkerError, WorkerGroup
 from verl.protocol import DataProto
 from verl.reward import RewardManager
 from verl.trainer.batches import BatchMaker, Rollout
+from verl.trainer.checks import Checks, share_signs
 from verl.trainer.engines import Engines
 from verl.trainer.guards import check_memory, check_skipped
 from verl.trainer.interrupt import Interrupt
@@ -70,6 +71,7 @@ class GRPOTrainer:
         recorder: Recorder | None = None,
     ):
         self.recorder = recorder or Recorder()
+        self.checks = Checks(self.recorder.folder if self.recorder.is_on else None, self.recorder.append)
         self.config, self.actor, self.reward, self.tracker = config, actor, reward, tracker
         self.val_set, self.pad_token_id, self.start = val_set, pad_token_id, start
         self.timer = PhaseTimer()
@@ -206,7 +208,8 @@ class GRPOTrainer:
         metrics |= {f"reward/{key}": float(value.mean()) for key, value in scores.items()}
         metrics |= compute_data_metrics(groups, data.max_prompt_length, data.max_response_length)
         self.recorder.write()
-        metrics |= self.recorder.metrics()
+        signs = share_signs(self.recorder.read_last)
+        metrics |= self.checks.run(self.step, scores, metrics, signs) | self.recorder.metrics()
         self.unlogged = metrics
         check_skipped(metrics, self.config.trainer.max_skipped_updates, self.step)
         return metrics
@@ -303,6 +306,7 @@ class GRPOTrainer:
             self.saver.begin(self.start)
             self.tracker.resume(self.step)
             self.recorder.begin(self.step)
+            self.checks.begin(self.step)
         if self.step >= self.num_steps:
             note += "; nothing is left to train: raise trainer.max_steps or trainer.total_epochs to go on"
         print(f"Resumed step {self.step} of {self.num_steps} from {self.start}{note}", flush=True)  # noqa: T201

@@ -83,6 +83,8 @@ class Recorder:
         self.step: _Step | None = None
         self.num_sent = self.num_written = self.num_failed = self.num_dropped = 0
         self.said: set[str] = set()
+        self.read_last: list[Mapping[str, Any]] = []
+        """Descriptions of the training step that was read last."""
 
     def begin(self, step: int | None) -> None:
         """Starts recording; what is there of steps after this one is void, None leaves all as it is."""
@@ -115,6 +117,12 @@ class Recorder:
             self.num_sent += 1
             self.jobs.put(partial(self._write, self.step))
             self.step = None
+
+    def append(self, path: Path, line: str) -> None:
+        """Appends a line to a file of the recording, after what has been handed over so far."""
+        if self.is_on:
+            self.begin(None)
+            self.jobs.put(partial(self._append, path, line))
 
     def metrics(self) -> dict[str, float]:
         """Steps that could not be recorded so far, or not in full."""
@@ -151,6 +159,13 @@ class Recorder:
         text = json.dumps(self.about) + "\n"
         write_whole(self.folder / "about.json", lambda place: place.write_text(text))
 
+    def _append(self, path: Path, line: str) -> None:
+        try:
+            with path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            self._say("append", f"{path} cannot be written: {error}; training goes on")
+
     def _describe(self, step: _Step) -> None:
         """Reads the responses of a step; without it its file says less."""
         if self.describe is None:
@@ -160,6 +175,8 @@ class Recorder:
                 items = batch.items()
                 chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
                 batch.descriptions = [each for chunk in chunks for each in self.background(self.describe, chunk)]
+            if step.kind == "train":
+                self.read_last = [each for batch in step.batches for each in batch.descriptions]
         except Exception as error:  # noqa: BLE001  a thread's exceptions are seen by nobody else
             step.faults.append(f"{type(error).__name__}: {error}")
 
