@@ -13,7 +13,8 @@ MAX_BYTES = 131_072
 """Larger pictures are stored as a JPEG: 38,400 of this size, all prompts of 75 steps of 512, are 5 GB."""
 MAX_PIXELS = 1_048_576
 """Pixels of such a JPEG at most; boxes have the frame that their row states."""
-JPEG_QUALITY = 80
+JPEG_QUALITIES = (80, 60, 40)
+"""Tried in this order, until one is small enough."""
 
 
 def store_picture(folder: Path, picture: bytes) -> str:
@@ -43,5 +44,8 @@ def shrink(picture: bytes) -> bytes:
     scale = (MAX_PIXELS / (image.width * image.height)) ** 0.5
     if scale < 1:
         image = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
-    small = encode(image, "JPEG", quality=JPEG_QUALITY)
-    return min(small, picture, key=len)
+    small = picture
+    for quality in JPEG_QUALITIES:
+        if len(small) > MAX_BYTES:
+            small = min(small, encode(image, "JPEG", quality=quality), key=len)
+    return small
