@@ -36,7 +36,11 @@ class KnownRewards:
             scores["tens"] = (first >= 10).float()
         pending = PendingRewards([], tuple(first.shape))
         pending.result = lambda: scores
+        pending.texts = self.decode(groups)
         return pending
+
+    def decode(self, groups: DataProto) -> list[str]:
+        return [f"text {token}" for token in groups.batch["responses"][..., 0].flatten().tolist()]
 
 
 class Engine:
@@ -328,3 +332,13 @@ def test_ranks_share_groups_by_their_own_tokens():
     maker.config, maker.num_ranks = dataclasses.replace(maker.config, worker=worker), 2
     groups = maker.make(engine).groups
     assert [int(uid) for uid in groups.non_tensor_batch["uid"]] == [2, 3, 0, 1]
+
+
+@pytest.mark.parametrize("is_filtered", [False, True])
+def test_texts_keep_the_order_of_their_groups(is_filtered):
+    filtering = {"online_filtering": is_filtered, "filter_low": -1.0, "filter_high": 9.0}
+    maker, engine = make_maker(data={"rollout_batch_size": 6}, algorithm=filtering)
+    rollout = maker.make(engine)
+    rollout.scores()
+    first = rollout.groups.batch["responses"][..., 0].flatten().tolist()
+    assert rollout.texts() == [f"text {token}" for token in first] and len(set(first)) > 6

@@ -1,6 +1,8 @@
 """A dry run says what a run would do and starts none of it."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -9,8 +11,9 @@ from spatialthinker.rewards import REWARDS, RewardInput
 from spatialthinker.rewards.gold import gold_response
 from spatialthinker.synthetic import generate
 from verl.config.loading import load_config
+from verl.config.records import RewardConfig
 from verl.trainer import main as program
-from verl.trainer.dry_run import describe_batch, describe_steps
+from verl.trainer.dry_run import check_data, describe_batch, describe_steps
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +39,7 @@ def test_a_dry_run_prints_everything_and_exits_with_0(tmp_path, capsys, monkeypa
         "Memory, estimated",
         "log-probs",
         "This machine has",
+        "Checks over the ground truths of 40 rows: truncation, ",
     ):
         assert words in printed
     assert printed.count("Reward of the ground truth: overall 1.000") == 3
@@ -90,3 +94,22 @@ def test_a_run_shows_a_prompt_and_its_gold_reward_before_anything_starts(tmp_pat
     assert "stopped before Ray" in shown.err
     assert "Reward of the ground truth: overall 1.000, format 1.000" in shown.out
     assert rows[0]["question_only"] in shown.out
+
+
+def test_ground_truths_that_are_off_are_shown_before_a_run(tmp_path):
+    """Boxes that leave the image, and answers longer than a response may be."""
+    rows = [row for _, row in generate(40, seed=1)]
+    prompts = [
+        SimpleNamespace(problem=row.problem, ground_truth=gold.replace('"bbox": [', '"bbox": [1'), images=[row.images])
+        for row in rows
+        if (gold := row.answer_option_text)
+    ]
+    data: Any = SimpleNamespace(
+        read=lambda index, is_resized: prompts[index],
+        processor=SimpleNamespace(tokenizer=lambda texts: {"input_ids": [text.split() for text in texts]}),
+    )
+    shown: Any = type("Rows", (SimpleNamespace,), {"__len__": lambda self: len(prompts)})(**vars(data))
+    lines = check_data(shown, 3, program.GoldReader(RewardConfig(score_function="spatial_sgg")))
+    text = "\n".join(lines)
+    assert "Worth a look: boxes_in_another_frame" in text and "Worth a look: truncation 1 (above 0.1)" in text
+    assert "same_box 0" not in text

@@ -410,6 +410,10 @@ class TrainerConfig:
     """Validates once and stops."""
     val_generations_to_log: NonNegativeInt = 3
     """Validation samples written out each time."""
+    rollouts_to_keep: Literal["all", "odd", "none"] | Count = "all"
+    """Recorded rollouts: all, none, groups a step, or odd (flat, failed format, truncated, largest advantages)."""
+    rollouts_tokens: bool = False
+    """Ids, log-probs and ratios of all tokens in the recorded rollouts, as far as the step has them."""
     save_freq: int = 5
     """Steps between checkpoints; -1 saves only after the last step."""
     save_limit: int = 1

@@ -19,7 +19,7 @@ from torch import Tensor
 from verl.protocol import DataProto
 from verl.reward.faults import RewardError
 from verl.reward.items import ScoringGroup
-from verl.reward.scoring import RewardFunction, score_groups, start_child
+from verl.reward.scoring import RewardFunction, decode, score_groups, start_child
 
 START_S = 60.0
 """Added to the limit of a wait: a scoring process may have to start and load the function first."""
@@ -116,6 +116,12 @@ class RewardManager:
         size = -(-len(groups) // self.num_processes)
         parts = [groups[start : start + size] for start in range(0, len(groups), size)]
         return PendingRewards([self._start(score_groups, part) for part in parts], shape, self.timeout_s, self.name)
+
+    def decode(self, groups: DataProto) -> list[str]:
+        """Texts [G * n] of a batch with `responses`, `response_mask` [G, n, R], as reward functions read them."""
+        lengths = groups.batch["response_mask"].sum(-1).flatten().tolist()
+        rows = groups.batch["responses"].flatten(0, 1).tolist()
+        return self._start(decode, [row[:length] for row, length in zip(rows, lengths, strict=True)]).result()
 
     def _start(self, function: Callable, *args: Any) -> Future:
         try:

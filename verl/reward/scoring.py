@@ -47,6 +47,11 @@ def score_groups(groups: Sequence[ScoringGroup]) -> Scored:
     return texts, score_items(items)
 
 
+def decode(token_ids: Sequence[Sequence[int]]) -> list[str]:
+    """Texts of token ids, as reward functions read them."""
+    return _child["tokenizer"].batch_decode(token_ids, skip_special_tokens=_child["skip_special_tokens"])
+
+
 def read_items(groups: Sequence[ScoringGroup]) -> list[dict[str, Any]]:
     """The items of all responses, those given by token ids decoded."""
     items = []
@@ -55,7 +60,7 @@ def read_items(groups: Sequence[ScoringGroup]) -> list[dict[str, Any]]:
         end_ids: tuple[int, ...] = ()
         if not isinstance(texts[0], str):
             tokenizer = _child["tokenizer"]
-            texts = tokenizer.batch_decode(texts, skip_special_tokens=_child["skip_special_tokens"])
+            texts = decode(texts)
             end_ids = (tokenizer.eos_token_id, tokenizer.pad_token_id)
         items += group.make_items(texts, end_ids)
     return items

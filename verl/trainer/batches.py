@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -18,11 +19,13 @@ from verl.config.records import Config, RolloutConfig
 from verl.data.dataset import BatchOrder, DataError, RLHFDataset, collate_prompts
 from verl.model.packing import balanced_order
 from verl.protocol import DataProto
+from verl.protocol.row_values import as_objects
 from verl.reward import PendingRewards, RewardManager
 
 GREEDY = {"n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": -1}
 PROMPT_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids")
 SCORE = "score/"  # prefix of a group's score tensors
+TEXTS = "texts"  # of a group's n responses
 AGE = "age"  # steps since a group was sampled
 SURPLUS_FILE = "surplus_groups.pt"
 
@@ -50,6 +53,14 @@ class Rollout:
             return {key: values[self._order] for key, values in scores.items()}
         known = {key for key in self.groups.batch.keys() if key.startswith(SCORE)}
         return {key.removeprefix(SCORE): self.groups.batch[key] for key in sorted(known)}
+
+    def texts(self) -> list[str]:
+        """Decoded responses [G * n], once the scores are there."""
+        if not self._pending:
+            return [text for texts in self.groups.non_tensor_batch[TEXTS] for text in texts]
+        n = self.groups.batch["responses"].shape[1]
+        texts = [text for pending in self._pending for text in pending.texts]
+        return [text for group in self._order for text in texts[group * n : (group + 1) * n]]
 
 
 @dataclass(frozen=True)
@@ -169,7 +180,9 @@ class BatchMaker:
         """The kept groups of the next prompts, with their scores and age 0, and the mean of filter_key of all."""
         algorithm = self.config.algorithm
         groups = self._sample(generate)
-        scores = self.reward.submit(groups, self.step).result()
+        pending = self.reward.submit(groups, self.step)
+        scores = pending.result()
+        groups.non_tensor_batch[TEXTS] = group_texts(pending.texts, len(groups))
         mean = scores[algorithm.filter_key].mean(dim=-1)
         for key, values in scores.items():
             groups.batch[SCORE + key] = values
@@ -229,7 +242,14 @@ class BatchMaker:
             if AGE not in sampled.batch.keys():  # of a checkpoint written before ages were kept
                 sampled.batch[AGE] = torch.ones(len(sampled), dtype=torch.long)
             surplus = self._prompts(sampled.batch["row"].tolist()).union(sampled)
+            surplus.non_tensor_batch[TEXTS] = group_texts(self.reward.decode(surplus), len(surplus))
         self.position = Position(num_drawn, surplus)
+
+
+def group_texts(texts: list[str], num_groups: int) -> np.ndarray:
+    """Texts [G * n] as an array of G lists."""
+    n = len(texts) // num_groups
+    return as_objects([texts[start * n : (start + 1) * n] for start in range(num_groups)])
 
 
 def train_sampling(rollout: RolloutConfig) -> dict[str, Any]:

@@ -15,10 +15,13 @@ from verl.config.records import Config
 from verl.data.dataset import Prompt, RLHFDataset
 from verl.model.packing import plan_micro_batches
 from verl.model.qwen_vl import Grid
+from verl.trainer.checks import Seen, describe_value, evaluate, find_fired, share_signs
 from verl.trainer.memory_estimate import GPU_ALLOWANCE_GB, DataShape, ModelShape, Phase, estimate_memory, measure_data
 
 NUM_SHOWN = 3
 NUM_SAMPLED_IMAGES = 64
+NUM_CHECKED = 256
+"""Rows whose ground truths are checked, evenly spaced."""
 USED_SHARE = 0.95
 """Share of a GPU's memory that advice may use; the rest covers errors of the estimate."""
 GB = 1024**3
@@ -30,6 +33,7 @@ def print_dry_run(
     num_steps: int,
     phases: list[Phase],
     score_gold: Callable[[Prompt], dict[str, float]],
+    read_gold: Callable[[Sequence[Prompt]], tuple[list[str], list[dict[str, Any]]]],
     plan: Sequence[str] = (),
 ) -> None:
     """Prints resolved configuration, steps, batch sizes, plan, memory estimate and first prompts."""
@@ -39,10 +43,32 @@ def print_dry_run(
         *describe_batch(config),
         *plan,
         *describe_memory(config, phases),
+        *check_data(train_set, config.data.max_response_length, read_gold),
     ]
     print("\n".join(["", *lines]))  # noqa: T201
     for index in range(min(NUM_SHOWN, len(train_set))):
         print("\n" + describe_prompt(train_set, index, score_gold(train_set[index])))  # noqa: T201
+
+
+def check_data(
+    train_set: RLHFDataset,
+    max_response_length: int,
+    read_gold: Callable[[Sequence[Prompt]], tuple[list[str], list[dict[str, Any]]]],
+) -> list[str]:
+    """Lines on the checks of a step that need no model, over the responses that state the ground truths of a sample.
+
+    Args:
+        read_gold: prompts -> texts and descriptions of these responses.
+    """
+    stride = -(-len(train_set) // NUM_CHECKED)
+    prompts = [train_set.read(index, is_resized=False) for index in range(0, len(train_set), stride)]
+    texts, descriptions = read_gold(prompts)
+    lengths = [len(ids) for ids in train_set.processor.tokenizer(texts)["input_ids"]]
+    truncated = sum(length > max_response_length for length in lengths) / len(lengths)
+    values = evaluate(Seen(truncated=truncated, signs=share_signs(descriptions)))
+    lines = [f"Checks over the ground truths of {len(prompts)} rows: {', '.join(values)}"]
+    fired = [f"  Worth a look: {describe_value(name, values[name])}" for name in find_fired(values)]
+    return lines + (fired or ["  nothing is worth a look"])
 
 
 def describe_steps(config: Config, num_prompts: int, num_steps: int) -> list[str]:

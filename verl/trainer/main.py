@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,8 @@ from verl.distributed.watchdog import Watchdog
 USER_ERROR = 2
 INTERRUPTED = 130
 HELP_OPTIONS = {"--help", "-h", "--list"}
+WITH_SCENES = ("spatial_sgg", "r1v_scene")
+"""Rewards whose responses hold a scene graph."""
 CPUS_PER_ACTOR = 1.0
 RAY_TIMEOUT_S = 30
 END_TIMEOUT_S = 60
@@ -156,7 +159,7 @@ def train(config: Config) -> None:
     device, processor, model_shape, start = prepare(config)
     stall_s = config.trainer.watchdog_timeout_s
     watchdog = Watchdog(stall_s, Path(config.trainer.save_checkpoint_path) / "stacks") if stall_s else None
-    reward = build_reward(config)
+    reward, recorder = build_reward(config), None
     try:
         train_set, val_set = build_datasets(config, processor)
         num_steps = count_steps(config, len(train_set))
@@ -171,7 +174,9 @@ def train(config: Config) -> None:
         scores = score_gold(train_set[0])
         check_filter_key(config, scores)
         if config.trainer.dry_run:
-            print_dry_run(config, train_set, num_steps, phases, score_gold, plan.lines)
+            print_dry_run(
+                config, train_set, num_steps, phases, score_gold, GoldReader(config.worker.reward), plan.lines
+            )
             return
         print(describe_prompt(train_set, 0, scores))  # noqa: T201
         if warning := host_memory_warning(phases, device == "cpu", config.trainer.n_gpus_per_node):
@@ -189,12 +194,15 @@ def train(config: Config) -> None:
         pad_token_id = processor.tokenizer.pad_token_id
         print("\n".join([*plan.lines, *probe_passes(plan, actor, train_set, pad_token_id)]), flush=True)  # noqa: T201
         sets = (train_set, val_set)
-        trainer = GRPOTrainer(config, actor, rollout, reward, *sets, pad_token_id, tracker, start, identity)
+        recorder = build_recorder(config, *sets)
+        trainer = GRPOTrainer(config, actor, rollout, reward, *sets, pad_token_id, tracker, start, identity, recorder)
         trainer.fit()
         tracker.close()
         if config.trainer.ray_timeline:
             ray.timeline(config.trainer.ray_timeline)
     finally:
+        if recorder is not None:
+            recorder.close()
         reward.close()
         ray.shutdown()
         if watchdog is not None:
@@ -294,6 +302,44 @@ class GoldScore:
         gold = gold_response(name, str(prompt.ground_truth))
         more = {"columns": prompt.columns, "images": prompt.images}
         return self.manager.probe(gold, prompt.problem, prompt.ground_truth, prompt.row_id, **more)
+
+
+def build_recorder(config: Config, train_set: Any, val_set: Any) -> Any:
+    """The recorder of the run's rollouts, as trainer.rollouts_to_keep asks."""
+    from spatialthinker.matching import check_ready
+    from spatialthinker.rewards.describe import describe
+    from verl.trainer.recording.labels import RowLabels
+    from verl.trainer.recording.recorder import Recorder
+
+    trainer, reward, data = config.trainer, config.worker.reward, config.data
+    name = reward.reward_function or reward.score_function
+    labels = {"train": RowLabels(data.train_files, train_set.rows), "val": RowLabels(data.val_files, val_set.rows)}
+    return Recorder(
+        Path(trainer.save_checkpoint_path),
+        trainer.rollouts_to_keep,
+        trainer.rollouts_tokens,
+        partial(describe, name),
+        labels,
+        data.max_response_length,
+        name,
+        check_ready if name in WITH_SCENES else list,
+    )
+
+
+@dataclass(frozen=True)
+class GoldReader:
+    """Texts and descriptions of the responses that state the ground truths of prompts."""
+
+    reward: RewardConfig
+
+    def __call__(self, prompts: Sequence[Any]) -> tuple[list[str], list[dict[str, Any]]]:
+        from spatialthinker.rewards.describe import describe
+        from spatialthinker.rewards.gold import gold_response
+
+        name = "" if self.reward.reward_function else self.reward.score_function
+        texts = [gold_response(name, str(prompt.ground_truth)) for prompt in prompts]
+        items = [(text, each.ground_truth, each.problem) for text, each in zip(texts, prompts, strict=True)]
+        return texts, describe(name, items)
 
 
 def check_filter_key(config: Config, scores: dict[str, float]) -> None:

@@ -18,7 +18,8 @@ from verl.data.dataset import RLHFDataset
 from verl.distributed.single_controller import WorkerError, WorkerGroup
 from verl.protocol import DataProto
 from verl.reward import RewardManager
-from verl.trainer.batches import BatchMaker
+from verl.trainer.batches import BatchMaker, Rollout
+from verl.trainer.checks import Checks, share_signs
 from verl.trainer.engines import Engines
 from verl.trainer.guards import check_memory, check_skipped
 from verl.trainer.interrupt import Interrupt
@@ -30,6 +31,8 @@ from verl.trainer.metrics import (
     compute_timing_metrics,
     reduce_metrics,
 )
+from verl.trainer.recording.answered import Answered
+from verl.trainer.recording.recorder import Recorder
 from verl.trainer.saver import CheckpointSaver, TrainState, restore
 from verl.trainer.tracking import Tracker
 from verl.trainer.validation import Validation, validate
@@ -52,6 +55,7 @@ class GRPOTrainer:
         tracker: logs metrics.
         start: folder of a complete checkpoint to resume from.
         identity: fingerprints of the data and models, kept in checkpoints.
+        recorder: records rollouts; None records none.
     """
 
     def __init__(
@@ -66,7 +70,10 @@ class GRPOTrainer:
         tracker: Tracker,
         start: Path | None = None,
         identity: dict[str, str | None] | None = None,
+        recorder: Recorder | None = None,
     ):
+        self.recorder = recorder or Recorder()
+        self.checks = Checks(self.recorder.folder if self.recorder.is_on else None, self.recorder.append)
         self.config, self.actor, self.reward, self.tracker = config, actor, reward, tracker
         self.val_set, self.pad_token_id, self.start = val_set, pad_token_id, start
         self.timer = PhaseTimer()
@@ -122,7 +129,7 @@ class GRPOTrainer:
                 with timer("values"):
                     groups.union(actor.compute_values(request))  # values [G, n, R]
             with timer("reward"):
-                scores = rollout.scores()  # reward parts, each [G, n]
+                scores = self._score(rollout)  # reward parts, each [G, n]
         if self.step < self.num_steps:
             self.engines.render_ahead(self.batches.upcoming())  # the engines sleep while the ranks train
 
@@ -142,6 +149,13 @@ class GRPOTrainer:
                 metrics |= reduce_metrics(actor.update_actor(self._select(groups, UPDATE_KEYS + self.kl.loss_keys)))
             metrics |= self.kl.follow_loss(metrics)
         return self._finish_step(groups, scores, metrics)
+
+    def _score(self, rollout: Rollout) -> dict[str, Any]:
+        """Waits for the reward parts, each [G, n]; the recorder then begins to read the responses."""
+        scores = rollout.scores()
+        if self.recorder.is_on:
+            self.recorder.read("train", self.step, [Answered(rollout.groups, rollout.texts(), scores)])
+        return scores
 
     @contextmanager
     def _saving_the_last_update(self) -> Iterator[None]:
@@ -196,6 +210,9 @@ class GRPOTrainer:
         data = self.config.data
         metrics |= {f"reward/{key}": float(value.mean()) for key, value in scores.items()}
         metrics |= compute_data_metrics(groups, data.max_prompt_length, data.max_response_length)
+        self.recorder.write()
+        signs = share_signs(self.recorder.read_last)
+        metrics |= self.checks.run(self.step, scores, metrics, signs) | self.recorder.metrics()
         self.unlogged = metrics
         check_skipped(metrics, self.config.trainer.max_skipped_updates, self.step)
         return metrics
@@ -233,6 +250,8 @@ class GRPOTrainer:
         with self.timer("validation"), self.interrupt.interruptible():
             validation = self.evaluate()
             self.tracker.log_records(f"validation_step_{self.step}", validation.records)
+            self.recorder.read("val", self.step, validation.answered)
+            self.recorder.write()
             self.tracker.log_generations(self._samples_to_show(validation), self.step)
             return validation.metrics
 
@@ -278,6 +297,7 @@ class GRPOTrainer:
         if self.start is None:
             if not self.config.trainer.val_only:
                 self.saver.begin(None)
+                self.recorder.begin(-1)  # a validation before the first step is of step 0
             return
         state, note = restore(self.start, self.saver, self.batches, self.actor)
         if self.config.algorithm.kl_type == "adaptive":
@@ -289,6 +309,8 @@ class GRPOTrainer:
         else:
             self.saver.begin(self.start)
             self.tracker.resume(self.step)
+            self.recorder.begin(self.step)
+            self.checks.begin(self.step)
         if self.step >= self.num_steps:
             note += "; nothing is left to train: raise trainer.max_steps or trainer.total_epochs to go on"
         print(f"Resumed step {self.step} of {self.num_steps} from {self.start}{note}", flush=True)  # noqa: T201

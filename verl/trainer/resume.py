@@ -28,7 +28,13 @@ WITHOUT_EFFECT = (
         for name in ("max_try_make_batch", "max_skipped_updates", "max_host_memory_share", "memory_gb")
     ),
     *(f"trainer.{name}" for name in ("load_checkpoint_path", "find_last_checkpoint", "check_versions", "dry_run")),
-    *("trainer.ray_timeline", "data.val_*", "worker.*.micro_batch_size_per_device_for_*", "worker.*.offload.*"),
+    *(
+        "trainer.ray_timeline",
+        "trainer.rollouts_*",
+        "data.val_*",
+        "worker.*.micro_batch_size_per_device_for_*",
+        "worker.*.offload.*",
+    ),
     *("worker.*.fsdp.enable_cpu_offload", "worker.reward.num_processes"),
     *("worker.actor.shared_prompt", "worker.actor.images_once", "worker.*.model.enable_gradient_checkpointing"),
     *("worker.actor.model.activation_budget_gb", "worker.actor.model.use_fused_layers"),

@@ -11,14 +11,16 @@ from verl.data.dataset import RLHFDataset, collate_prompts
 from verl.protocol import DataProto
 from verl.reward import PendingRewards, RewardManager
 from verl.trainer.batches import Generate, train_sampling
+from verl.trainer.recording.answered import Answered
 
 
 @dataclass
 class Validation:
-    """Mean rewards by metric name, and one record per sample."""
+    """Mean rewards by metric name, one record per sample, and the batches that were answered."""
 
     metrics: dict[str, float]
     records: list[dict[str, Any]]
+    answered: list[Answered]
 
 
 def validate(
@@ -44,15 +46,16 @@ def validate(
 def collect_scores(answered: Sequence[tuple[DataProto, PendingRewards]]) -> Validation:
     """Waits for the scores of batches of prompts with responses, and aggregates them."""
     totals: dict[str, list[float]] = {}
-    records = []
+    records, batches = [], []
     for groups, pending in answered:
         scores = pending.result()
+        batches.append(Answered(groups, pending.texts, scores))
         for key, values in scores.items():
             totals.setdefault(key, []).extend(values.flatten().tolist())
         records += _records(groups, pending.texts, scores)
     metrics = {f"val/{key}_reward": sum(values) / len(records) for key, values in totals.items()}
     metrics["val/reward_score"] = metrics["val/overall_reward"]
-    return Validation(metrics, records)
+    return Validation(metrics, records, batches)
 
 
 def _records(groups: DataProto, texts: list[str], scores: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
