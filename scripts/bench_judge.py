@@ -14,9 +14,9 @@ from verl.reward.items import ScoringGroup
 ROOT = Path(__file__).resolve().parent.parent
 JUDGE = """
 import asyncio, random
-async def main(items, latency, failing):
+async def main(items, latency):
     await asyncio.sleep(latency)
-    if random.random() < failing:
+    if random.random() < items[0]["ground_truth"]:
         raise ConnectionError("the judge did not answer")
     return [{"overall": 0.5}]
 """
@@ -33,33 +33,33 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "judge.py"
         file.write_text(JUDGE)
-        for failing in (0.0, given.failing):
-            measure(file, failing, given)
+        reward = FileReward(str(file), "main", {"latency": given.latency})
+        limits = CallLimits(concurrency=given.concurrency)
+        manager = RewardManager(reward, str(ROOT / "configs" / "toy_model"), 1, limits=limits)
+        try:
+            manager.probe("an answer", "a question", 0.0)  # the processes have started
+            for failing in (0.0, given.failing):
+                measure(manager, failing, given)
+        finally:
+            manager.close()
 
 
-def measure(file: Path, failing: float, given: argparse.Namespace) -> None:
+def measure(manager: RewardManager, failing: float, given: argparse.Namespace) -> None:
     """Prints the seconds of steps with and without the judge, and what came back."""
-    reward = FileReward(str(file), "main", {"latency": given.latency, "failing": failing})
-    limits = CallLimits(concurrency=given.concurrency)
-    manager = RewardManager(reward, str(ROOT / "configs" / "toy_model"), 1, limits=limits)
     passes_s = given.latency * -(-given.responses // given.concurrency)
-    groups = [ScoringGroup(["an answer"] * 8, "a question", "5", str(row)) for row in range(given.responses // 8)]
-    try:
-        manager.probe("an answer", "a question", "5")  # the processes have started
-        for step in range(given.steps):
-            started = time.monotonic()
-            pending = manager._submit(groups, (len(groups), 8))
-            time.sleep(passes_s)  # the log-probs, on other processes
-            scores = pending.result()["overall"]
-            seconds = time.monotonic() - started
-            counts = ", ".join(f"{name} {number:g}" for name, number in pending.counts.items())
-            print(
-                f"step {step + 1}, {failing:.0%} failing: passes {passes_s:.2f} s, step {seconds:.2f} s "
-                f"(+{seconds / passes_s - 1:.1%}), {int(scores.isnan().sum())} of {scores.numel()} lost; {counts}",
-                flush=True,
-            )
-    finally:
-        manager.close()
+    groups = [ScoringGroup(["an answer"] * 8, "a question", failing, str(row)) for row in range(given.responses // 8)]
+    for step in range(given.steps):
+        started = time.monotonic()
+        pending = manager.submit_groups(groups)
+        time.sleep(passes_s)  # the log-probs, on other processes
+        scores = pending.result()["overall"]
+        seconds = time.monotonic() - started
+        counts = ", ".join(f"{name} {number:g}" for name, number in pending.counts.items())
+        print(
+            f"step {step + 1}, {failing:.0%} failing: passes {passes_s:.2f} s, step {seconds:.2f} s "
+            f"(+{seconds / passes_s - 1:.1%}), {int(scores.isnan().sum())} of {scores.numel()} lost; {counts}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -110,13 +110,13 @@ def test_a_coroutine_of_a_file_runs_in_a_process_that_is_replaced_when_it_dies(t
         assert manager.probe("a", "p", "g") == {"overall": 1.0}
         for bad in ("hang", "die"):
             groups = [manager_group("a", bad), manager_group("b", "c")]
-            pending = manager._submit(groups, (2, 2))
+            pending = manager.submit_groups(groups)
             scores = pending.result()["overall"]
             assert scores[0, 1].isnan() and pending.counts["missing"] >= 1
             assert bad == "die" or torch.equal(scores.nan_to_num(-1), torch.tensor([[2.0, -1.0], [2.0, 2.0]]))
         assert manager.probe("a", "p", "g") == {"overall": 1.0}
         manager.missing = -3.0
-        assert manager._submit([manager_group("hang")], (1, 1)).result()["overall"].tolist() == [[-3.0]]
+        assert manager.submit_groups([manager_group("hang")]).result()["overall"].tolist() == [[-3.0]]
     finally:
         manager.close()
 

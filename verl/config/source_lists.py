@@ -14,8 +14,8 @@ def read_sources(values: dict[str, Any], faults: dict[str, str]) -> None:
     """Checks lists of sources in nested values; a list with a fault is taken out, and named in `faults`."""
     known = find_keys(SourceConfig)
     for key in SOURCE_KEYS:
-        data = values.get("data", {})
-        entries, name = data.get(key.removeprefix("data.")), key.removeprefix("data.")
+        data, name = values["data"], key.removeprefix("data.")
+        entries = data.get(name) if isinstance(data, dict) else None
         if not isinstance(entries, list):
             continue
         found = {}

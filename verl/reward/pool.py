@@ -180,8 +180,7 @@ class RewardManager:
         Rewards of your own also read `columns` and `images`, where the batch has them; `reward` names the one of
         several that scores a group.
         """
-        shape = tuple(groups.batch["responses"].shape[:2])
-        return self._submit(read_groups(groups, step, self.reads_row), shape)
+        return self.submit_groups(read_groups(groups, step, self.reads_row))
 
     def probe(
         self, response: str, problem: str, ground_truth: Any, row: str = "probe", **more: Any
@@ -191,10 +190,12 @@ class RewardManager:
         Args:
             more: other fields of ScoringGroup.
         """
-        pending = self._submit([ScoringGroup([response], problem, ground_truth, row, **more)], (1, 1))
+        pending = self.submit_groups([ScoringGroup([response], problem, ground_truth, row, **more)])
         return {key: float(value) for key, value in pending.result().items()}
 
-    def _submit(self, groups: Sequence[ScoringGroup], shape: tuple[int, int]) -> PendingRewards:
+    def submit_groups(self, groups: Sequence[ScoringGroup]) -> PendingRewards:
+        """Starts scoring groups of equal size."""
+        shape = len(groups), len(groups[0].responses)
         slow = [place for place, group in enumerate(groups) if group.reward in self._find_coroutines()]
         parts = []
         if slow:
