@@ -26,7 +26,7 @@ class RewardsHere:
     """A reward pool without processes, which all recipes would start anew."""
 
     def __init__(self, function: Any, *_: Any):
-        self.function = function
+        self.function = function[""]
 
     def probe(self, response: str, problem: str, ground_truth: Any, row: str, **more: Any) -> dict[str, float]:
         item = {"response": response, "response_length": 0, "ground_truth": ground_truth, "problem": problem}

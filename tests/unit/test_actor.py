@@ -305,3 +305,14 @@ def test_the_divergence_enters_the_loss_with_its_weight():
         for coef in (0.1, 0.2)
     ]
     assert gradients[0].norm() > 1e-3 and (gradients[1] - 2 * gradients[0]).norm() / gradients[1].norm() < 1e-5
+
+
+def test_dropped_responses_are_in_no_micro_batch_and_in_no_count():
+    responses = [[torch.zeros(3), torch.zeros(5)], [torch.zeros(2), torch.zeros(4)]]
+    prompts, positions = [torch.zeros(2)] * 2, [torch.zeros(3, 2)] * 2
+    groups = Groups(prompts, positions, responses, [[], []], [], [], 2, 5)
+    assert groups.count(range(2)) == (14, 4)
+    groups.kept = torch.tensor([[True, False], [False, False]])
+    assert groups.count(range(2)) == (3, 1) and groups.count([1]) == (0, 0)
+    planned = [piece for pieces in groups.plan(100, True) for piece in pieces]
+    assert [(piece.group, tuple(piece.samples)) for piece in planned] == [(0, (0,))]

@@ -181,3 +181,30 @@ class TestByName:
         assert returns.tolist() == [[[1.0, 1.0, 1.0], [2.0, 2.0, 0.0]]]
         _, halved = compute_advantages(estimator, torch.tensor([[1.0, 2.0]]), MASK, 0.5, values=values)
         assert halved.tolist() == [[[0.25, 0.5, 1.0], [1.0, 2.0, 0.0]]]
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo", "grpo_passk", "remax", "reinforce_plus_plus", "gae"])
+def test_a_dropped_response_moves_nothing(estimator):
+    """Groups with a dropped response have the advantages of groups that never held it."""
+    generator = torch.Generator().manual_seed(3)
+    rewards, lengths = torch.rand(3, 4, generator=generator), torch.tensor([[2, 3, 1, 3], [1, 1, 2, 3], [3, 2, 2, 1]])
+    mask, values = torch.arange(3) < lengths.unsqueeze(-1), torch.rand(3, 4, 3, generator=generator)
+    more = {"baselines": torch.tensor([0.2, 0.5, 0.1])} if estimator == "remax" else {}
+    more |= {"values": values} if estimator == "gae" else {}
+    dropped = rewards.clone()
+    dropped[:, 1] = torch.nan
+    found, returns = compute_advantages(estimator, dropped, mask, **more)
+    rest = [0, 2, 3]
+    more |= {"values": values[:, rest]} if estimator == "gae" else {}
+    expected, _ = compute_advantages(estimator, rewards[:, rest], mask[:, rest], **more)
+    assert torch.allclose(found[:, rest], expected, atol=1e-6)
+    assert not found[:, 1].any() and not returns[:, 1].any()
+
+
+def test_a_group_of_fewer_than_two_scores_has_no_advantage():
+    nan = torch.nan
+    rewards, mask = torch.tensor([[1.0, nan, nan], [nan, nan, nan], [1.0, 0.0, nan]]), torch.ones(3, 3, 2)
+    found, _ = compute_advantages("dr_grpo", rewards, mask)
+    assert found.tolist() == [[0, 0, 0], [0, 0, 0], [0.5, -0.5, 0]]
+    found, _ = compute_advantages("remax", torch.ones(2, 2), mask[:2, :2], baselines=torch.tensor([0.5, nan]))
+    assert found.tolist() == [[0.5, 0.5], [0, 0]]

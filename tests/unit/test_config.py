@@ -291,6 +291,7 @@ def test_every_number_is_bounded_that_has_no_meaning_beyond():
         "algorithm.kl_horizon",
         "algorithm.filter_low",
         "algorithm.filter_high",
+        "worker.reward.missing_score",
         "trainer.val_freq",
         "trainer.save_freq",
         "trainer.save_limit",

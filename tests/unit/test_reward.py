@@ -95,7 +95,7 @@ def score_text(response: str = "a", **fields) -> dict[str, float]:
 
 def scored(monkeypatch, path: Path, name: str = "main", **item) -> dict:
     """Score of one item by a reward file, loaded in this process, whose modules are left as they were."""
-    monkeypatch.setattr(scoring, "_child", {"function": FileReward(str(path), name, {})})
+    monkeypatch.setattr(scoring, "_child", {"functions": {"": FileReward(str(path), name, {})}})
     monkeypatch.setattr(functions, "_modules", {})
     monkeypatch.setattr("sys.path", list(sys.path))
     monkeypatch.setattr("sys.modules", dict(sys.modules))
@@ -159,10 +159,10 @@ def test_a_built_in_reward_reads_a_number_as_text():
 def test_a_reward_without_overall_and_a_missing_function_are_named(monkeypatch, tmp_path):
     path = tmp_path / "my_reward.py"
     path.write_text(FILE)
-    monkeypatch.setattr(scoring, "_child", {"function": FileReward(str(path), "shy", {})})
+    monkeypatch.setattr(scoring, "_child", {"functions": {"": FileReward(str(path), "shy", {})}})
     with pytest.raises(RewardError, match="row 7: the reward function returned no 'overall'"):
         score_text()
-    monkeypatch.setattr(scoring, "_child", {"function": FileReward(str(path), "nothing", {})})
+    monkeypatch.setattr(scoring, "_child", {"functions": {"": FileReward(str(path), "nothing", {})}})
     with pytest.raises(RewardError, match="has no 'nothing'"):
         score_text()
 
@@ -177,8 +177,8 @@ def test_scoring_processes_compute_in_one_thread(pool, tmp_path, monkeypatch):
 
 
 def checked(monkeypatch, function, *uids: str) -> list[dict[str, float]]:
-    monkeypatch.setattr(scoring, "_child", {"function": function})
-    return scoring.score_items([{"response": "a <b>", "uid": uid} for uid in uids])
+    monkeypatch.setattr(scoring, "_child", {"functions": {"": function}})
+    return scoring.score_items([{"response": "a <b>", "uid": uid} for uid in uids], [""] * len(uids))
 
 
 @pytest.mark.parametrize(
@@ -273,12 +273,12 @@ def test_a_function_that_empties_what_it_is_given_is_held_to_the_rows_that_it_go
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("kind", ["batch", "sequential"])
-def test_an_async_function_is_named_in_one_message(monkeypatch, tmp_path, kind):
-    path = tmp_path / "my_reward.py"
-    path.write_text(f"REWARD_TYPE = {kind!r}\nasync def main(items): return [{{'overall': 1.0}}]\n")
-    with pytest.raises(RewardError, match="the reward function is async.* row 3 never; drop its async"):
-        checked(monkeypatch, FileReward(str(path), "main", {}), "3")
+def test_a_function_that_returns_a_coroutine_without_being_one_is_named(monkeypatch):
+    async def later():
+        return []
+
+    with pytest.raises(RewardError, match="returned a coroutine, and scores row 3 never; define it by async def"):
+        checked(monkeypatch, lambda items: later(), "3")
 
 
 LEAVING = """
@@ -337,8 +337,8 @@ def test_the_row_at_which_a_sequential_function_raises_is_named(monkeypatch, tmp
     items: list[dict[str, Any]] = [
         {"response": text, "response_length": 1, "uid": uid} for text, uid in (("a", "4"), ("bad", "5"))
     ]
-    monkeypatch.setattr(scoring, "_child", {"function": FileReward(str(path), "main", {})})
+    monkeypatch.setattr(scoring, "_child", {"functions": {"": FileReward(str(path), "main", {})}})
     with pytest.raises(RewardError, match=r"KeyError: 'broken reward' \(.*my_reward.py, line 4\) .* row 5$"):
-        scoring.score_items(items)
+        scoring.score_items(items, [""] * len(items))
     with pytest.raises(RewardError, match="while it scored rows 0, 1, 2 and 2 more"):
         checked(monkeypatch, lambda items: 1 / 0, "0", "0", "1", "2", "3", "4")

@@ -23,7 +23,7 @@ def score(monkeypatch, tmp_path):
         monkeypatch.setattr(functions, "_modules", {})
         monkeypatch.setattr("sys.path", list(sys.path))
         monkeypatch.delitem(sys.modules, path.stem, raising=False)
-        monkeypatch.setattr(scoring, "_child", {"function": FileReward(str(path), name, kwargs)})
+        monkeypatch.setattr(scoring, "_child", {"functions": {"": FileReward(str(path), name, kwargs)}})
         return scoring.score_groups(groups)[1]
 
     return run
@@ -154,6 +154,6 @@ def test_the_functions_of_other_trainers_in_this_project_keep_their_form(monkeyp
     monkeypatch.setattr(functions, "_modules", {})
     monkeypatch.setattr("sys.path", list(sys.path))
     reward = FileReward(str(path), "easyr1_score", {"reward": "math"})
-    monkeypatch.setattr(scoring, "_child", {"function": reward})
+    monkeypatch.setattr(scoring, "_child", {"functions": {"": reward}})
     (score,) = scoring.score_groups([group("\\boxed{5}", ground_truth="5")])[1]
     assert score["accuracy"] == 1.0

@@ -164,12 +164,18 @@ def compute_advantages(
 
     Args:
         estimator: a key of GROUP_ESTIMATORS or OTHER_ESTIMATORS.
-        rewards: [G, n].
+        rewards: [G, n]; NaN drops a response: it is 0 in both, and the others are as if it did not exist. A group with
+            fewer than two others is 0.
         mask: [G, n, R] of the responses.
         penalties: [G, n, R] subtracted from token rewards (KL in the reward).
         baselines: [G] greedy rewards, for remax.
         values: [G, n, R] of the critic, for gae.
     """
+    if baselines is not None:  # a response without its baseline has no advantage
+        rewards = rewards.masked_fill(baselines.isnan().unsqueeze(-1), torch.nan)
+    kept = ~rewards.isnan()
+    if not kept.all():
+        return _compute_without_dropped(kept, estimator, rewards, mask, gamma, lam, penalties, baselines, values)
     token_rewards = spread_rewards(rewards, mask, penalties)
     totals = rewards if penalties is None else token_rewards.sum(dim=-1)
     if estimator in GROUP_ESTIMATORS:
@@ -177,6 +183,37 @@ def compute_advantages(
         return advantages, advantages
     inputs = EstimatorInputs(totals, token_rewards, mask, gamma, lam, baselines, values)
     return OTHER_ESTIMATORS[estimator](inputs)
+
+
+def _compute_without_dropped(
+    kept: Tensor,
+    estimator: str,
+    rewards: Tensor,
+    mask: Tensor,
+    gamma: float,
+    lam: float,
+    penalties: Tensor | None,
+    baselines: Tensor | None,
+    values: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns as of compute_advantages, for groups whose responses are partly dropped."""
+    more = (gamma, lam, penalties)
+    if estimator not in GROUP_ESTIMATORS:
+        if baselines is not None:
+            baselines = baselines.nan_to_num(0.0)
+        rest = (estimator, rewards.nan_to_num(0.0), mask.bool() & kept.unsqueeze(-1), *more, baselines, values)
+        dropped = ~kept
+        return tuple(  # type: ignore[return-value]
+            each.masked_fill(dropped if each.dim() == 2 else dropped.unsqueeze(-1), 0.0)
+            for each in compute_advantages(*rest)
+        )
+    advantages = torch.zeros_like(rewards)
+    for group, chosen in enumerate(kept):
+        if chosen.sum() > 1:
+            penalty = None if penalties is None else penalties[group, chosen].unsqueeze(0)
+            own = (rewards[group, chosen].unsqueeze(0), mask[group, chosen].unsqueeze(0), gamma, lam, penalty)
+            advantages[group, chosen] = compute_advantages(estimator, *own)[0][0]
+    return advantages, advantages
 
 
 def spread_rewards(rewards: Tensor, mask: Tensor, penalties: Tensor | None = None) -> Tensor:

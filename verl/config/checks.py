@@ -11,6 +11,7 @@ from typing import Any
 
 from verl.config.choices import read_names
 from verl.config.records import Config, DataConfig
+from verl.config.sources import find_source_faults, list_sources
 
 _SAMPLING_LIMITS: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
     "n": (int, "a whole number, at least 1", lambda value: value >= 1),
@@ -44,6 +45,7 @@ def find_faults(
         *_rollout_faults(config),
         *_validation_faults(config),
         *_reward_faults(config, score_functions),
+        *find_source_faults(config, score_functions),
         *_path_faults(config),
     )
     return [text for text in faults if not any(key in text for key in unreadable)]
@@ -211,7 +213,7 @@ def _validation_faults(config: Config) -> Iterator[str]:
 def _reward_faults(config: Config, score_functions: Sequence[str] | None) -> Iterator[str]:
     reward = config.worker.reward
     if reward.reward_function is None:
-        if score_functions is not None and reward.score_function not in score_functions:
+        if score_functions is not None and reward.score_function not in (*score_functions, *reward.mixtures):
             yield (
                 f"worker.reward.score_function = {reward.score_function!r}: must be one of "
                 f"{', '.join(score_functions)}; for your own set worker.reward.reward_function=FILE.py:NAME"
@@ -226,7 +228,8 @@ def _reward_faults(config: Config, score_functions: Sequence[str] | None) -> Ite
 
 def _path_faults(config: Config) -> Iterator[str]:
     data, trainer, model_path = config.data, config.trainer, config.worker.actor.model.model_path
-    for key, locator in (("data.train_files", data.train_files), ("data.val_files", data.val_files)):
+    named = (("data.train_files", data.train_files), ("data.val_files", data.val_files))
+    for key, locator in ((key, source.path) for key, files in named for source in list_sources(files)):
         path, split = split_path(locator, "@")
         if split == "@" or not (os.path.exists(path) or _is_hub_name(path)):
             yield f"{key} = {locator!r}: is no file, folder or hub name, with or without @SPLIT; correct it"

@@ -93,7 +93,9 @@ def describe(hint: Any, metadata: Iterable[Any] = ()) -> Kind:
     if origin is Annotated:
         return describe(arguments[0], [*arguments[1:], *metadata])
     if origin in (types.UnionType, Union):
-        other = "null" if arguments[1] is types.NoneType else str(get_args(arguments[1])[0])
+        last = arguments[1]
+        is_list = get_origin(last) is tuple
+        other = "null" if last is types.NoneType else "a list of sources" if is_list else str(get_args(last)[0])
         return replace(describe(arguments[0], metadata), other=other)
     if origin is Literal:
         return Kind(f"one of {', '.join(arguments)}", choices=arguments)

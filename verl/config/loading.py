@@ -16,6 +16,8 @@ from verl.config.fields import NUMBERS, Key, find_keys, find_sections, suggest
 from verl.config.free_values import read_free_value
 from verl.config.old_keys import find_value, nest, take_old_keys
 from verl.config.records import Config, ConfigError, TrainerConfig
+from verl.config.source_lists import read_sources
+from verl.config.sources import SOURCE_KEYS
 from verl.config.upstream import DEFAULTS_KEY, choose_defaults
 
 # YAML 1.1 reads these as octal, hexadecimal, binary and base 60.
@@ -64,7 +66,9 @@ def load_config(argv: Sequence[str], score_functions: Sequence[str] | None = Non
     defaults = _merge(_end_by_epochs(defaults, file, command_line), _weights_of_adamw((file, command_line)))
     keys = find_keys()
     faults |= _section_faults(file, keys)
-    config = _validate(_merge(_merge(defaults, file), command_line), keys, faults)
+    values = _merge(_merge(defaults, file), command_line)
+    read_sources(values, faults)
+    config = _validate(values, keys, faults)
     config = _resolve_paths(config, config.trainer)
     checked = find_faults(config, score_functions, unreadable=faults.keys() & {*keys, *find_sections(keys)})
     if faults or checked:
@@ -78,7 +82,11 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     """The configuration, or one section, as nested plain dictionaries and lists, ready for JSON or YAML."""
     section = config if isinstance(config, dict) else dataclasses.asdict(config)
     return {
-        key: config_to_dict(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
+        key: config_to_dict(value)
+        if isinstance(value, dict)
+        else list(value)
+        if isinstance(value, tuple | list)
+        else value
         for key, value in section.items()
     }
 
@@ -124,6 +132,8 @@ def _read_sources(argv: Sequence[str], faults: dict[str, str]) -> list[dict[str,
             token.encode()  # bytes that Python cannot read stand in it as lone surrogates
             if key == "config":
                 file = _read_file(text)
+            elif key in SOURCE_KEYS and text.startswith("[{"):
+                command_line = _merge(command_line, nest(key, read_free_value(text)))
             elif nouns.get(key) == "text" or key == DEFAULTS_KEY:
                 command_line = _merge(command_line, nest(key, _read_text(text)))
             elif any(key == name or key.startswith(f"{name}.") for name in free):
@@ -242,6 +252,13 @@ def _reason(detail: Any, key: str, keys: Mapping[str, Key]) -> str:
     return f"{must} {kind.or_other(kind.noun if is_type else kind.limits)}{quote}"
 
 
+def _resolve_path(value: str, mark: str) -> str:
+    """The path made absolute if it exists; what follows the mark stays."""
+    value = os.path.expanduser(value)
+    path, suffix = split_path(value, mark)
+    return os.path.abspath(path) + suffix if os.path.exists(path) else value
+
+
 def _resolve_paths(section: Any, trainer: TrainerConfig, prefix: str = "") -> Any:
     """The section with the names in save_checkpoint_path filled in and with existing relative paths made absolute."""
     changes: dict[str, Any] = {}
@@ -253,8 +270,17 @@ def _resolve_paths(section: Any, trainer: TrainerConfig, prefix: str = "") -> An
             for name in ("project_name", "experiment_name"):
                 value = value.replace(f"{{{name}}}", getattr(trainer, name))
             changes[item.name] = os.path.abspath(os.path.expanduser(value))
+        elif key in SOURCE_KEYS and not isinstance(value, str):
+            changes[item.name] = tuple(
+                dataclasses.replace(
+                    source,
+                    path=_resolve_path(source.path, "@"),
+                    reward=_resolve_path(source.reward, ":")
+                    if source.reward and ".py" in source.reward
+                    else source.reward,
+                )
+                for source in value
+            )
         elif key in _PATH_KEYS and value:
-            value = os.path.expanduser(value)
-            path, suffix = split_path(value, _PATH_KEYS[key])
-            changes[item.name] = os.path.abspath(path) + suffix if os.path.exists(path) else value
+            changes[item.name] = _resolve_path(value, _PATH_KEYS[key])
     return dataclasses.replace(section, **changes)

@@ -54,10 +54,34 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attrib
 
 
 @dataclass(frozen=True, config=STRICT)
+class SourceConfig:
+    path: str
+    """Rows, as data.train_files names them."""
+    name: str | None = None
+    """Name in metrics; null is the last part of the path."""
+    weight: NonNegativeFloat | Literal["natural"] = "natural"
+    """Share of each batch; natural sources share the rest by their numbers of rows."""
+    reward: str | None = None
+    """A reward's name, `FILE.py:NAME`, or column, for the one that each row names; null is that of worker.reward."""
+    reward_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments given to that reward."""
+    format_prompt: str | None = None
+    """Prompt template, as data.format_prompt, which null takes."""
+    prompt_key: str | None = None
+    """Column with the prompt text; null is data.prompt_key."""
+    answer_key: str | None = None
+    """Column with the ground truth; null is data.answer_key."""
+    repeat: Count = 1
+    """Times that its rows count among natural ones."""
+    advantage_scale: NonNegativeFloat = 1.0
+    """Factor of the advantages of its groups; 0 measures its reward and learns nothing from it."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    train_files: str = "hunarbatra/STVQA-7K@train"
-    """Training rows: a folder, a file, a saved data set or a hub name, with an optional `@split`."""
-    val_files: str = "hunarbatra/STVQA-7K@val"
+    train_files: str | tuple[SourceConfig, ...] = "hunarbatra/STVQA-7K@train"
+    """Training rows: a folder, a file, a saved data set or a hub name, with an optional `@split`; or several."""
+    val_files: str | tuple[SourceConfig, ...] = "hunarbatra/STVQA-7K@val"
     """Validation rows, named as the training rows are."""
     prompt_key: str = "problem"
     """Column with the prompt text; one `<image>` in it per image."""
@@ -317,10 +341,24 @@ class RewardConfig:
     """`FILE.py:NAME`, a reward of your own, NAME being `main` when left out; wins over score_function."""
     reward_function_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments given to the reward at every call."""
+    mixtures: dict[str, Any] = field(default_factory=dict)
+    """Weighted sums and gates of rewards by name, {sum: {reward: weight}, gate: {reward.part: least}, kwargs: {}}."""
     skip_special_tokens: bool = True
     """Leaves special tokens out of the responses that the reward reads."""
     num_processes: Count = 4
     """Processes that score responses."""
+    concurrency: Count = 64
+    """Calls of a coroutine reward (async def) at the same time."""
+    call_timeout_s: PositiveFloat = 60.0
+    """Seconds after which a call of a coroutine reward has failed."""
+    retries: NonNegativeInt = 5
+    """Further tries of a call that failed."""
+    wait_s: NonNegativeFloat = 300.0
+    """Seconds that a step waits for a coroutine reward when its passes are done; what is then not back is missing."""
+    missing_score: float | Literal["drop"] = "drop"
+    """Score of a response that a coroutine reward gave none; drop leaves it out of its group."""
+    price_per_call: NonNegativeFloat = 0.0
+    """Price of a call of a coroutine reward, in any currency; what a step costs is reward_calls/price."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -48,6 +48,7 @@ class Prompt:
         problem, row_id: text.
         ground_truth: as the data set has it, of any type.
         columns: all of the row, but for its images.
+        source, reward: names of its source and of its reward; empty without several.
     """
 
     raw_ids: list[int]
@@ -58,6 +59,8 @@ class Prompt:
     ground_truth: Any
     row_id: str
     columns: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    reward: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class RLHFDataset(torch.utils.data.Dataset):
         max_images: maximum per prompt, 0 for no limit.
         row_check: returns a warning about a row or None; raises ValueError if the reward cannot score it.
         on_bad_row: "skip" leaves out rows that cannot be trained on and prints why.
+        source: name of the rows among those of other sources.
+        reward: name of their reward; None: each row's own, in its column `reward`.
 
     Raises:
         DataError: a missing column, an empty set, or the first bad row with its id.
@@ -118,7 +123,10 @@ class RLHFDataset(torch.utils.data.Dataset):
         max_images: int = 0,
         row_check: RowCheck | None = None,
         on_bad_row: str = "stop",
+        source: str = "",
+        reward: str | None = "",
     ):
+        self.source, self.reward = source, reward
         self.processor = processor
         self.prompt_key, self.answer_key, self.image_key = prompt_key, answer_key, image_key
         self.image_dir, self.text_only, self.mixed_data, self.max_images = image_dir, text_only, mixed_data, max_images
@@ -127,7 +135,9 @@ class RLHFDataset(torch.utils.data.Dataset):
         self.format = _read_format_prompt(format_prompt)
         self.row_check, self.on_bad_row = row_check, on_bad_row
         self.rows = load_rows(locator)
-        for key, knob in ((prompt_key, "data.prompt_key"), (answer_key, "data.answer_key")):
+        needed = {prompt_key: "data.prompt_key", answer_key: "data.answer_key"}
+        needed |= {"reward": "reward: column"} if reward is None else {}
+        for key, knob in needed.items():
             if key not in self.rows.column_names:
                 columns = ", ".join(self.rows.column_names)
                 raise DataError(f"{locator} has no column {key!r} ({knob}); its columns: {columns}")
@@ -207,9 +217,9 @@ class RLHFDataset(torch.utils.data.Dataset):
             fault = f"values of mode {mode} beyond 0 to 255 are cut, as vLLM does; store its image with 8 bits"
             self.warnings.append(f"row {self._row_id(row, index)}: {fault}")
 
-    @staticmethod
-    def _row_id(row: dict[str, Any], index: int) -> str:
-        return f"{index} (image_id {row['image_id']})" if "image_id" in row else str(index)
+    def _row_id(self, row: dict[str, Any], index: int) -> str:
+        number = f"{self.source} {index}".lstrip()
+        return f"{number} (image_id {row['image_id']})" if "image_id" in row else number
 
     def _has_images(self, index: int) -> bool:
         return not self.text_only and not (self.mixed_data and index % 2 == 0)
@@ -309,7 +319,8 @@ class RLHFDataset(torch.utils.data.Dataset):
         positions = mrope_positions(ids, entry.grids, self.processor.image_token_id, self._merge_size)
         row_id = self._row_id(row, entry.row)
         columns = {name: value for name, value in row.items() if name != self.image_key}
-        return Prompt(raw_ids, torch.tensor(ids), positions, images, problem, row[self.answer_key], row_id, columns)
+        own = (columns, self.source, row["reward"] if self.reward is None else self.reward)
+        return Prompt(raw_ids, torch.tensor(ids), positions, images, problem, row[self.answer_key], row_id, *own)
 
 
 def _reason(error: Exception) -> str:
@@ -386,6 +397,8 @@ def collate_prompts(prompts: Sequence[Prompt], pad_token_id: int) -> DataProto:
             "ground_truth": _objects([prompt.ground_truth for prompt in prompts]),
             "uid": _objects([prompt.row_id for prompt in prompts]),
             "columns": _objects([prompt.columns for prompt in prompts]),
+            "source": _objects([prompt.source for prompt in prompts]),
+            "reward": _objects([prompt.reward for prompt in prompts]),
         },
     )
 
@@ -409,6 +422,14 @@ class BatchOrder:
             )
         self.num_rows, self.batch_size, self.shuffle, self.seed = num_rows, batch_size, shuffle, seed
         self.batches_per_epoch = num_rows // batch_size
+
+    def parts(self, batch: int) -> list[tuple[list[int], list[int]]]:
+        """The rows of a batch and those that replace bad ones, as one part."""
+        return [(self.rows(batch), self.spares(batch))]
+
+    def mix(self, batch: int, parts: Sequence[Sequence[int]]) -> list[int]:
+        """The rows of the only part."""
+        return list(parts[0])
 
     def rows(self, batch: int) -> list[int]:
         """Row indices of batch number `batch`, from 0 over all epochs."""

@@ -20,7 +20,9 @@ def call_function(call: Callable[[], Any], items: Sequence[Mapping[str, Any]]) -
         raise RewardError(f"the reward function raised {describe(error)} while it scored {name_rows(items)}") from None
     if iscoroutine(result):
         result.close()  # or Python would warn that nobody awaited it
-        raise RewardError(f"the reward function is async, and scores {name_rows(items)} never; drop its async")
+        raise RewardError(
+            f"the reward function returned a coroutine, and scores {name_rows(items)} never; define it by async def"
+        )
     return result
 
 

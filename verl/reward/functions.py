@@ -26,6 +26,7 @@ class FileReward:
     - REWARD_TYPE = "sequential" in the file: EasyR1's, one item -> one dict
     - else EasyR1's batch form, items -> dicts
 
+    In each form it may be a coroutine function (async def), which is called for one response at a time.
     It can import the files beside it, if nothing that is installed has their name.
     """
 
@@ -38,19 +39,32 @@ class FileReward:
         return f"{self.path}:{self.name}"
 
     def __call__(self, items: Sequence[Item]) -> Any:
-        module, function = self._load()
-        if "completions" in inspect.signature(function).parameters:
-            return self._call_with_columns(function, items)
-        if getattr(module, "REWARD_TYPE", "batch") == "batch":
+        function, form = self._load()
+        if form == "sequential":
+            return [call_function(lambda item=item: function(item, **self.kwargs), [item]) for item in items]
+        if form == "batch":
             return function(items, **self.kwargs)
-        return [call_function(lambda item=item: function(item, **self.kwargs), [item]) for item in items]
-
-    def _call_with_columns(self, function: Callable, items: Sequence[Item]) -> Any:
         logged: dict[str, float] = {}
         result = function(**_make_keywords(function, items, logged, self.kwargs, str(self)))
-        return read_numbers(result, logged)
+        return result if inspect.iscoroutine(result) else read_numbers(result, logged)
 
-    def _load(self) -> tuple[ModuleType, Callable]:
+    def is_coroutine(self) -> bool:
+        """True for a function that is to be awaited."""
+        function = self._load()[0]
+        return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
+
+    async def score(self, item: dict[str, Any]) -> Any:
+        """What the coroutine function returns for one response, as a list of one score."""
+        function, form = self._load()
+        if form == "sequential":
+            return [await function(item, **self.kwargs)]
+        if form == "batch":
+            return await function([item], **self.kwargs)
+        logged: dict[str, float] = {}
+        return read_numbers(await function(**_make_keywords(function, [item], logged, self.kwargs, str(self))), logged)
+
+    def _load(self) -> tuple[Callable, str]:
+        """The function and its form: batch, sequential or columns."""
         if self.path not in _modules:
             _modules[self.path] = _load_module(self.path)
         module = _modules[self.path]
@@ -59,7 +73,8 @@ class FileReward:
         kind = getattr(module, "REWARD_TYPE", "batch")
         if kind not in ("batch", "sequential"):
             raise RewardError(f"{self.path}: REWARD_TYPE must be 'batch' or 'sequential', got {kind!r}")
-        return module, getattr(module, self.name)
+        function = getattr(module, self.name)
+        return function, "columns" if "completions" in inspect.signature(function).parameters else kind
 
 
 def _load_module(path: str) -> ModuleType:

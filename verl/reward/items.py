@@ -42,6 +42,7 @@ class ScoringGroup:
         images: encoded, as the model sees them.
         step: of the training, 0 before it.
         max_length: R, the longest response in tokens; 0 where nothing is cut.
+        reward: name of the reward that scores them.
     """
 
     responses: Sequence[list[int]] | Sequence[str]
@@ -52,6 +53,7 @@ class ScoringGroup:
     images: Sequence[bytes] = ()
     step: int = 0
     max_length: int = 0
+    reward: str = ""
 
     def make_items(self, texts: Sequence[str], end_ids: Collection[int]) -> list[dict[str, Any]]:
         """One dictionary for each response, given their texts: the row's columns, and the keys below, which win."""

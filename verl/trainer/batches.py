@@ -4,7 +4,8 @@ Letters: G groups (prompts of a step), n samples, P padded prompt tokens.
 """
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from verl.config.records import Config, RolloutConfig
-from verl.data.dataset import BatchOrder, DataError, RLHFDataset, collate_prompts
+from verl.data.dataset import DataError, RLHFDataset, collate_prompts
+from verl.data.mixture import build_order
 from verl.model.packing import balanced_order
 from verl.protocol import DataProto
 from verl.protocol.row_values import as_objects
@@ -38,7 +40,7 @@ class Rollout:
 
     Attributes:
         groups: G prompts with their responses.
-        metrics: of online filtering.
+        metrics: of online filtering, and once there are scores of the calls of coroutine rewards.
     """
 
     groups: DataProto
@@ -49,7 +51,9 @@ class Rollout:
     def scores(self) -> dict[str, Tensor]:
         """Scores [G, n] by reward key; waits for the scoring processes."""
         if self._pending:
-            scores = _join_scores([pending.result() for pending in self._pending])
+            since = time.monotonic()
+            scores = _join_scores([pending.result(since) for pending in self._pending])
+            self.metrics |= count_calls(self._pending)
             return {key: values[self._order] for key, values in scores.items()}
         known = {key for key in self.groups.batch.keys() if key.startswith(SCORE)}
         return {key.removeprefix(SCORE): self.groups.batch[key] for key in sorted(known)}
@@ -100,7 +104,7 @@ class BatchMaker:
         self.pad_token_id, self.num_ranks = pad_token_id, num_ranks
         data = config.data
         size = data.mini_rollout_batch_size or data.rollout_batch_size
-        self.order = BatchOrder(len(train_set), size, data.shuffle, data.seed)
+        self.order = build_order(train_set, size, data.shuffle, data.seed)
         self.position = Position()
         self.step = 0  # told to the reward
         self._prefetched: tuple[int, list[int], DataProto] | None = None
@@ -129,7 +133,8 @@ class BatchMaker:
         return self._decoded[number].result()
 
     def _readable(self, number: int) -> list[int]:
-        return self.train_set.readable(self.order.rows(number), self.order.spares(number))
+        parts = [self.train_set.readable(rows, spares) for rows, spares in self.order.parts(number)]
+        return self.order.mix(number, parts)
 
     def make(self, generate: Generate) -> Rollout:
         """The groups of the next step.
@@ -160,6 +165,7 @@ class BatchMaker:
         kept = [self.position.surplus] if self.position.surplus is not None else []
         num_old = num_kept = sum(map(len, kept))
         means: list[Tensor] = []
+        self._filtered: list[PendingRewards] = []
         while num_kept < size:
             if len(means) == limit:
                 raise DataError(self._filtering_fault(num_kept, torch.cat(means)))
@@ -173,8 +179,9 @@ class BatchMaker:
         if means:
             sampled = torch.cat(means)
             metrics["kept_share"] = (num_kept - num_old) / len(sampled)
-            metrics[f"{self.config.algorithm.filter_key}_of_all"] = sampled.mean()
-        return groups, {f"online_filtering/{name}": float(value) for name, value in metrics.items()}
+            metrics[f"{self.config.algorithm.filter_key}_of_all"] = sampled.nanmean()
+        named = {f"online_filtering/{name}": float(value) for name, value in metrics.items()}
+        return groups, named | count_calls(self._filtered)
 
     def _sample_filtered(self, generate: Generate) -> tuple[DataProto, Tensor]:
         """The kept groups of the next prompts, with their scores and age 0, and the mean of filter_key of all."""
@@ -182,8 +189,9 @@ class BatchMaker:
         groups = self._sample(generate)
         pending = self.reward.submit(groups, self.step)
         scores = pending.result()
+        self._filtered.append(pending)
         groups.non_tensor_batch[TEXTS] = group_texts(pending.texts, len(groups))
-        mean = scores[algorithm.filter_key].mean(dim=-1)
+        mean = scores[algorithm.filter_key].nanmean(dim=-1)  # NaN, which is not kept, where all are dropped
         for key, values in scores.items():
             groups.batch[SCORE + key] = values
         groups.batch[AGE] = torch.zeros(len(groups), dtype=torch.long)
@@ -195,7 +203,7 @@ class BatchMaker:
             f"online filtering kept {num_kept} groups of the {len(means)} sampled in "
             f"{self.config.trainer.max_try_make_batch} attempts, and a step needs data.rollout_batch_size="
             f"{self.config.data.rollout_batch_size}: the mean of algorithm.filter_key={algorithm.filter_key} was "
-            f"{float(means.mean()):.3f} and must lie between algorithm.filter_low={algorithm.filter_low} and "
+            f"{float(means.nanmean()):.3f} and must lie between algorithm.filter_low={algorithm.filter_low} and "
             f"algorithm.filter_high={algorithm.filter_high}; widen them, raise worker.rollout.n, or raise "
             "trainer.max_try_make_batch"
         )
@@ -269,6 +277,25 @@ def join_groups(parts: list[DataProto]) -> DataProto:
         missing = {key: torch.zeros(tensors["responses"].shape[:2]) for key in keys if key not in tensors}
         joined.append(DataProto.from_dict(tensors | missing, dict(part.non_tensor_batch)))
     return DataProto.concat(joined)
+
+
+def count_calls(pending: list[PendingRewards]) -> dict[str, float]:
+    """Metrics of the calls of coroutine rewards, summed over batches; none without such rewards."""
+    names = dict.fromkeys(name for part in pending for name in part.counts)
+    return {f"reward_calls/{name}": sum(part.counts.get(name, 0.0) for part in pending) for name in names}
+
+
+def scale_advantages(advantages: Tensor, sources: Sequence[str], scales: Mapping[str, float]) -> Tensor:
+    """Advantages [G, ...] times the scale of each group's source."""
+    factors = torch.tensor([scales.get(source, 1.0) for source in sources])
+    return advantages * factors.reshape(-1, *[1] * (advantages.dim() - 1))
+
+
+def add_scores(batch: Any, overall: Tensor) -> None:
+    """Adds `scores` [G, n], and `kept` [G, n] where responses are dropped, whose score is NaN."""
+    batch["scores"] = overall
+    if overall.isnan().any():
+        batch["kept"] = ~overall.isnan()
 
 
 def _join_scores(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ class KLControl:
         kls = kls.masked_fill(~mask.bool(), 0.0)
         batch["penalties"] = self.coef * kls
         batch["rewards"] = batch["scores"] - batch["penalties"].sum(-1)
-        kl = float((kls.sum(-1) / mask.sum(-1)).mean())
+        kl = float((kls.sum(-1) / mask.sum(-1))[~batch["scores"].isnan()].nanmean())
         metrics = {"actor/kl_penalty": kl, "actor/kl_coef": self.coef}
         self._adapt(kl)
         return metrics

@@ -21,7 +21,8 @@ from spatialthinker.network import use_cache_without_network
 from spatialthinker.output import print_any_text
 from spatialthinker.versions import find_version_faults
 from verl.config.loading import config_to_dict, load_config
-from verl.config.records import Config, ConfigError, RewardConfig, TrainerConfig
+from verl.config.records import Config, ConfigError, RewardConfig, SourceConfig, TrainerConfig
+from verl.config.sources import COLUMN, list_sources, name_source
 from verl.distributed.watchdog import Watchdog
 
 USER_ERROR = 2
@@ -30,6 +31,7 @@ HELP_OPTIONS = {"--help", "-h", "--list"}
 WITH_SCENES = ("spatial_sgg", "r1v_scene")
 """Rewards whose responses hold a scene graph."""
 CPUS_PER_ACTOR = 1.0
+PROMPT_KEYS = ("prompt_key", "answer_key", "format_prompt")
 RAY_TIMEOUT_S = 30
 END_TIMEOUT_S = 60
 WITHOUT_MULTICAST = {
@@ -132,7 +134,9 @@ def print_help(arguments: Sequence[str]) -> int:
 def hub_names(config: Config) -> list[str | None]:
     """Names of the run's models and data, which may be those of the hub."""
     model, critic = config.worker.actor.model, config.worker.critic.model
-    return [model.model_path, model.tokenizer_path, critic.model_path, config.data.train_files, config.data.val_files]
+    files = [list_sources(files) for files in (config.data.train_files, config.data.val_files)]
+    data = [source.path for sources in files for source in sources]
+    return [model.model_path, model.tokenizer_path, critic.model_path, *data]
 
 
 def user_errors() -> tuple[type[Exception], ...]:
@@ -171,7 +175,7 @@ def train(config: Config) -> None:
         config = plan.config
         phases = plan_memory(config, model_shape, train_set)
         score_gold = GoldScore(reward, config.worker.reward)
-        scores = score_gold(train_set[0])
+        scores = [score_gold(prompt) for rows in (train_set, val_set) for prompt in first_prompts(rows)][0]
         check_filter_key(config, scores)
         if config.trainer.dry_run:
             print_dry_run(
@@ -299,8 +303,11 @@ class GoldScore:
         from spatialthinker.rewards.gold import gold_response
 
         name = "" if self.reward.reward_function else self.reward.score_function
+        if prompt.reward:
+            function = self.manager.functions.get(prompt.reward)
+            name = function.name if isinstance(function, ScoreFunction) else ""
         gold = gold_response(name, str(prompt.ground_truth))
-        more = {"columns": prompt.columns, "images": prompt.images}
+        more = {"columns": prompt.columns, "images": prompt.images, "reward": prompt.reward}
         return self.manager.probe(gold, prompt.problem, prompt.ground_truth, prompt.row_id, **more)
 
 
@@ -351,46 +358,136 @@ def check_filter_key(config: Config, scores: dict[str, float]) -> None:
 
 def build_reward(config: Config) -> Any:
     """The pool that runs the configured reward: a file's function or one of spatialthinker's."""
-    from verl.reward import FileReward, RewardManager
+    from verl.reward import CallLimits, RewardManager
 
     settings = config.worker.reward
-    if settings.reward_function is not None:
-        path, _, name = settings.reward_function.rpartition(":")
-        function: Any = FileReward(path or name, name if path else "main", settings.reward_function_kwargs)
-    else:
-        function = ScoreFunction(settings.score_function, settings.reward_function_kwargs)
+    functions = {"": build_function(config, None, settings.reward_function_kwargs)}
+    functions |= source_functions(config)
     model = config.worker.actor.model
     tokenizer_path = model.tokenizer_path or model.model_path
     limit_s = config.trainer.watchdog_timeout_s
-    return RewardManager(function, tokenizer_path, settings.num_processes, settings.skip_special_tokens, limit_s)
+    pool = (tokenizer_path, settings.num_processes, settings.skip_special_tokens, limit_s)
+    limits = CallLimits(**{name: getattr(settings, name) for name in CallLimits.__dataclass_fields__})
+    return RewardManager(
+        functions, *pool, limits, None if settings.missing_score == "drop" else settings.missing_score
+    )
+
+
+def build_function(config: Config, name: str | None, kwargs: dict[str, Any]) -> Any:
+    """The reward of a name: FILE.py:NAME, a mixture or a built-in one; None is the one of worker.reward."""
+    from verl.reward import FileReward, MixedReward
+
+    settings = config.worker.reward
+    name = name or settings.reward_function or settings.score_function
+    if name in settings.mixtures:
+        content = settings.mixtures[name]
+        weights, gates = dict(content.get("sum", {})), dict(content.get("gate", {}))
+        names = dict.fromkeys([*weights, *map(reward_of, gates)])
+        chosen = content.get("kwargs", {})
+        return MixedReward(
+            name, {each: build_function(config, each, chosen.get(each, {})) for each in names}, weights, gates
+        )
+    path, _, function = name.rpartition(":")
+    if (path or name).endswith(".py"):
+        return FileReward(path or name, function if path else "main", kwargs)
+    return ScoreFunction(name, kwargs)
+
+
+def reward_of(gate: str) -> str:
+    """The reward of a gate `<reward>` or `<reward>.<part>`."""
+    from spatialthinker.rewards import REWARDS
+
+    return gate if gate in REWARDS or gate.endswith(".py") else gate.rpartition(".")[0]
+
+
+def source_functions(config: Config) -> dict[str, Any]:
+    """Rewards that sources name, by the name that their prompts carry.
+
+    Raises:
+        ConfigError: a row names an unknown one.
+    """
+    from spatialthinker.rewards import REWARDS
+    from verl.data.sources import DataError, load_rows
+
+    functions = {}
+    for source in [*list_sources(config.data.train_files), *list_sources(config.data.val_files)]:
+        names: set[str] = {source.reward} if source.reward else set()
+        if source.reward == COLUMN:
+            rows = load_rows(source.path)
+            if "reward" not in rows.column_names:
+                raise DataError(f"{source.path} has no column 'reward' (reward: column)")
+            names = set(rows["reward"])
+        for name in names:
+            known = (*REWARDS, *config.worker.reward.mixtures)
+            if name not in known and not str(name).partition(":")[0].endswith(".py"):
+                raise ConfigError([f"{source.path}: a row's reward is {name!r}, which is none of {', '.join(known)}"])
+            functions[reward_key(name, source)] = build_function(config, name, source.reward_kwargs)
+    return functions
+
+
+def reward_key(name: str, source: SourceConfig) -> str:
+    """The name under which a source's reward is found: with other arguments it is another reward."""
+    return f"{name} {source.reward_kwargs}" if source.reward_kwargs and source.reward != COLUMN else name
+
+
+def first_prompts(rows: Any) -> list[Any]:
+    """The first prompt of every source."""
+    return [own[0] for own in getattr(rows, "sets", [rows])]
 
 
 def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
     """The training and the validation prompts, every row checked."""
-    from verl.data.dataset import BatchOrder, RLHFDataset, check_answer
+    from verl.data.mixture import MixedSet, build_order, describe_shares
+    from verl.trainer.ray_trainer import count_steps
 
-    data, reward = config.data, config.worker.reward
-    row_check: Any = check_spatial_row if reward.score_function == "spatial_sgg" else check_answer
+    data = config.data
     options = {
         "processor": processor,
-        "prompt_key": data.prompt_key,
-        "answer_key": data.answer_key,
         "image_key": data.image_key,
         "image_dir": data.image_dir,
         "max_prompt_length": data.max_prompt_length,
-        "format_prompt": data.format_prompt,
         "min_pixels": data.min_pixels,
         "max_pixels": data.max_pixels,
         "resize_first": data.resize_first,
         "filter_overlong_prompts": data.filter_overlong_prompts,
         "on_bad_row": data.on_bad_row,
         "max_images": config.worker.rollout.limit_images,
-        "row_check": None if reward.reward_function else row_check,
     }
-    train_set = RLHFDataset(data.train_files, text_only=data.text_only, mixed_data=data.mixed_data, **options)
-    BatchOrder(len(train_set), data.rollout_batch_size, data.shuffle, data.seed)  # too few rows are named here
+    train = {"text_only": data.text_only, "mixed_data": data.mixed_data}
+    train_set = open_sources(config, data.train_files, **train, **options)
+    build_order(train_set, data.rollout_batch_size, data.shuffle, data.seed)  # too few rows are named here
+    if isinstance(train_set, MixedSet):
+        size, num_steps = data.rollout_batch_size, count_steps(config, len(train_set))
+        print("\n".join(describe_shares(train_set, size, num_steps)), flush=True)  # noqa: T201
     reads_text_alone = data.text_only and processor.image_processor is None
-    return train_set, RLHFDataset(data.val_files, text_only=reads_text_alone, **options)
+    return train_set, open_sources(config, data.val_files, text_only=reads_text_alone, **options)
+
+
+def open_sources(config: Config, files: Any, **options: Any) -> Any:
+    """The prompts of a path, or of several sources one behind the other."""
+    from verl.data.dataset import RLHFDataset
+    from verl.data.mixture import MixedSet
+
+    sets = []
+    for source in list_sources(files):
+        own = {key: getattr(source, key) or getattr(config.data, key) for key in PROMPT_KEYS}
+        own["row_check"] = row_check(config, source)
+        if not isinstance(files, str):
+            own["source"] = name_source(source)
+            own["reward"] = None if source.reward == COLUMN else reward_key(source.reward or "", source)
+        sets.append(RLHFDataset(source.path, **own, **options))
+    return sets[0] if isinstance(files, str) else MixedSet(sets, list_sources(files))
+
+
+def row_check(config: Config, source: SourceConfig) -> Any:
+    """The check of a source's rows that its reward asks for; None where that is known of no row."""
+    from verl.data.dataset import check_answer
+
+    settings = config.worker.reward
+    name = source.reward or settings.reward_function or settings.score_function
+    if name == COLUMN or name in settings.mixtures or name.partition(":")[0].endswith(".py"):
+        return None
+    return check_spatial_row if name == "spatial_sgg" else check_answer
 
 
 def cluster_address() -> str | None:

@@ -35,6 +35,21 @@ class PhaseTimer:
         self.seconds = {}
 
 
+def compute_reward_metrics(scores: Mapping[str, Tensor], sources: Sequence[str] = ()) -> dict[str, float]:
+    """Means of the reward's parts [G, n] over the responses that have scores: reward/<part>.
+
+    With several sources, one for each group, also reward/<source>/<part>, for parts that are not 0 throughout.
+    """
+    kept = ~scores["overall"].isnan()
+    metrics = {f"reward/{key}": float(values[kept].mean()) for key, values in scores.items() if kept.any()}
+    for source in sorted({*sources} - {""}):
+        own = kept & torch.tensor([name == source for name in sources]).unsqueeze(-1)
+        parts = {key: values[own] for key, values in scores.items()} if own.any() else {}
+        shown = {key: values for key, values in parts.items() if key == "overall" or values.any()}
+        metrics |= {f"reward/{source}/{key}": float(values.mean()) for key, values in shown.items()}
+    return metrics
+
+
 def compute_data_metrics(groups: DataProto, max_prompt_length: int, max_response_length: int) -> dict[str, float]:
     """Mean, maximum and minimum of scores, advantages and lengths of a step, and its token counts.
 
@@ -42,6 +57,7 @@ def compute_data_metrics(groups: DataProto, max_prompt_length: int, max_response
     critic/advantages, critic/returns (equal to advantages for group-relative estimators), with a critic critic/values.
     critic/vf_explained_var is 1 - Var(returns - values) / (Var(returns) + 1e-5). clip_ratio is the share of sequences
     at maximum length. perf/total_num_tokens counts a prompt once per response, as EasyR1 does.
+    Responses without a score (NaN) are left out, but for clip_ratio and the counts of tokens.
 
     Args:
         groups: tensors scores, rewards [G, n], advantages, returns [G, n] or [G, n, R], response_mask [G, n, R],
@@ -49,24 +65,27 @@ def compute_data_metrics(groups: DataProto, max_prompt_length: int, max_response
         max_prompt_length, max_response_length: P and R, in tokens.
     """
     batch = groups.batch
-    response_lengths = batch["response_mask"].sum(-1)  # [G, n]
+    kept = ~batch["scores"].isnan()  # [G, n]
+    mask = batch["response_mask"].bool() & kept.unsqueeze(-1)
+    all_lengths = batch["response_mask"].sum(-1)  # [G, n]
+    response_lengths = all_lengths[kept]
     prompt_lengths = batch["prompt_mask"].sum(-1)  # [G]
     found = [key for key in ("advantages", "returns", "values") if key in batch.keys()]
-    per_token = {key: _per_token(batch[key], batch["response_mask"]) for key in found}
+    per_token = {key: _per_token(batch[key], mask) for key in found}
     explained, returns = {}, per_token["returns"]
     if "values" in per_token and returns.numel() > 1:
         left = (returns - per_token["values"]).var()
         explained["critic/vf_explained_var"] = float(1 - left / (returns.var() + 1e-5))
-    num_response_tokens = int(response_lengths.sum())
-    num_samples = response_lengths.shape[1]
+    num_response_tokens = int(all_lengths.sum())
+    num_samples = all_lengths.shape[1]
     return {
-        **_mean_max_min("critic/score", batch["scores"]),
-        **_mean_max_min("critic/rewards", batch["rewards"]),
+        **_mean_max_min("critic/score", batch["scores"][kept]),
+        **_mean_max_min("critic/rewards", batch["rewards"][kept]),
         **{name: v for key, tokens in per_token.items() for name, v in _mean_max_min(f"critic/{key}", tokens).items()},
         **explained,
         **_mean_max_min("response_length", response_lengths),
         **_mean_max_min("prompt_length", prompt_lengths),
-        "response_length/clip_ratio": float((response_lengths >= max_response_length).float().mean()),
+        "response_length/clip_ratio": float((all_lengths >= max_response_length).float().mean()),
         "prompt_length/clip_ratio": float((prompt_lengths >= max_prompt_length).float().mean()),
         "perf/num_response_tokens": num_response_tokens,
         "perf/total_num_tokens": num_response_tokens + num_samples * int(prompt_lengths.sum()),

@@ -14,11 +14,12 @@ from tqdm import tqdm
 from verl.algos.advantages import compute_advantages
 from verl.config.loading import config_to_dict
 from verl.config.records import Config
+from verl.config.sources import list_sources, name_source
 from verl.data.dataset import RLHFDataset
 from verl.distributed.single_controller import WorkerError, WorkerGroup
 from verl.protocol import DataProto
 from verl.reward import RewardManager
-from verl.trainer.batches import BatchMaker, Rollout
+from verl.trainer.batches import BatchMaker, Rollout, add_scores, scale_advantages
 from verl.trainer.checks import Checks, share_signs
 from verl.trainer.engines import Engines
 from verl.trainer.guards import check_memory, check_skipped
@@ -28,6 +29,7 @@ from verl.trainer.metrics import (
     PhaseTimer,
     compute_data_metrics,
     compute_memory_metrics,
+    compute_reward_metrics,
     compute_timing_metrics,
     reduce_metrics,
 )
@@ -37,7 +39,7 @@ from verl.trainer.saver import CheckpointSaver, TrainState, restore
 from verl.trainer.tracking import Tracker
 from verl.trainer.validation import Validation, validate
 
-UPDATE_KEYS = ["advantages", "old_log_probs", "rollout_log_probs"]
+UPDATE_KEYS = ["advantages", "old_log_probs", "rollout_log_probs", "kept"]
 GROUP_COLUMNS = ["images", "experts"]
 GROUP_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids", "responses", "response_mask")
 
@@ -112,7 +114,7 @@ class GRPOTrainer:
         with self.interrupt.interruptible():
             with timer("gen"), self.engines.awake():  # weights are synced
                 rollout = self.batches.make(self.engines.generate)  # prompts -> responses [G, n, R]; scoring starts
-            groups, metrics = rollout.groups, dict(rollout.metrics)
+            groups, metrics = rollout.groups, rollout.metrics
             with timer("load"):
                 actor.load_groups(groups.select(list(GROUP_KEYS), GROUP_COLUMNS))
             request = self._request(groups)
@@ -135,15 +137,12 @@ class GRPOTrainer:
 
         with timer("adv"):
             batch = groups.batch
-            batch["scores"] = scores["overall"]
+            add_scores(batch, scores["overall"])
             metrics |= self.kl.penalize(batch)  # rewards [G, n]: scores minus penalties [G, n, R]
-            more = (algorithm.gamma, algorithm.lam, *map(batch.get, ("penalties", "baselines", "values")))
-            batch["advantages"], batch["returns"] = compute_advantages(  # [G, n], or [G, n, R] by token
-                algorithm.adv_estimator, batch["scores"], batch["response_mask"], *more
-            )
+            self._add_advantages(groups)  # [G, n], or [G, n, R] by token
         if has_critic:
             with timer("update_critic"):
-                metrics |= reduce_metrics(actor.update_critic(self._select(groups, ["values", "returns"])))
+                metrics |= reduce_metrics(actor.update_critic(self._select(groups, ["values", "returns", "kept"])))
         if self.step >= self.config.trainer.critic_warmup:
             with timer("update_actor"):
                 metrics |= reduce_metrics(actor.update_actor(self._select(groups, UPDATE_KEYS + self.kl.loss_keys)))
@@ -200,6 +199,18 @@ class GRPOTrainer:
         update.meta_info |= {"step": self.step, "kl_coef": self.kl.coef if self.kl.is_in_loss else 0.0}
         return update
 
+    def _add_advantages(self, groups: DataProto) -> None:
+        """Adds `advantages`, scaled for each source, and `returns`."""
+        batch, algorithm = groups.batch, self.config.algorithm
+        more = (algorithm.gamma, algorithm.lam, *map(batch.get, ("penalties", "baselines", "values")))
+        advantages, batch["returns"] = compute_advantages(
+            algorithm.adv_estimator, batch["scores"], batch["response_mask"], *more
+        )
+        sources = list_sources(self.config.data.train_files)
+        scales = {name_source(source): source.advantage_scale for source in sources if source.advantage_scale != 1}
+        names = list(groups.non_tensor_batch.get("source", ()))
+        batch["advantages"] = scale_advantages(advantages, names, scales) if scales else advantages
+
     def _finish_step(self, groups: DataProto, scores: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
         """Notes that the policy has been updated and returns all metrics of the step.
 
@@ -208,7 +219,7 @@ class GRPOTrainer:
         """
         self.trained = TrainState(self.step, self.batches.position, self.kl.coef)
         data = self.config.data
-        metrics |= {f"reward/{key}": float(value.mean()) for key, value in scores.items()}
+        metrics |= compute_reward_metrics(scores, list(groups.non_tensor_batch.get("source", ())))
         metrics |= compute_data_metrics(groups, data.max_prompt_length, data.max_response_length)
         self.recorder.write()
         signs = share_signs(self.recorder.read_last)

@@ -16,7 +16,9 @@ from tqdm import tqdm
 from verl.config.fields import find_keys
 from verl.config.loading import config_to_dict
 from verl.config.records import Config, ConfigError
+from verl.config.sources import list_sources
 from verl.data.dataset import RLHFDataset
+from verl.data.mixture import MixedSet
 from verl.distributed import checkpoint
 from verl.model.checkpoint_files import digest_model
 
@@ -80,7 +82,7 @@ def identify(config: Config, processor: Any, train_set: RLHFDataset, val_set: RL
     data, columns = _digest_rows(train_set)
     return {
         "data": data,
-        "columns": columns if config.worker.reward.reward_function else None,
+        "columns": columns if _has_own_reward(config) else None,
         "val_data": _digest_rows(val_set)[0],
         "base_model": digest_model(config.worker.actor.model.model_path),
         "critic_base_model": digest_model(critic) if critic else None,
@@ -94,6 +96,8 @@ def _digest_rows(rows: RLHFDataset) -> tuple[str, str]:
     The second is apart, so that a column that nobody reads may come and go.
     """
     total, columns = hashlib.sha256(), hashlib.sha256()
+    if isinstance(rows, MixedSet):
+        total.update(json.dumps(rows.layout).encode())
     for number in tqdm(range(len(rows)), desc="Fingerprint of the rows", disable=len(rows) < 1000):
         row = rows.read(number, is_resized=False)
         content = [row.raw_ids, len(row.ids), row.problem, row.ground_truth]
@@ -102,6 +106,12 @@ def _digest_rows(rows: RLHFDataset) -> tuple[str, str]:
         for image in row.images:
             total.update(hashlib.sha256(image).digest())
     return total.hexdigest(), columns.hexdigest()
+
+
+def _has_own_reward(config: Config) -> bool:
+    """True if a reward can read columns."""
+    is_file = any(".py" in (source.reward or "") for source in list_sources(config.data.train_files))
+    return bool(is_file or config.worker.reward.reward_function or config.worker.reward.mixtures)
 
 
 def _plain(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Validation results: mean rewards and one record per sample."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,15 +47,25 @@ def validate(
 def collect_scores(answered: Sequence[tuple[DataProto, PendingRewards]]) -> Validation:
     """Waits for the scores of batches of prompts with responses, and aggregates them."""
     totals: dict[str, list[float]] = {}
-    records, batches = [], []
+    records, batches, by_source = [], [], {}
     for groups, pending in answered:
         scores = pending.result()
         batches.append(Answered(groups, pending.texts, scores))
         for key, values in scores.items():
-            totals.setdefault(key, []).extend(values.flatten().tolist())
+            totals.setdefault(key, []).extend(values[~scores["overall"].isnan()].tolist())
         records += _records(groups, pending.texts, scores)
-    metrics = {f"val/{key}_reward": sum(values) / len(records) for key, values in totals.items()}
-    metrics["val/reward_score"] = metrics["val/overall_reward"]
+        for source in sorted({*groups.non_tensor_batch.get("source", ())} - {""}):
+            own = torch.tensor([name == source for name in groups.non_tensor_batch["source"]])
+            for key, values in scores.items():
+                kept = values[own][~scores["overall"][own].isnan()]
+                by_source.setdefault((source, key), []).extend(kept.tolist())
+    num_scored = len(totals["overall"])
+    metrics = {f"val/{key}_reward": sum(values) / num_scored for key, values in totals.items() if num_scored}
+    if num_scored:
+        metrics["val/reward_score"] = metrics["val/overall_reward"]
+    for (source, key), values in by_source.items():
+        if values and (key == "overall" or any(values)):
+            metrics[f"val/{source}/{key}_reward"] = sum(values) / len(values)
     return Validation(metrics, records, batches)
 
 
@@ -65,6 +76,6 @@ def _records(groups: DataProto, texts: list[str], scores: dict[str, torch.Tensor
     return [
         {key: str(groups.non_tensor_batch[key][i // num_samples]) for key in ("uid", "problem", "ground_truth")}
         | {"sample": i % num_samples, "response": text, "response_length": lengths[i]}
-        | {"score": {key: values[i] for key, values in flat.items()}}
+        | {"score": {key: None if math.isnan(values[i]) else values[i] for key, values in flat.items()}}
         for i, text in enumerate(texts)
     ]

@@ -38,6 +38,7 @@ class Groups:
         grids: per image frames, rows and columns.
         num_samples, width: n and padded R of output tensors.
         experts: per group the experts [P + sum of R, layers, K] to replay; None without routing replay.
+        kept: [G, n], False for responses that no loss may see; None keeps all.
     """
 
     prompts: list[Tensor]
@@ -49,6 +50,7 @@ class Groups:
     num_samples: int
     width: int
     experts: list[Tensor] | None = None
+    kept: Tensor | None = None
 
     @classmethod
     def from_proto(cls, data: DataProto, pixels: list[Tensor], grids: list[Grid]) -> "Groups":
@@ -92,7 +94,23 @@ class Groups:
             device = "cuda" if dist.get_backend() == "nccl" else "cpu"
             count = count.to(device)
             dist.all_reduce(count, dist.ReduceOp.MAX)
-        return split_to_count(batches, int(count))
+        return [self._without_dropped(pieces) for pieces in split_to_count(batches, int(count))]
+
+    def _without_dropped(self, pieces: list[Piece]) -> list[Piece]:
+        if self.kept is None:
+            return pieces
+        rest = [Piece(each.group, tuple(i for i in each.samples if self.kept[each.group, i])) for each in pieces]
+        return [piece for piece in rest if piece.samples]
+
+    def count(self, groups: Sequence[int]) -> tuple[int, int]:
+        """Tokens and responses of some groups, without dropped ones."""
+        lengths = [
+            len(row)
+            for group in groups
+            for sample, row in enumerate(self.responses[group])
+            if self.kept is None or self.kept[group, sample]
+        ]
+        return sum(lengths), len(lengths)
 
     def pack(self, pieces: list[Piece]) -> PackedBatch:
         """The packed row of a micro-batch; for an empty one a dummy response, so that this rank joins collectives."""
@@ -273,12 +291,13 @@ class Learner:
 
     def _denominator(self, groups: Groups, mini_batch: range, settings: StepSettings) -> float:
         """Denominator of the mini-batch's loss over all ranks."""
-        lengths = [len(row) for group in mini_batch for row in groups.responses[group]]
-        totals = torch.tensor([float(sum(lengths)), float(len(lengths))])
+        totals = torch.tensor(groups.count(mini_batch), dtype=torch.float)
         if self.world_size > 1:
             totals = totals.to(self.device)
             dist.all_reduce(totals)
         num_tokens, num_responses = totals.tolist()
+        if not num_responses:
+            return 1.0  # all are dropped, and the loss is 0
         return average_denominator(settings.loss_avg_mode, num_tokens, num_responses, settings.max_response_length)
 
     def _step(self, max_grad_norm: float, metrics: MetricSums) -> bool:

@@ -306,6 +306,7 @@ class FSDPWorker:
         """Updates the critic on the loaded groups with `values` and `returns`; metrics as (sum, weight)."""
         assert self.groups is not None and self.critic is not None and self.critic.optimizer is not None
         critic = self.config.worker.critic
+        self.groups.kept = data.batch.get("kept")
         settings = ValueSettings(cliprange_value=critic.cliprange_value, **self._step_settings(critic))
         lr = self._set_lr(self.critic.optimizer, critic.optim, data.meta_info["step"])
         with self._on_device(self.critic.model, self.critic.optimizer, changes=True):
@@ -319,6 +320,7 @@ class FSDPWorker:
         Meta: `step`, `kl_coef` (0: no KL term in the loss). Returns metrics as (sum, weight).
         """
         assert self.groups is not None, "load_groups comes first"
+        self.groups.kept = data.batch.get("kept")
         actor = self.config.worker.actor
         sizes = self._step_settings(actor)
         sizes["max_tokens"] = self.update_tokens or sizes["max_tokens"]
