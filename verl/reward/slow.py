@@ -42,10 +42,10 @@ class CallProcess:
         """Starts the calls for all responses of the groups."""
         self.number += 1
         try:
-            return PendingCalls(self, self.number, self.pool.submit(start_calls, self.number, groups))
+            return PendingCalls(self, self.number, groups, self.pool.submit(start_calls, self.number, groups))
         except BrokenProcessPool:
             self.restart()
-            return PendingCalls(self, self.number, self.pool.submit(start_calls, self.number, groups))
+            return PendingCalls(self, self.number, groups, self.pool.submit(start_calls, self.number, groups))
 
     def restart(self) -> None:
         """Ends the process with all its calls and starts another."""
@@ -60,18 +60,21 @@ class CallProcess:
 class PendingCalls:
     """Calls of one batch of groups."""
 
-    def __init__(self, process: CallProcess, number: int, texts: Future):
+    def __init__(self, process: CallProcess, number: int, groups: Sequence[ScoringGroup], texts: Future):
+        self.num_responses = sum(len(group.responses) for group in groups)
         self.process, self.pool, self.number, self.texts = process, process.pool, number, texts
 
     def result(self, since: float, start_s: float | None) -> tuple[list[str], CallResults]:
         """Texts, and what is back `wait_s` after `since`, on the clock of time.monotonic.
 
         Raises:
-            BrokenProcessPool, TimeoutError: the process died or did not start, before any call began.
+            RewardError: a call returned what is no score.
         """
-        texts = self.texts.result(start_s)
-        limit_s = max(0.0, since + self.process.limits.wait_s - time.monotonic())
+        texts = [""] * self.num_responses
+        limit_s = self.process.limits.wait_s
         try:
+            texts = self.texts.result(start_s)
+            limit_s = max(0.0, since + limit_s - time.monotonic())
             found = self.pool.submit(collect_calls, self.number, limit_s).result(limit_s + ANSWER_S)
         except (TimeoutError, BrokenProcessPool, RuntimeError) as error:
             if type(error) not in (TimeoutError, BrokenProcessPool, RuntimeError):
