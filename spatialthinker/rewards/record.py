@@ -1,6 +1,7 @@
 """The one record that a reward reads."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,7 +12,7 @@ class RewardInput:
     """
 
     response: str
-    ground_truth: str
+    ground_truth: Any
     problem: str = ""
     response_length: int | None = None
     """Length of the response in tokens, where the trainer knows it."""

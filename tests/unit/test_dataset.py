@@ -20,7 +20,7 @@ from verl.config.loading import load_config
 from verl.config.records import ConfigError
 from verl.data.dataset import BatchOrder, DataError, RLHFDataset, _read_format_prompt, check_answer, collate_prompts
 from verl.data.processor import TextProcessor, load_run_processor
-from verl.trainer.main import check_spatial_row
+from verl.trainer.rewards import check_spatial_row
 
 BOX = '<scene>{{"objects": [{{"id": "a.1", "bbox": [0, 0, {}, 50]}}]}}</scene><answer>(A) on</answer>'
 TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"

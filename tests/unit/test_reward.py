@@ -16,7 +16,7 @@ from verl.protocol import DataProto
 from verl.reward import FileReward, RewardError, RewardManager, functions, scoring
 from verl.reward import pool as pools
 from verl.reward.items import ScoringGroup
-from verl.trainer.main import ScoreFunction
+from verl.trainer.rewards import ScoreFunction
 
 TOY_MODEL = Path(__file__).parents[2] / "configs" / "toy_model"
 

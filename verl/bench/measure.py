@@ -104,11 +104,12 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
     only the rollout of each step runs.
     """
     from verl.trainer.dry_run import read_data_shape
-    from verl.trainer.main import build_datasets, build_reward, build_workers, start_ray
+    from verl.trainer.main import build_datasets, build_workers, start_ray
     from verl.trainer.metrics import PhaseTimer
     from verl.trainer.model_checks import measure_checked_model
     from verl.trainer.plan import make_plan, measure_gpu, probe_passes
     from verl.trainer.ray_trainer import GRPOTrainer
+    from verl.trainer.rewards import build_reward
     from verl.trainer.saver import TrainState
 
     class SpanTimer(PhaseTimer):

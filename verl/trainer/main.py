@@ -12,23 +12,30 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from spatialthinker.network import use_cache_without_network
 from spatialthinker.output import print_any_text
 from spatialthinker.versions import find_version_faults
 from verl.config.loading import config_to_dict, load_config
-from verl.config.records import Config, ConfigError, RewardConfig, SourceConfig, TrainerConfig
+from verl.config.records import Config, ConfigError, TrainerConfig
 from verl.config.sources import COLUMN, list_sources, name_source
 from verl.distributed.watchdog import Watchdog
+from verl.trainer.rewards import (
+    GoldReader,
+    GoldScore,
+    build_recorder,
+    build_reward,
+    check_filter_key,
+    first_prompts,
+    reward_key,
+    row_check,
+)
 
 USER_ERROR = 2
 INTERRUPTED = 130
 HELP_OPTIONS = {"--help", "-h", "--list"}
-WITH_SCENES = ("spatial_sgg", "r1v_scene")
 """Rewards whose responses hold a scene graph."""
 CPUS_PER_ACTOR = 1.0
 PROMPT_KEYS = ("prompt_key", "answer_key", "format_prompt")
@@ -41,49 +48,6 @@ WITHOUT_MULTICAST = {
     "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
 }
 """Unless the environment says otherwise: who dies in NVLink multicast can leave the host's GPUs unusable."""
-
-
-@dataclass(frozen=True)
-class ScoreFunction:
-    """A reward of spatialthinker by name, picklable, over the trainer's items; names why a format failed."""
-
-    name: str
-    kwargs: dict[str, Any]
-    reads_row: ClassVar[bool] = False
-
-    def __str__(self) -> str:
-        return self.name
-
-    def __call__(self, items: list[dict[str, Any]]) -> list[dict[str, float]]:
-        from spatialthinker.rewards import REWARDS, RewardInput, format_failure
-
-        inputs = [
-            RewardInput(item["response"], str(item["ground_truth"]), item["problem"], item["response_length"])
-            for item in items
-        ]
-        scores = REWARDS[self.name](inputs, **self.kwargs)
-        if self.name == "spatial_sgg":
-            for item, score in zip(items, scores, strict=True):
-                if reason := format_failure(item["response"]):
-                    score[f"format_failure/{reason}"] = 1.0
-        return scores
-
-
-def check_spatial_row(problem: str, ground_truth: Any, sizes: Sequence[tuple[int, int]]) -> str | None:
-    """Doubt about the frame of this row's boxes, if any; ValueError when `spatial_sgg` cannot score answers to it.
-
-    Args:
-        sizes: width and height of the row's images.
-    """
-    from spatialthinker.rewards.spatial_sgg import check_ground_truth, doubt_frame
-    from verl.data.dataset import check_answer
-
-    check_answer(problem, ground_truth, sizes)
-    ground_truth = str(ground_truth)
-    check_ground_truth(ground_truth, problem)
-    if "<image>" not in problem:
-        raise ValueError("the prompt has no <image>, and spatial_sgg scores boxes in an image")
-    return doubt_frame(ground_truth, problem, sizes[0]) if sizes else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -292,149 +256,6 @@ def choose_device(config: Config) -> str:
     return device
 
 
-@dataclass(frozen=True)
-class GoldScore:
-    """Reward of a response that states a prompt's ground truth, by the configured function."""
-
-    manager: Any
-    reward: RewardConfig
-
-    def __call__(self, prompt: Any) -> dict[str, float]:
-        from spatialthinker.rewards.gold import gold_response
-
-        name = "" if self.reward.reward_function else self.reward.score_function
-        if prompt.reward:
-            function = self.manager.functions.get(prompt.reward)
-            name = function.name if isinstance(function, ScoreFunction) else ""
-        gold = gold_response(name, str(prompt.ground_truth))
-        more = {"columns": prompt.columns, "images": prompt.images, "reward": prompt.reward}
-        return self.manager.probe(gold, prompt.problem, prompt.ground_truth, prompt.row_id, **more)
-
-
-def build_recorder(config: Config, train_set: Any, val_set: Any) -> Any:
-    """The recorder of the run's rollouts, as trainer.rollouts_to_keep asks."""
-    from spatialthinker.matching import check_ready
-    from spatialthinker.rewards.describe import describe
-    from verl.trainer.recording.labels import RowLabels
-    from verl.trainer.recording.recorder import Recorder
-
-    trainer, reward, data = config.trainer, config.worker.reward, config.data
-    name = reward.reward_function or reward.score_function
-    labels = {"train": RowLabels(data.train_files, train_set.rows), "val": RowLabels(data.val_files, val_set.rows)}
-    return Recorder(
-        Path(trainer.save_checkpoint_path),
-        trainer.rollouts_to_keep,
-        trainer.rollouts_tokens,
-        partial(describe, name),
-        labels,
-        data.max_response_length,
-        name,
-        check_ready if name in WITH_SCENES else list,
-    )
-
-
-@dataclass(frozen=True)
-class GoldReader:
-    """Texts and descriptions of the responses that state the ground truths of prompts."""
-
-    reward: RewardConfig
-
-    def __call__(self, prompts: Sequence[Any]) -> tuple[list[str], list[dict[str, Any]]]:
-        from spatialthinker.rewards.describe import describe
-        from spatialthinker.rewards.gold import gold_response
-
-        name = "" if self.reward.reward_function else self.reward.score_function
-        texts = [gold_response(name, str(prompt.ground_truth)) for prompt in prompts]
-        items = [(text, each.ground_truth, each.problem) for text, each in zip(texts, prompts, strict=True)]
-        return texts, describe(name, items)
-
-
-def check_filter_key(config: Config, scores: dict[str, float]) -> None:
-    """Passes if the reward has what online filtering looks at; ConfigError says what it has."""
-    key = config.algorithm.filter_key
-    if config.algorithm.online_filtering and key not in scores:
-        raise ConfigError([f"algorithm.filter_key = {key!r}: the reward returns only {', '.join(scores)}; name one"])
-
-
-def build_reward(config: Config) -> Any:
-    """The pool that runs the configured reward: a file's function or one of spatialthinker's."""
-    from verl.reward import CallLimits, RewardManager
-
-    settings = config.worker.reward
-    functions = {"": build_function(config, None, settings.reward_function_kwargs)}
-    functions |= source_functions(config)
-    model = config.worker.actor.model
-    tokenizer_path = model.tokenizer_path or model.model_path
-    limit_s = config.trainer.watchdog_timeout_s
-    pool = (tokenizer_path, settings.num_processes, settings.skip_special_tokens, limit_s)
-    limits = CallLimits(**{name: getattr(settings, name) for name in CallLimits.__dataclass_fields__})
-    return RewardManager(
-        functions, *pool, limits, None if settings.missing_score == "drop" else settings.missing_score
-    )
-
-
-def build_function(config: Config, name: str | None, kwargs: dict[str, Any]) -> Any:
-    """The reward of a name: FILE.py:NAME, a mixture or a built-in one; None is the one of worker.reward."""
-    from verl.reward import FileReward, MixedReward
-
-    settings = config.worker.reward
-    name = name or settings.reward_function or settings.score_function
-    if name in settings.mixtures:
-        content = settings.mixtures[name]
-        weights, gates = dict(content.get("sum", {})), dict(content.get("gate", {}))
-        names = dict.fromkeys([*weights, *map(reward_of, gates)])
-        chosen = content.get("kwargs", {})
-        return MixedReward(
-            name, {each: build_function(config, each, chosen.get(each, {})) for each in names}, weights, gates
-        )
-    path, _, function = name.rpartition(":")
-    if (path or name).endswith(".py"):
-        return FileReward(path or name, function if path else "main", kwargs)
-    return ScoreFunction(name, kwargs)
-
-
-def reward_of(gate: str) -> str:
-    """The reward of a gate `<reward>` or `<reward>.<part>`."""
-    from spatialthinker.rewards import REWARDS
-
-    return gate if gate in REWARDS or gate.endswith(".py") else gate.rpartition(".")[0]
-
-
-def source_functions(config: Config) -> dict[str, Any]:
-    """Rewards that sources name, by the name that their prompts carry.
-
-    Raises:
-        ConfigError: a row names an unknown one.
-    """
-    from spatialthinker.rewards import REWARDS
-    from verl.data.sources import DataError, load_rows
-
-    functions = {}
-    for source in [*list_sources(config.data.train_files), *list_sources(config.data.val_files)]:
-        names: set[str] = {source.reward} if source.reward else set()
-        if source.reward == COLUMN:
-            rows = load_rows(source.path)
-            if "reward" not in rows.column_names:
-                raise DataError(f"{source.path} has no column 'reward' (reward: column)")
-            names = set(rows["reward"])
-        for name in names:
-            known = (*REWARDS, *config.worker.reward.mixtures)
-            if name not in known and not str(name).partition(":")[0].endswith(".py"):
-                raise ConfigError([f"{source.path}: a row's reward is {name!r}, which is none of {', '.join(known)}"])
-            functions[reward_key(name, source)] = build_function(config, name, source.reward_kwargs)
-    return functions
-
-
-def reward_key(name: str, source: SourceConfig) -> str:
-    """The name under which a source's reward is found: with other arguments it is another reward."""
-    return f"{name} {source.reward_kwargs}" if source.reward_kwargs and source.reward != COLUMN else name
-
-
-def first_prompts(rows: Any) -> list[Any]:
-    """The first prompt of every source."""
-    return [own[0] for own in getattr(rows, "sets", [rows])]
-
-
 def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
     """The training and the validation prompts, every row checked."""
     from verl.data.mixture import MixedSet, build_order, describe_shares
@@ -477,17 +298,6 @@ def open_sources(config: Config, files: Any, **options: Any) -> Any:
             own["reward"] = None if source.reward == COLUMN else reward_key(source.reward or "", source)
         sets.append(RLHFDataset(source.path, **own, **options))
     return sets[0] if isinstance(files, str) else MixedSet(sets, list_sources(files))
-
-
-def row_check(config: Config, source: SourceConfig) -> Any:
-    """The check of a source's rows that its reward asks for; None where that is known of no row."""
-    from verl.data.dataset import check_answer
-
-    settings = config.worker.reward
-    name = source.reward or settings.reward_function or settings.score_function
-    if name == COLUMN or name in settings.mixtures or name.partition(":")[0].endswith(".py"):
-        return None
-    return check_spatial_row if name == "spatial_sgg" else check_answer
 
 
 def cluster_address() -> str | None:

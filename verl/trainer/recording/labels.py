@@ -1,11 +1,26 @@
 """Labels of a data set's rows: source and category, by row id."""
 
+from collections.abc import Callable
 from typing import Any
 
 from verl.config.checks import split_path
 
 SOURCE_COLUMNS = ("source", "data_source", "dataset")
 CATEGORY_COLUMNS = ("category", "question_type", "task")
+
+
+def label_rows(files: Any, prompts: Any) -> Callable[[str], tuple[str | None, str | None]]:
+    """(source, category) of a row id, for the prompts of one path or of several sources."""
+    sets = getattr(prompts, "sets", None)
+    if sets is None:
+        return RowLabels(files, prompts.rows)
+    labels = {own.source: RowLabels(own.source, own.rows) for own in sets}
+
+    def find(uid: str) -> tuple[str | None, str | None]:
+        source = next((name for name in labels if uid.startswith(f"{name} ")), None)
+        return (None, None) if source is None else (source, labels[source](uid[len(source) + 1 :])[1])
+
+    return find
 
 
 class RowLabels:
