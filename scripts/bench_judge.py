@@ -4,14 +4,15 @@ python scripts/bench_judge.py --latency 1 --concurrency 64 --responses 256 --fai
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
-
-from verl.reward import CallLimits, FileReward, RewardManager
-from verl.reward.items import ScoringGroup
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the checkout's packages before installed ones
+
 JUDGE = """
 import asyncio, random
 async def main(items, latency):
@@ -30,6 +31,8 @@ def main() -> None:
     parser.add_argument("--failing", type=float, default=0.2, help="share of calls that fail; default: %(default)s")
     parser.add_argument("--steps", type=int, default=3, help="default: %(default)s")
     given = parser.parse_args()
+    from verl.reward import CallLimits, FileReward, RewardManager
+
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "judge.py"
         file.write_text(JUDGE)
@@ -44,8 +47,10 @@ def main() -> None:
             manager.close()
 
 
-def measure(manager: RewardManager, failing: float, given: argparse.Namespace) -> None:
+def measure(manager: Any, failing: float, given: argparse.Namespace) -> None:
     """Prints the seconds of steps with and without the judge, and what came back."""
+    from verl.reward.items import ScoringGroup
+
     passes_s = given.latency * -(-given.responses // given.concurrency)
     groups = [ScoringGroup(["an answer"] * 8, "a question", failing, str(row)) for row in range(given.responses // 8)]
     for step in range(given.steps):

@@ -16,18 +16,20 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from matplotlib import get_data_path
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the checkout's packages before installed ones
+
 SIZE = (640, 480)
-PHOTOGRAPH = Path(get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
 
 def make_picture(seed: int) -> Image.Image:
     """A random part of the photograph, half covered by clouds of colour."""
+    from matplotlib import get_data_path
+
     rng = np.random.default_rng(seed)
-    photograph = Image.open(PHOTOGRAPH).convert("RGB")
+    photograph = Image.open(Path(get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
     width = int(rng.integers(240, photograph.width))
     height = width * SIZE[1] // SIZE[0]
     x, y = int(rng.integers(0, photograph.width - width)), int(rng.integers(0, photograph.height - height))

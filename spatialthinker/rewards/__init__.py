@@ -14,7 +14,6 @@ from spatialthinker.rewards.boxes import boxes, check_boxes
 from spatialthinker.rewards.choice import check_choice, choice
 from spatialthinker.rewards.follows_scene import follows_scene
 from spatialthinker.rewards.length import length
-from spatialthinker.rewards.mixture import mix
 from spatialthinker.rewards.numeric import check_numbers, numbers
 from spatialthinker.rewards.ordering import check_ordering, ordering
 from spatialthinker.rewards.points import check_points, points
@@ -34,14 +33,6 @@ REWARDS: dict[str, Callable[..., list[dict[str, float]]]] = {
     "follows_scene": follows_scene,
     "length": length,
 }
-
-
-def mixture(inputs: Sequence[RewardInput], **spec: Any) -> list[dict[str, float]]:
-    """Returns a weighted sum or a gate of other rewards, as `spec` states it (see rewards.mixture)."""
-    return mix(REWARDS, spec, inputs)
-
-
-REWARDS["mixture"] = mixture
 
 ROW_CHECKS: dict[str, Callable[[Any, str], None]] = {
     "spatial_sgg": check_ground_truth,

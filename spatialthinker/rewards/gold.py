@@ -34,7 +34,6 @@ def gold_response(reward: str, ground_truth: Any) -> str:
         "r1v": f"{think}<answer>{answer}</answer>",
         "math": f"{think}\\boxed{{{answer}}}",
     }
-    forms["mixture"] = forms["r1v"]
     forms["follows_scene"] = forms["spatial_sgg"]
     forms["r1v_scene"] = forms["spatial_sgg"]
     return forms.get(reward, text)

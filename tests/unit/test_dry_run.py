@@ -39,7 +39,7 @@ def test_a_dry_run_prints_everything_and_exits_with_0(tmp_path, capsys, monkeypa
         "Memory, estimated",
         "log-probs",
         "This machine has",
-        "Checks over the ground truths of 40 rows: truncation, ",
+        "Checks over the ground truths of 40 rows: ",
     ):
         assert words in printed
     assert printed.count("Reward of the ground truth: overall 1.000") == 3
@@ -60,7 +60,16 @@ def test_steps_and_passes_by_hand():
     assert "at full length 32 passes" in lines[2] and "at full length 26 passes" in lines[3]
 
 
-@pytest.mark.parametrize("name", REWARDS)
+TYPED = {"numbers": "3.5 m", "points": [2, 2, 8, 8], "boxes": [[0, 0, 5, 5]], "ordering": ["cat", "dog"]}
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_the_gold_response_of_a_typed_ground_truth_earns_all(name):
+    (score,) = REWARDS[name]([RewardInput(gold_response(name, TYPED[name]), TYPED[name], "Image size: (10 x 10)")])
+    assert score["overall"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", [name for name in REWARDS if name not in (*TYPED, "length")])
 def test_the_gold_response_of_every_reward_earns_all(name):
     truth = '<scene>{"objects": [{"id": "a.1", "bbox": [0, 0, 5, 5]}], "relationships": []}</scene>\n'
     truth += "<answer>(B) left</answer>"

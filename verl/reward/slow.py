@@ -63,9 +63,16 @@ class PendingCalls:
     def __init__(self, process: CallProcess, number: int, groups: Sequence[ScoringGroup], texts: Future):
         self.num_responses = sum(len(group.responses) for group in groups)
         self.process, self.pool, self.number, self.texts = process, process.pool, number, texts
+        self.begun = 0.0
+        texts.add_done_callback(self._note_begin)
+
+    def _note_begin(self, _: Future) -> None:
+        self.begun = time.monotonic()
 
     def result(self, since: float, start_s: float | None) -> tuple[list[str], CallResults]:
-        """Texts, and what is back `wait_s` after `since`, on the clock of time.monotonic.
+        """Texts, and what is back `wait_s` after `since`, on the clock of time.monotonic, or after the calls began.
+
+        A process that is new has to load the function before its first calls.
 
         Raises:
             RewardError: a call returned what is no score.
@@ -74,7 +81,7 @@ class PendingCalls:
         limit_s = self.process.limits.wait_s
         try:
             texts = self.texts.result(start_s)
-            limit_s = max(0.0, since + limit_s - time.monotonic())
+            limit_s = max(0.0, max(since, self.begun) + limit_s - time.monotonic())
             found = self.pool.submit(collect_calls, self.number, limit_s).result(limit_s + ANSWER_S)
         except (TimeoutError, BrokenProcessPool, RuntimeError) as error:
             if type(error) not in (TimeoutError, BrokenProcessPool, RuntimeError):
