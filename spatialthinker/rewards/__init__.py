@@ -6,7 +6,7 @@ Every result has `overall`, every value lies in [0, 1] at the default weights, a
 that cannot be scored against raises ValueError; ROW_CHECKS finds it when the data are loaded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from spatialthinker.rewards.accuracy import math, r1v, r1v_scene
