@@ -130,8 +130,9 @@ class RecordedScores:
         self.scores = (groups.batch["responses"].sum(-1) % 7).float() / 7
         self.texts = ["" for _ in range(self.scores.numel())]
         self.is_broken = is_broken
+        self.counts: dict[str, float] = {}
 
-    def result(self) -> dict[str, torch.Tensor]:
+    def result(self, since: float | None = None) -> dict[str, torch.Tensor]:
         if self.is_broken:
             raise RewardError("the reward function raised ZeroDivisionError: no score today")
         return {"overall": self.scores}
@@ -143,9 +144,12 @@ class RecordedReward:
     def __init__(self, fails_at: int = 0):
         self.num_calls, self.fails_at = 0, fails_at
 
-    def submit(self, groups: DataProto) -> RecordedScores:
+    def submit(self, groups: DataProto, step: int = 0) -> RecordedScores:
         self.num_calls += 1
         return RecordedScores(groups, self.num_calls == self.fails_at)
+
+    def decode(self, groups: DataProto) -> list[str]:
+        return ["" for _ in range(groups.batch["responses"][..., 0].numel())]
 
 
 def make_inputs(folder: Path) -> None:

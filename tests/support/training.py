@@ -139,6 +139,9 @@ def metrics(run: Path) -> dict[int, dict[str, float]]:
 
 
 def learned(row: dict[str, float]) -> dict[str, float]:
-    """Metrics that must repeat exactly: all but times, speeds and memory."""
-    clocks = ("timing_", "perf/")
-    return {key: value for key, value in row.items() if not key.startswith(clocks)}
+    """Metrics that must repeat exactly: all but times, speeds and memory, what a recording missed, and checks.
+
+    Checks compare a step with the ones before, of which a killed run may have lost the last.
+    """
+    varying = ("timing_", "perf/", "recording/", "checks/")
+    return {key: value for key, value in row.items() if not key.startswith(varying)}
