@@ -15,7 +15,10 @@ ROLLOUT = ("rollout", "weight sync + wake", "sleep", "rest", "whole step")
 PASSES = ("images", "old", "reference", "update")
 
 
-@pytest.mark.parametrize(("what", "phases"), [("rollout", ROLLOUT), ("step", (*ROLLOUT, *PASSES))])
+@pytest.mark.parametrize(
+    ("what", "phases"),
+    [pytest.param("rollout", ROLLOUT, marks=pytest.mark.nightly), ("step", (*ROLLOUT, *PASSES))],
+)
 def test_every_phase_of_a_step_has_its_row(tmp_path, what, phases):
     dump = tmp_path / "dump.json"
     command = [sys.executable, "-m", "verl.bench", what, "--config", "configs/bench_toy_cpu.yaml"]

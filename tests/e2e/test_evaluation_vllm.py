@@ -38,6 +38,7 @@ def test_vllm_and_transformers_give_the_same_greedy_answers(tmp_path):
 
 
 @pytest.mark.e2e
+@pytest.mark.nightly
 def test_vllms_own_server_gives_the_answers_of_the_engine(tmp_path):
     write_parquet([row for _, row in generate(ITEMS, seed=5, split="val")], parquet_path(tmp_path / "data", "val"))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -82,6 +82,7 @@ def test_validation_sees_the_last_update(data, unbroken, tmp_path):
     assert "val/reward_score" in measured
 
 
+@pytest.mark.nightly
 def test_without_a_learning_rate_nothing_rises(data, tmp_path):
     """Validation before and after is the same to the last digit when lr is 0: a rise comes from the updates."""
     run = tmp_path / "still"
@@ -95,7 +96,7 @@ def test_without_a_learning_rate_nothing_rises(data, tmp_path):
     assert len(samples) == 16
 
 
-@pytest.mark.parametrize(("name", "rank"), [("rollout", 0), ("actor", 1)])
+@pytest.mark.parametrize(("name", "rank"), [pytest.param("rollout", 0, marks=pytest.mark.nightly), ("actor", 1)])
 def test_a_dead_worker_ends_the_run_with_its_name(data, tmp_path, name, rank):
     run = tmp_path / "dead"
     process = start(data, run, "trainer.max_steps=50")
@@ -109,9 +110,10 @@ def test_a_dead_worker_ends_the_run_with_its_name(data, tmp_path, name, rank):
 
 @pytest.mark.parametrize(
     "script",
-    [pytest.param("", marks=pytest.mark.nightly), "scripts/spatialthinker_3b_grpo.sh"],
+    ["", "scripts/spatialthinker_3b_grpo.sh"],
     ids=["program", "script"],
 )
+@pytest.mark.nightly
 def test_sigterm_to_all_processes_saves_the_last_update(data, tmp_path, script):
     """SLURM and systemd send TERM to all of a job, srun forwards it, and KILL ends what is left after a grace."""
     run = tmp_path / "stopped"
