@@ -23,6 +23,7 @@ from evaluation.benchmarks.rows import BENCHMARKS
 from evaluation.command_line import accepts, parse_arguments
 from spatialthinker.rewards import REWARDS
 from verl.algos.losses import POLICY_LOSSES
+from verl.bench.inputs import RANDOM_MODELS
 from verl.config.fields import find_keys
 from verl.config.loading import load_config
 from verl.config.old_keys import DERIVED_KEYS, RENAMED_KEYS, SETTLED_KEYS
@@ -138,9 +139,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("configs", "scripts", "evaluation", "data_gen", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "runs" / "quickstart" / "data").mkdir(parents=True)
-    model = tmp_path / "runs" / "bench" / "random_qwen2_5_vl_3b"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
+    for name in RANDOM_MODELS:
+        model = tmp_path / "runs" / "bench" / name
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
     for name in ("one.json", "ONE.json"):
         (tmp_path / name).write_text('{"table": {}}')
     monkeypatch.chdir(tmp_path)
