@@ -1,4 +1,4 @@
-"""What a judge behind an API adds to a step: its calls run while passes as long as they take the ranks' time.
+"""Cost of a judge behind an API for a step: its calls run while passes as long as they take the ranks' time.
 
 python scripts/bench_judge.py --latency 1 --concurrency 64 --responses 256 --failing 0.2
 """

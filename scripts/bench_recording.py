@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What recording costs a training step, and whether it changes what is learned: pairs of toy runs with and without it.
+"""Cost of recording for a training step, and equality of what is learned: pairs of toy runs with and without it.
 
     python3 scripts/bench_recording.py [--pairs 3] [--steps 10] [--folder runs/bench_recording]
 

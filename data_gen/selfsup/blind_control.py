@@ -114,7 +114,7 @@ def _fold(row: Row) -> int:
 
 
 def _targets(task: str, rows: Sequence[Row]) -> list[tuple[str, list[list[str]], list[str]]]:
-    """What is predicted: a name, the candidates of each row and the true one."""
+    """Target of a prediction: a name, the candidates of each row and the true one."""
     if rows[0]["options"]:
         letters = [list("ABCD"[: len(row["options"])]) for row in rows]
         by_letter = (f"{task}, letter", letters, [row["answer_only"] for row in rows])

@@ -122,7 +122,7 @@ class UnfitPicture(ValueError):
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a first look at a picture found: a sketch, or why it is unfit."""
+    """Finding of a first look at a picture: a sketch, or the reason why it is unfit."""
 
     sketch: bytes = b""
     fault: str = ""

@@ -37,7 +37,7 @@ class View:
     depth: np.ndarray | None = None
     """Depth of each pixel [H, W] as float32, NaN where it is unknown."""
     is_metric: bool = True
-    """Whether depth is in metres; else only its order counts."""
+    """True for depth in metres; else only its order counts."""
 
     @cached_property
     def grey(self) -> np.ndarray:

@@ -52,7 +52,7 @@ def _make_row(view: View, picture: Picture, turn: int, options: SelfsupOptions) 
 
 
 def is_offered(name: str, view: View) -> bool:
-    """Whether a picture has what a task needs."""
+    """True when a picture has what a task needs."""
     if name in ANNOTATED:
         return bool(view.things)
     return view.depth is not None if name in WITH_DEPTH else True

@@ -1,4 +1,4 @@
-"""What responses hold, for recordings of a run: failure, answer, boxes, matches, and signs of what went wrong."""
+"""Description of responses, for recordings of a run: failure, answer, boxes, matches, and signs of what went wrong."""
 
 import json
 import re

@@ -49,7 +49,7 @@ while True:
 
 
 def find_lack() -> str:
-    """Why no hosts can be made here; empty where they can."""
+    """The reason why no hosts can be made here; empty where they can."""
     if os.geteuid() != 0:
         return "two hosts need root"
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
@@ -88,7 +88,7 @@ class Host:
         return done.stdout
 
     def processes(self) -> list[psutil.Process]:
-        """What lives there beside process 1; the dead that wait for their parents do not count."""
+        """Processes that live there beside process 1; the dead that wait for their parents do not count."""
         space = os.readlink(f"/proc/{self.init}/ns/pid")
         found = []
         for process in psutil.process_iter():

@@ -140,7 +140,7 @@ def drawn_experts(seed):
 
 @torch.no_grad()
 def own_choice(model, rows):
-    """What the model itself chooses for one group of one response, as experts to replay."""
+    """Choice of the model itself for one group of one response, as experts to replay."""
     found = {}
 
     def record(logits, top_k, replayed=None):

@@ -9,7 +9,7 @@ from tests.unit.test_memory_estimate import DATA, MODEL
 from verl.config.auto import ENGINE, EXPERIENCE, KEPT, UPDATE, WITHOUT_GPU, with_values
 from verl.config.loading import load_config
 from verl.config.records import AUTO, Config, ConfigError
-from verl.trainer.plan import Gpu, make_plan
+from verl.trainer.plan import Gpu, make_plan, read_gpus
 from verl.workers.probe import GB, fit_passes
 
 LOAD = ("data.max_prompt_length=1586", "data.max_response_length=400", "trainer.n_gpus_per_node=1")
@@ -72,6 +72,19 @@ def test_other_values_leave_the_rest_of_a_record():
     assert changed.worker.actor.micro_batch_size_per_device_for_update == 7 and changed.trainer.max_steps == 3
     assert with_values(changed, {UPDATE: AUTO, "trainer.max_steps": config.trainer.max_steps}) == config
     assert isinstance(changed, Config)
+
+
+def test_gpus_are_read_within_the_limit_and_beside_other_processes():
+    table = "81920, 1024\n81920, 61440\n"
+    assert read_gpus(table, None) == [Gpu(80.0, 1.0), Gpu(80.0, 60.0)]
+    assert read_gpus(table, 40.0) == [Gpu(40.0, 0.0), Gpu(40.0, 20.0)]  # 20 of the 40 are left beside the others
+    assert read_gpus("[N/A], [N/A]\n", None) == [] == read_gpus("", None)
+
+
+def test_a_gpu_that_cannot_be_measured_is_said():
+    (line,) = make_plan(load_config([f"{UPDATE}=2"]), MODEL, DATA, None, on_gpu=True).lines
+    assert "nvidia-smi shows no GPU" in line and f"{ENGINE}=0.6" in line and UPDATE not in line
+    assert make_plan(load_config([]), MODEL, DATA, None).lines == []
 
 
 class Passes:

@@ -1,4 +1,4 @@
-"""What the viewer reads of a run: steps as they come, older forms, and files that are broken."""
+"""Reading of a run by the viewer: steps as they come, older forms, and files that are broken."""
 
 import json
 import math

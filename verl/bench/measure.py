@@ -157,7 +157,14 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
 
     reward = build_reward(config)
     train_set, val_set = build_datasets(config, processor)
-    plan = make_plan(config, measure_checked_model(config), read_data_shape(train_set), measure_gpu(config, device))
+    gpu = measure_gpu(config, device)
+    plan = make_plan(
+        config,
+        measure_checked_model(config),
+        read_data_shape(train_set),
+        measure_gpu(config, device),
+        device == "cuda",
+    )
     config = plan.config
     start_ray(config, device)
     actor, rollout = build_workers(config, device, processor, config.trainer.max_steps, None)

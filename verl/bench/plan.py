@@ -93,7 +93,7 @@ def plan_model(name: str, model: Model, clusters: list[Cluster], prompts: int | 
 
 
 def describe_growth(times: dict[Cluster, StepTime]) -> str:
-    """What first adds more than NOTICED_SHARE of the first step, and what adds most at the last."""
+    """The part that first adds more than NOTICED_SHARE of the first step, and the one that adds most at the last."""
     first = next(iter(times.values()))
     last = list(times)[-1]
     base = group_by_cause(first)

@@ -111,7 +111,7 @@ class StepTime:
 
 
 def model_config(text: dict[str, Any], vision: dict[str, Any]) -> SimpleNamespace:
-    """What verl.model.flops reads of a configuration."""
+    """Fields of a configuration that verl.model.flops reads."""
     text_config = SimpleNamespace(**text)
     ends = {"patch_size": 14, "in_channels": 3, "temporal_patch_size": 2, "spatial_merge_size": 2}
     return SimpleNamespace(

@@ -27,7 +27,7 @@ class MixedSet(RLHFDataset):
 
     @property
     def layout(self) -> list[list[object]]:
-        """What the order of batches follows from, beside the rows."""
+        """Facts beside the rows that the order of batches follows from."""
         return [
             [len(each), source.weight, source.repeat] for each, source in zip(self.sets, self.sources, strict=True)
         ]

@@ -131,7 +131,7 @@ def _room_faults(folders: Mapping[str, str], mark: str) -> Iterable[str]:
 
 
 def _list_files(path: Path) -> dict[str, str]:
-    """What tells files apart, by name: of a file or of those in a folder, without reading weights."""
+    """Marks that tell files apart, by name: of a file or of those in a folder, without reading weights."""
     files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.is_file())
     sizes = {file: file.stat().st_size for file in files}
     return {

@@ -115,7 +115,7 @@ def describe_resources(resources: Mapping[str, float]) -> str:
 
 
 def describe_cluster(wanted: Mapping[str, float]) -> str:
-    """What each machine has of the wanted resources."""
+    """Wanted resources that each machine has."""
     names = name_machines()
     found = {node["NodeID"]: {key: node["Resources"].get(key, 0) for key in wanted} for node in _living()}
     return "; ".join(f"{names[node]} has {describe_resources(has)}" for node, has in found.items() if node in names)

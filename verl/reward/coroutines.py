@@ -29,7 +29,7 @@ class CallLimits:
 
 @dataclass
 class CallResults:
-    """What came back of a batch of calls.
+    """Results of a batch of calls.
 
     Attributes:
         scores: one for each item; None where none came back.
@@ -71,7 +71,7 @@ class CallLoop:
             batch.futures.append(asyncio.run_coroutine_threadsafe(self._score(batch, index, function), self.loop))
 
     def collect(self, number: int, wait_s: float) -> CallResults:
-        """What is back of a batch after at most `wait_s` seconds; the rest is cancelled.
+        """Results that are back of a batch after at most `wait_s` seconds; the rest is cancelled.
 
         Raises:
             RewardError: a call returned what is no score.

@@ -54,7 +54,7 @@ class FileReward:
         return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
     async def score(self, item: dict[str, Any]) -> Any:
-        """What the coroutine function returns for one response, as a list of one score."""
+        """Result of the coroutine function for one response, as a list of one score."""
         function, form = self._load()
         if form == "sequential":
             return [await function(item, **self.kwargs)]

@@ -1,4 +1,4 @@
-"""What a reward reads: the responses to one prompt, with the row they are scored against."""
+"""Inputs of a reward: the responses to one prompt, with the row they are scored against."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field

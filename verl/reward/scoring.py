@@ -66,7 +66,7 @@ def start_calls(number: int, groups: Sequence[ScoringGroup]) -> list[str]:
 
 
 def collect_calls(number: int, wait_s: float) -> CallResults:
-    """What is back of the calls after at most `wait_s` seconds."""
+    """Results of the calls that are back after at most `wait_s` seconds."""
     return _child["calls"].collect(number, wait_s)
 
 

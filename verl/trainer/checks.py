@@ -24,7 +24,7 @@ FIRED_FILE = "checks.jsonl"
 
 
 class Facts(NamedTuple):
-    """What later steps are compared with: mean length in tokens, entropy, lowest and highest value of each part."""
+    """Facts that later steps are compared with: mean length in tokens, entropy, least and most of each part."""
 
     length: float
     entropy: float | None
@@ -33,7 +33,7 @@ class Facts(NamedTuple):
 
 @dataclass
 class Seen:
-    """What checks look at.
+    """Inputs of the checks.
 
     Attributes:
         scores: [G, n] overall; None where only data are looked at.

@@ -135,7 +135,10 @@ def train(config: Config) -> None:
         identity = identify(config, processor, train_set, val_set) if is_needed else {}
         for note in check_resume(start, config, identity) if start else []:
             print(f"Going on from {start}: {note}")  # noqa: T201
-        plan = make_plan(config, model_shape, read_data_shape(train_set), measure_gpu(config, device))
+        gpu = measure_gpu(config, device)
+        plan = make_plan(
+            config, model_shape, read_data_shape(train_set), measure_gpu(config, device), device == "cuda"
+        )
         config = plan.config
         phases = plan_memory(config, model_shape, train_set)
         score_gold = GoldScore(reward, config.worker.reward)

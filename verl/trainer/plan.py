@@ -8,6 +8,7 @@ Letters: P prompt and R response tokens, n samples.
 """
 
 import math
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,10 +35,12 @@ PASS_TOKENS = 40_000
 """Tokens of a pass: longer ones were no faster on an H100 with a model of 3B, ones of a quarter took 1.4 times."""
 USED_SHARE = 0.95
 """Share of a GPU's memory that a plan uses; the rest covers errors of the estimate."""
+NUM_SPARES = 32
+"""Longest prompts that stand in for one with a broken image."""
 RANK_GB = 4.0
 """A rank's CUDA context, NCCL buffers and allocator beside its tensors while the engine is awake."""
 ENGINE_GB = 4.0
-"""What an engine holds beside weights and cache: activations of its largest pass, CUDA graphs, its context."""
+"""Memory of an engine beside weights and cache: activations of its largest pass, CUDA graphs, its context."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,17 @@ class Plan:
     probes: bool
 
 
-def make_plan(config: Config, model: ModelShape, data: DataShape, gpu: Gpu | None) -> Plan:
+def make_plan(config: Config, model: ModelShape, data: DataShape, gpu: Gpu | None, on_gpu: bool = False) -> Plan:
     """The plan of a run on such GPUs; None, as on a CPU, gives the released recipe's values.
+
+    With `on_gpu` the lines say that no GPU was measured.
 
     Raises:
         ConfigError: beside the rank no memory remains for the engine's weights.
     """
     wanted, fixed = auto_keys(config), without_auto(config)
     if not wanted or gpu is None:
-        return Plan(fixed, [], False)
+        return Plan(fixed, _describe_released(fixed, wanted) if on_gpu else [], False)
     longest = config.data.max_prompt_length + config.data.max_response_length
     usable_gb = USED_SHARE * gpu.free_gb - GPU_ALLOWANCE_GB
 
@@ -116,6 +121,14 @@ def _engine_share(config: Config, model: ModelShape, gpu: Gpu, rollout_gb: float
     return int(1000 * min(left_gb, max(need_gb, least_gb)) / gpu.total_gb) / 1000
 
 
+def _describe_released(config: Config, wanted: list[str]) -> list[str]:
+    """A line on keys that are the released recipe's since no GPU could be measured; none without such keys."""
+    if not wanted:
+        return []
+    values = ", ".join(f"{key}={attrgetter(key)(config)}" for key in wanted)
+    return [f"Plan: nvidia-smi shows no GPU on this machine, so that auto is the released recipe's: {values}"]
+
+
 def _describe(config: Config, gpu: Gpu, wanted: list[str]) -> list[str]:
     """Lines on what was chosen, and on what was given."""
     longest = config.data.max_prompt_length + config.data.max_response_length
@@ -132,18 +145,31 @@ def _describe(config: Config, gpu: Gpu, wanted: list[str]) -> list[str]:
 
 
 def measure_gpu(config: Config, device: str) -> Gpu | None:
-    """The smallest of this machine's GPUs that the run uses; None on a CPU, or where the driver's machine has none."""
+    """The fullest of this machine's GPUs that the run uses; None on a CPU, or where nvidia-smi shows none."""
     if device != "cuda":
         return None
-    command = ["nvidia-smi", "--query-gpu=memory.total,memory.used", "--format=csv,noheader,nounits"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    chosen = [f"--id={visible}"] if visible else []
+    command = ["nvidia-smi", *chosen, "--query-gpu=memory.total,memory.used", "--format=csv,noheader,nounits"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    pairs = [tuple(float(part) / 1024 for part in line.split(",")) for line in found.splitlines() if line.strip()]
-    limit_gb = config.trainer.memory_gb or math.inf
-    gpus = [Gpu(min(total, limit_gb), max(0.0, used - max(0.0, total - limit_gb))) for total, used in pairs]
-    return min(gpus[: config.trainer.n_gpus_per_node], key=lambda gpu: gpu.free_gb, default=None)
+    gpus = read_gpus(found, config.trainer.memory_gb)[: config.trainer.n_gpus_per_node]
+    return min(gpus, key=lambda gpu: gpu.free_gb, default=None)
+
+
+def read_gpus(table: str, memory_gb: float | None) -> list[Gpu]:
+    """GPUs of nvidia-smi's table of total and used MiB, within a limit in GiB; empty where a cell is no number."""
+    limit_gb = math.inf if memory_gb is None else memory_gb
+    gpus = []
+    for line in table.splitlines():
+        try:
+            total, used = (float(cell) / 1024 for cell in line.split(","))
+        except ValueError:  # "[N/A]", as on devices that share the host's memory
+            return []
+        gpus.append(Gpu(min(total, limit_gb), max(0.0, used - max(0.0, total - limit_gb))))
+    return gpus
 
 
 def probe_passes(plan: Plan, actor: WorkerGroup, train_set: RLHFDataset, pad_token_id: int) -> list[str]:
@@ -159,13 +185,15 @@ def largest_groups(config: Config, train_set: RLHFDataset, pad_token_id: int) ->
     merge = max(1, getattr(train_set.processor.image_processor, "merge_size", 1) or 1) ** 2
     patches = [sum(t * h * w for t, h, w in entry.grids) for entry in train_set.entries]
     lengths = [len(entry.raw_ids) + count // merge for entry, count in zip(train_set.entries, patches, strict=True)]
-    rows = [max(range(len(lengths)), key=lengths.__getitem__), max(range(len(patches)), key=patches.__getitem__)]
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    largest = [by_length[0], max(range(len(patches)), key=patches.__getitem__)]
+    rows = train_set.readable(largest, by_length[1:NUM_SPARES])  # a broken image may be one that is to be left out
     n, response = config.worker.rollout.n, config.data.max_response_length
     budget = config.worker.actor.micro_batch_size_per_device_for_update * (config.data.max_prompt_length + response)
     per_rank = max(1, -(-budget // (max(lengths) + n * response)))
     prompts = [train_set[row] for row in rows]
     count = per_rank * config.num_ranks
-    groups = collate_prompts([prompts[index % 2] for index in range(count)], pad_token_id)
+    groups = collate_prompts([prompts[index % len(prompts)] for index in range(count)], pad_token_id)
     groups.batch["responses"] = torch.full((count, n, response), int(prompts[0].ids[-1]))
     groups.batch["response_mask"] = torch.ones((count, n, response), dtype=torch.bool)
     return groups

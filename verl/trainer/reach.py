@@ -1,4 +1,4 @@
-"""Whether the machines of a cluster reach each other on ports that the system chooses, as ranks do."""
+"""Check that the machines of a cluster reach each other on ports that the system chooses, as ranks do."""
 
 from collections.abc import Mapping
 

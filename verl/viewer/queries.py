@@ -1,4 +1,4 @@
-"""What the page asks for: objects that become JSON."""
+"""Answers to the page: objects that become JSON."""
 
 import math
 from collections.abc import Mapping, Sequence

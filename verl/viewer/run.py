@@ -168,7 +168,7 @@ class Run:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What rollouts/about.json states; empty where it is missing or cannot be read."""
+        """Content of rollouts/about.json; empty where it is missing or cannot be read."""
         try:
             value = json.loads((self.folder / "rollouts" / "about.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):

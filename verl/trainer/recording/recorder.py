@@ -204,7 +204,7 @@ class Recorder:
             )
 
     def _choose(self, answered: Answered) -> list[str]:
-        """Why each group is kept; empty for those that are not."""
+        """Reason to keep each group; empty for those that are not."""
         return choose_groups(
             self.rule,
             [str(uid) for uid in answered.column("uid")],

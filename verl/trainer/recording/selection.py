@@ -22,7 +22,7 @@ def choose_groups(
     has_failed: Tensor,
     is_truncated: Tensor,
 ) -> list[str]:
-    """Why each group is kept, its reasons joined by "+"; empty for one that is not.
+    """Reason to keep each group, several joined by "+"; empty for one that is not.
 
     Args:
         rule: all, none, odd, or a number of groups. These are those with the lowest digests of their ids, so that the
