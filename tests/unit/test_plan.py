@@ -8,7 +8,8 @@ import pytest
 from tests.unit.test_memory_estimate import DATA, MODEL
 from verl.config.auto import ENGINE, EXPERIENCE, KEPT, UPDATE, WITHOUT_GPU, with_values
 from verl.config.loading import load_config
-from verl.config.records import AUTO, Config, ConfigError
+from verl.config.records import Config, ConfigError
+from verl.config.values import AUTO
 from verl.trainer.plan import Gpu, make_plan, read_gpus
 from verl.workers.probe import GB, fit_passes
 

@@ -162,7 +162,7 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
         config,
         measure_checked_model(config),
         read_data_shape(train_set),
-        measure_gpu(config, device),
+        gpu,
         device == "cuda",
     )
     config = plan.config

@@ -5,7 +5,8 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
-from verl.config.records import AUTO, Config
+from verl.config.records import Config
+from verl.config.values import AUTO
 
 UPDATE = "worker.actor.micro_batch_size_per_device_for_update"
 EXPERIENCE = "worker.actor.micro_batch_size_per_device_for_experience"

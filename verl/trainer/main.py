@@ -137,7 +137,11 @@ def train(config: Config) -> None:
             print(f"Going on from {start}: {note}")  # noqa: T201
         gpu = measure_gpu(config, device)
         plan = make_plan(
-            config, model_shape, read_data_shape(train_set), measure_gpu(config, device), device == "cuda"
+            config,
+            model_shape,
+            read_data_shape(train_set),
+            gpu,
+            device == "cuda",
         )
         config = plan.config
         phases = plan_memory(config, model_shape, train_set)
