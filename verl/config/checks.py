@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl.config.choices import read_names
+from verl.config.mixtures import find_mixture_faults
 from verl.config.records import Config, DataConfig
 from verl.config.sources import find_source_faults, list_sources
 
@@ -212,11 +213,13 @@ def _validation_faults(config: Config) -> Iterator[str]:
 
 def _reward_faults(config: Config, score_functions: Sequence[str] | None) -> Iterator[str]:
     reward = config.worker.reward
+    yield from find_mixture_faults(reward.mixtures, score_functions)
     if reward.reward_function is None:
         if score_functions is not None and reward.score_function not in (*score_functions, *reward.mixtures):
+            known = ", ".join((*score_functions, *reward.mixtures))
             yield (
-                f"worker.reward.score_function = {reward.score_function!r}: must be one of "
-                f"{', '.join(score_functions)}; for your own set worker.reward.reward_function=FILE.py:NAME"
+                f"worker.reward.score_function = {reward.score_function!r}: must be one of {known}; for your own set "
+                "worker.reward.reward_function=FILE.py:NAME"
             )
         return
     path, name = split_path(reward.reward_function, ":")

@@ -19,13 +19,13 @@ class MixedReward:
         name: of the mixture.
         functions: rewards by name.
         weights: by name; a reward without one only serves a gate.
-        gates: least value by `<reward>` or `<reward>.<part>`.
+        gates: least value by reward and part.
     """
 
     name: str
     functions: Mapping[str, Any]
     weights: Mapping[str, float]
-    gates: Mapping[str, float]
+    gates: Mapping[tuple[str, str], float]
 
     def __str__(self) -> str:
         return self.name
@@ -68,13 +68,11 @@ class MixedReward:
         return {"overall": total if is_open else 0.0, **more, **parts} | ({"price": prices} if prices else {})
 
 
-def _part(scores: Mapping[str, Mapping[str, float]], gate: str) -> float:
+def _part(scores: Mapping[str, Mapping[str, float]], gate: tuple[str, str]) -> float:
     """The value that a gate looks at."""
-    if gate in scores:
-        return scores[gate]["overall"]
-    name, _, part = gate.rpartition(".")
+    name, part = gate
     if part not in scores[name]:
-        raise RewardError(f"the gate {gate!r} names a part that {name} lacks; it has {', '.join(scores[name])}")
+        raise RewardError(f"a gate names the part {part!r} of {name}, which has {', '.join(scores[name])}")
     return scores[name][part]
 
 

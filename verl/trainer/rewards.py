@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from verl.config.mixtures import list_parts, split_gate
 from verl.config.records import Config, ConfigError, RewardConfig, SourceConfig
 from verl.config.sources import COLUMN, list_sources
 
@@ -157,23 +158,14 @@ def build_function(config: Config, name: str | None, kwargs: dict[str, Any]) -> 
     name = name or settings.reward_function or settings.score_function
     if name in settings.mixtures:
         content = settings.mixtures[name]
-        weights, gates = dict(content.get("sum", {})), dict(content.get("gate", {}))
-        names = dict.fromkeys([*weights, *map(reward_of, gates)])
         chosen = content.get("kwargs", {})
-        return MixedReward(
-            name, {each: build_function(config, each, chosen.get(each, {})) for each in names}, weights, gates
-        )
+        parts = {each: build_function(config, each, chosen.get(each, {})) for each in list_parts(content)}
+        gates = {split_gate(gate): least for gate, least in content.get("gate", {}).items()}
+        return MixedReward(name, parts, content["sum"], gates)
     path, _, function = name.rpartition(":")
     if (path or name).endswith(".py"):
         return FileReward(path or name, function if path else "main", kwargs)
     return ScoreFunction(name, kwargs)
-
-
-def reward_of(gate: str) -> str:
-    """The reward of a gate `<reward>` or `<reward>.<part>`."""
-    from spatialthinker.rewards import REWARDS
-
-    return gate if gate in REWARDS or gate.endswith(".py") else gate.rpartition(".")[0]
 
 
 def source_functions(config: Config) -> dict[str, Any]:
