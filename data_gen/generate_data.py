@@ -15,7 +15,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's packages before installed ones
 
-from data_gen.arguments import VG150, check_flags, check_repo, fill_defaults, read_address, read_bool, read_count
+from data_gen.arguments import (
+    VG150,
+    check_flags,
+    check_repo,
+    fill_defaults,
+    read_address,
+    read_bool,
+    read_choice,
+    read_count,
+)
 from spatialthinker.clients.keys import read_env_file
 from spatialthinker.output import print_any_text, report_closed_pipe
 from spatialthinker.stop_signals import install_handler
@@ -23,6 +32,13 @@ from spatialthinker.storage.files import claim_output
 
 TRAIN_CSV = "data/spatialthinker_vqa_train.csv"
 PUBLIC_SET = "hunarbatra/STVQA-7K"
+
+
+def check_provider(provider: str) -> None:
+    """Passes for a provider of preprocess_data; ValueError names them all, with the nearest."""
+    from data_gen.generate.options import PROVIDERS
+
+    read_choice("provider", provider, (*PROVIDERS, "selfsup"))
 
 
 class Commands:
@@ -87,6 +103,7 @@ class Commands:
             depth_scale: units per metre (1000 for integers, 1 for floats); 0 for values without a unit.
             processes: of its work; all cores by default.
         """
+        check_provider(provider)
         if provider == "selfsup":
             from data_gen.selfsup.options import SelfsupOptions
             from data_gen.selfsup.run import generate as generate_from_pictures
@@ -110,6 +127,8 @@ class Commands:
         from data_gen.cluster import generate_blocks
         from data_gen.generate.options import GenerationOptions
 
+        if arguments.get("provider") == "selfsup":
+            raise ValueError("--provider selfsup: works on one machine; give it to preprocess_data, with --processes")
         options = GenerationOptions.read(fill_defaults(Commands.preprocess_data, arguments))
         generate_blocks(options, read_count("block_rows", block_rows) or 1, read_address(ray_address))
 

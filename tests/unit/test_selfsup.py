@@ -150,6 +150,14 @@ def test_an_unknown_task_and_one_without_its_files_are_refused(pictures: Path, t
     assert "--tasks nearer on a folder of pictures needs --depth" in capsys.readouterr().err
 
 
+def test_a_misspelt_provider_is_told_all_of_them_and_a_cluster_takes_no_pictures(tmp_path: Path, capsys):
+    arguments = [f"--source={tmp_path}", f"--out={tmp_path / 'rows.csv'}"]
+    assert main(["preprocess_data", "--provider=selfsop", *arguments]) == 2
+    assert "need one of anthropic, openai, template, selfsup; nearest is selfsup" in capsys.readouterr().err
+    assert main(["preprocess_on_cluster", "--provider=selfsup", *arguments]) == 2
+    assert "works on one machine; give it to preprocess_data" in capsys.readouterr().err
+
+
 def test_depth_gives_its_rows_and_depth_of_another_size_is_named(pictures: Path, tmp_path: Path):
     (depth := tmp_path / "depth").mkdir()
     metres = np.repeat(np.linspace(1, 6, 480)[None], 360, axis=0)
