@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from spatialthinker.rewards import REWARDS, adapters
+from spatialthinker.rewards import REWARDS, RewardInput, adapters
 from spatialthinker.rewards.adapters import TrlReward, easyr1_score, verl_batch_score, verl_score
 from spatialthinker.rewards.bench import random_input
 
@@ -92,7 +92,7 @@ def test_easyr1():
 def test_trl_trains_with_the_reward(tmp_path):
     trl = pytest.importorskip("trl")
     from datasets import Dataset
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained("configs/toy_model")
@@ -105,14 +105,24 @@ def test_trl_trains_with_the_reward(tmp_path):
         output_dir=str(tmp_path), per_device_train_batch_size=4, num_generations=2, max_completion_length=8,
         max_steps=1, report_to=[], use_cpu=True, bf16=False, logging_steps=1,
     )  # fmt: skip
+    seen = []
+
+    def watch(prompts, completions, ground_truth, **_):
+        columns = zip(completions, ground_truth, prompts, strict=True)
+        seen.extend(RewardInput(*column) for column in columns)
+        return [0.0] * len(completions)
+
+    set_seed(0)
     trainer = trl.GRPOTrainer(
         model=Qwen2ForCausalLM(config),
-        reward_funcs=[TrlReward("spatial_sgg"), TrlReward("r1v")],
+        reward_funcs=[TrlReward("spatial_sgg"), TrlReward("r1v"), watch],
         args=settings,
         train_dataset=data,
         processing_class=tokenizer,
     )
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "rewards/spatial_sgg/mean" in entry]
-    assert logs[0]["rewards/spatial_sgg/mean"] == 0.0
-    assert logs[0]["rewards/r1v/mean"] == 0.0
+    assert len(seen) == 4
+    for name in ("spatial_sgg", "r1v"):  # not always 0: the toy tokenizer has long tokens
+        scores = [parts["overall"] for parts in REWARDS[name](seen)]
+        assert logs[0][f"rewards/{name}/mean"] == pytest.approx(sum(scores) / 4)
