@@ -179,7 +179,7 @@ def short(items):
 def test_a_weighted_sum_and_a_gate_are_a_configuration():
     items = [{"response": text, "uid": "7"} for text in ("5", "66", "777777")]
     reward = MixedReward(
-        "both", {"plain": plain, "short": short}, {"plain": 0.75, "short": 0.5}, {"plain.format": 1.0}
+        "both", {"plain": plain, "short": short}, {"plain": 0.75, "short": 0.5}, {("plain", "format"): 1.0}
     )
     assert [score["overall"] for score in reward(items)] == [1.25, 0.25, 0.0]
     assert reward(items)[1] == {
@@ -187,5 +187,5 @@ def test_a_weighted_sum_and_a_gate_are_a_configuration():
     }  # fmt: skip
     off = MixedReward("off", {"plain": plain}, {"plain": 0.0}, {})
     assert [score["overall"] for score in off(items)] == [0.0] * 3 and off(items)[0]["plain/overall"] == 1.0
-    with pytest.raises(RewardError, match="the gate 'plain.colour' names a part that plain lacks"):
-        MixedReward("bad", {"plain": plain}, {}, {"plain.colour": 1.0})(items)
+    with pytest.raises(RewardError, match="a gate names the part 'colour' of plain, which has overall, format"):
+        MixedReward("bad", {"plain": plain}, {}, {("plain", "colour"): 1.0})(items)
