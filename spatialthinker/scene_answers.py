@@ -11,10 +11,10 @@ Time is linear in the number of objects and relations for each object that the q
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
-from spatialthinker.answer_grammar import LETTERS, normalize, singular, without_lead
+from spatialthinker.answer_grammar import LETTERS, MAX_CACHED_CHARS, normalize, singular, without_lead
 from spatialthinker.geometry import Box
 from spatialthinker.response import NUMBER_WORDS, extract_choice
 from spatialthinker.scene_graph import SceneGraph, SceneObject
@@ -226,7 +226,7 @@ def answer_from_scene(
     Args:
         size: width and height of the image, for questions on places in it; without it they stay open.
     """
-    reading = read_question(question, options)
+    reading = read_question(question[:MAX_QUESTION_CHARS], tuple(options))
     if reading is None:
         return None
     if not scene.objects or any(not item.box.is_proper for item in scene.objects):
@@ -234,7 +234,8 @@ def answer_from_scene(
     return SceneAnswer(reading.kind, _DECIDE[reading.kind](_Scene(scene, size), reading, options))
 
 
-def read_question(question: str, options: Sequence[str]) -> _Reading | None:
+@lru_cache(maxsize=1024)
+def read_question(question: str, options: tuple[str, ...]) -> _Reading | None:
     """Return what a question asks, None where its form or its options are of no kind that scenes decide."""
     text = re.split(r"(?i)\boptions?\s*:|\n\(?A[).]", question[:MAX_QUESTION_CHARS])[0]
     plain = " ".join(text.lower().replace("?", " ").split()).removeprefix("q. ").rstrip(" .:")
@@ -271,7 +272,7 @@ def _fits(reading: _Reading, options: Sequence[str]) -> bool:
         case "place":
             return all(_place(text) is not None for text in options)
         case "relation":
-            return any(_name_predicates(text) for text in options)
+            return any(name_predicates(text) for text in options)
     return True
 
 
@@ -280,14 +281,21 @@ def _name_predicate(text: str) -> str:
     return max(found)[1] if found else ""
 
 
-def _name_predicates(text: str) -> frozenset[str]:
-    """Return the predicates that an option's text consists of; none where it says anything else."""
+def name_predicates(text: str) -> frozenset[str]:
+    """Return the predicates that a text consists of; none where it says anything else."""
+    return _name_short(text) if len(text) <= MAX_CACHED_CHARS else _name_all(text)
+
+
+def _name_all(text: str) -> frozenset[str]:
     rest, found = normalize(text), set()
     for name, said in _SAID.items():
         if said.search(rest):
             rest = said.sub(" ", rest)
             found.add(name)
     return frozenset() if _FILLERS.sub(" ", rest).strip() else frozenset(found)
+
+
+_name_short = lru_cache(maxsize=4096)(_name_all)
 
 
 def _read_count(text: str) -> int | None:
@@ -313,8 +321,15 @@ def _place(text: str) -> tuple[float, float] | None:
     return (point[0], point[1]) if is_named and not _FILLERS.sub("", rest).strip() else None
 
 
-def _words(phrase: str) -> list[str]:
-    return [singular(word) for word in re.findall(r"[\w'-]+", phrase.lower()) if word not in _IDLE]
+def _words(phrase: str) -> tuple[str, ...]:
+    return _words_short(phrase) if len(phrase) <= MAX_CACHED_CHARS else _words_all(phrase)
+
+
+def _words_all(phrase: str) -> tuple[str, ...]:
+    return tuple(singular(word) for word in re.findall(r"[\w'-]+", phrase.lower()) if word not in _IDLE)
+
+
+_words_short = lru_cache(maxsize=8192)(_words_all)
 
 
 class _Scene:
@@ -351,8 +366,8 @@ class _Scene:
 
     def state(self, a: SceneObject, b: SceneObject) -> frozenset[str]:
         """Return the predicates that the scene states of a pair, in either direction."""
-        found = {name for text in self.stated.get((a.id, b.id), ()) for name in _name_predicates(text)}
-        turned = {name for text in self.stated.get((b.id, a.id), ()) for name in _name_predicates(text)}
+        found = {name for text in self.stated.get((a.id, b.id), ()) for name in name_predicates(text)}
+        turned = {name for text in self.stated.get((b.id, a.id), ()) for name in name_predicates(text)}
         return frozenset(found | {PREDICATES[name].inverse for name in turned} - {""})
 
     def holds(self, name: str, a: SceneObject, b: SceneObject) -> bool | None:
@@ -376,7 +391,7 @@ def _decide_relation(scene: _Scene, reading: _Reading, options: Sequence[str]) -
     a, b = scene.find(reading.a), scene.find(reading.b)
     if a is None or b is None or a is b:
         return None
-    named = [_name_predicates(option) for option in options]
+    named = [name_predicates(option) for option in options]
     texts = {without_lead(normalize(text)) for text in scene.stated.get((a.id, b.id), ())}
     literal = [i for i, option in enumerate(options) if not named[i] and without_lead(normalize(option)) in texts]
     true = [i for i, names in enumerate(named) if names and all(scene.holds(name, a, b) for name in names)] + literal

@@ -12,7 +12,7 @@ from evaluation.benchmarks.samples import Sample
 from evaluation.journal import Record
 from evaluation.reports.intervals import proportion
 from spatialthinker.response import LETTERS, parse_response
-from spatialthinker.scene_answers import SceneAnswer, answer_from_scene, read_question
+from spatialthinker.scene_answers import MAX_QUESTION_CHARS, SceneAnswer, answer_from_scene, read_question
 from spatialthinker.scene_graph import SceneGraph, parse_scene
 
 ROWS = {
@@ -25,7 +25,7 @@ ROWS = {
 
 def lead(scene: SceneGraph | None, sample: Sample) -> SceneAnswer | None:
     """Return the option that a scene leads to; None for a question of a kind that no scene decides."""
-    reading = read_question(sample.question, sample.choices)
+    reading = read_question(sample.question[:MAX_QUESTION_CHARS], tuple(sample.choices))
     if reading is None or scene is None:
         return None if reading is None else SceneAnswer(reading.kind, None)
     size = None

@@ -18,6 +18,7 @@ from spatialthinker.rewards.numeric import check_numbers, numbers
 from spatialthinker.rewards.ordering import check_ordering, ordering
 from spatialthinker.rewards.points import check_points, points
 from spatialthinker.rewards.record import RewardInput
+from spatialthinker.rewards.relations import check_relations, relations
 from spatialthinker.rewards.spatial_sgg import check_ground_truth, format_failure, spatial_sgg
 
 REWARDS: dict[str, Callable[..., list[dict[str, float]]]] = {
@@ -28,6 +29,7 @@ REWARDS: dict[str, Callable[..., list[dict[str, float]]]] = {
     "numbers": numbers,
     "points": points,
     "boxes": boxes,
+    "relations": relations,
     "ordering": ordering,
     "choice": choice,
     "follows_scene": follows_scene,
@@ -39,6 +41,7 @@ ROW_CHECKS: dict[str, Callable[[Any, str], None]] = {
     "numbers": check_numbers,
     "points": check_points,
     "boxes": check_boxes,
+    "relations": check_relations,
     "ordering": check_ordering,
     "choice": check_choice,
 }

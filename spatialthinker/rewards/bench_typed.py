@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from spatialthinker.rewards import REWARDS, RewardInput
-from spatialthinker.rewards.bench import IMAGE_SIZE, LABELS, MIN_BATCHES, PREDICATES, THOUGHTS
+from spatialthinker.rewards.bench import (
+    IMAGE_SIZE,
+    LABELS,
+    MIN_BATCHES,
+    PREDICATES,
+    THOUGHTS,
+    random_scene,
+    seen_scene,
+)
 
 GROUP = 8
 """Responses to one row, as a trainer samples them."""
@@ -19,6 +27,8 @@ class Row(NamedTuple):
     ground_truth: Any
     question: str
     answers: list[str]
+    scenes: list[str] | None = None
+    """JSON of the scenes that the responses state."""
 
 
 def _number_row(rng: random.Random) -> Row:
@@ -66,12 +76,31 @@ def _choice_row(rng: random.Random) -> Row:
     return Row(rng.choice("ABCD"), question, [form.format("ABCD"[i], options[i]) for form, i in stated])
 
 
+def _relation_row(rng: random.Random) -> Row:
+    truth = random_scene(rng, rng.randint(2, 8), rng.randint(1, 6))
+    scenes = [seen_scene(rng, truth) for _ in range(GROUP)]
+    return Row(truth, "How does it all relate?", ["As stated."] * GROUP, scenes)
+
+
+def _scene_row(rng: random.Random) -> Row:
+    """Where one thing is, seen from another."""
+    scene = random_scene(rng, rng.randint(2, 8), rng.randint(1, 6))
+    a, b = (item["id"].split(".")[0].replace("_", " ") for item in json.loads(scene)["objects"][:2])
+    options = ("left of it", "right of it", "above it", "below it")
+    question = f"Where is the {a} relative to the {b}?\nOptions:\n"
+    question += "\n".join(f"({x}) {text}" for x, text in zip("ABCD", options, strict=True))
+    answers = [f"({rng.choice('ABCD')})" for _ in range(GROUP)]
+    return Row("", question, answers, [seen_scene(rng, scene) for _ in range(GROUP)])
+
+
 ROWS: dict[str, Callable[[random.Random], Row]] = {
     "numbers": _number_row,
     "points": _point_row,
     "boxes": _box_row,
+    "relations": _relation_row,
     "ordering": _order_row,
     "choice": _choice_row,
+    "follows_scene": _scene_row,
     "length": _number_row,
 }
 """Reward -> a random row of it."""
@@ -82,14 +111,15 @@ def typed_inputs(reward: str, rng: random.Random, num_answers: int = GROUP) -> l
     row = ROWS[reward](rng)
     width, height = IMAGE_SIZE
     problem = f"<image> Answer.\n\nImage size: ({width} x {height})\n\nQ. {row.question}"
+    scenes = [f"<scene>\n{scene}\n</scene>\n" for scene in row.scenes] if row.scenes else [""] * GROUP
     return [
         RewardInput(
-            f"<think>\n{THOUGHTS}\n</think>\n<answer>\n{answer}\n</answer>",
+            f"{scene}<think>\n{THOUGHTS}\n</think>\n<answer>\n{answer}\n</answer>",
             row.ground_truth,
             problem,
             rng.randrange(2500),
         )
-        for answer in row.answers[:num_answers]
+        for scene, answer in zip(scenes[:num_answers], row.answers, strict=False)
     ]
 
 

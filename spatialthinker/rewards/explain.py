@@ -16,6 +16,7 @@ from spatialthinker.rewards.numeric import explain_numbers
 from spatialthinker.rewards.ordering import explain_ordering
 from spatialthinker.rewards.points import explain_points
 from spatialthinker.rewards.record import RewardInput
+from spatialthinker.rewards.relations import explain_relations
 from spatialthinker.rewards.spatial_sgg import format_failure
 from spatialthinker.scene_graph import SceneFormatError, load_scene
 
@@ -67,6 +68,7 @@ EXPLANATIONS: dict[str, Callable[[RewardInput], Iterator[str]]] = {
     "numbers": explain_numbers,
     "points": explain_points,
     "boxes": explain_boxes,
+    "relations": explain_relations,
     "ordering": explain_ordering,
     "choice": explain_choice,
     "follows_scene": explain_follows_scene,

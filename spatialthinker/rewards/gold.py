@@ -9,12 +9,14 @@ from spatialthinker.rewards.choice import gold_choice
 from spatialthinker.rewards.numeric import gold_number
 from spatialthinker.rewards.ordering import gold_order
 from spatialthinker.rewards.points import gold_point
+from spatialthinker.rewards.relations import gold_relations
 
 _THOUGHT = "The ground truth says so."
 _ANSWERS: dict[str, Callable[[Any], str]] = {
     "numbers": gold_number,
     "points": gold_point,
     "boxes": gold_boxes,
+    "relations": gold_relations,
     "ordering": gold_order,
     "choice": gold_choice,
 }

@@ -8,7 +8,8 @@ from spatialthinker.answer_grammar import LETTERS, normalize
 from spatialthinker.response import extract_choice
 from spatialthinker.rewards.truths import bad_truth, decode_truth, truth_text
 
-_LABEL = re.compile(r"(?:(?<=\s)|^)(?:\(([A-Z])\)|([A-Z])[.):])[ \t]+(?=\S)")
+_LABEL = re.compile(r"([(A-Z])(?<!\S.)(?:(?<=\()([A-Z])\)|(?<!\()[.):])[ \t]+(?=\S)")
+"""(A), A. or A: after a blank. The set of signs in front lets the search leap over all others."""
 MAX_PROMPT_CHARS = 20_000
 
 
@@ -23,7 +24,7 @@ class TrueChoice(NamedTuple):
 def stated_options(problem: str) -> tuple[str, ...]:
     """Returns the texts of the last options (A), (B), ... or A., B., ... of a prompt, () for fewer than two."""
     text = problem[-MAX_PROMPT_CHARS:]
-    labels = [(match[1] or match[2], match.start(), match.end()) for match in _LABEL.finditer(text)]
+    labels = [(match[2] or match[1], match.start(), match.end()) for match in _LABEL.finditer(text)]
     for first in reversed([i for i, (letter, _, _) in enumerate(labels) if letter == "A"]):
         run = [label for label, letter in zip(labels[first:], LETTERS, strict=False) if label[0] == letter]
         run = run[: next((i for i, label in enumerate(run) if label is not labels[first + i]), len(run))]

@@ -61,6 +61,7 @@ def test_steps_and_passes_by_hand():
 
 
 TYPED = {"numbers": "3.5 m", "points": [2, 2, 8, 8], "boxes": [[0, 0, 5, 5]], "ordering": ["cat", "dog"]}
+TYPED["relations"] = [["cat", "on", "mat"]]
 
 
 @pytest.mark.parametrize("name", TYPED)

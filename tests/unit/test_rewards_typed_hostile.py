@@ -29,6 +29,8 @@ PIECES = (
     "-",
     "m",
     "left of",
+    "(cat, left of, dog)",
+    '[["cat", "left of", "dog"]]',
 )
 
 
@@ -41,7 +43,7 @@ def hostile_answer(item: RewardInput, rng: random.Random) -> RewardInput:
     elif kind < 0.5:
         text = f"<think>t</think><answer>{''.join(rng.choices(PIECES, k=rng.randrange(1, 8)))}</answer>"
     for _ in range(rng.choice((0, 1, 2, 5))):
-        start = text.rfind("<answer>")
+        start = text.rfind("<scene>" if "<scene>" in text and rng.random() < 0.5 else "<answer>")
         text = text[:start] + mutated(text[start:], rng)
     return replace(item, response=text)
 
@@ -83,7 +85,7 @@ def test_a_long_response_costs_bounded_work(kind, monkeypatch):
             assert not {work: number for work, number in counts.items() if number > MOST_WORK[work]}, name
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "follows_scene"])  # it has no ground truth
 def test_the_gold_answer_scores_one_and_an_empty_one_nothing(name):
     rng = random.Random(5)
     for _ in range(50):
