@@ -61,7 +61,8 @@ def test_a_recipe_is_the_papers_run_except_for_what_its_name_says(script, tmp_pa
     actor = config.worker.actor
     assert (actor.clip_ratio_low, actor.clip_ratio_high, actor.clip_ratio_dual) == (0.2, 0.3, 3.0)
     assert actor.fsdp.torch_dtype == "bf16" and actor.optim.strategy == "adamw_bf16"
-    assert config.data.train_files == "hunarbatra/STVQA-7K@train"
+    sources = config.data.train_files
+    assert (sources if isinstance(sources, str) else sources[0].path) == "hunarbatra/STVQA-7K@train"
     assert config.trainer.experiment_name == script.stem or script.stem.startswith("spatialthinker_3b_")
 
 
@@ -84,6 +85,8 @@ def test_what_the_recipes_change(tmp_path, monkeypatch):
     largest = load("spatialthinker_30b_lora.sh").worker.actor
     assert (largest.model.lora.rank, largest.routing_replay) == (64, True)
     assert "Qwen3-VL-30B-A3B" in largest.model.model_path
+    mixed = load("spatialthinker_3b_mixed.sh").data.train_files
+    assert [source.weight for source in mixed] == [0.5, 0.125, 0.125, 0.25] and mixed[-1].reward == "column"
     assert "Qwen3-VL-8B" in load("qwen3_vl_8b_grpo.sh").worker.actor.model.model_path
 
 

@@ -71,10 +71,11 @@ def collect_scores(answered: Sequence[tuple[DataProto, PendingRewards]]) -> Vali
 
 def _records(groups: DataProto, texts: list[str], scores: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
     num_samples = scores["overall"].shape[1]
+    keys = [key for key in ("uid", "source", "problem", "ground_truth") if key in groups.non_tensor_batch]
     flat = {key: values.flatten().tolist() for key, values in scores.items()}
     lengths = groups.batch["response_mask"].sum(-1).flatten().tolist()
     return [
-        {key: str(groups.non_tensor_batch[key][i // num_samples]) for key in ("uid", "problem", "ground_truth")}
+        {key: str(groups.non_tensor_batch[key][i // num_samples]) for key in keys}
         | {"sample": i % num_samples, "response": text, "response_length": lengths[i]}
         | {"score": {key: None if math.isnan(values[i]) else values[i] for key, values in flat.items()}}
         for i, text in enumerate(texts)
