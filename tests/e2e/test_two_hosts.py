@@ -238,7 +238,7 @@ def kill_one(hosts: Pair, kind: str, where: Host, process: subprocess.Popen, run
     return "", seconds, told[0][:200]
 
 
-OF_RAY = re.compile(r"^ray::(IDLE|\w+Agent)|site-packages/ray/|raylet")
+OF_RAY = re.compile(r"^ray::(IDLE|\w+Agent)|site-packages/ray/|raylet| -m ray\.")
 
 
 def await_rest(hosts: Pair) -> float:
