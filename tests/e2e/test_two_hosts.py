@@ -30,7 +30,7 @@ from tests.support.hosts import (
     two_hosts,
     wait_until,
 )
-from tests.support.training import arguments, learned, make_data, metrics, start
+from tests.support.training import arguments, learned, make_data, metrics, start, two_nodes
 from tests.support.training import finish as finish_within
 from verl.distributed import checkpoint
 
@@ -84,7 +84,9 @@ def finish(process: subprocess.Popen, run: Path) -> str:
 
 def saved(run: Path) -> int:
     """The newest step that is saved."""
-    return max((int(path.parent.name.split("_")[-1]) for path in run.glob("global_step_*/manifest.json")), default=0)
+    return max(
+        (step for step, folder in checkpoint.step_folders(run) if (folder / "manifest.json").is_file()), default=0
+    )
 
 
 def first_step(run: Path, other: Path) -> Path:
@@ -130,23 +132,30 @@ def end(process: subprocess.Popen, run: Path, begin: int) -> tuple[int, str, flo
 
 
 def test_two_hosts_give_the_numbers_of_one_and_each_goes_on_from_the_other(data, tmp_path):
-    """The clock of the second is an hour ahead, which is said and changes nothing."""
+    """The clock of the second is an hour ahead, which is said and changes nothing.
+
+    The one host has two Ray nodes: on a CPU the ranks of a machine share an engine, and samples depend on how many
+    engines there are.
+    """
     one, both = tmp_path / "one", tmp_path / "both"
+    here, there = tmp_path / "here", tmp_path / "there"
     steps = "trainer.max_steps=2"
-    finish(start(data, one, *SMALL, steps), one)
     with two_hosts(tmp_path, HOUR_S) as hosts:
         start_ray(hosts)
         told = finish(start_over_both(hosts, data, both, steps), both)
         assert re.search(rf"Warning: right \({hosts[1].address}\): its clock is 36\d\d s ahead of that of left", told)
-        expected, found = metrics(one), metrics(both)
-        assert sorted(found) == sorted(expected) == [1, 2]
-        for step in (1, 2):
-            assert learned(found[step]) == learned(expected[step])
-        here, there = first_step(both, tmp_path / "here"), first_step(one, tmp_path / "there")
-        assert "Resumed step 1" in finish(start_over_both(hosts, data, there, steps), there)
+        with two_nodes() as cluster:
+            finish(start(data, one, *SMALL, *OVER_BOTH, steps, address=cluster.address), one)
+            expected, found = metrics(one), metrics(both)
+            assert sorted(found) == sorted(expected) == [1, 2]
+            for step in (1, 2):
+                assert learned(found[step]) == learned(expected[step])
+            first_step(both, here)
+            told = finish(start(data, here, *SMALL, *OVER_BOTH, steps, address=cluster.address), here)
+            assert "Resumed step 1" in told and learned(metrics(here)[2]) == learned(expected[2])
+        told = finish(start_over_both(hosts, data, first_step(one, there), steps), there)
+        assert "Resumed step 1" in told and learned(metrics(there)[2]) == learned(expected[2])
         stop_ray(hosts)
-    assert "Resumed step 1" in finish(start(data, here, *SMALL, steps), here)
-    assert learned(metrics(here)[2]) == learned(metrics(there)[2]) == learned(expected[2])
 
 
 @pytest.mark.parametrize("part", range(-(-NUM_KILLS // KILLS_OF_A_TEST)))
