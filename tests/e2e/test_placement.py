@@ -1,15 +1,26 @@
 """GPUs that actors see, and the failed actor that a call names; Ray believes that this machine has two GPUs."""
 
 import os
+import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import ray
 
-from verl.distributed.single_controller import ResourcePool, WorkerError, WorkerGroup, WorkerSpec, register
+from verl.distributed.single_controller import (
+    WATCH_PERIOD_S,
+    ResourcePool,
+    WorkerError,
+    WorkerGroup,
+    WorkerSpec,
+    register,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -35,6 +46,14 @@ class Probe:
         time.sleep(0.5)
         os._exit(1)
 
+    @register()
+    def process(self) -> int:
+        return os.getpid()
+
+    @register()
+    def work(self, seconds: float) -> None:
+        time.sleep(seconds)
+
 
 @pytest.fixture(scope="module")
 def groups():
@@ -50,19 +69,37 @@ def groups():
         ray.shutdown()
 
 
-def make_groups() -> Iterator[tuple[WorkerGroup, WorkerGroup]]:
+def make_groups() -> Iterator[tuple[WorkerGroup, WorkerGroup, Callable[[], WorkerGroup]]]:
+    """Ranks, their engine and a maker of others."""
     pool = ResourcePool(2, 2, use_gpu=True)
     env = {"PYTHONPATH": str(Path(__file__).parent)}  # where the actors find this file
     spec = WorkerSpec(cls=Probe, kwargs={}, name="probe", env=env)
-    yield WorkerGroup(pool, spec), WorkerGroup(pool, spec, ranks_per_actor=2)
+    make_engines = partial(WorkerGroup, pool, replace(spec, name="engine"), ranks_per_actor=2)
+    yield WorkerGroup(pool, spec), make_engines(), make_engines
 
 
 def test_an_engine_sees_the_gpus_of_its_ranks(groups):
-    of_ranks, of_engines = (group.where() for group in groups)
+    of_ranks, of_engines = (group.where() for group in groups[:2])
     assert [place[:2] for place in of_ranks] == [(0, 2), (1, 2)]
     gpus = [gpu for *_, gpu in of_ranks]
     assert sorted(gpus) == ["0", "1"]
     assert of_engines == [(0, 1, ",".join(gpus))]
+
+
+@pytest.mark.parametrize("is_at_work", [False, True])
+def test_the_death_of_a_watched_process_ends_the_wait_for_others(groups, is_at_work):
+    ranks, _, make_engines = groups
+    engines = make_engines()
+    ranks.watched = [engines]
+    ranks.work(2.5 * WATCH_PERIOD_S)  # who lives disturbs nobody
+    (process,) = engines.process()
+    wait = engines.start("work", 60.0) if is_at_work else None
+    Timer(1.0, os.kill, (process, signal.SIGKILL)).start()
+    with pytest.raises(WorkerError, match="engine rank 0 of 1 beside work of probe: its process died") as caught:
+        ranks.work(3 + 2 * WATCH_PERIOD_S)
+    assert caught.value.role == "engine"
+    ranks.watched = []
+    assert wait is None or pytest.raises(WorkerError, wait)
 
 
 def test_a_death_is_named_before_the_neighbour_that_it_left_behind(groups, tmp_path):

@@ -1,7 +1,7 @@
 """Two hosts on one machine: network, UTS, PID and mount namespaces joined by a veth pair, a Ray node on each.
 
-Each has its own name, address, /etc/hosts, /dev/shm and Ray folder; the files beside these are shared. Root,
-util-linux and iproute2 are needed.
+Each has its own name, address, /etc/hosts, /dev/shm and disk for Ray and temporary files; all other files are
+shared. Root, util-linux and iproute2 are needed, and a C compiler where the second has a clock of its own.
 """
 
 import os
@@ -23,20 +23,50 @@ ROOT = Path(__file__).parents[2]
 NAMES = ("left", "right")
 NETWORK = "10.77.0"
 PORT = 6379
-TOOLS = ("unshare", "setpriv", "nsenter", "ip", "ss")
+TOOLS = ("unshare", "setpriv", "nsenter", "ip", "ss", "cc")
 NAMESPACES = ("--net", "--uts", "--pid", "--mount")
 OBJECT_STORE_BYTES = 300_000_000
 START_ATTEMPTS = 4
+TEMPORARY = "/var/tmp"
+"""Folder for Ray and temporary files; each host has a disk of its own there."""
+TEMPORARY_MB = 256
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/time.h>
+#include <time.h>
+int clock_gettime(clockid_t id, struct timespec *at) {
+    int (*real)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+    int failed = real(id, at);
+    if (!failed && id == CLOCK_REALTIME) at->tv_sec += GAP_S;
+    return failed;
+}
+time_t time(time_t *at) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (at) *at = now.tv_sec;
+    return now.tv_sec;
+}
+int gettimeofday(struct timeval *at, void *zone) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    at->tv_sec = now.tv_sec;
+    at->tv_usec = now.tv_nsec / 1000;
+    return 0;
+}
+"""
+"""Library that moves the clock of programs that load it; no namespace does."""
 
 INIT = """
 import signal, subprocess, sys
-name, folder = sys.argv[1:]
+name, folder, temporary, size = sys.argv[1:]
 for command in (
     ["hostname", name],
     ["mount", "--bind", folder + "/hosts", "/etc/hosts"],
+    ["mount", "--bind", "/dev/null", "/etc/resolv.conf"],
     ["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"],
-    ["mkdir", "-p", "/tmp/ray"],
-    ["mount", "--bind", folder + "/ray", "/tmp/ray"],
+    ["mount", "-t", "tmpfs", "-o", "size=" + size, "tmpfs", temporary],
     ["ip", "link", "set", "lo", "up"],
 ):
     subprocess.run(command, check=True)
@@ -126,11 +156,12 @@ class Host:
 
 
 @contextmanager
-def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
+def two_hosts(folder: Path, clock_gap_s: int = 0) -> Iterator[tuple[Host, Host]]:
     """Two hosts that reach each other and nothing else; all that runs there ends with them.
 
     Args:
         folder: for what each has of its own.
+        clock_gap_s: by which the second's clock is ahead.
     """
     table = "".join(f"{NETWORK}.{number} {name}\n" for number, name in enumerate(NAMES, 1))
     token = secrets.token_hex(32)
@@ -139,16 +170,19 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
     try:
         for number, name in enumerate(NAMES, 1):
             own = folder / name
-            (own / "ray").mkdir(parents=True)
+            own.mkdir(parents=True)
             (own / "hosts").write_text(f"127.0.0.1 localhost\n{table}")
             command = ["setpriv", "--pdeathsig", "KILL"]  # a test that is killed leaves no host
             command += ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc"]
-            command += [sys.executable, "-c", INIT, name, str(own)]
+            command += [sys.executable, "-c", INIT, name, str(own), TEMPORARY, f"{TEMPORARY_MB}m"]
             keepers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True))
             output = keepers[-1].stdout
             assert output is not None and output.readline() == "ready\n"
             init = psutil.Process(keepers[-1].pid).children()[0].pid
-            hosts.append(Host(name, f"{NETWORK}.{number}", init, _environment(folder, token)))
+            environment = _environment(folder, token)
+            if clock_gap_s and number == len(NAMES):
+                environment |= {"LD_PRELOAD": str(_build_clock(folder, clock_gap_s))}
+            hosts.append(Host(name, f"{NETWORK}.{number}", init, environment))
         _join(*hosts)
         yield hosts[0], hosts[1]
     finally:
@@ -158,22 +192,47 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
 
 
 def _environment(folder: Path, token: str) -> dict[str, str]:
-    home = folder / "home"  # where Ray keeps its token
+    home, caches = (
+        folder / "home",
+        Path.home() / ".cache",
+    )  # Ray keeps its token there; vLLM's caches save a start 30 s
     home.mkdir(exist_ok=True)
-    outer = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    # importing vLLM without its cached bytecode takes 20 s, in every process
+    unwanted = ("RAY_", "PYTHONDONTWRITEBYTECODE")
+    outer = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
     path = os.pathsep.join([str(Path(sys.executable).parent), outer["PATH"]])
-    own = {"PATH": path, "HOME": str(home), "TMPDIR": "/tmp", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    own = {"PATH": path, "HOME": str(home), "TMPDIR": TEMPORARY, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
+    own |= {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(caches))}
+    own |= {"RAY_worker_niceness": "0"}  # Ray's ranks and engines give way to all others, for 15 is its own choice
     return outer | own | {"RAY_ADDRESS": f"{NETWORK}.1:{PORT}"}
+
+
+def _build_clock(folder: Path, gap_s: int) -> Path:
+    library = folder / "clock.so"
+    command = ["cc", "-shared", "-fPIC", f"-DGAP_S={gap_s}", "-x", "c", "-", "-o", str(library), "-ldl"]
+    subprocess.run(command, input=CLOCK, text=True, check=True)
+    return library
 
 
 def _join(first: Host, second: Host) -> None:
     link = ["ip", "link", "add", "eth0", "netns", str(first.init), "type", "veth"]
     subprocess.run([*link, "peer", "name", "eth0", "netns", str(second.init)], check=True)
-    for host, other in ((first, second), (second, first)):
+    for host in (first, second):
         host.run("ip", "address", "add", f"{host.address}/24", "dev", "eth0")
-        host.run("ip", "link", "set", "eth0", "up")
-        host.run("ip", "route", "add", "default", "via", other.address)  # programs ask which address leads out
+        connect(host)
+
+
+def connect(host: Host) -> None:
+    """Sets the host's link up."""
+    (other,) = {f"{NETWORK}.{number}" for number in (1, 2)} - {host.address}
+    host.run("ip", "link", "set", "eth0", "up")
+    host.run("ip", "route", "add", "default", "via", other)  # programs ask which address leads out
+
+
+def disconnect(host: Host) -> None:
+    """Sets the host's link down: what is sent is lost, and nobody is told."""
+    host.run("ip", "link", "set", "eth0", "down")
 
 
 def start_ray(hosts: tuple[Host, Host], cpus: int = 2) -> None:

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -39,6 +41,19 @@ sys.stdin.read()
 """Program that holds a run's folder until its input ends."""
 
 
+@contextmanager
+def two_nodes(cpus: int = 2) -> Iterator[Any]:
+    """A Ray cluster of two nodes on this machine, with room for one rank and its engine on each."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "include_dashboard": False})
+    try:
+        nodes.second = nodes.add_node(num_cpus=cpus)  # type: ignore[attr-defined]
+        yield nodes
+    finally:
+        nodes.shutdown()
+
+
 def make_data(folder: Path, num_train: int = 64, num_val: int = 16) -> None:
     command = [sys.executable, "-m", "spatialthinker.synthetic", "--out", str(folder), "--seed", "3"]
     subprocess.run([*command, "--train", str(num_train), "--val", str(num_val)], cwd=ROOT, check=True)
@@ -50,13 +65,14 @@ def arguments(data: Path, run: Path, *overrides: str) -> list[str]:
     return ["config=configs/toy_cpu.yaml", *files, f"trainer.save_checkpoint_path={run}", *SMALL, *overrides]
 
 
-def start(data: Path, run: Path, *overrides: str, script: str = "") -> subprocess.Popen:
+def start(data: Path, run: Path, *overrides: str, script: str = "", address: str | None = None) -> subprocess.Popen:
     """A training run in a process group of its own, started by a recipe's script if one is named.
 
-    Its output goes to `run`.log.
+    Its output goes to `run`.log; `address` is of a Ray cluster.
     """
     log = run.with_suffix(".log").open("a")
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment |= {"RAY_ADDRESS": address} if address else {}
     python_first = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     return subprocess.Popen(
         [

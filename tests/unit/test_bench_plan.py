@@ -60,12 +60,12 @@ def test_two_machines_gather_over_the_network_what_one_does_not():
     assert time.phases["update"] == pytest.approx(3 * 16 * 3.75)
 
 
-def test_handles_for_the_engines_grow_by_the_square_of_the_gpus():
-    """824 tensors of 512 GPUs for 512 engines at 3.7 us, beside what a sync of 1 GPU and gathering take."""
+def test_handles_for_the_engines_grow_with_the_gpus():
+    """824 tensors of 512 GPUs at 14 us, beside what a sync of 1 GPU and gathering take."""
     free = {"network": 1e15, "hop_s": 0.0}
     added = {m: group_by_cause(step_time(THREE, Cluster(m, 8, **free)))["weight sync"] for m in (32, 64)}
-    handles = 824 * 512**2 * 3.7e-6
-    assert added[64] - added[32] == pytest.approx(handles * 3 / 4, rel=1e-3)
+    handles = 824 * 512 * 14e-6
+    assert added[64] - added[32] == pytest.approx(handles / 2, rel=1e-3)
 
 
 def test_a_checkpoint_is_waited_for_when_it_takes_longer_than_the_steps_between():
@@ -83,11 +83,16 @@ def test_a_model_that_does_not_fit_is_said_with_the_gpus_it_needs():
 
 
 @pytest.mark.parametrize(
-    ("options", "cause"), [({}, "weight sync"), ({"network": 1e9}, "all-gather"), ({"storage": 1e7}, "weight sync")]
+    ("options", "words"),
+    [
+        ({}, "grows first: driver"),
+        ({"network": 1e9}, "grows first: all-gather"),
+        ({"storage": 1e7}, "nothing grows by 5% of a step; on 64 machines most is added by driver"),
+    ],
 )
-def test_what_grows_first_is_named(options, cause):
+def test_what_grows_first_is_named(options, words):
     times = {cluster: step_time(THREE, cluster) for cluster in (Cluster(m, 8, **options) for m in (1, 8, 64))}
-    assert f"grows first: {cause}" in describe_growth(times)
+    assert words in describe_growth(times)
 
 
 def test_the_command_prints_every_model_and_what_it_assumes(capsys):

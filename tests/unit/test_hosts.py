@@ -177,6 +177,23 @@ def test_a_full_disk_is_named(report, monkeypatch):
     assert "(No space left on device, " in report()[0]
 
 
+def test_rays_own_disk_is_tried_though_python_would_take_another(report, monkeypatch, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    make = host_report.tempfile.TemporaryFile
+
+    def make_file(dir: Any) -> Any:
+        if Path(dir) == disk:
+            raise OSError(28, "No space left on device")
+        return make(dir=dir)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", make_file)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(disk))
+    (fault,) = report()
+    assert fault.startswith(f"Ray's and temporary files: nothing can be written to {disk} (No space left on device, ")
+
+
 ELSEWHERE = """
 import pickle, sys
 sys.modules["verl"] = None

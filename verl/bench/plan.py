@@ -122,7 +122,7 @@ def list_assumptions(cluster: Cluster) -> Iterator[str]:
     yield "Measured on two CPU cores:"
     yield f"  driver: {DRIVER_S * 1e3:g} ms a group; {SCORING_S * 1e6:.0f} us to score a response,"
     yield f"  by {SCORING_PROCESSES} processes beside the log-probs"
-    yield f"  rank 0 packs every GPU's handle of every tensor for every engine, {HANDLE_S * 1e6:g} us each"
+    yield f"  rank 0 reads and packs every GPU's handle of every tensor, {HANDLE_S * 1e6:g} us each"
     yield "Assumed:"
     yield "  7B reaches the shares of 3B, 30B-A3B half of them with engines of 4 GPUs"
     yield f"  network: {network:g} GB/s a machine, of which a collective reaches {cluster.network_share:.0%},"

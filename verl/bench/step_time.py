@@ -37,8 +37,8 @@ DRIVER_S = 0.5e-3
 """Driver, a group: collating, sending, joining and ordering it, measured on two CPU cores."""
 SCORING_S, SCORING_PROCESSES = 1 / 22_700, 4
 """A response on one core; scoring runs beside the log-probs."""
-HANDLE_S = 3.7e-6
-"""Rank 0 packs the handle of one tensor of one GPU for one engine, measured on a CPU core."""
+HANDLE_S = 14e-6
+"""Rank 0 reads the handle of one tensor of one GPU and packs it for the GPU's engine, measured on a CPU core."""
 BYTES_OF_PARAMETER = {"weights": 2, "checkpoint": 8, "training": 12}
 """bf16: weights; weights, two moments and the rest of the bits; the same with gradients and a reference model."""
 
@@ -234,10 +234,10 @@ def _gather_s(model: Model, cluster: Cluster, pieces: int) -> float:
 
 
 def _sync_s(model: Model, cluster: Cluster) -> float:
-    """Gathering tensor by tensor; then rank 0 packs the handles of all GPUs for every engine."""
+    """Gathering tensor by tensor; then rank 0 packs each GPU's handles for its engine."""
     if cluster.ranks == 1:
         return 0.0
-    handles = model.tensors * cluster.ranks * max(1, cluster.ranks // model.engine_gpus)
+    handles = model.tensors * cluster.ranks
     return model.tensors * GATHER_S + _gather_s(model, cluster, model.tensors) + handles * HANDLE_S
 
 

@@ -82,7 +82,8 @@ def _list_gpus() -> list[str]:
 
 
 def _temporary() -> str:
-    return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    """Where Ray writes; Python's own choice passes over a full disk."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
 def find_name_fault() -> str:

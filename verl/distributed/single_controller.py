@@ -4,6 +4,7 @@ The driver has a WorkerGroup per role and calls its methods like local ones; `@r
 how arguments are split over ranks and results are collected.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 """Of the checkout; workers find its packages before installed ones of the same names."""
 DEATH_REPORT_DELAY_S = 3.0
 """Maximum delay between broken connections at other ranks and the report of a process' death."""
+WATCH_PERIOD_S = 2.0
+"""Seconds between questions to the processes of watched groups; a death is known after two at most."""
 DEATHS = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError)
 """Ray's errors for a call whose process is gone; the second is its memory monitor's."""
 
@@ -91,6 +94,8 @@ class WorkerGroup:
 
     machines: Sequence[str] = ()
     """Machine of each rank; empty names when there is only one."""
+    watched: Sequence["WorkerGroup"] = ()
+    """Groups whose deaths end a wait for this one's calls at once: without them what is waited for is in vain."""
 
     def __init__(
         self, pool: ResourcePool, spec: WorkerSpec, ranks_per_actor: int = 1, watchdog: Watchdog | None = None
@@ -171,12 +176,17 @@ class WorkerGroup:
         """Results in rank order; raises at the first failure, since other ranks may hang on the failed one."""
         pending = list(refs)
         caller_timeout_s = self.watchdog.caller_timeout_s if self.watchdog is not None else None
-        deadline = time.monotonic() + (caller_timeout_s or 0)
+        deadline = time.monotonic() + (math.inf if caller_timeout_s is None else caller_timeout_s)
+        asked: dict[Any, tuple[WorkerGroup, int]] = {}
         while pending:
-            left_s = None if caller_timeout_s is None else max(0.0, deadline - time.monotonic())
-            done, pending = ray.wait(pending, num_returns=1, timeout=left_s)
+            left_s = max(0.0, deadline - time.monotonic())
+            period_s = min(left_s, WATCH_PERIOD_S) if self.watched else left_s
+            done, pending = ray.wait(pending, num_returns=1, timeout=period_s if period_s < math.inf else None)
             if not done:
-                raise self._stall(method, [refs.index(ref) for ref in pending])
+                self._ask_watched(method, asked)
+                if time.monotonic() >= deadline:
+                    raise self._stall(method, [refs.index(ref) for ref in pending])
+                continue
             error = _failure(done[0])
             if error is None:
                 continue
@@ -185,11 +195,31 @@ class WorkerGroup:
                 done, pending = ray.wait(pending, num_returns=len(pending), timeout=DEATH_REPORT_DELAY_S)
                 failures |= {ref: later for ref in done if (later := _failure(ref))}
             first = min(failures, key=lambda ref: not _is_process_death(failures[ref]))
-            raise self._describe(method, refs.index(first), failures[first], bool(pending)) from failures[first]
+            raise self._describe(f"in {method}", refs.index(first), failures[first], bool(pending)) from failures[
+                first
+            ]
         return ray.get(refs)
 
-    def _describe(self, method: str, rank: int, error: RayError, is_pending: bool = False) -> WorkerError:
-        where = f"{self.spec.name} rank {rank} of {len(self)} in {method}{self._on(rank)}"
+    def _ask_watched(self, method: str, asked: dict[Any, tuple["WorkerGroup", int]]) -> None:
+        """Raises for a watched process that has died; one at work answers later.
+
+        Args:
+            asked: group and rank by question that is not answered yet; those that are not asked are added.
+        """
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0) if asked else ([], [])
+        for question in answered:
+            group, rank = asked.pop(question)
+            error = _failure(question)
+            if error is not None and _is_process_death(error):
+                raise group._describe(f"beside {method} of {self.spec.name}", rank, error) from error
+        open_ones = set(asked.values())
+        for group in self.watched:
+            for rank, actor in enumerate(group.actors):
+                if (group, rank) not in open_ones:
+                    asked[actor.__ray_ready__.remote()] = (group, rank)
+
+    def _describe(self, when: str, rank: int, error: RayError, is_pending: bool = False) -> WorkerError:
+        where = f"{self.spec.name} rank {rank} of {len(self)} {when}{self._on(rank)}"
         if isinstance(error, GetTimeoutError):
             words = "an actor that it called gave no answer in time (trainer.watchdog_timeout_s)"
             stacks = self.watchdog.describe_stacks() if self.watchdog is not None else ""

@@ -437,6 +437,7 @@ def build_workers(
         ranks_per_actor=config.worker.rollout.tensor_parallel_size if on_gpu else config.trainer.n_gpus_per_node,
         watchdog=watchdog,
     )
+    actor.watched, rollout.watched = [rollout], [actor]
     host, port = actor.run_on(0, "open_store")
     # On a GPU the engine measures how much memory is free: nobody else may take some meanwhile.
     loading = [actor.start("load", host, port), rollout.start("prepare" if on_gpu else "load")]
@@ -444,6 +445,8 @@ def build_workers(
         wait()
     if on_gpu:
         rollout.load()
+    # An engine's death is told by the next call to it: ranks that are at work would be left between two states.
+    actor.watched = []
     return actor, rollout
 
 

@@ -1,6 +1,7 @@
 """Weight sync from training ranks to rollout engines: CUDA IPC on GPUs, Ray's object store on CPUs."""
 
 import os
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -38,15 +39,15 @@ def _send_by_ipc(weights: Iterable[tuple[str, Tensor]], engines: Sequence[Any], 
         # Copies, alive until the engines have read them: shared memory of a parameter itself could not be freed later.
         tensors = [tensor.detach().clone(memory_format=torch.contiguous_format) for _, tensor in chunk]
         torch.cuda.synchronize()
-        handles = _merge_over_ranks([_ipc_handle(tensor) for tensor in tensors])
+        of_ranks = _gather_handles([_ipc_handle(tensor) for tensor in tensors])
         if is_sender:
             update = {
                 "names": [name for name, _ in chunk],
                 "dtype_names": [str(tensor.dtype).removeprefix("torch.") for tensor in tensors],
                 "shapes": [list(tensor.shape) for tensor in tensors],
-                "ipc_handles": handles,
             }
-            _wait([engine.receive_weights.remote(update) for engine in engines])
+            parts = zip(engines, share_handles(of_ranks, len(engines)), strict=True)
+            _wait([engine.receive_weights.remote(update | {"ipc_handles": own}) for engine, own in parts])
         if dist.is_initialized():
             dist.barrier(device_ids=[torch.cuda.current_device()])
         torch.cuda.ipc_collect()
@@ -81,10 +82,21 @@ def _ipc_handle(tensor: Tensor) -> Handles:
     return {str(torch.cuda.get_device_properties(tensor.device).uuid): arguments}
 
 
-def _merge_over_ranks(handles: list[Handles]) -> list[Handles]:
-    """IPC handles of all ranks' copies, per tensor."""
+def _gather_handles(handles: list[Handles]) -> list[list[Handles]]:
+    """Handles by rank and tensor; collective."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return handles
+        return [handles]
     of_ranks: list[list[Handles]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(of_ranks, handles)
-    return [{gpu: args for one in copies for gpu, args in one.items()} for copies in zip(*of_ranks, strict=True)]
+    return of_ranks
+
+
+def share_handles(of_ranks: Sequence[list[Handles]], num_engines: int) -> list[list[Handles]]:
+    """Handles by engine and tensor: each has its own GPUs' alone, or they would grow with the square of the GPUs.
+
+    Args:
+        of_ranks: by rank and tensor; as many neighbours share each engine.
+    """
+    size = len(of_ranks) // num_engines
+    shares = [of_ranks[start : start + size] for start in range(0, len(of_ranks), size)]
+    return [[dict(ChainMap(*copies)) for copies in zip(*share, strict=True)] for share in shares]
