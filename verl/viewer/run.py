@@ -181,7 +181,9 @@ class Run:
         found = [*self._unreadable.values()]
         found += [problem for _, problems in self._tables.values() for problem in problems]
         found += [*self.log.problems, *self.checks.problems, *self.pictures.problems]
-        if not (self.folder / "rollouts").is_dir():
+        if not self.folder.is_dir():
+            found.append(f"{self.folder} is gone: it was moved or removed, or its disk is away")
+        elif not (self.folder / "rollouts").is_dir():
             found.append("the run recorded no rollouts: only its validation samples are shown")
         version = self.about.get("version", NEWEST_VERSION)
         if not isinstance(version, int) or version > NEWEST_VERSION:

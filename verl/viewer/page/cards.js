@@ -66,14 +66,14 @@ function sampleCard(run, group, sample) {
     advantageBar(sample.advantage),
     el(
       "div",
-      { class: "soft small" },
+      { class: "soft facts" },
       [
         `#${sample.sample}`,
         sample.response_tokens === null ? null : `${sample.response_tokens}\u00a0tokens`,
         sample.iou_mean === null ? null : `IoU\u00a0${points(sample.iou_mean)}`,
       ]
         .filter(Boolean)
-        .join(" · "),
+        .map((text) => el("span", null, text)),
     ),
     el("div", { class: "said" }, sample.answer || "no answer"),
   );
