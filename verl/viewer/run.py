@@ -19,6 +19,8 @@ REFRESH_S = 1.0
 """The folder is looked at again after this long at the earliest."""
 NEWEST_VERSION = 1
 """Version of the files that this reads, as rollouts/about.json states it."""
+FAILURE_MARK = "format_failure/"
+"""Begins the parts of the reward that mark why a format failed, 1 or 0."""
 MARKS = ("experiment_log.jsonl", "experiment_config.json", "generations.jsonl", "rollouts")
 """A folder with one of these is that of a run."""
 
@@ -47,7 +49,9 @@ class Snapshot:
 
     @property
     def parts(self) -> list[str]:
-        return [name.removeprefix(PART) for name in self.numbers if name.startswith(PART)]
+        """Return the names of the reward's parts, without marks of failures, which `failure` has in one word."""
+        parts = [name.removeprefix(PART) for name in self.numbers if name.startswith(PART)]
+        return [name for name in parts if not name.startswith(FAILURE_MARK)]
 
     def members(self, group: int) -> range:
         """Return the rollouts of a group."""
