@@ -21,7 +21,7 @@ from spatialthinker.scene_graph import Relation, SceneGraph
 from spatialthinker.storage.images import encode, load_image, open_image, orientation
 
 LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#e69f00", "#56b4e9")
-"""Of curves and bars on a light ground: Okabe and Ito's, which colour-blind readers tell apart, and a darker purple."""
+"""Of curves on a light ground: Okabe and Ito's, which colour-blind readers tell apart, and a darker purple."""
 DARK_LINE_COLORS = ("#56b4e9", "#e69f00", "#2fd0a2", "#e08bc4")
 """The first four on a dark ground."""
 PREDICTED_COLOR = "#e8590c"
