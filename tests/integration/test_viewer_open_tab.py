@@ -2,6 +2,7 @@
 
 import os
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -151,17 +152,22 @@ def test_thousands_of_steps_leave_the_page_as_large_as_hundreds(tab, tmp_path):
         tab.go(server.url, view)
         return tab.page.evaluate("document.getElementsByTagName('*').length")
 
+    def read() -> None:
+        time.sleep(1.1)  # the server's own clock
+        urllib.request.urlopen(f"{server.url}api/state", timeout=300).close()
+
     add(range(2, 301))
     views = ("#/", "#/rollouts?run=0", "#/rollouts?run=0&kind=train&step=7")
     with serve([folder]) as server:
+        read()
         few = [size(view) for view in views]
-        add(range(301, 2501))
-        time.sleep(1.1)
+        add(range(301, 2001))
+        read()
         many = [size(view) for view in views]
         assert tab.page.locator("[name=step] option").count() == 202  # all, the newest, and the chosen one
         assert tab.page.locator("[name=step]").input_value() == "7"
         tab.page.click("text=step 8 ›")
         count(tab, "2 rollouts in 1 groups")
         tab.go(server.url, "#/rollouts?run=0")
-        count(tab, "5000 rollouts in 2500 groups")
+        count(tab, "4000 rollouts in 2000 groups")
     assert many == few

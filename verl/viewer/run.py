@@ -70,7 +70,8 @@ def build_snapshot(files: list[StepFile], tables: list[pa.Table]) -> Snapshot:
         return Snapshot()
     names = dict.fromkeys([*TEXTS, *NUMBERS])
     parts = sorted({name for table in tables for name in table.column_names} - names.keys(), key=_place_of_part)
-    table = pa.concat_tables([conform(table, [*names, *parts]) for table in tables])
+    # Joined first, so that thousands of steps cost no work in Python each; what a step lacks is null.
+    table = conform(pa.concat_tables(tables, promote_options="default"), [*names, *parts])
     numbers = {name: table[name].to_numpy().astype(np.float64) for name in (*NUMBERS, *parts)}
     codes, values = {}, {}
     for name in TEXTS:
@@ -141,10 +142,11 @@ class Run:
         files += self._find_generations(files)
         files.sort(key=lambda file: (file.step, file.kind))
         known = self._tables.keys() | self._unreadable.keys()
-        if set(files) == known:
+        there = set(files)
+        if there == known:
             return False
-        self._tables = {file: table for file, table in self._tables.items() if file in set(files)}
-        self._unreadable = {file: text for file, text in self._unreadable.items() if file in set(files)}
+        self._tables = {file: table for file, table in self._tables.items() if file in there}
+        self._unreadable = {file: text for file, text in self._unreadable.items() if file in there}
         for file in files:
             if file not in known:
                 self._read_step(file)

@@ -57,7 +57,7 @@ const Filters = (() => {
         value: route.parameters[`${side}.${name}`] ?? "",
         input: (event) => change(`${side}.${name}`, event.target.value, DELAY_MS),
       });
-    return el("label", { class: "bounds" }, title.replaceAll("_", " "), field("min"), field("max"));
+    return el("label", { class: "bounds" }, el("span", null, title.replaceAll("_", " ")), field("min"), field("max"));
   }
 
   function stepsOf(route, run) {
