@@ -9,6 +9,7 @@ step: every step has the same prompts, the same seed and a learning rate of 0, s
 three steps with recording and without come in pairs, in random order; the first step of a block is left out, since the
 step before it may still be written. The ratio of both times is given with a 95 % interval, by a bootstrap over pairs,
 and beside it what recording takes on the trainer's own thread, on the driver's recording thread and in the background.
+On a machine with other work the CPU time of the trainer, ranks and engine varies less than the step's time.
 
 size: bytes of a picture and of a row, scaled by the pictures and rows of a run of 75 such steps. The files are
 removed. Pictures are of dead leaves (opaque discs of all sizes, with shading and noise), whose edges and spectrum are
@@ -90,6 +91,17 @@ def read_cpu_s(recorder: Any) -> dict[str, float]:
     return {"thread": own.user_time + own.system_time, "process": times.user + times.system}
 
 
+def read_training_cpu_s(recorder: Any) -> dict[int, float]:
+    """CPU seconds so far of each process of the run, by its id, but for the recording's."""
+    found, own = {}, psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        if process.pid not in recorder.background.pool._processes:
+            with suppress(psutil.Error):  # it has ended in this moment
+                times = process.cpu_times()
+                found[process.pid] = times.user + times.system
+    return found
+
+
 class Enough(Exception):
     """Enough steps for the time that was given."""
 
@@ -118,9 +130,12 @@ def make_trainer_class(schedule: Sequence[bool], notes: dict[str, Any], minutes:
             self.recorder.is_on = schedule[self.step - 1]
             if self.step == BLOCK:
                 notes["cpu_before"] = read_cpu_s(self.recorder)
+            before = read_training_cpu_s(self.recorder)
             self.clock.seconds, start = 0.0, time.perf_counter()
             metrics = super().train_step()
             note = {"step": self.step, "is_on": self.recorder.is_on, "seconds": time.perf_counter() - start}
+            after = read_training_cpu_s(self.recorder)
+            note["cpu_seconds"] = sum(after[pid] - before.get(pid, 0.0) for pid in after)
             note |= {"own_seconds": self.clock.seconds, "load": os.getloadavg()[0]}
             note |= {"response_tokens": metrics["response_length/mean"], "reward": metrics["reward/overall"]}
             notes.setdefault("steps", []).append(note)
@@ -166,17 +181,16 @@ def interval(pairs: np.ndarray, statistic: Callable[..., Any]) -> tuple[float, f
 def summarise(notes: dict[str, Any]) -> str:
     """The result of a run in words."""
     blocks = [notes["steps"][start : start + BLOCK] for start in range(BLOCK, len(notes["steps"]), BLOCK)]
-    found = []
-    for one, other in zip(blocks[::2], blocks[1::2], strict=True):
-        recorded, plain = (one, other) if one[0]["is_on"] else (other, one)
-        found.append([[step["seconds"] for step in block[1:]] for block in (recorded, plain)])
-    pairs = np.array(found)  # [pairs, 2, steps]
+    found = [[block for block in blocks if block[0]["is_on"] == is_on] for is_on in (True, False)]
+    pairs, cpu_pairs = (
+        np.array([[[step[name] for step in block[1:]] for block in pair] for pair in zip(*found, strict=True)])
+        for name in ("seconds", "cpu_seconds")
+    )  # [pairs, 2, steps]
     recorded = [step for step in notes["steps"][BLOCK:] if step["is_on"]]
     plain_s = float(pairs[:, 1].mean())
     cpu = {name: notes["cpu_after"][name] - notes["cpu_before"][name] for name in ("thread", "process")}
-    cpu = {
-        name: seconds / (len(recorded) + 1) for name, seconds in cpu.items()
-    }  # the last step of the first block too
+    num_recorded = len(recorded) + 1  # the last step of the first block too
+    cpu = {name: seconds / num_recorded for name, seconds in cpu.items()}
     own = [step["own_seconds"] for step in recorded]
     loads = [step["load"] for step in notes["steps"][BLOCK:]]
     lines = [
@@ -184,11 +198,13 @@ def summarise(notes: dict[str, Any]) -> str:
         f"{notes['lost']} steps not recorded in full",
         f"response tokens {sorted({round(step['response_tokens'], 2) for step in notes['steps']})}, "
         f"load of the machine {min(loads):.1f} to {max(loads):.1f}",
-        f"without recording {plain_s:.3f} s a step, standard deviation {100 * pairs[:, 1].std() / plain_s:.1f} %",
+        f"without recording {plain_s:.3f} s a step, standard deviation {100 * pairs[:, 1].std() / plain_s:.1f} %; "
+        f"CPU time {cpu_pairs[:, 1].mean():.2f} s, {100 * cpu_pairs[:, 1].std() / cpu_pairs[:, 1].mean():.1f} %",
     ]
-    for name, statistic in (("means", np.mean), ("medians", np.median)):
-        ratio, low, high = interval(pairs, statistic)
-        lines.append(f"with over without, ratio of {name}: {ratio:.4f}, 95 % interval {low:.4f} to {high:.4f}")
+    for what, values in (("time", pairs), ("CPU time of trainer, ranks and engine", cpu_pairs)):
+        for name, statistic in (("means", np.mean), ("medians", np.median)):
+            ratio, low, high = interval(values, statistic)
+            lines.append(f"{what}, ratio of {name}: {ratio:.4f}, 95 % interval {low:.4f} to {high:.4f}")
     lines += [
         f"on the trainer's own thread: {1000 * statistics.mean(own):.1f} ms a step, at most {1000 * max(own):.1f} ms, "
         f"{100 * statistics.mean(own) / plain_s:.3f} %",
@@ -289,8 +305,8 @@ class Inline:
         return result
 
 
-def make_step(rows: list[Any], words: list[str], num_tokens: int, rng: np.random.Generator) -> Any:
-    """A step's answered prompts: real prompts and scenes, made-up numbers, new pictures."""
+def make_step(rows: list[Any], words: list[str], num_tokens: int, draws: bool, rng: np.random.Generator) -> Any:
+    """A step's answered prompts: real prompts and scenes, made-up numbers, and if asked for new pictures."""
     import torch
 
     from spatialthinker.synthetic import gold_response
@@ -325,14 +341,14 @@ def make_step(rows: list[Any], words: list[str], num_tokens: int, rng: np.random
         "uid": as_objects([f"{i} (image_id {row.image_id})" for i, row in enumerate(chosen)]),
         "problem": as_objects([row.problem for row in chosen]),
         "ground_truth": as_objects([row.answer_option_text for row in chosen]),
-        "images": as_objects([[draw_picture(rng)] for _ in chosen]),
+        "images": as_objects([[draw_picture(rng)] if draws else [] for _ in chosen]),
     }
     names = ("overall", "format", "count", "accuracy", "spatial_score")
     return Answered(DataProto.from_dict(tensors, columns), texts, {name: torch.rand(shape[:2]) for name in names})
 
 
-def record_steps(folder: Path, options: argparse.Namespace, with_tokens: bool) -> None:
-    """Records whole steps and prints what they take, scaled to a run."""
+def record_steps(folder: Path, options: argparse.Namespace, draws: bool, with_tokens: bool) -> tuple[float, float]:
+    """Records whole steps and prints what they take; returns the bytes of a picture, 0 without any, and of a row."""
     from functools import partial
 
     from spatialthinker.matching import check_ready
@@ -352,10 +368,10 @@ def record_steps(folder: Path, options: argparse.Namespace, with_tokens: bool) -
     recorder.begin(-1)
     given = characters = 0
     for step in range(1, options.steps + 1):
-        answered = make_step(rows, words, options.tokens, rng)
+        answered = make_step(rows, words, options.tokens, draws, rng)
         for number, uid in enumerate(answered.column("uid")):
             answered.groups.non_tensor_batch["uid"][number] = f"{step} {uid}"  # prompts of a first epoch
-        given += sum(len(picture) for (picture,) in answered.column("images"))
+        given += sum(len(picture) for row in answered.column("images") for picture in row)
         characters += sum(map(len, answered.texts))
         recorder.read("train", step, [answered])
         recorder.write()
@@ -364,29 +380,33 @@ def record_steps(folder: Path, options: argparse.Namespace, with_tokens: bool) -
     recorder.close()
     assert recorder.num_failed == 0, "a step was not recorded in full"
     pictures = [path.stat().st_size for path in (folder / "rollouts" / "images").rglob("*") if path.is_file()]
-    tables = [path.stat().st_size for path in (folder / "rollouts").glob("*.parquet")]
     num_rows = options.steps * PROMPTS * SAMPLES
-    all_pictures, all_rows = RUN_STEPS * PROMPTS, RUN_STEPS * PROMPTS * SAMPLES
-    parts = all_pictures * statistics.mean(pictures) / 1e9, all_rows * sum(tables) / num_rows / 1e9
+    row_bytes = sum(path.stat().st_size for path in (folder / "rollouts").glob("*.parquet")) / num_rows
+    print(f"{options.steps} steps of {PROMPTS} x {SAMPLES}, {'with all tokens' if with_tokens else 'by default'}:")
+    if pictures:
+        sizes = statistics.mean(pictures), max(pictures), given / len(pictures)
+        mean_kb, most_kb, given_kb = (size / 1000 for size in sizes)
+        print(f"  {len(pictures)} pictures of {given_kb:.1f} kB, stored as {mean_kb:.1f} kB, at most {most_kb:.1f} kB")
+    print(f"  {num_rows} rows of {row_bytes:.0f} bytes, {characters / num_rows:.0f} characters")
     cpu = {name: seconds / options.steps for name, seconds in inline.seconds.items()}
-    mean_kb, most_kb, given_kb = (n / 1000 for n in (statistics.mean(pictures), max(pictures), given / len(pictures)))
-    print(
-        f"{options.steps} steps of {PROMPTS} x {SAMPLES}, {'with all tokens' if with_tokens else 'by default'}: "
-        f"{len(pictures)} pictures of {mean_kb:.1f} kB (given {given_kb:.1f} kB, most {most_kb:.1f} kB), "
-        f"{num_rows} rows of {sum(tables) / num_rows:.0f} bytes "
-        f"({characters / num_rows:.0f} characters)\n"
-        f"  CPU seconds a step: {', '.join(f'{name} {seconds:.1f}' for name, seconds in cpu.items())}\n"
-        f"  a run of {RUN_STEPS} steps: pictures {parts[0]:.2f} GB + rows {parts[1]:.2f} GB = {sum(parts):.2f} GB",
-        flush=True,
-    )
+    print(f"  CPU seconds a step: {', '.join(f'{name} {seconds:.1f}' for name, seconds in cpu.items())}", flush=True)
+    return statistics.mean(pictures) if pictures else 0.0, row_bytes
 
 
 def measure_size(options: argparse.Namespace, folder: Path) -> int:
-    for with_tokens in (False, True):
+    found = []
+    for draws, with_tokens in ((True, False), (False, True)):
         try:
-            record_steps(folder / "size", options, with_tokens)
+            found.append(record_steps(folder / "size", options, draws, with_tokens))
         finally:
             shutil.rmtree(folder / "size", ignore_errors=True)
+    picture_gb = RUN_STEPS * PROMPTS * found[0][0] / 1e9
+    for name, (_, row_bytes) in zip(("by default", "with all tokens"), found, strict=True):
+        row_gb = RUN_STEPS * PROMPTS * SAMPLES * row_bytes / 1e9
+        total_gb = picture_gb + row_gb
+        print(
+            f"{RUN_STEPS} steps {name}: {picture_gb:.2f} GB of pictures + {row_gb:.2f} GB of rows = {total_gb:.2f} GB"
+        )
     return 0
 
 
