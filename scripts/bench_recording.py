@@ -377,8 +377,9 @@ def record_steps(folder: Path, options: argparse.Namespace, draws: bool, with_to
         recorder.write()
         while recorder.num_written < step:
             time.sleep(0.1)
+    assert recorder.thread is not None and recorder.num_failed == 0, "a step was not recorded in full"
+    (own,) = (each for each in psutil.Process().threads() if each.id == recorder.thread.native_id)
     recorder.close()
-    assert recorder.num_failed == 0, "a step was not recorded in full"
     pictures = [path.stat().st_size for path in (folder / "rollouts" / "images").rglob("*") if path.is_file()]
     num_rows = options.steps * PROMPTS * SAMPLES
     row_bytes = sum(path.stat().st_size for path in (folder / "rollouts").glob("*.parquet")) / num_rows
@@ -388,7 +389,9 @@ def record_steps(folder: Path, options: argparse.Namespace, draws: bool, with_to
         mean_kb, most_kb, given_kb = (size / 1000 for size in sizes)
         print(f"  {len(pictures)} pictures of {given_kb:.1f} kB, stored as {mean_kb:.1f} kB, at most {most_kb:.1f} kB")
     print(f"  {num_rows} rows of {row_bytes:.0f} bytes, {characters / num_rows:.0f} characters")
-    cpu = {name: seconds / options.steps for name, seconds in inline.seconds.items()}
+    beside = own.user_time + own.system_time - sum(inline.seconds.values())
+    cpu = {"driver's recording thread": beside, **inline.seconds}
+    cpu = {name: seconds / options.steps for name, seconds in cpu.items()}
     print(f"  CPU seconds a step: {', '.join(f'{name} {seconds:.1f}' for name, seconds in cpu.items())}", flush=True)
     return statistics.mean(pictures) if pictures else 0.0, row_bytes
 
