@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from evaluation.benchmarks.samples import Sample
     from evaluation.reports.comparison import Model
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; markers tell them apart in grey.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# They tell models apart in grey.
 _MARKERS = ("o", "s", "^", "v", "P", "X")
 _ROW_IN = 0.22
 SIGNIFICANT = 0.05
@@ -113,6 +112,8 @@ def draw_figure(comparison: Mapping[str, Any], path: Path) -> None:
     import numpy as np
     from matplotlib.figure import Figure
 
+    from spatialthinker.visualize import LINE_COLORS
+
     labels, published = list(comparison["models"]), comparison["published"]
     rows = list(comparison["benchmarks"].items())
     num_lines = len(labels) + bool(published)
@@ -127,7 +128,7 @@ def draw_figure(comparison: Mapping[str, Any], path: Path) -> None:
         ends = [[100 * facts[key] for facts in found.values()] for key in ("low", "accuracy", "high")]
         low, values, high = map(np.array, ends)
         errors = np.clip([values - low, high - values], 0, None)
-        color, marker = _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
+        color, marker = LINE_COLORS[index % len(LINE_COLORS)], _MARKERS[index % len(_MARKERS)]
         axes.errorbar(values, places, xerr=errors, fmt=marker, color=color, ms=6, capsize=3, lw=1.6, label=label)
     for index, name in enumerate(published):
         shares = {i: row["published"][name] for i, (_, row) in enumerate(rows) if name in row["published"]}

@@ -20,6 +20,10 @@ from spatialthinker.response import SECTIONS
 from spatialthinker.scene_graph import Relation, SceneGraph
 from spatialthinker.storage.images import encode, load_image, open_image, orientation
 
+LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#e69f00", "#56b4e9")
+"""Of curves on a light ground: Okabe and Ito's, which colour-blind readers tell apart, and a darker purple."""
+DARK_LINE_COLORS = ("#56b4e9", "#e69f00", "#2fd0a2", "#e08bc4")
+"""The first four on a dark ground."""
 PREDICTED_COLOR = "#e8590c"
 REFERENCE_COLOR = "#1864ab"
 CANVAS_PX = 448
@@ -99,6 +103,7 @@ def _templates(folder: Path) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"line_colors": list(zip(LINE_COLORS, DARK_LINE_COLORS, strict=False))}
     environment.globals |= {"color_of": color_of, "font_px": FONT_PX, "label_pad_px": LABEL_PAD_PX}
     environment.filters |= {"data_uri": data_uri, "relation_text": relation_text, "sections": split_sections}
     return environment

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spatialthinker.storage.images import load_image
-from spatialthinker.visualize import Layout, color_of
+from spatialthinker.visualize import DARK_LINE_COLORS, LINE_COLORS, Layout, color_of
 
 DPI = 200
 _SIZE_IN = (4.8, 3.3)  # small, so that the letters stay large when a phone shrinks the picture
@@ -20,7 +20,7 @@ _BOX_STYLES = ("--", "-")  # reference, predicted
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one kind of screen. The lines' colours are Okabe and Ito's, which colour-blind readers tell apart."""
+    """Colours of one kind of screen."""
 
     paper: str
     ink: str
@@ -28,8 +28,8 @@ class Theme:
     lines: tuple[str, ...]
 
 
-LIGHT = Theme("#f5f6f8", "#1b1f24", "#d9dde2", ("#0072b2", "#d55e00", "#009e73", "#aa4499"))
-DARK = Theme("#1e2328", "#e6e8eb", "#3d454e", ("#56b4e9", "#e69f00", "#2fd0a2", "#e08bc4"))
+LIGHT = Theme("#f5f6f8", "#1b1f24", "#d9dde2", LINE_COLORS)
+DARK = Theme("#1e2328", "#e6e8eb", "#3d454e", DARK_LINE_COLORS)
 
 
 @dataclass(frozen=True)

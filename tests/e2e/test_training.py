@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.training import (
@@ -54,6 +55,17 @@ def test_a_killed_run_goes_on_and_repeats_the_unbroken_one(data, unbroken, tmp_p
     for step in (1, 2, 3):
         assert learned(actual[step]) == learned(expected[step])
     assert not list(run.glob("*.tmp"))
+
+
+def test_the_recorded_rollouts_have_the_numbers_of_the_log(unbroken):
+    """Entropies of the log are those of each mini-batch's own policy, which moves after the first."""
+    for step, logged in metrics(unbroken).items():
+        rows = pq.read_table(unbroken / "rollouts" / f"train_step_{step:06d}.parquet").to_pylist()
+        tokens = [row["response_tokens"] for row in rows]
+        total = sum(row["entropy_mean"] * count for row, count in zip(rows, tokens, strict=True))
+        assert total / sum(tokens) == pytest.approx(logged["actor/entropy_loss"], rel=0.05)
+        assert sum(row["score"] for row in rows) / len(rows) == pytest.approx(logged["reward/overall"], rel=1e-5)
+        assert logged["recording/failed_steps"] == logged["recording/dropped_steps"] == 0
 
 
 def test_the_merged_model_is_the_trained_actor(unbroken, tmp_path):

@@ -175,6 +175,33 @@ def test_only_the_first_of_several_mini_batches_takes_its_own_log_probs_as_old()
     assert mean(metrics, "actor/ppo_kl") == mean(expected, "actor/ppo_kl") != 0
 
 
+@pytest.mark.parametrize(("share", "has_old"), [(1, False), (2, True), (2, False), (1, True)])
+def test_entropies_are_of_the_policy_that_sampled_and_cost_no_pass(share, has_old):
+    """A first mini-batch has them of its own update, the others of the old log-probs' pass, or none."""
+    size = NUM_GROUPS // share
+    worker, advantages, _ = make_worker(f"worker.actor.global_batch_size={size}", "worker.actor.optim.lr=0.3")
+    _, entropies = worker.actor.compute_log_probs(worker.groups, 10_000, True, 0.7)
+    lengths = torch.tensor([[len(response) for response in rows] for rows in worker.groups.responses])
+    expected = entropies.double().sum(-1) / lengths
+    assert worker.mean_entropies(request()).batch["entropy_mean"].isnan().all()
+    old = {}
+    if has_old:
+        first = request()
+        first.meta_info["from_second_update"] = True
+        old = {"old_log_probs": worker.compute_log_probs(first).batch["old_log_probs"]}
+        worker.compute_ref_log_probs(request())  # another policy's
+    kept = torch.ones(NUM_GROUPS, 3, dtype=torch.bool)
+    kept[0, 1] = False
+    worker.update_actor(request(advantages=advantages, kept=kept, **old))
+    got = worker.mean_entropies(request()).batch["entropy_mean"]
+    expected[0, 1] = math.nan  # no loss has seen it
+    if not has_old:
+        expected[size:] = math.nan
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+    moved = worker.actor.compute_log_probs(worker.groups, 10_000, True, 0.7)[1].double().sum(-1) / lengths
+    assert (moved - got).nan_to_num().abs().max() > 1e-2  # not of the policy after the update
+
+
 @pytest.mark.parametrize("trainable", [True, False])
 @pytest.mark.parametrize("adapters", [0, 4])
 def test_policy_and_reference_leave_image_tokens_out_of_their_distributions(monkeypatch, trainable, adapters):

@@ -74,7 +74,10 @@ def rows(run: Path, kind: str, step: int) -> list[dict[str, Any]]:
 def test_a_step_is_recorded_with_the_numbers_of_its_update(tmp_path):
     engine = torch.full((2, 2, 3), -1.0)
     old = torch.where(torch.tensor([True, False])[:, None, None], torch.nan, engine + math.log(2))
-    answered = make_answered(advantages=ADVANTAGES, old_log_probs=old, rollout_log_probs=engine)
+    entropies = torch.tensor([[0.5, math.nan], [0.25, 1.0]], dtype=torch.double)
+    answered = make_answered(
+        advantages=ADVANTAGES, old_log_probs=old, rollout_log_probs=engine, entropy_mean=entropies
+    )
     recorder = record(tmp_path, ("train", 12, answered), labels={"train": lambda uid: ("set", f"kind {uid[0]}")})
     found = rows(tmp_path, "train", 12)
     assert [(row["group"], row["sample"], row["uid"]) for row in found] == [
@@ -92,6 +95,7 @@ def test_a_step_is_recorded_with_the_numbers_of_its_update(tmp_path):
     assert found[2]["ground_truth"] == json.dumps({"count": 2}) and found[3]["category"] == "kind 7"
     assert [row["log_prob_mean"] for row in found][1:3] == pytest.approx([-1, math.log(2) - 1])
     assert found[0]["ratio_mean"] is None and found[2]["ratio_mean"] == pytest.approx(2)
+    assert [row["entropy_mean"] for row in found] == [0.5, None, 0.25, 1.0]
     assert found[0]["token_ids"] is None and found[0]["kind"] == "train" and found[0]["step"] == 12
     names = [hashlib.sha256(picture).hexdigest() for picture in PICTURES]
     assert found[2]["images"] == [names[1], names[0]]

@@ -60,6 +60,31 @@ def test_a_recorded_run_is_read_as_it_was_written(tmp_path):
     assert read_checks(run)[0]["check"] == "no_variance"
 
 
+def test_a_folder_that_goes_away_is_named_and_read_again_once_it_is_back(tmp_path):
+    run = read(write_recorded_run(tmp_path / "run", steps=(1, 2), num_groups=2, num_samples=2))
+    before = describe_run(run)
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    run.refresh(is_forced=True)
+    about = describe_run(run)
+    assert about["rollouts"] == 0 and about["last_step"] is None and about["revision"] > before["revision"]
+    assert [text for text in about["problems"] if "is gone" in text] and not find_groups(run, {}, "newest", 0, 5)[
+        "total"
+    ]
+    (tmp_path / "elsewhere").rename(tmp_path / "run")
+    run.refresh(is_forced=True)
+    again = describe_run(run)
+    assert again | {"revision": 0} == before | {"revision": 0} and again["revision"] > about["revision"]
+
+
+def test_marks_of_failures_are_no_parts_and_can_be_filtered_by(tmp_path):
+    marks = {"part:count": 0.5, "part:format_failure/bad_box": 1.0}
+    write_step(tmp_path / "run", small_step(1, **marks))
+    run = read(tmp_path / "run")
+    assert describe_run(run)["parts"] == ["count"]
+    assert show_rollout(run, "train", 1, 0, 0)["parts"] == {"count": 0.5}
+    assert find_groups(run, {"min.part:format_failure/bad_box": "1"}, "newest", 0, 5)["total"] == 2
+
+
 def test_the_checkpoints_of_a_quickstart_are_found_in_its_folder(tmp_path):
     write_step(tmp_path / "run" / "checkpoints", small_step(3))
     assert describe_run(read(tmp_path / "run"))["rollouts"] == 4

@@ -147,6 +147,8 @@ class GRPOTrainer:
             with timer("update_actor"):
                 metrics |= reduce_metrics(actor.update_actor(self._select(groups, UPDATE_KEYS + self.kl.loss_keys)))
             metrics |= self.kl.follow_loss(metrics)
+        if self.recorder.is_on:
+            groups.union(actor.mean_entropies(request))  # entropy_mean [G, n], kept from the passes
         return self._finish_step(groups, scores, metrics)
 
     def _score(self, rollout: Rollout) -> dict[str, Any]:

@@ -47,15 +47,19 @@ def is_light(name: str) -> bool:
 
 def conform(table: pa.Table, names: Sequence[str]) -> pa.Table:
     """Return these columns in their types; one that the table lacks, or holds in another type, is null."""
-    return pa.table({name: _column(table, name) for name in names})
+    found = set(table.column_names)
+    return pa.table({name: _column(table, name, name in found) for name in names})
 
 
-def _column(table: pa.Table, name: str) -> pa.Array | pa.ChunkedArray:
+def _column(table: pa.Table, name: str, is_there: bool) -> pa.Array | pa.ChunkedArray:
     kind = type_of(name)
     assert kind is not None, f"{name} is no column of a recorded step"
-    if name in table.column_names:
+    if is_there:
+        column = table[name]
+        if column.type == kind:
+            return column
         try:
-            return table[name].cast(kind, safe=False)
+            return column.cast(kind, safe=False)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # another program's column of that name
             pass
     return pa.nulls(len(table), kind)

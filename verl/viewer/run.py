@@ -19,6 +19,8 @@ REFRESH_S = 1.0
 """The folder is looked at again after this long at the earliest."""
 NEWEST_VERSION = 1
 """Version of the files that this reads, as rollouts/about.json states it."""
+FAILURE_MARK = "format_failure/"
+"""Begins the parts of the reward that mark why a format failed, 1 or 0."""
 MARKS = ("experiment_log.jsonl", "experiment_config.json", "generations.jsonl", "rollouts")
 """A folder with one of these is that of a run."""
 
@@ -47,7 +49,9 @@ class Snapshot:
 
     @property
     def parts(self) -> list[str]:
-        return [name.removeprefix(PART) for name in self.numbers if name.startswith(PART)]
+        """Return the names of the reward's parts, without marks of failures, which `failure` has in one word."""
+        parts = [name.removeprefix(PART) for name in self.numbers if name.startswith(PART)]
+        return [name for name in parts if not name.startswith(FAILURE_MARK)]
 
     def members(self, group: int) -> range:
         """Return the rollouts of a group."""
@@ -66,7 +70,8 @@ def build_snapshot(files: list[StepFile], tables: list[pa.Table]) -> Snapshot:
         return Snapshot()
     names = dict.fromkeys([*TEXTS, *NUMBERS])
     parts = sorted({name for table in tables for name in table.column_names} - names.keys(), key=_place_of_part)
-    table = pa.concat_tables([conform(table, [*names, *parts]) for table in tables])
+    # Joined first, so that thousands of steps cost no work in Python each; what a step lacks is null.
+    table = conform(pa.concat_tables(tables, promote_options="default"), [*names, *parts])
     numbers = {name: table[name].to_numpy().astype(np.float64) for name in (*NUMBERS, *parts)}
     codes, values = {}, {}
     for name in TEXTS:
@@ -137,10 +142,11 @@ class Run:
         files += self._find_generations(files)
         files.sort(key=lambda file: (file.step, file.kind))
         known = self._tables.keys() | self._unreadable.keys()
-        if set(files) == known:
+        there = set(files)
+        if there == known:
             return False
-        self._tables = {file: table for file, table in self._tables.items() if file in set(files)}
-        self._unreadable = {file: text for file, text in self._unreadable.items() if file in set(files)}
+        self._tables = {file: table for file, table in self._tables.items() if file in there}
+        self._unreadable = {file: text for file, text in self._unreadable.items() if file in there}
         for file in files:
             if file not in known:
                 self._read_step(file)
@@ -181,7 +187,9 @@ class Run:
         found = [*self._unreadable.values()]
         found += [problem for _, problems in self._tables.values() for problem in problems]
         found += [*self.log.problems, *self.checks.problems, *self.pictures.problems]
-        if not (self.folder / "rollouts").is_dir():
+        if not self.folder.is_dir():
+            found.append(f"{self.folder} is gone: it was moved or removed, or its disk is away")
+        elif not (self.folder / "rollouts").is_dir():
             found.append("the run recorded no rollouts: only its validation samples are shown")
         version = self.about.get("version", NEWEST_VERSION)
         if not isinstance(version, int) or version > NEWEST_VERSION:

@@ -39,6 +39,8 @@ class Groups:
         num_samples, width: n and padded R of output tensors.
         experts: per group the experts [P + sum of R, layers, K] to replay; None without routing replay.
         kept: [G, n], False for responses that no loss may see; None keeps all.
+        entropies: [G, n, R] of the policy that sampled, from passes that compute them anyway; NaN where none has, None
+            before the first.
     """
 
     prompts: list[Tensor]
@@ -51,6 +53,7 @@ class Groups:
     width: int
     experts: list[Tensor] | None = None
     kept: Tensor | None = None
+    entropies: Tensor | None = None
 
     @classmethod
     def from_proto(cls, data: DataProto, pixels: list[Tensor], grids: list[Grid]) -> "Groups":
@@ -122,6 +125,14 @@ class Groups:
     def lengths(self, pieces: list[Piece]) -> Tensor:
         """Lengths [S] of the pieces' responses, in tokens."""
         return torch.tensor([len(self.responses[piece.group][i]) for piece in pieces for i in piece.samples])
+
+    def mean_entropies(self) -> Tensor:
+        """Mean entropies [G, n] of the responses' tokens, in float64; NaN where no pass had them."""
+        lengths = torch.tensor([[len(response) for response in rows] for rows in self.responses])  # [G, n]
+        if self.entropies is None:
+            return torch.full(lengths.shape, math.nan, dtype=torch.double)
+        is_token = torch.arange(self.width) < lengths.unsqueeze(-1)  # [G, n, R]
+        return self.entropies.double().masked_fill(~is_token, 0.0).sum(-1) / lengths
 
     def gather(self, padded: Tensor, pieces: list[Piece]) -> Tensor:
         """Gathers values [N] of the pieces' response tokens from padded [G, n, R]."""
@@ -376,12 +387,26 @@ class Actor(Learner):
         metrics = MetricSums()
         if groups.experts is not None and batch.rollout_log_probs is not None:
             self._compare_replay(groups, batch.rollout_log_probs, settings, metrics)
-        self.learn(
-            groups, settings, metrics, lambda pieces: self._losses(groups, pieces, batch, settings, metrics, reference)
-        )
+        sampled: list[tuple[list[Piece], Tensor]] = []  # entropies [N] of the on-policy passes
+
+        def micro_losses(pieces: list[Piece]) -> Tensor:
+            losses, entropy = self._losses(groups, pieces, batch, settings, metrics, reference)
+            if pieces and pieces[0].group < batch.num_on_policy:
+                sampled.append((pieces, entropy))
+            return losses
+
+        self.learn(groups, settings, metrics, micro_losses)
+        self._keep_entropies(groups, sampled)
         if groups.experts is not None:
             metrics.add("actor/routing_agreement", *take_agreement(self.model.model))
         return metrics.as_pairs()
+
+    def _keep_entropies(self, groups: Groups, sampled: list[tuple[list[Piece], Tensor]]) -> None:
+        """Keeps entropies [N] of passes of the policy that sampled, after all passes: reading syncs with the GPU."""
+        if groups.entropies is None:
+            groups.entropies = torch.full((len(groups), groups.num_samples, groups.width), math.nan)
+        for pieces, entropy in sampled:
+            groups.scatter(groups.entropies, entropy.float().cpu(), pieces)
 
     @torch.no_grad()
     def _compare_replay(
@@ -404,12 +429,12 @@ class Actor(Learner):
         settings: UpdateSettings,
         metrics: MetricSums,
         reference: "Actor | None",
-    ) -> Tensor:
-        """Losses [N] of the micro-batch's response tokens."""
+    ) -> tuple[Tensor, Tensor]:
+        """Losses [N] and entropies [N] of the micro-batch's response tokens."""
         distributions = reference.distributions(groups, pieces) if reference is not None else None
         log_probs, entropy, *full_kl = self.forward(groups, pieces, settings.temperature, distributions)
         if not pieces:
-            return log_probs
+            return log_probs, entropy
 
         def values(padded: Tensor) -> Tensor:
             return to_device(groups.gather(padded, pieces), self.device)
@@ -443,4 +468,4 @@ class Actor(Learner):
             losses = losses + settings.kl_coef * kl
         for name, tokens in details.items():
             metrics.add(f"actor/{name}", tokens.sum(), len(losses))
-        return losses
+        return losses, entropy

@@ -222,13 +222,15 @@ class FSDPWorker:
         assert self.groups is not None, "load_groups comes first"
         settings = self.config.worker.actor
         self._reset_peak_memory()
-        log_probs, _ = actor.compute_log_probs(
+        log_probs, entropies = actor.compute_log_probs(
             self.groups,
             self._max_tokens(settings.micro_batch_size_per_device_for_experience),
             self.shared_prompt,
             self.config.worker.rollout.temperature,
             start,
         )
+        if actor is self.actor:
+            self.groups.entropies = entropies
         self.peak_memory[key.removesuffix("_log_probs")] = self._peak_memory_gb()
         return DataProto.from_dict(tensors={key: log_probs})
 
@@ -253,6 +255,13 @@ class FSDPWorker:
         size = self.config.worker.actor.global_batch_size // self.world_size
         with self._on_device(self.policy):
             return self._log_probs(self.actor, "old_log_probs", data.meta_info.get("from_second_update", False) * size)
+
+    @register(Dispatch.DP_COMPUTE_PROTO)
+    def mean_entropies(self, data: DataProto) -> DataProto:
+        """`entropy_mean` [G, n] of the loaded groups, of the policy that sampled them, as far as the step's passes had
+        it; NaN otherwise. `data` only carries the split over ranks."""
+        assert self.groups is not None, "load_groups comes first"
+        return DataProto.from_dict(tensors={"entropy_mean": self.groups.mean_entropies()})
 
     @register(Dispatch.DP_COMPUTE_PROTO)
     def compute_ref_log_probs(self, data: DataProto) -> DataProto:

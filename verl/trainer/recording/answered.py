@@ -21,7 +21,8 @@ class Answered:
 
     Attributes:
         groups: G prompts; tensors responses, response_mask [G, n, R], prompt_mask [G, P], and as far as a step has
-            them advantages [G, n] or [G, n, R], old_log_probs, rollout_log_probs, ref_log_probs, kl [G, n, R].
+            them advantages [G, n] or [G, n, R], old_log_probs, rollout_log_probs, ref_log_probs, kl [G, n, R],
+            entropy_mean [G, n].
         texts: [G * n] decoded responses.
         scores: [G, n] by name of the reward's part.
         descriptions: [G * n] failure, answer, boxes, iou_mean and signs; empty when responses were not read.
@@ -74,6 +75,7 @@ class Answered:
 
         log_prob_mean: of the policy that sampled, by the trainer, or else by the engine. ratio_mean: of the trainer's
         probability of a token to the engine's. kl_mean: from the reference, in full or by the estimator low_var_kl.
+        entropy_mean: of the policy that sampled.
         """
         batch, known = self.groups.batch, self._log_probs()
         old, engine, reference = (batch.get(f"{name}_log_probs") for name in ("old", "rollout", "ref"))
@@ -86,6 +88,8 @@ class Answered:
             found["kl_mean"] = self.means(batch["kl"])
         elif known is not None and reference is not None:
             found["kl_mean"] = self.means(compute_kl(known, reference, "low_var_kl"))
+        if "entropy_mean" in batch.keys():
+            found["entropy_mean"] = batch["entropy_mean"]
         return found
 
     def _log_probs(self) -> Tensor | None:

@@ -58,10 +58,21 @@ def write_step(path: Path, kind: str, step: int, batches: Sequence[Batch]) -> li
     """
     table = make_table(kind, step, batches)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(
-        path, lambda place: pq.write_table(table, place, compression="zstd", compression_level=COMPRESSION_LEVEL)
-    )
+    # Numbers that are all different: their bytes by place are a quarter smaller than as a dictionary.
+    split = [leaf for leaf in map(_leaf, table.schema) if leaf.startswith(("token_log_probs", "token_ratios"))]
+    encoding: dict[str, Any] = {
+        "compression": "zstd",
+        "compression_level": COMPRESSION_LEVEL,
+        "use_dictionary": [leaf for leaf in map(_leaf, table.schema) if leaf not in split],
+        "use_byte_stream_split": split,
+    }
+    write_whole(path, lambda place: pq.write_table(table, place, **encoding))
     return [name.removeprefix(PART) for name in table.column_names if name.startswith(PART)]
+
+
+def _leaf(column: pa.Field) -> str:
+    """Name of a column's values in a file."""
+    return f"{column.name}.list.element" if pa.types.is_list(column.type) else column.name
 
 
 def make_table(kind: str, step: int, batches: Sequence[Batch]) -> pa.Table:

@@ -1,6 +1,8 @@
 "use strict";
 // Groups in a grid: the prompt with its image, its samples side by side.
 
+const MOST_PX = 270; // of a sample's card
+
 /** The word on a rollout: right, wrong, no score. */
 function verdict(item) {
   if (item.score === null) return el("span", { class: "soft verdict" }, "no score");
@@ -66,14 +68,14 @@ function sampleCard(run, group, sample) {
     advantageBar(sample.advantage),
     el(
       "div",
-      { class: "soft small" },
+      { class: "soft facts" },
       [
         `#${sample.sample}`,
         sample.response_tokens === null ? null : `${sample.response_tokens}\u00a0tokens`,
         sample.iou_mean === null ? null : `IoU\u00a0${points(sample.iou_mean)}`,
       ]
         .filter(Boolean)
-        .join(" · "),
+        .map((text) => el("span", null, text)),
     ),
     el("div", { class: "said" }, sample.answer || "no answer"),
   );
@@ -97,6 +99,9 @@ function drawQuestion(text) {
 
 /** A group; `name` stands in front, such as that of its run. Where groups share a question, it stands above all. */
 function groupCard(run, group, { name = "", withQuestion = true } = {}) {
+  const cards = group.samples.map((sample) => sampleCard(run, group, sample));
+  const samples = el("div", { class: "samples" }, cards);
+  samples.style.maxWidth = `${cards.length * MOST_PX}px`; // few samples stand side by side, not far apart
   const facts = [group.category, group.source, group.kept && group.kept !== "all" ? `kept: ${group.kept}` : null];
   const mean = meanScore(group);
   const stepAddress = address("rollouts", { run, kind: group.kind, step: group.step });
@@ -121,11 +126,7 @@ function groupCard(run, group, { name = "", withQuestion = true } = {}) {
       " · ",
       el("a", { href: address("prompt", { run, uid: group.uid }) }, "over the steps"),
     ),
-    el(
-      "div",
-      { class: "samples" },
-      group.samples.map((sample) => sampleCard(run, group, sample)),
-    ),
+    samples,
     group.left_out ? el("p", { class: "soft" }, `${group.left_out} more samples`) : null,
   );
 }

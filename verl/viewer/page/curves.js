@@ -46,17 +46,20 @@ const Curves = (() => {
       cursor,
       dot,
     );
-    return el("figure", { class: "card chart" }, el("figcaption", null, el("b", null, title), output), drawing);
+    const name = title.split(/(?<=\/)/).flatMap((part) => [part, el("wbr")]); // breaks between parts, not inside
+    return el("figure", { class: "card chart" }, el("figcaption", null, el("b", null, name), output), drawing);
   }
 
   /** Where steps and values lie in the drawing. */
   function scaleOf(points) {
     const steps = points.map(([step]) => step);
     const [first, last] = [Math.min(...steps), Math.max(...steps)];
-    const [low, high] = range(points.map(([, value]) => value));
+    const values = points.map(([, value]) => value);
+    const [low, high] = range(values);
+    const isFlat = values.every((value) => value === values[0]);
     return {
       steps: [...new Set([first, last])],
-      values: [low, high],
+      values: isFlat ? values.slice(0, 1) : [low, high],
       x: (step) => LEFT + (WIDTH - LEFT - RIGHT) * (last > first ? (step - first) / (last - first) : 0.5),
       y: (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low)),
     };

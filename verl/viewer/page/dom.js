@@ -38,9 +38,11 @@ function points(value) {
   return value === null || value === undefined ? "–" : value.toFixed(2);
 }
 
-/** A number with its sign. */
+/** A number with its sign; what rounds to zero has none. */
 function signed(value) {
-  return value === null || value === undefined ? "–" : (value > 0 ? "+" : "") + points(value);
+  if (value === null || value === undefined) return "–";
+  const size = points(Math.abs(value));
+  return Number(size) === 0 ? size : `${value > 0 ? "+" : "−"}${size}`;
 }
 
 /** The address of a view inside the page. */

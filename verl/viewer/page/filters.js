@@ -3,6 +3,7 @@
 
 const Filters = (() => {
   const DELAY_MS = 200;
+  const MAX_STEPS = 200; // to choose from, the newest; earlier ones are reached by curve, key or address
   const NOT_FILTERS = ["run", "other", "offset", "limit", "sort"];
   const UNSORTED = ["prompt_tokens", "log_prob_mean", "ratio_mean"];
   const ODD = {
@@ -56,12 +57,13 @@ const Filters = (() => {
         value: route.parameters[`${side}.${name}`] ?? "",
         input: (event) => change(`${side}.${name}`, event.target.value, DELAY_MS),
       });
-    return el("label", { class: "bounds" }, title.replaceAll("_", " "), field("min"), field("max"));
+    return el("label", { class: "bounds" }, el("span", null, title.replaceAll("_", " ")), field("min"), field("max"));
   }
 
   function stepsOf(route, run) {
     const { kind } = route.parameters;
-    return [...new Set(run.steps.filter((one) => !kind || one.kind === kind).map((one) => String(one.step)))];
+    const steps = run.steps.filter((one) => !kind || one.kind === kind).map((one) => String(one.step));
+    return [...new Set(steps)].slice(-MAX_STEPS);
   }
 
   function sortsOf(figures) {

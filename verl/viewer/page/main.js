@@ -18,7 +18,8 @@ const Page = {
 
 (() => {
   const POLL_MS = 2000,
-    HIDDEN_MS = 15000;
+    HIDDEN_MS = 15000,
+    LONGEST_MS = 30000;
   const main = document.getElementById("main"),
     head = document.getElementById("head"),
     help = document.getElementById("help");
@@ -40,7 +41,9 @@ const Page = {
   ];
   let request = null,
     shownRoute = "",
-    revision = "";
+    revision = "",
+    timer = 0,
+    misses = 0;
 
   async function load(isNew) {
     if (request) request.abort();
@@ -161,12 +164,14 @@ const Page = {
     revision = "";
   }
 
+  /** Ask whether something is new. A tab that nobody sees draws nothing, and a server that is away is asked rarely. */
   async function poll() {
     try {
       const found = JSON.stringify(await Source.get("state", {}, AbortSignal.timeout(10000)));
+      misses = 0;
       status.classList.remove("bad");
       status.textContent = `live · ${Page.runs.map((run) => run.last_step ?? run.steps.at(-1)?.step ?? 0).join(" · ")}`;
-      if (found !== revision && !Filters.isPending() && !help.open) {
+      if (found !== revision && !document.hidden && !Filters.isPending() && !help.open) {
         const isFirst = revision === "";
         revision = found;
         if (!isFirst || main.dataset.lost) await load(true);
@@ -174,8 +179,10 @@ const Page = {
       }
     } catch {
       lost();
+      misses += 1;
     }
-    setTimeout(poll, document.hidden ? HIDDEN_MS : POLL_MS);
+    clearTimeout(timer);
+    timer = setTimeout(poll, document.hidden ? HIDDEN_MS : Math.min(POLL_MS * 2 ** misses, LONGEST_MS));
   }
 
   function moveFocus(by) {
@@ -228,6 +235,10 @@ const Page = {
     /* as above */
   }
   load(true).then(() => {
-    if (Source.isLive) poll();
+    if (!Source.isLive) return;
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) poll();
+    });
+    poll();
   });
 })();

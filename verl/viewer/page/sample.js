@@ -59,22 +59,23 @@ const SampleView = (() => {
         : isTrue
           ? el("span", { class: "good" }, " ✓ true")
           : el("span", { class: "bad" }, " ✗ not in the reference");
+    const list = (title, entries) => [
+      el("p", { class: "soft" }, entries.length ? title : `${title}: none`),
+      el(
+        "ul",
+        null,
+        entries.map((entry) => el("li", null, entry)),
+      ),
+    ];
     return el(
       "div",
       { class: "card" },
       el("h3", null, "Relations"),
-      el("p", { class: "soft" }, "predicted"),
-      el(
-        "ul",
-        null,
-        item.relations.map(([text, isTrue]) => el("li", null, text, mark(isTrue))),
+      list(
+        "predicted",
+        item.relations.map(([text, isTrue]) => [text, mark(isTrue)]),
       ),
-      el("p", { class: "soft" }, "true"),
-      el(
-        "ul",
-        null,
-        item.reference_relations.map((text) => el("li", null, text)),
-      ),
+      list("true", item.reference_relations),
     );
   }
 

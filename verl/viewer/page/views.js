@@ -273,7 +273,7 @@ const Views = (() => {
       el(
         "p",
         { class: "soft" },
-        `id ${found.uid} · ${found.total} times${found.total > found.groups.length ? `, ${found.groups.length} of them shown` : ""}`,
+        `id ${found.uid} · ${found.total === 1 ? "once" : `${found.total} times`}${found.total > found.groups.length ? `, ${found.groups.length} of them shown` : ""}`,
       ),
       el(
         "div",
