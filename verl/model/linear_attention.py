@@ -11,6 +11,7 @@ response, whose gradients add up in them.
 """
 
 from functools import cache
+from importlib.util import find_spec
 from types import MethodType
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import conv1d, silu, softplus
 from transformers import PreTrainedModel
 
-from verl.model.attention import FLASH_DTYPES
+from verl.model.attention import FLASH_DTYPES, HOPPER
 from verl.model.families import decoder
 from verl.model.internals import is_usable
 from verl.model.packing import GroupLayout
@@ -125,19 +126,29 @@ def _unpacked_index(cu_seqlens: Tensor, multiple: int = 1) -> tuple[Tensor, Tens
 
 
 @cache
-def _kernels(is_fast: bool) -> tuple[Any, Any]:
-    """Delta rule and convolution: flash-linear-attention's where they can be used, or those of this file."""
-    if not is_fast or not is_usable(LINEAR_ATTENTION):
+def _fast_kernels(capability: tuple[int, int]) -> tuple[Any, Any]:
+    """Those of flash-linear-attention; where they cannot be used, after a warning, those of this file."""
+    if not is_usable(LINEAR_ATTENTION):
         return chunk_gated_delta_rule, causal_conv1d
     from fla.modules.causal_conv1d import causal_conv1d as fast_conv1d
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule as fast_delta_rule
 
+    # With Triton 3.6 its own gradient is wrong on these GPUs, and flash-linear-attention refuses to compute it.
+    if capability == HOPPER and find_spec("tilelang") is None:
+        print(  # noqa: T201
+            "Warning: linear attention is computed by a slow form in torch: on Hopper GPUs flash-linear-attention "
+            "needs the package tilelang",
+            flush=True,
+        )
+        return chunk_gated_delta_rule, fast_conv1d
     return fast_delta_rule, fast_conv1d
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     """Delta rule and convolution for this device and type."""
-    return _kernels(device.type == "cuda" and dtype in FLASH_DTYPES)
+    if device.type != "cuda" or dtype not in FLASH_DTYPES:
+        return chunk_gated_delta_rule, causal_conv1d
+    return _fast_kernels(torch.cuda.get_device_capability(device))
 
 
 def convolve_packed(x: Tensor, weight: Tensor, layout: GroupLayout, convolve: Any = causal_conv1d) -> Tensor:
