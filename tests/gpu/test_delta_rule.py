@@ -115,5 +115,6 @@ def test_an_engine_and_the_actor_agree_in_bf16(tmp_path):
     folder = save_tiny_model(tmp_path / "model", family="qwen3_5")
     chosen = [f"worker.actor.model.model_path={folder}", "data.max_prompt_length=2048", *SHORT]
     chosen += ["worker.rollout.max_num_batched_tokens=4096", "worker.rollout.enforce_eager=true"]
+    chosen += ["worker.rollout.enable_chunked_prefill=true"]
     with workers(tmp_path / "rows", *ON_GPU, *BF16, *chosen) as parts:
         check_cycles(*parts, num_cycles=2)

@@ -95,6 +95,11 @@ def _linear_attention_faults(config: Config, text: Any) -> Iterator[str]:
             f"worker.rollout.tensor_parallel_size = {rollout.tensor_parallel_size}: must divide the model's {heads} "
             "key heads of linear attention; lower it"
         )
+    if not rollout.enable_chunked_prefill:
+        yield (
+            "worker.rollout.enable_chunked_prefill = false: vLLM hands a prompt's states of linear attention to all "
+            "its samples only where it reads prompts in pieces; set it to true"
+        )
     wanted = config.trainer.device
     is_cpu = wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available())
     if is_cpu and rollout.dtype != "bf16":
