@@ -6,6 +6,7 @@ from torch.nn.functional import silu
 
 from tests.support.packed_rows import make_rows, packed_log_probs, packed_model
 from tests.support.tiny_qwen import tiny_model
+from verl.model import linear_attention
 from verl.model.checkpointing import CHECKPOINTING
 from verl.model.linear_attention import (
     CHUNK,
@@ -171,6 +172,13 @@ def test_recomputed_activations_give_the_same_gradients():
 
 def test_families_without_linear_attention_have_no_layers_to_replace():
     assert linear_layers(tiny_model(family="qwen3")) == []
+
+
+def test_without_its_package_a_gpu_computes_in_torch(monkeypatch):
+    monkeypatch.setattr(linear_attention, "is_usable", lambda name: name != "linear attention")
+    linear_attention._fast_kernels.cache_clear()
+    assert linear_attention._fast_kernels((8, 0)) == (chunk_gated_delta_rule, causal_conv1d)
+    linear_attention._fast_kernels.cache_clear()
 
 
 def test_a_cpu_computes_in_torch():
