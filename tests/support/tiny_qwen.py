@@ -34,7 +34,7 @@ HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attentio
 HYBRID |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_conv_kernel_dim": 4}
 HYBRID |= {"linear_key_head_dim": 32, "linear_value_head_dim": 32, "head_dim": 32}
 VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-FAMILIES = (*VISION_FAMILIES, "qwen2", "qwen3", "qwen3_5_text", "qwen3_5_moe_text")
+FAMILIES = (*VISION_FAMILIES, "qwen2", "qwen3", "qwen3_5_text")
 
 
 def tiny_config(tie_word_embeddings: bool = False) -> Qwen2_5_VLConfig:

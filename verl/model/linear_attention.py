@@ -72,7 +72,8 @@ def chunk_gated_delta_rule(
     if initial_state is not None:
         state = initial_state.to(exact)
     outputs = []
-    later = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=k.device).triu(1)
+    size = min(CHUNK, index.shape[1])
+    later = torch.ones(size, size, dtype=torch.bool, device=k.device).triu(1)
     for start in range(0, index.shape[1], CHUNK):
         at = slice(start, start + CHUNK)
         query, key, value, beta_of = queries[:, :, at], keys[:, :, at], values[:, :, at], strength[:, :, at, None]
@@ -117,9 +118,10 @@ def causal_conv1d(
 
 
 def _unpacked_index(cu_seqlens: Tensor, multiple: int = 1) -> tuple[Tensor, Tensor]:
-    """Packed index [N, L] of each sequence's tokens, right-padded with 0, and its mask; L is such a multiple."""
+    """Packed index [N, L] of each sequence's tokens, right-padded with 0, and its mask; L is short or a multiple."""
     lengths = cu_seqlens.diff()
-    width = -(-int(lengths.max()) // multiple) * multiple
+    width = int(lengths.max())
+    width = -(-width // multiple) * multiple if width > multiple else width
     offset = torch.arange(width, device=cu_seqlens.device)
     mask = offset < lengths.unsqueeze(1)
     return (cu_seqlens[:-1].unsqueeze(1) + offset).masked_fill(~mask, 0).long(), mask
