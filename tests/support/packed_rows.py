@@ -39,7 +39,7 @@ def packed_model(family):
     return model
 
 
-def packed_log_probs(model, rows, temperature, max_tokens, shared_prompt):
+def packed_log_probs(model, rows, temperature, max_tokens, shared_prompt, device="cpu"):
     prompts, positions, responses, images, grids, pixels = rows
     scorer = ResponseLogProbs(model)
     plan = plan_micro_batches(
@@ -49,7 +49,7 @@ def packed_log_probs(model, rows, temperature, max_tokens, shared_prompt):
     for pieces in plan:
         batch = pack(pieces, prompts, positions, responses, images)
         shown = list(dict.fromkeys(batch.image_ids)) or ([0] if pixels else [])
-        pixel_values = torch.cat([pixels[i] for i in shown]) if shown else None
+        pixel_values = torch.cat([pixels[i] for i in shown]).to(device) if shown else None
         shown_grids = [grids[i] for i in shown]
-        out.append(scorer(batch, pixel_values, shown_grids, temperature)[0])
+        out.append(scorer(batch.to(torch.device(device)), pixel_values, shown_grids, temperature)[0])
     return torch.cat(out), plan

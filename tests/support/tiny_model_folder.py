@@ -65,10 +65,10 @@ def build_processor(tokenizer, family):
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
     names = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
-    names["qwen3_vl_moe"] = names["qwen3_vl"]
+    names |= dict.fromkeys(("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), names["qwen3_vl"])
     if family not in names:
         return tokenizer
-    is_third = family.startswith("qwen3_vl")
+    is_third = family.startswith(("qwen3_vl", "qwen3_5"))
     image_processor = Qwen2VLImageProcessor(
         min_pixels=56 * 56, max_pixels=112 * 112, patch_size=16 if is_third else 14
     )

@@ -30,8 +30,11 @@ EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 
 EXPERTS |= {"mlp_only_layers": [1], "norm_topk_prob": True}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 TOWER = {"depth": 2, "hidden_size": 64, "num_heads": 2, "spatial_merge_size": 2, "temporal_patch_size": 2}
-VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
-FAMILIES = (*VISION_FAMILIES, "qwen2", "qwen3")
+HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_hidden_layers": 3}
+HYBRID |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_conv_kernel_dim": 4}
+HYBRID |= {"linear_key_head_dim": 32, "linear_value_head_dim": 32, "head_dim": 32}
+VISION_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+FAMILIES = (*VISION_FAMILIES, "qwen2", "qwen3", "qwen3_5_text")
 
 
 def tiny_config(tie_word_embeddings: bool = False) -> Qwen2_5_VLConfig:
@@ -45,6 +48,8 @@ def config_arguments(family: str, tie_word_embeddings: bool) -> dict[str, Any]:
         return TEXT | tied | {"rope_parameters": ROPE}
     if family == "qwen3":
         return TEXT | tied | {"rope_parameters": ROPE, "head_dim": 64}  # heads x their size is not the hidden size
+    if family.startswith("qwen3_5"):
+        return _hybrid_arguments(family, tied)
     sections: dict[str, Any] = {"mrope_section": [4, 6, 6]}
     text, tower = TEXT | tied, TOWER | {"patch_size": 14}
     if family == "qwen2_vl":
@@ -62,11 +67,29 @@ def config_arguments(family: str, tie_word_embeddings: bool) -> dict[str, Any]:
     return {"text_config": text | {"rope_parameters": ROPE | sections}, "vision_config": tower} | TOKENS | tied
 
 
+def _hybrid_arguments(family: str, tied: dict[str, bool]) -> dict[str, Any]:
+    """Arguments of Qwen3.5's configurations: half of each head is rotated."""
+    rope = ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    text = TEXT | HYBRID | tied | {"rope_parameters": rope}
+    if "moe" in family:
+        text |= {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        text |= {"shared_expert_intermediate_size": 48}
+        del text["intermediate_size"]
+    if family.endswith("_text"):
+        return text
+    tower = TOWER | {"intermediate_size": 64, "out_hidden_size": 64, "patch_size": 16, "num_position_embeddings": 16}
+    return {"text_config": text, "vision_config": tower} | TOKENS | tied
+
+
 CLASSES = {
     "qwen2_vl": ("Qwen2VLConfig", "Qwen2VLForConditionalGeneration"),
     "qwen2_5_vl": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"),
     "qwen3_vl": ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration"),
     "qwen3_vl_moe": ("Qwen3VLMoeConfig", "Qwen3VLMoeForConditionalGeneration"),
+    "qwen3_5": ("Qwen3_5Config", "Qwen3_5ForConditionalGeneration"),
+    "qwen3_5_moe": ("Qwen3_5MoeConfig", "Qwen3_5MoeForConditionalGeneration"),
+    "qwen3_5_text": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM"),
+    "qwen3_5_moe_text": ("Qwen3_5MoeTextConfig", "Qwen3_5MoeForCausalLM"),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
 }
@@ -84,4 +107,4 @@ def tiny_model(seed: int = 0, tie_word_embeddings: bool = False, family: str = "
 
 def patch_dim(family: str) -> int:
     """Values of one patch."""
-    return 3 * 2 * 16 * 16 if family.startswith("qwen3_vl") else PATCH_DIM
+    return 3 * 2 * 16 * 16 if family.startswith(("qwen3_vl", "qwen3_5")) else PATCH_DIM

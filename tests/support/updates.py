@@ -233,9 +233,9 @@ def updates_of_a_rank(mesh: DeviceMesh | None, rank: int, num_ranks: int) -> dic
     return gradients
 
 
-def toy_policy(mesh: DeviceMesh, rank: int, dtype: torch.dtype) -> ResponseLogProbs:
-    """The toy model as a worker shards it: passes in `dtype`, weights and sums in float32."""
-    model = scorer(family=TOY)
+def toy_policy(mesh: DeviceMesh, rank: int, dtype: torch.dtype, family: str = TOY) -> ResponseLogProbs:
+    """The toy model, or one of a family, as a worker shards it: passes in `dtype`, weights and sums in float32."""
+    model = scorer(family=family)
     if mesh.device_type == "cuda":
         fuse_layers(model.model)
     if rank % 2:
@@ -271,16 +271,16 @@ def join_passes(of_ranks: list[dict[str, dict[str, Any]]]) -> dict[tuple[str, st
 
 
 def toy_training(
-    mesh: DeviceMesh, rank: int, num_ranks: int, read_from: Path | None, write_to: Path | None
+    mesh: DeviceMesh, rank: int, num_ranks: int, read_from: Path | None, write_to: Path | None, family: str = TOY
 ) -> dict[str, Any]:
     """State that a trainer holds after it has read a checkpoint, or made a first update, and after another update.
 
     The checkpoint that it writes lies between the two.
     """
-    model = toy_policy(mesh, rank, torch.float32)
+    model = toy_policy(mesh, rank, torch.float32, family)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     actor = Actor(model, device_of(model), optimizer)
-    (groups, advantages, reference), _ = part_of(make_groups(TOY), rank, num_ranks)
+    (groups, advantages, reference), _ = part_of(make_groups(family), rank, num_ranks)
     chosen = settings(NUM_GROUPS // num_ranks, 60 if rank else 10_000, True)
     chosen = replace(chosen, max_grad_norm=SMALL_NORM)
 
@@ -330,7 +330,7 @@ def check_passes(folder: Path, num_ranks: int, device: str) -> None:
         assert errors[1] < 1.5 * errors[0] + 1e-3
 
 
-def check_checkpoints(folder: Path, counts: tuple[int, ...], device: str) -> None:
+def check_checkpoints(folder: Path, counts: tuple[int, ...], device: str, family: str = TOY) -> None:
     """Passes if a training that goes on with other numbers of ranks holds what the one before it stored.
 
     The first of `counts` ranks trains, each next reads what the one before wrote; the merger reads all the same.
@@ -338,7 +338,8 @@ def check_checkpoints(folder: Path, counts: tuple[int, ...], device: str) -> Non
     first: dict[str, Any] = {}
     for number, num_ranks in enumerate(counts):
         read_from = folder / str(number - 1) if number else None
-        held = run_ranks(toy_training, num_ranks, folder, read_from, folder / str(number), device=device)[0]
+        write_to = folder / str(number)
+        held = run_ranks(toy_training, num_ranks, folder, read_from, write_to, family, device=device)[0]
         merged = read_weights(folder / str(number))
         stored = merged.load(sorted(merged.entries))
         first = first or held

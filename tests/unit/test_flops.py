@@ -3,8 +3,11 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from tests.support.tiny_qwen import tiny_model
 from verl.bench.inputs import RANDOM_MODELS
+from verl.model.families import decoder
 from verl.model.flops import rollout_bytes, text_flops
 
 TINY = SimpleNamespace(
@@ -31,3 +34,41 @@ def test_bytes_of_a_rollout_by_hand():
     lengths = {"prompt_tokens": 6, "response_tokens": 2}
     assert rollout_bytes(config, **lengths, num_sequences=3, num_prompts=3) == 2 * 2 * (164 + 4 * 21)
     assert rollout_bytes(config, **lengths, num_sequences=3, num_prompts=1) == 2 * 2 * (164 + 4 * 9)
+
+
+HYBRID = SimpleNamespace(
+    **vars(TINY) | {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "vocab_size": 5},
+    linear_num_key_heads=1,
+    linear_num_value_heads=2,
+    linear_key_head_dim=2,
+    linear_value_head_dim=3,
+)
+
+
+def test_linear_attention_by_hand():
+    """Weights: full 4 (3 x 2 + 2) 2 = 64, linear 4 (2 x 2 + 3 x 6 + 2 x 2) = 104, MLPs 192; scan 6 x 12 + 128 x 10."""
+    assert text_flops(HYBRID, 3, 2, 2, is_shared=True) == 2 * 7 * 360 + 4 * 20.5 * 4 + 7 * (72 + 1280)
+    lengths = {"prompt_tokens": 6, "response_tokens": 2, "num_sequences": 3, "num_prompts": 3}
+    # A step: weights 360 + 20, keys and values 4 of 21 tokens in one layer, 3 states of 12 numbers read and written.
+    assert rollout_bytes(HYBRID, **lengths) == 2 * (2 * (380 + 4 * 21) + 2 * 4 * 3 * 12)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "qwen3_5_moe_text", "qwen3"])
+def test_operations_of_weights_are_two_for_each(family):
+    """With one token and no pairs the rest is the scan's."""
+    model = tiny_model(family=family)
+    config = model.config
+    linear = [m for m in decoder(model).layers.modules() if isinstance(m, torch.nn.Linear)]
+    weights = sum(m.weight.numel() for m in linear)
+    if "moe" in family:
+        layers = config.num_hidden_layers
+        chosen = 3 * config.moe_intermediate_size * config.num_experts_per_tok + config.num_experts
+        weights += (
+            layers * config.hidden_size * (chosen - 1)
+        )  # the shared expert's gate, one number a layer, is left out
+    operations = text_flops(config, 1, 0, 1, True) - 4 * 0.5 * config.num_attention_heads * config.head_dim * sum(
+        kind == "full_attention" for kind in config.layer_types
+    )
+    scan = 6 * 4 * 32 * 32 + 2 * 64 * 4 * 64
+    num_linear = sum(kind == "linear_attention" for kind in config.layer_types)
+    assert operations == pytest.approx(2 * weights + num_linear * scan, rel=1e-12)

@@ -5,7 +5,8 @@ from torch.nn.functional import silu
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP
 
-from verl.model.fused_layers import pad_mlp_widths
+from tests.support.tiny_qwen import tiny_model
+from verl.model.fused_layers import pad_mlp_widths, rotates_in_part
 
 
 def gradients(layer, states):
@@ -46,3 +47,8 @@ def test_adapters_put_in_later_are_heard():
 
     layer.gate_proj = Doubled(layer.gate_proj)
     assert not torch.allclose(layer(states), before)
+
+
+def test_rope_of_a_part_of_each_head_is_not_left_to_a_kernel_of_whole_heads():
+    assert rotates_in_part(tiny_model(family="qwen3_5")) and rotates_in_part(tiny_model(family="qwen3_5_moe_text"))
+    assert not rotates_in_part(tiny_model(family="qwen3_vl")) and not rotates_in_part(tiny_model(family="qwen2"))

@@ -165,14 +165,18 @@ def expert_log_probs(model):
     return Actor(ResponseLogProbs(model), torch.device("cpu")).compute_log_probs(groups, 10_000, True, 0.9)[0]
 
 
-@pytest.mark.parametrize("with_experts", [False, True])
-def test_adapters_of_experts_are_trained_merged_and_written_as_peft_does(tmp_path, with_experts):
-    base = save_tiny_model(tmp_path / "base", family="qwen3_vl_moe")
+@pytest.mark.parametrize(
+    ("family", "with_experts"),
+    [("qwen3_vl_moe", False), ("qwen3_vl_moe", True), ("qwen3_5", False), ("qwen3_5_moe", True)],
+)
+def test_adapters_of_experts_are_trained_merged_and_written_as_peft_does(tmp_path, family, with_experts):
+    base = save_tiny_model(tmp_path / "base", family=family)
     config = AdapterConfig(4, 8, exclude_modules=".*visual.*", experts=with_experts)
     assert torch.equal(expert_log_probs(adapted(base, config=config)), expert_log_probs(adapted(base)))
     model = adapted(base, seed=1, config=config)
     trained = {name.rpartition(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert any("experts" in name for name in trained) == with_experts
+    assert any("linear_attn" in name for name in trained) == family.startswith("qwen3_5")
     expected = expert_log_probs(model)
     with adapters_off(model):
         torch.testing.assert_close(expert_log_probs(model), expert_log_probs(adapted(base)))

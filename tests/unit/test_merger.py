@@ -36,9 +36,12 @@ def save_sharded(rank: int, actor_dir: Path) -> None:
     leave()
 
 
-@pytest.mark.parametrize("is_tied", [True, False])
-def test_merged_model_gives_the_same_logits(tmp_path, is_tied):
-    model = tiny_model(is_tied)
+@pytest.mark.parametrize(
+    ("family", "is_tied"),
+    [("qwen2_5_vl", True), ("qwen2_5_vl", False), ("qwen3_5", True), ("qwen3_5", False), ("qwen3_5_moe", False)],
+)
+def test_merged_model_gives_the_same_logits(tmp_path, family, is_tied):
+    model = tiny_model(is_tied, family)
     actor_dir = save_checkpoint(model, tmp_path / "actor")
     before = {path.name: path.read_bytes() for path in (actor_dir / "huggingface").iterdir()}
     assert model_merger.main(["--local_dir", str(actor_dir)]) == 0

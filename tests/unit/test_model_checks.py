@@ -17,7 +17,7 @@ from verl.trainer.model_checks import measure_checked_model
 def folders(tmp_path_factory):
     return {
         family: save_tiny_model(tmp_path_factory.mktemp(family), family=family)
-        for family in ("qwen2_5_vl", "qwen3", "qwen3_vl_moe")
+        for family in ("qwen2_5_vl", "qwen3", "qwen3_vl_moe", "qwen3_5", "qwen3_5_text")
     }
 
 
@@ -109,3 +109,19 @@ def test_an_engine_is_told_what_its_model_can_use(folders):
         assert engine.get("limit_mm_per_prompt") == limit
     assert engine["hf_overrides"](read_config(str(folders["qwen3"]))).rms_norm_eps == 0.5
     engine["hf_overrides"](PretrainedConfig())  # vLLM asks with one, too
+
+
+def test_linear_attention_wants_an_engine_that_can(folders):
+    """vLLM has no text model of the family, and computes it on a CPU in bf16 alone."""
+    pieces = "worker.rollout.enable_chunked_prefill=true"
+    on_cpu, on_gpu = ["trainer.device=cpu", "trainer.n_gpus_per_node=1", pieces], ["trainer.device=cuda", pieces]
+    (fault,) = faults(folders["qwen3_5"], "trainer.device=cuda")
+    assert "worker.rollout.enable_chunked_prefill = false: vLLM hands a prompt's states" in fault
+    (fault,) = faults(folders["qwen3_5"], *on_cpu, "worker.rollout.dtype=fp32")
+    assert "worker.rollout.dtype = 'fp32': on a CPU vLLM computes the linear attention" in fault
+    assert not faults(folders["qwen3_5"], *on_cpu, "worker.rollout.dtype=bf16")
+    assert not faults(folders["qwen3_5"], *on_gpu, "worker.rollout.dtype=fp32")
+    (fault,) = faults(folders["qwen3_5_text"], *on_gpu)
+    assert "the installed vLLM has no Qwen3_5ForCausalLM" in fault
+    found = faults(folders["qwen3_5"], *on_gpu, "worker.rollout.tensor_parallel_size=4")
+    assert any("must divide the model's 2 key heads of linear attention" in fault for fault in found)

@@ -93,7 +93,7 @@ def expected():
 
 @pytest.mark.parametrize("shared_prompt", [True, False])
 @pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3_5_moe_text"])
 def test_packed_groups_equal_plain_transformers_in_value_and_gradient(expected, family, max_tokens, shared_prompt):
     rows, weights, log_probs, gradient = expected(family)
     model = packed_model(family)

@@ -64,33 +64,53 @@ def measure_layers(model: PreTrainedModel, num_tokens: int, num_patches: int) ->
         stacks.append((encoder, model.config.vision_config, num_patches))
     layers = []
     for stack, config, count in stacks:
-        hidden = getattr(config, "embed_dim", config.hidden_size)  # the width of Qwen2-VL's encoder
-        width = int(getattr(config, "intermediate_size", None) or hidden * config.mlp_ratio)
-        for module in stack.modules():
-            if isinstance(module, GradientCheckpointingLayer) and hasattr(getattr(module, "mlp", None), "experts"):
-                layers.append(_measure_sparse(module, config, count * size))
-            elif isinstance(module, GradientCheckpointingLayer):
-                matmuls = [m for m in module.modules() if isinstance(m, nn.Linear) and m.out_features == width]
-                heads = getattr(config, "num_attention_heads", 1) * (getattr(config, "head_dim", None) or 0)
-                attention = heads or hidden
-                numbers = attention, attention + width * len(matmuls), 7 * hidden + attention + 3 * width
-                layers.append(Layer(module, stack is encoder, width, (0, *(count * size * n for n in numbers))))
+        for module in (each for each in stack.modules() if isinstance(each, GradientCheckpointingLayer)):
+            is_sparse = hasattr(getattr(module, "mlp", None), "experts")
+            width, numbers = (_measure_sparse if is_sparse else _measure_dense)(module, config)
+            layers.append(Layer(module, stack is encoder, width, (0, *(count * size * n for n in numbers))))
     return layers
 
 
-def _measure_sparse(module: GradientCheckpointingLayer, config: Any, row_bytes: int) -> Layer:
-    """A layer with experts: of K I numbers the gate and up products, and 3 (D + I) K for everything of its experts."""
+def _measure_dense(module: GradientCheckpointingLayer, config: Any) -> tuple[int, tuple[int, int, int]]:
+    """I, and numbers per token that the levels keep."""
+    hidden = getattr(config, "embed_dim", config.hidden_size)  # the width of Qwen2-VL's encoder
+    width = int(getattr(config, "intermediate_size", None) or hidden * config.mlp_ratio)
+    matmuls = [m for m in module.modules() if isinstance(m, nn.Linear) and m.out_features == width]
+    attention, inside = _measure_mixer(module, config, hidden)
+    return width, (attention, attention + width * len(matmuls), 7 * hidden + inside + 3 * width)
+
+
+def _measure_mixer(module: Any, config: Any, hidden: int) -> tuple[int, int]:
+    """Numbers per token of attention's output, and of all in attention beyond hidden vectors.
+
+    The output of linear attention is none of the operators that are saved. Inside are, besides, the inputs and
+    outputs of its convolution, queries, keys and values apart from each other, and output, gate and their product.
+    """
+    if hasattr(module, "linear_attn"):
+        mixer = module.linear_attn
+        return 0, 3 * mixer.conv_dim + 4 * mixer.value_dim
+    heads = getattr(config, "num_attention_heads", 1) * (getattr(config, "head_dim", None) or 0)
+    return heads or hidden, heads or hidden
+
+
+def _measure_sparse(module: GradientCheckpointingLayer, config: Any) -> tuple[int, tuple[int, int, int]]:
+    """2 I of an expert, and numbers per token: K 2 I of gate and up products, 3 (D + I) K for everything of experts.
+
+    An expert that all tokens meet adds 3 of its widths.
+    """
     hidden, top_k, width = config.hidden_size, config.num_experts_per_tok, 2 * config.moe_intermediate_size
-    attention = config.num_attention_heads * config.head_dim
-    numbers = attention, attention + top_k * width, 8 * hidden + attention + 3 * top_k * (hidden + width // 2)
-    return Layer(module, False, width, (0, *(row_bytes * n for n in numbers)))
+    attention, inside = _measure_mixer(module, config, hidden)
+    everything = 8 * hidden + inside + 3 * top_k * (hidden + width // 2)
+    everything += 3 * getattr(config, "shared_expert_intermediate_size", 0)
+    return width, (attention, attention + top_k * width, everything)
 
 
 def set_checkpointing(model: PreTrainedModel, num_tokens: int, num_patches: int, budget_bytes: float) -> list[str]:
     """Sets the outputs that each layer saves, within the budget, and returns its level: one of LEVELS."""
     layers = measure_layers(model, num_tokens, num_patches)
     levels = [0] * len(layers)
-    for is_vision, level in itertools.product((False, True), range(1, len(LEVELS))):
+    steps = itertools.product((False, True), range(1, len(LEVELS))) if budget_bytes > 0 else ()
+    for is_vision, level in steps:
         for index, layer in enumerate(layers):
             more = layer.bytes[level] - layer.bytes[level - 1]
             if layer.is_vision == is_vision and levels[index] == level - 1 and more <= budget_bytes:
@@ -98,7 +118,7 @@ def set_checkpointing(model: PreTrainedModel, num_tokens: int, num_patches: int,
                 budget_bytes -= more
     for layer, level in zip(layers, levels, strict=True):
         widths = (layer.width, aligned_width(layer.width)) if LEVELS[level] == "matmuls" else ()
-        contexts = {"context_fn": save_outputs(*widths)} if level else {}
+        contexts = {"context_fn": save_outputs(*widths)} if layer.bytes[level] else {}  # linear attention keeps none
         function: Any = partial(checkpoint, **CHECKPOINTING, **contexts)
         layer.module.gradient_checkpointing = LEVELS[level] != "everything"  # type: ignore[assignment]
         layer.module._gradient_checkpointing_func = function

@@ -170,18 +170,27 @@ def route_packed(model: PreTrainedModel) -> None:
 
 
 def _forward(self: Any, hidden_states: Tensor, *, layout: GroupLayout, **inputs: Any) -> Tensor:
-    """The layer's output [1, T, D]: attention, then experts."""
-    attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), layout=layout, **inputs)
-    residual = hidden_states + attended
+    """The layer's output [1, T, D]: attention, which may be linear, then experts."""
+    mixer, states = _mixer(self), self.input_layernorm(hidden_states)
+    attended = mixer(hidden_states=states, layout=layout, **inputs)
+    residual = hidden_states + (attended[0] if isinstance(attended, tuple) else attended)
     states = self.post_attention_layernorm(residual)[0]
     logits = linear(states, self.mlp.gate.weight)
-    replayed = None if layout.experts is None else layout.experts[:, self.self_attn.layer_idx]
+    replayed = None if layout.experts is None else layout.experts[:, mixer.layer_idx]
     if replayed is not None and self.training:
         self.mlp.agreement += count_agreement(logits.detach(), replayed)
     weights, chosen = choose_experts(logits, self.mlp.gate.top_k, replayed)
     if self.mlp.balance_weight and torch.is_grad_enabled():
         weights = _Balanced.apply(weights, self.mlp.balance_weight * load_imbalance(logits, chosen))  # type: ignore[arg-type]
-    return residual + mix_experts(states, weights, chosen, self.mlp.experts).unsqueeze(0)
+    mixed = mix_experts(states, weights, chosen, self.mlp.experts)
+    if hasattr(self.mlp, "shared_expert"):  # of all tokens, each with a weight of its own
+        mixed = mixed + self.mlp.shared_expert_gate(states).sigmoid() * self.mlp.shared_expert(states)
+    return residual + mixed.unsqueeze(0)
+
+
+def _mixer(layer: Any) -> Any:
+    """Attention of a decoder layer, or linear attention in its place."""
+    return layer.linear_attn if hasattr(layer, "linear_attn") else layer.self_attn
 
 
 def take_agreement(model: PreTrainedModel) -> tuple[float, float]:

@@ -20,8 +20,10 @@ VISION_CLASSES = (
     "Qwen2_5_VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",
     "Qwen3VLMoeForConditionalGeneration",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration",
 )
-TEXT_CLASSES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
+TEXT_CLASSES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM")
 DUMMY_GRID = (1, 4, 4)  # smallest image that window attention accepts
 
 

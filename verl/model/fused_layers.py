@@ -33,12 +33,22 @@ def fuse_layers(model: PreTrainedModel) -> bool:
     # Liger's RoPE may split M-RoPE positions that arrive combined; log-probs have their own kernels.
     fuse(model=model, rope=False, cross_entropy=False, fused_linear_cross_entropy=False, rms_norm=True, swiglu=True)
     module = sys.modules[type(model).__module__]
-    for name, rope in (("apply_rotary_pos_emb", apply_rope), ("apply_rotary_pos_emb_vision", apply_vision_rope)):
+    functions = {"apply_rotary_pos_emb_vision": apply_vision_rope}
+    if not rotates_in_part(model):
+        functions["apply_rotary_pos_emb"] = apply_rope
+    for name, rope in functions.items():
         if hasattr(module, name):
             setattr(module, name, rope)
     if (encoder := vision_encoder(model)) is not None:
         pad_mlp_widths(encoder, LigerSiLUMulFunction.apply)
     return True
+
+
+def rotates_in_part(model: PreTrainedModel) -> bool:
+    """True if RoPE leaves a part of each head as it is, as in Qwen3.5; Liger's kernel rotates heads as wholes."""
+    return (getattr(model.config.get_text_config(), "rope_parameters", None) or {}).get(
+        "partial_rotary_factor", 1.0
+    ) < 1
 
 
 def apply_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,12 @@ PARTS = {
         "vllm_flash_attn: flash_attn_varlen_func with fa_version=3",
         "torch's flash attention",
     ),
+    "linear attention": Part(
+        ("fla-core==0.6.0", "transformers==5.17.0"),
+        ("verl/model/linear_attention.py",),
+        "chunk_gated_delta_rule and causal_conv1d; submodules of a gated delta net, whose forward pass is replaced",
+        "a slow form in torch",
+    ),
     "engine steps": Part(
         ("vllm==0.25.1",),
         ("verl/workers/rollout.py", "evaluation/engines/local.py"),

@@ -18,6 +18,7 @@ from spatialthinker.storage.images import load_image
 from verl.model.attention import TEXT_ATTENTION, VISION_ATTENTION
 from verl.model.experts import route_packed
 from verl.model.families import forward_packed, model_class, read_config, vision_encoder
+from verl.model.linear_attention import scan_packed
 from verl.model.log_probs import full_divergence, response_log_probs
 from verl.model.packing import PackedBatch
 
@@ -215,7 +216,7 @@ def load_model(
 
 
 def attend_packed(model: PreTrainedModel) -> None:
-    """Sets packed attention, and routing of packed rows to experts, in a loaded model, in place.
+    """Sets packed attention, linear attention and routing to experts in a loaded model, in place.
 
     Not at loading: there "flash" in a name makes transformers look for the flash-attn package.
     """
@@ -223,4 +224,5 @@ def attend_packed(model: PreTrainedModel) -> None:
     model.set_attn_implementation(
         TEXT_ATTENTION if is_text else {"text_config": TEXT_ATTENTION, "vision_config": VISION_ATTENTION}
     )
+    scan_packed(model)
     route_packed(model)

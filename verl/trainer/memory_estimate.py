@@ -10,6 +10,7 @@ from typing import Any
 
 from verl.config.auto import without_auto
 from verl.config.records import Config
+from verl.model.flops import count_linear
 
 GB = 1024**3
 NUM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -32,7 +33,7 @@ class ModelShape:
             any decoder layer saves activations.
         root: FSDP's root unit, outside decoder layers and vision encoder: embeddings, output head, norm.
         layers, hidden, intermediate: L, D, I of the decoder.
-        kv_width: elements of keys and values of one token in one layer.
+        kv_width: elements of keys and values of one token in one layer; in the mean where some have linear attention.
         vision_depth, vision_hidden, patch_numbers, patches_per_token: of the vision encoder; elements of a patch.
         adapters: trained with LoRA; 0: estimated from the other sizes.
     """
@@ -219,7 +220,8 @@ def _activation_width(text: Any) -> int:
     """I; with K experts of width I of each token K (D / 2 + I), for two hidden vectors beside the four of I."""
     if not getattr(text, "num_experts", 0):
         return text.intermediate_size
-    return text.num_experts_per_tok * (text.hidden_size // 2 + text.moe_intermediate_size)
+    shared = getattr(text, "shared_expert_intermediate_size", 0)
+    return text.num_experts_per_tok * (text.hidden_size // 2 + text.moe_intermediate_size) + shared
 
 
 def measure_model(model: Any) -> ModelShape:
@@ -230,6 +232,7 @@ def measure_model(model: Any) -> ModelShape:
     vision_parameters = count_parameters(encoder) if encoder is not None else 0
     blocks = [count_parameters(layer) for layer in getattr(model.model, "language_model", model.model).layers]
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    num_full = text.num_hidden_layers - count_linear(text)
     shape: dict[str, int] = {
         "parameters": parameters,
         "vision_parameters": vision_parameters,
@@ -238,7 +241,7 @@ def measure_model(model: Any) -> ModelShape:
         "layers": text.num_hidden_layers,
         "hidden": text.hidden_size,
         "intermediate": _activation_width(text),
-        "kv_width": 2 * text.num_key_value_heads * head_dim,
+        "kv_width": 2 * text.num_key_value_heads * head_dim * num_full // text.num_hidden_layers,
     }
     if vision is not None:
         shape |= {

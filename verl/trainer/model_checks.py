@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from verl.config.records import AdapterConfig, Config, ConfigError
 from verl.model.families import critic_path, model_class, read_config
+from verl.model.flops import count_linear
 from verl.model.lora import add_adapters
 from verl.trainer.memory_estimate import ModelShape, measure_model
 
@@ -55,6 +56,7 @@ def _engine_faults(config: Config, settings: PretrainedConfig) -> Iterator[str]:
             f"worker.rollout.tensor_parallel_size = {rollout.tensor_parallel_size}: must divide the model's "
             f"{text.num_attention_heads} attention heads; lower it"
         )
+    yield from _linear_attention_faults(config, text)
     num_experts = getattr(text, "num_experts", 0)
     if num_experts % rollout.tensor_parallel_size:
         yield (
@@ -80,6 +82,30 @@ def _engine_faults(config: Config, settings: PretrainedConfig) -> Iterator[str]:
         yield (
             f"{knob} = {max(longest, rollout.max_model_len or 0)}: the model has positions for {limit} tokens; lower "
             "it, or stretch them with worker.actor.model.override_config"
+        )
+
+
+def _linear_attention_faults(config: Config, text: Any) -> Iterator[str]:
+    if not count_linear(text):
+        return
+    rollout = config.worker.rollout
+    heads = text.linear_num_key_heads
+    if heads % rollout.tensor_parallel_size:
+        yield (
+            f"worker.rollout.tensor_parallel_size = {rollout.tensor_parallel_size}: must divide the model's {heads} "
+            "key heads of linear attention; lower it"
+        )
+    if not rollout.enable_chunked_prefill:
+        yield (
+            "worker.rollout.enable_chunked_prefill = false: vLLM hands a prompt's states of linear attention to all "
+            "its samples only where it reads prompts in pieces; set it to true"
+        )
+    wanted = config.trainer.device
+    is_cpu = wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available())
+    if is_cpu and rollout.dtype != "bf16":
+        yield (
+            f"worker.rollout.dtype = {rollout.dtype!r}: on a CPU vLLM computes the linear attention of this model in "
+            "bf16 alone; set it to bf16"
         )
 
 

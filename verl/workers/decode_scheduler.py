@@ -42,10 +42,13 @@ class _DecodeFastPath(Scheduler):
             or self.defer_block_free
             or self.needs_kv_cache_zeroing
             or self.enable_return_routed_experts
-            or self.need_mamba_block_aligned_split
+            or self.has_mamba_layers
             or self.dynamic_sd_lookup is not None
             or 0 < self.scheduler_config.long_prefill_token_threshold
         )
+
+        if self.has_mamba_layers:  # states have blocks of their own, which are taken at other tokens
+            return
 
         def allocate_slots(
             request: Request, num_new_tokens: int, *, num_lookahead_tokens: int = 0, **options: Any
