@@ -15,6 +15,7 @@ from verl.data.dataset import DataError, collate_prompts
 from verl.data.processor import TextProcessor
 from verl.model.qwen_vl import image_patches
 from verl.model.videos import Sampling, engine_inputs, frame_size, in_order, sample_frames, take_frames
+from verl.trainer.dry_run import describe_prompt, read_data_shape
 
 QUESTION = {"prompt": "<video>What moves?", "answer": "a", "images": None}
 
@@ -326,6 +327,20 @@ def test_prompts_of_many_images_have_the_processors_own_tokens(tmp_path, process
     (prompt,) = open_rows(tmp_path, [row], processors["qwen2_5_vl"], min_pixels=56 * 56, max_pixels=112 * 112)
     assert prompt.images == images and (prompt.ids == 261).sum() == count * 2 * 3
     assert prompt.positions.max() == prompt.positions[0, -1] == len(prompt.ids) - 1 - count * (6 - 3)
+
+
+def test_a_dry_run_shows_a_video_and_counts_its_patches_and_frames(tmp_path, processors):
+    path = write_video(tmp_path / "a.mp4", 25, size=(120, 90))
+    rows = [QUESTION | {"videos": [str(path)]}, QUESTION | {"prompt": "What?", "videos": None}]
+    data = open_rows(tmp_path, rows, processors["qwen3_vl"])
+    (grid,) = data.entries[0].patch_grids
+    shape = read_data_shape(data)
+    assert grid == (2, 6, 8) and shape.max_patches == 96 and shape.mean_patches == 48
+    assert shape.mean_image_bytes == 4 * 128 * 96 * 3 / 2
+    shown = describe_prompt(data, 0, {"overall": 1.0})
+    tokens = len(data[0].ids) - len(data[0].raw_ids) + 1
+    assert f"{len(data[0].ids)} tokens, {tokens} of them for 0 images and 1 videos" in shown
+    assert "Video of 25 frames of 120 x 90 pixels, 10 a second, of which the model sees 4 as 128 x 96" in shown
 
 
 def test_stored_bytes_make_the_fingerprint(tmp_path, processors):
