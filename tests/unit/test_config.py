@@ -255,6 +255,7 @@ KEYS = find_keys()
 # Limits of a key -> a value just outside of each, and one at the limit or just inside.
 OUTSIDE_AND_INSIDE = {
     "at least 1": (["0", "-1"], "1"),
+    "at least 2": (["1", "0"], "2"),
     "at least 0": (["-1"], "0"),
     "above 0": (["0", "-0.1"], "0.001"),
     "above 0 (training log-probs are divided by it)": (["0", "-0.1"], "0.001"),

@@ -18,8 +18,9 @@ from spatialthinker.storage.images import encode
 from spatialthinker.synthetic import generate
 from verl.config.loading import load_config
 from verl.config.records import ConfigError
-from verl.data.dataset import BatchOrder, DataError, RLHFDataset, _read_format_prompt, check_answer, collate_prompts
+from verl.data.dataset import BatchOrder, DataError, RLHFDataset, check_answer, collate_prompts
 from verl.data.processor import TextProcessor, load_run_processor
+from verl.data.prompt_text import read_format_prompt
 from verl.trainer.rewards import check_spatial_row
 
 BOX = '<scene>{{"objects": [{{"id": "a.1", "bbox": [0, 0, {}, 50]}}]}}</scene><answer>(A) on</answer>'
@@ -154,7 +155,7 @@ def test_format_prompt_is_a_text_or_a_template_file(tmp_path, rows, processor):
     ],
 )
 def test_a_text_comes_before_the_prompt_and_behind_its_image(content, text, prompt):
-    assert _read_format_prompt(text)(content) == prompt
+    assert read_format_prompt(text)(content) == prompt
 
 
 @pytest.mark.parametrize("answer", [5, 2.5, {"x": 1, "y": [2, 3]}, ["a", "b"], True])

@@ -166,7 +166,7 @@ def test_prompt_without_a_place_for_its_image_is_refused():
 
 def test_a_prompt_that_lost_its_pixels_is_named():
     """Images' tokens that arrive at a rank without their images would train as words, with metrics that look right."""
-    processor = SimpleNamespace(image_token_id=9, image_processor=SimpleNamespace(merge_size=2))
+    processor = SimpleNamespace(image_token_id=9, video_token_id=8, image_processor=SimpleNamespace(merge_size=2))
     prompts, grids = [torch.tensor([1, 9, 9, 9, 9, 2]), torch.tensor([1, 2])], [(1, 4, 4)]
     check_image_tokens(prompts, [[0], []], grids, processor)
     with pytest.raises(ValueError, match="prompt 0 .* 4 image tokens, and its 0 images have 0 features"):

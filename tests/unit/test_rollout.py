@@ -50,7 +50,7 @@ def make_worker(monkeypatch, num_threads: int) -> tuple[RolloutWorker, Engine, l
     engine, rendered = Engine(), []
     worker.llm = SimpleNamespace(llm_engine=engine, request_counter=iter(range(9, 99)))  # 9 and 10: not by letters
 
-    def render(ids, images):
+    def render(ids, images, videos):
         rendered.append(ids[0])
         return {"prompt_token_ids": ids, "images": images}
 
@@ -105,7 +105,7 @@ def test_prompts_rendered_ahead_are_rendered_once_and_only_they_are_taken(monkey
     assert run(make_prompts(2)) == [2]  # what the engine was given is not kept
     assert run(make_prompts(3, image=b"other")) == [3]
     worker.render_ahead(make_prompts(5))
-    assert list(worker.rendered) == [((5,) * PROMPT_TOKENS, (b"png",))]  # 1 and 3 were not asked for
+    assert list(worker.rendered) == [((5,) * PROMPT_TOKENS, (b"png",), ())]  # 1 and 3 were not asked for
     assert run(make_prompts(5)) == [] and engine.events[-2:] == ["13", "step"]
 
 

@@ -21,8 +21,6 @@ _SEQUENCE_PARALLEL = "ranks share a batch by groups, not by parts of a sequence"
 _PACKED = "prompts and responses are always packed without padding"
 
 SETTLED_KEYS: dict[str, tuple[tuple[Any, ...] | None, str]] = {
-    "data.video_key": (_ANY, "videos are not trained on; a prompt with <video> is an error"),
-    "data.video_fps": (_ANY, "videos are not trained on; a prompt with <video> is an error"),
     "data.filter_overlong_prompts_workers": (_ANY, "prompt lengths are computed from image headers, in one process"),
     "worker.hybrid_engine": ((True,), "actor and engine always share their devices"),
     "worker.reward.reward_type": (

@@ -24,6 +24,7 @@ from verl.config.values import (
     CountOrNoLimit,
     DecayRate,
     Estimator,
+    FrameCount,
     KLPenalty,
     Logger,
     LossAverage,
@@ -67,13 +68,19 @@ class DataConfig:
     val_files: str | tuple[SourceConfig, ...] = "hunarbatra/STVQA-7K@val"
     """Validation rows, named as the training rows are."""
     prompt_key: str = "problem"
-    """Column with the prompt text; one `<image>` in it per image."""
+    """Column with the prompt text; one `<image>` in it per image and one `<video>` per video."""
     answer_key: str = "answer_option_text"
     """Column with the ground truth that the reward is given."""
     image_key: str = "images"
     """Column with the image or images: bytes, paths or pictures; it may be missing or empty."""
     image_dir: str | None = None
-    """Folder of images that are given by relative paths."""
+    """Folder of images and videos that are given by relative paths."""
+    video_key: str = "videos"
+    """Column with the list of videos: each a path, bytes, or a list of frames; it may be missing or empty."""
+    video_fps: PositiveFloat = 2.0
+    """Frames per second that are sampled of a video file, and that a list of frames counts as."""
+    max_frames: FrameCount = 768
+    """Most frames of a video: fewer are sampled of a longer file, a longer list is an error."""
     mixed_data: bool = False
     """Text-only rows, every second training row from the first on; the others keep their images."""
     text_only: bool = False
@@ -97,9 +104,11 @@ class DataConfig:
     seed: NonNegativeInt = 1
     """Seed of that order."""
     min_pixels: Count | None = 262_144
-    """Fewest pixels of an image, smaller ones are enlarged; null: no bound."""
+    """Fewest pixels of an image or a frame, smaller ones are enlarged; null: no bound, of a frame 128 tokens."""
     max_pixels: Count | None = 4_194_304
-    """Most pixels of an image, larger ones are reduced; null: no bound."""
+    """Most pixels of an image or a frame, larger ones are reduced; null: no bound, of a frame 768 tokens."""
+    total_pixels: Count | None = None
+    """Most pixels of the temporal patches (two frames) of a video together; null: of 115,200 tokens."""
     resize_first: bool = False
     """Scales images to these bounds before the processor rounds to whole patches, as EasyR1 does; false: one step."""
     filter_overlong_prompts: bool = True

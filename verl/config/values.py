@@ -21,6 +21,7 @@ def _spell_dtype_if_any(value: Any) -> Any:
 
 
 Count = Annotated[int, Field(ge=1)]
+FrameCount = Annotated[int, Field(ge=2)]
 CountOrNoLimit = Count | Literal[-1]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]

@@ -41,9 +41,13 @@ class MixedSet(RLHFDataset):
         own, place = self.locate(index)
         return own._find_fault(place)
 
-    def read(self, index: int, is_resized: bool = True) -> Prompt:
+    def read(self, index: int, is_resized: bool = True, has_videos: bool = True) -> Prompt:
         own, place = self.locate(index)
-        return own.read(place, is_resized)
+        return own.read(place, is_resized, has_videos)
+
+    def digest_videos(self, index: int) -> list[bytes]:
+        own, place = self.locate(index)
+        return own.digest_videos(place)
 
     def rows_of(self, number: int) -> np.ndarray:
         """Indices of a source's prompts."""

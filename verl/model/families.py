@@ -173,7 +173,7 @@ def forward_packed(
 def _merge_image_features(
     model: PreTrainedModel, batch: PackedBatch, embeds: Tensor, pixel_values: Tensor, grids: Sequence[Sequence[int]]
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Embeddings [1, T, D] with image features at the image tokens, and the decoder's further inputs.
+    """Embeddings [1, T, D] with features at the image and video tokens, and the decoder's further inputs.
 
     Qwen3-VL adds features of middle encoder layers to its first decoder layers ("deepstack", arXiv 2406.04334).
     """
@@ -194,7 +194,8 @@ def _merge_image_features(
     def per_block(per_image: Any) -> Tensor:
         return torch.cat([per_image[numbers.index(n) if once else i] for i, n in enumerate(batch.image_ids)])
 
-    is_image_token = batch.input_ids == model.config.image_token_id
+    config = model.config
+    is_image_token = (batch.input_ids == config.image_token_id) | (batch.input_ids == config.video_token_id)
     states = per_block(features).to(embeds.dtype)
     # By index: the backward pass of masked_scatter syncs with the GPU to count elements.
     index = is_image_token.nonzero_static(size=len(states)).squeeze(1)

@@ -21,8 +21,7 @@ from verl.model.families import forward_packed, model_class, read_config, vision
 from verl.model.linear_attention import scan_packed
 from verl.model.log_probs import full_divergence, response_log_probs
 from verl.model.packing import PackedBatch
-
-Grid = tuple[int, int, int]  # frames, patch rows, patch columns
+from verl.model.videos import Clip, Grid, Video, video_patches
 
 
 def image_grid(size: tuple[int, int], image_processor: Any, min_pixels: int, max_pixels: int) -> Grid:
@@ -34,22 +33,26 @@ def image_grid(size: tuple[int, int], image_processor: Any, min_pixels: int, max
 
 
 def image_patches(
-    images: Sequence[bytes | Image.Image],
+    images: Sequence[bytes | Image.Image | Video],
     image_processor: Any,
     dtype: torch.dtype = torch.float32,
     num_threads: int = 1,
+    video_processor: Any = None,
     **size: int,
 ) -> tuple[list[Tensor], list[Grid]]:
-    """Patches and grid of each image, by the model's own image processor.
+    """Patches and grid of each image or video, by the model's own image and video processor.
 
     Args:
-        images: encoded or decoded.
+        images: encoded or decoded; videos among them.
         dtype: of the patches: the compute type of the vision encoder.
         num_threads: images processed in parallel.
-        size: `min_pixels` and `max_pixels`.
+        video_processor: of the model; may be None without videos.
+        size: `min_pixels` and `max_pixels` of images.
     """
 
-    def patches(image: bytes | Image.Image) -> tuple[Tensor, Grid]:
+    def patches(image: bytes | Image.Image | Video) -> tuple[Tensor, Grid]:
+        if isinstance(image, Video):
+            return video_patches(image, video_processor, dtype)
         picture = load_image(image) if isinstance(image, bytes) else image
         out = image_processor(images=[picture], return_tensors="pt", **size)
         return out["pixel_values"].to(dtype), tuple(out["image_grid_thw"][0].tolist())
@@ -83,13 +86,13 @@ def expand_image_tokens(ids: Sequence[int], grids: Sequence[Grid], image_token_i
 def check_image_tokens(
     prompts: Sequence[Tensor], images: Sequence[Sequence[int]], grids: Sequence[Grid], processor: Any
 ) -> None:
-    """Checks that every prompt has as many image tokens as its images have features.
+    """Checks that every prompt has as many image and video tokens as its images and videos have features.
 
     Without its pixels a prompt would train as if the image token were text, and no metric would show it.
 
     Args:
         prompts: [P] ids of each prompt, image tokens expanded.
-        images: per prompt the indices of its images in `grids`.
+        images: per prompt the indices of its images and videos in `grids`.
         processor: of the model.
 
     Raises:
@@ -98,7 +101,7 @@ def check_image_tokens(
     if processor.image_token_id is None:
         return
     for number, (ids, shown) in enumerate(zip(prompts, images, strict=True)):
-        found = int((ids == processor.image_token_id).sum())
+        found = int(((ids == processor.image_token_id) | (ids == processor.video_token_id)).sum())
         wanted = sum(math.prod(grids[i]) for i in shown) // processor.image_processor.merge_size**2
         if found != wanted:
             raise ValueError(
@@ -107,22 +110,39 @@ def check_image_tokens(
             )
 
 
-def mrope_positions(ids: Sequence[int], grids: Sequence[Grid], image_token_id: int, merge_size: int) -> Tensor:
+def mrope_positions(
+    ids: Sequence[int],
+    grids: Sequence[Grid],
+    image_token_id: int,
+    merge_size: int,
+    video_token_id: int | None = None,
+    clips: Sequence[Clip] = (),
+) -> Tensor:
     """M-RoPE positions [3, P] (time, height, width) of an expanded prompt.
 
-    Text advances all three together; an image that starts at position b takes (b, b + row, b + column), and text
-    continues at b + max(rows, columns). Source: Qwen2-VL, arXiv 2409.12191 section 2.1; equal to transformers'
-    get_rope_index for text and images.
+    Text advances all three together; an image that starts at position b takes (b, b + row, b + column), patch t of a
+    video (b + floor(t * interval), b + row, b + column), and text continues behind the largest of them. Source:
+    Qwen2-VL, arXiv 2409.12191 section 2.1, and Qwen2.5-VL, arXiv 2502.13923 section 2.1.2; equal to vLLM's, and to
+    transformers' get_rope_index but for Qwen2-VL and Qwen2.5-VL videos that are longer than they are wide or whose
+    patches are no whole seconds apart: transformers 5 rounds these down and lets text continue inside the video.
+
+    Args:
+        grids, clips: of the prompt's images and of its videos.
     """
+    kinds = {image_token_id: iter([(grid, 1.0) for grid in grids])}
+    if video_token_id is not None:
+        kinds[video_token_id] = iter([block for clip in clips for block in clip.blocks])
     blocks, cursor, position = [], 0, 0
-    for frames, rows, columns in grids:
-        start = list(ids).index(image_token_id, cursor)
+    for _ in range(len(grids) + sum(len(clip.blocks) for clip in clips)):
+        start = next(place for place in range(cursor, len(ids)) if ids[place] in kinds)
+        (frames, rows, columns), interval = next(kinds[ids[start]])
         rows, columns = rows // merge_size, columns // merge_size
         blocks.append(torch.arange(position, position + start - cursor).expand(3, -1))
         position += start - cursor
-        cells = torch.cartesian_prod(torch.arange(frames), torch.arange(rows), torch.arange(columns))
-        blocks.append(cells.T.reshape(3, -1) + position)
-        position += max(rows, columns)
+        times = (torch.arange(frames, dtype=torch.float64) * interval).long()
+        cells = torch.cartesian_prod(times, torch.arange(rows), torch.arange(columns)).reshape(-1, 3)
+        blocks.append(cells.T + position)
+        position += int(cells.max()) + 1
         cursor = start + frames * rows * columns
     blocks.append(torch.arange(position, position + len(ids) - cursor).expand(3, -1))
     return torch.cat(blocks, dim=1)

@@ -13,6 +13,7 @@ from verl.config.auto import without_auto
 from verl.config.loading import config_to_dict
 from verl.config.records import Config
 from verl.data.dataset import Prompt, RLHFDataset
+from verl.data.videos import Plan
 from verl.model.packing import plan_micro_batches
 from verl.model.qwen_vl import Grid
 from verl.trainer.checks import Seen, describe_value, evaluate, find_fired, share_signs
@@ -165,26 +166,40 @@ def plan_memory(config: Config, model: ModelShape, train_set: RLHFDataset) -> li
 
 
 def read_data_shape(train_set: RLHFDataset) -> DataShape:
-    """Patches of all prompts, and image bytes of an evenly spaced sample."""
+    """Patches of all prompts, and bytes of images and frames of an evenly spaced sample."""
     stride = -(-len(train_set) // NUM_SAMPLED_IMAGES)
-    sampled = [sum(map(len, train_set[index].images)) for index in range(0, len(train_set), stride)]
-    return measure_data([entry.grids for entry in train_set.entries], sampled)
+    prompts = (train_set[index] for index in range(0, len(train_set), stride))
+    sampled = [sum(map(len, [*prompt.images, *prompt.videos])) for prompt in prompts]
+    return measure_data([entry.patch_grids for entry in train_set.entries], sampled)
 
 
 def describe_prompt(train_set: RLHFDataset, index: int, score: dict[str, float]) -> str:
     """The prompt as tokenised, its ground truth, and the reward of the gold response."""
     prompt, processor = train_set[index], train_set.processor
     parts = ", ".join(f"{name} {value:.3f}" for name, value in score.items())
-    num_images = len(prompt.images)
-    num_image_tokens = len(prompt.ids) - len(prompt.raw_ids) + num_images
+    entry = train_set.entries[index]
+    num_media = len(prompt.images) + len(prompt.videos)
+    num_media_tokens = len(prompt.ids) - len(prompt.raw_ids) + num_media
+    of_videos = f" and {len(prompt.videos)} videos" if prompt.videos else ""
     return "\n".join(
         [
-            f"Row {prompt.row_id}: {len(prompt.ids)} tokens, {num_image_tokens} of them for {num_images} images",
-            *_describe_images(prompt, train_set.entries[index].grids, processor.image_processor),
+            f"Row {prompt.row_id}: {len(prompt.ids)} tokens, {num_media_tokens} of them for {len(prompt.images)} "
+            f"images{of_videos}",
+            *_describe_images(prompt, entry.grids, processor.image_processor),
+            *map(_describe_video, entry.plans),
             processor.tokenizer.decode(prompt.raw_ids),
             f"Ground truth: {prompt.ground_truth}",
             f"Reward of the ground truth: {parts}",
         ]
+    )
+
+
+def _describe_video(plan: Plan) -> str:
+    """Number, rate and size of the frames that are sampled of a video."""
+    sampling, (width, height) = plan.sampling, plan.source_size
+    return (
+        f"Video of {sampling.num_source_frames} frames of {width} x {height} pixels, {sampling.fps:g} a second, of "
+        f"which the model sees {len(sampling.indices)} as {plan.size[0]} x {plan.size[1]}"
     )
 
 

@@ -8,6 +8,7 @@ from verl.config.records import Config
 from verl.data.processor import pixel_limits, threads_per_rank, vision_token_ids
 from verl.model.families import override_engine_config
 from verl.model.internals import is_usable
+from verl.model.videos import writes_timestamps
 
 ENGINE_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 SCHEDULERS = {
@@ -80,6 +81,7 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         "max_response_length": data.max_response_length,
         "banned_token_ids": vision_token_ids(processor),
         "image_size": pixel_limits(processor, *data.processor_bounds),
+        "with_timestamps": writes_timestamps(processor),
         "memory_gb": config.trainer.memory_gb,
         "num_threads": threads_per_rank(config) * rollout.tensor_parallel_size if device == "cuda" else 1,
     }

@@ -9,6 +9,9 @@ from verl.distributed.single_controller import WorkerGroup
 from verl.protocol import DataProto, pad_dataproto_to_divisor, unpad_dataproto
 from verl.trainer.metrics import PhaseTimer
 
+INPUT_COLUMNS = ("raw_prompt_ids", "images", "videos", "max_tokens")
+"""Columns of prompts that engines read."""
+
 
 class Engines:
     """The group of engines.
@@ -62,5 +65,5 @@ class Engines:
 
     def _request(self, prompts: DataProto) -> tuple[DataProto, int]:
         """Engine inputs, padded to a multiple of the number of engines, and the number of padding rows."""
-        columns = [key for key in ("raw_prompt_ids", "images", "max_tokens") if key in prompts.non_tensor_batch]
+        columns = [key for key in INPUT_COLUMNS if key in prompts.non_tensor_batch]
         return pad_dataproto_to_divisor(prompts.select([], columns), len(self.group))

@@ -280,6 +280,7 @@ def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
         "filter_overlong_prompts": data.filter_overlong_prompts,
         "on_bad_row": data.on_bad_row,
         "max_images": config.worker.rollout.limit_images,
+        "videos": video_settings(config, processor),
     }
     train = {"text_only": data.text_only, "mixed_data": data.mixed_data}
     train_set = open_sources(config, data.train_files, **train, **options)
@@ -289,6 +290,19 @@ def build_datasets(config: Config, processor: Any) -> tuple[Any, Any]:
         print("\n".join(describe_shares(train_set, size, num_steps)), flush=True)  # noqa: T201
     reads_text_alone = data.text_only and processor.image_processor is None
     return train_set, open_sources(config, data.val_files, text_only=reads_text_alone, **options)
+
+
+def video_settings(config: Config, processor: Any) -> Any:
+    """Settings of the videos of all data sets."""
+    from verl.data.videos import VideoSettings
+    from verl.model.families import read_config
+
+    data, model, tokens_per_second = config.data, config.worker.actor.model, 1.0
+    if processor.image_processor is not None:
+        settings = read_config(model.model_path, model.trust_remote_code, model.override_config)
+        tokens_per_second = float(getattr(settings.vision_config, "tokens_per_second", 1.0))
+    names = ("video_key", "video_fps", "max_frames", "min_pixels", "max_pixels", "total_pixels")
+    return VideoSettings(**{name: getattr(data, name) for name in names}, tokens_per_second=tokens_per_second)
 
 
 def open_sources(config: Config, files: Any, **options: Any) -> Any:

@@ -55,7 +55,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class DataShape:
-    """Sizes of the data for the estimate: encoded image bytes and patches per prompt."""
+    """Sizes of the data for the estimate: bytes of encoded images and raw frames, and patches, per prompt."""
 
     mean_image_bytes: float
     mean_patches: float
@@ -206,7 +206,7 @@ def _batch_bytes(config: Config, data: DataShape) -> float:
 
 
 def measure_data(grids: Sequence[Sequence[Sequence[int]]], image_bytes: Sequence[int]) -> DataShape:
-    """The data shape from the image grids of all prompts and image bytes of some."""
+    """The data shape from the grids of images and videos of all prompts, and the bytes of some."""
     patches = [sum(frames * rows * columns for frames, rows, columns in images) for images in grids]
     return DataShape(sum(image_bytes) / len(image_bytes), sum(patches) / len(patches), max(patches))
 

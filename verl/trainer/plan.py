@@ -182,9 +182,8 @@ def probe_passes(plan: Plan, actor: WorkerGroup, train_set: RLHFDataset, pad_tok
 
 def largest_groups(config: Config, train_set: RLHFDataset, pad_token_id: int) -> DataProto:
     """Groups with the longest prompts, most patches and longest responses, as many as one pass of each rank holds."""
-    merge = max(1, getattr(train_set.processor.image_processor, "merge_size", 1) or 1) ** 2
-    patches = [sum(t * h * w for t, h, w in entry.grids) for entry in train_set.entries]
-    lengths = [len(entry.raw_ids) + count // merge for entry, count in zip(train_set.entries, patches, strict=True)]
+    patches = [sum(t * h * w for t, h, w in entry.patch_grids) for entry in train_set.entries]
+    lengths = [entry.length for entry in train_set.entries]
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     largest = [by_length[0], max(range(len(patches)), key=patches.__getitem__)]
     rows = train_set.readable(largest, by_length[1:NUM_SPARES])  # a broken image may be one that is to be left out

@@ -40,7 +40,7 @@ from verl.trainer.tracking import Tracker
 from verl.trainer.validation import Validation, validate
 
 UPDATE_KEYS = ["advantages", "old_log_probs", "rollout_log_probs", "kept"]
-GROUP_COLUMNS = ["images", "experts"]
+GROUP_COLUMNS = ["images", "videos", "experts"]
 GROUP_KEYS = ("prompt_ids", "prompt_mask", "prompt_position_ids", "responses", "response_mask")
 
 
@@ -270,7 +270,8 @@ class GRPOTrainer:
 
     def _samples_to_show(self, validation: Validation) -> list[dict[str, Any]]:
         """The first records, with their images."""
-        images = {prompt.row_id: prompt.images for prompt in self.val_set}
+        prompts = (self.val_set.read(index, has_videos=False) for index in range(len(self.val_set)))
+        images = {prompt.row_id: prompt.images for prompt in prompts}
         shown = validation.records[: self.config.trainer.val_generations_to_log]
         return [record | {"images": images[record["uid"]]} for record in shown]
 

@@ -55,7 +55,14 @@ APPLIED = (
 """Keys that may change and are applied from the next step on, which is said."""
 BY_CONTENT = {
     "data": (
-        *("data.train_files", "data.image_dir", "data.image_key", "data.prompt_key", "data.answer_key"),
+        *(
+            "data.train_files",
+            "data.image_dir",
+            "data.image_key",
+            "data.video_key",
+            "data.prompt_key",
+            "data.answer_key",
+        ),
         *("data.format_prompt", "data.override_chat_template", "data.filter_overlong_prompts"),
     ),
     "columns": ("data.train_files",),
@@ -91,7 +98,7 @@ def identify(config: Config, processor: Any, train_set: RLHFDataset, val_set: RL
 
 
 def _digest_rows(rows: RLHFDataset) -> tuple[str, str]:
-    """Fingerprints of prompts as the model reads them, stored images and answers, in their order; and of all columns.
+    """Fingerprints of prompts as the model reads them, stored media and answers, in their order; and of all columns.
 
     The second is apart, so that a column that nobody reads may come and go.
     """
@@ -105,6 +112,8 @@ def _digest_rows(rows: RLHFDataset) -> tuple[str, str]:
         columns.update(json.dumps(row.columns, default=_plain, sort_keys=True).encode())
         for image in row.images:
             total.update(hashlib.sha256(image).digest())
+        for digest in rows.digest_videos(number):
+            total.update(digest)
     return total.hexdigest(), columns.hexdigest()
 
 

@@ -28,14 +28,14 @@ from verl.protocol import DataProto
 
 @dataclass
 class Groups:
-    """A rank's share of a batch, unpadded: per group one prompt with its images and n responses.
+    """A rank's share of a batch, unpadded: per group one prompt with its images and videos, and n responses.
 
     Attributes:
         prompts, positions: per group [P] and [3, P].
         responses: per group and sample [R].
-        images: per group the indices of its images in `pixels` and `grids`.
-        pixels: per image its patches [patches, patch size].
-        grids: per image frames, rows and columns.
+        images: per group the indices of its images and videos in `pixels` and `grids`.
+        pixels: per image or video its patches [patches, patch size].
+        grids: per image or video frames, rows and columns.
         num_samples, width: n and padded R of output tensors.
         experts: per group the experts [P + sum of R, layers, K] to replay; None without routing replay.
         kept: [G, n], False for responses that no loss may see; None keeps all.
@@ -57,14 +57,16 @@ class Groups:
 
     @classmethod
     def from_proto(cls, data: DataProto, pixels: list[Tensor], grids: list[Grid]) -> "Groups":
-        """The groups of a padded batch; `pixels` and `grids` are of its images in order."""
+        """The groups of a padded batch; `pixels` and `grids` are of its images and videos, as in_order has them."""
         batch = data.batch
         prompt_mask, response_mask = batch["prompt_mask"].bool(), batch["response_mask"].bool()
         lengths = response_mask.sum(-1)
         images, cursor = [], 0
-        for row in data.non_tensor_batch["images"]:
-            images.append(list(range(cursor, cursor + len(row))))
-            cursor += len(row)
+        columns = [data.non_tensor_batch[key] for key in ("images", "videos") if key in data.non_tensor_batch]
+        for row in zip(*columns, strict=True):
+            count = sum(map(len, row))
+            images.append(list(range(cursor, cursor + count)))
+            cursor += count
         return cls(
             prompts=[ids[mask] for ids, mask in zip(batch["prompt_ids"], prompt_mask, strict=True)],
             positions=[p[:, mask] for p, mask in zip(batch["prompt_position_ids"], prompt_mask, strict=True)],

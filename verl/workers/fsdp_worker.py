@@ -29,6 +29,7 @@ from verl.model.families import critic_path, dummy_image, vision_encoder
 from verl.model.fused_layers import fuse_layers
 from verl.model.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
 from verl.model.qwen_vl import ResponseLogProbs, ResponseValues, check_image_tokens, image_patches, load_model
+from verl.model.videos import in_order
 from verl.protocol import DataProto
 from verl.workers.actor import Actor, Groups, PolicyBatch, UpdateSettings
 from verl.workers.critic import Critic, ValueSettings
@@ -184,7 +185,7 @@ class FSDPWorker:
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def load_groups(self, data: DataProto) -> None:
-        """Stores this rank's groups and preprocesses their images.
+        """Stores this rank's groups and preprocesses their images and videos.
 
         Meta `shared_prompt` and `images_once` override the configuration, for benchmarks.
         """
@@ -192,11 +193,14 @@ class FSDPWorker:
         self.shared_prompt = data.meta_info.get("shared_prompt", settings.shared_prompt)
         for actor in filter(None, (self.actor, self.reference, self.critic)):
             actor.images_once = data.meta_info.get("images_once", settings.images_once)
-        images = [image for row in data.non_tensor_batch["images"] for image in row]
+        rows = zip(data.non_tensor_batch["images"], data.non_tensor_batch.get("videos", [()] * len(data)), strict=True)
+        images = [image for row in rows for image in in_order(*row)]
         size = pixel_limits(self.processor, *self.config.data.processor_bounds)
         dtype = DTYPES[settings.fsdp.mp_param_dtype]
         num_threads = threads_per_rank(self.config) if self.device.type == "cuda" else 1
-        pixels, grids = image_patches(images, self.processor.image_processor, dtype, num_threads, **size)
+        by = self.processor
+        video_processor = getattr(by, "video_processor", None)
+        pixels, grids = image_patches(images, by.image_processor, dtype, num_threads, video_processor, **size)
         has_vision = vision_encoder(self.policy.model) is not None
         if has_vision and not pixels and self.world_size > 1:  # FSDP gathers the vision encoder on all ranks
             patches, grid = dummy_image(self.policy.model)

@@ -14,6 +14,7 @@ from torch import Tensor
 from spatialthinker.storage.images import load_image
 from verl.distributed.single_controller import Dispatch, register
 from verl.model.log_probs import BANNED_LOGIT_BIAS
+from verl.model.videos import Video, engine_inputs
 from verl.protocol import DataProto
 from verl.workers.routing import group_experts, record_routing
 
@@ -37,6 +38,7 @@ class RolloutWorker:
         image_size: min_pixels and max_pixels of the image processor, as in training.
         num_threads: for image preprocessing.
         memory_gb: GiB of each GPU of which the engine takes its share; None: all.
+        with_timestamps: prompts state the times of a video's frames, see verl.model.videos.writes_timestamps.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class RolloutWorker:
         image_size: dict[str, int],
         num_threads: int = 1,
         memory_gb: float | None = None,
+        with_timestamps: bool = False,
     ):
         self.rank = rank
         self.world_size = world_size
@@ -62,6 +65,7 @@ class RolloutWorker:
         self.image_size = image_size
         self.num_threads = num_threads
         self.memory_gb = memory_gb
+        self.with_timestamps = with_timestamps
         self.is_receiving = False
         self.rendered: dict[Any, Any] = {}
 
@@ -167,16 +171,17 @@ class RolloutWorker:
 
     @staticmethod
     def _columns(prompts: DataProto) -> list[Any]:
-        return [prompts.non_tensor_batch[key] for key in ("raw_prompt_ids", "images")]
+        videos = prompts.non_tensor_batch.get("videos", [()] * len(prompts))
+        return [*(prompts.non_tensor_batch[key] for key in ("raw_prompt_ids", "images")), videos]
 
     @register(Dispatch.DP_COMPUTE_PROTO)
     def generate(self, prompts: DataProto) -> DataProto:
         """Generates n responses per prompt.
 
         Args:
-            prompts: non-tensors `raw_prompt_ids` (image tokens not expanded), `images` (encoded bytes) and, if each
-                response has a limit of its own, `max_tokens` (n numbers); meta `sampling` (vLLM's SamplingParams
-                fields), `seed`, `log_probs` and `experts` (True returns them).
+            prompts: non-tensors `raw_prompt_ids` (image tokens not expanded), `images` (encoded bytes), `videos` (may
+                be missing) and, if each response has a limit of its own, `max_tokens` (n numbers); meta `sampling`
+                (vLLM's SamplingParams fields), `seed`, `log_probs` and `experts` (True returns them).
 
         Returns:
             `responses`, `response_mask` (by the engine's lengths, not by EOS) and, with `log_probs`,
@@ -235,16 +240,20 @@ class RolloutWorker:
             response for output in finished for response in sorted(output.outputs, key=operator.attrgetter("index"))
         ]
 
-    def _rendered(self, ids: Sequence[int], images: Sequence[bytes]) -> Any:
+    def _rendered(self, ids: Sequence[int], images: Sequence[bytes], videos: Sequence[Video] = ()) -> Any:
         """A preprocessed prompt, from `render_ahead` if it is there."""
-        ready = self.rendered.pop(_prompt_key(ids, images), None) if self.rendered else None
-        return self._render(ids, images) if ready is None else ready
+        ready = self.rendered.pop(_prompt_key(ids, images, videos), None) if self.rendered else None
+        return self._render(ids, images, videos) if ready is None else ready
 
-    def _render(self, ids: Sequence[int], images: Sequence[bytes]) -> Any:
+    def _render(self, ids: Sequence[int], images: Sequence[bytes], videos: Sequence[Video] = ()) -> Any:
         """Preprocesses a prompt for the engine; LLM.generate would do so serially while the GPU idles."""
         prompt: Any = {"prompt_token_ids": list(ids)}
         if len(images):
             prompt["multi_modal_data"] = {"image": [load_image(data) for data in images]}
+        if len(videos):
+            data, options = engine_inputs(videos, self.with_timestamps)
+            prompt["multi_modal_data"] = prompt.get("multi_modal_data", {}) | {"video": data}
+            prompt["mm_processor_kwargs"] = options
         return self.llm.renderer.render_cmpl([prompt])[0]
 
     def _pad(self, completions: list[Any], counts: tuple[int, int], with_log_probs: bool) -> DataProto:
@@ -277,9 +286,9 @@ def _split(parameters: Any, limits: Iterable[int]) -> list[Any]:
     return requests
 
 
-def _prompt_key(ids: Sequence[int], images: Sequence[bytes]) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
+def _prompt_key(ids: Sequence[int], images: Sequence[bytes], videos: Sequence[Video]) -> tuple[tuple[Any, ...], ...]:
     """The cache key of a preprocessed prompt."""
-    return tuple(ids), tuple(images)
+    return tuple(ids), tuple(images), tuple(videos)
 
 
 def hash_prompts_once(hash_blocks: Callable[[Any], list[Any]]) -> Callable[[Any], list[Any]]:
