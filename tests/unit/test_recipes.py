@@ -84,6 +84,8 @@ def test_what_the_recipes_change(tmp_path, monkeypatch):
     largest = load("spatialthinker_30b_lora.sh").worker.actor
     assert (largest.model.lora.rank, largest.routing_replay) == (64, True)
     assert "Qwen3-VL-30B-A3B" in largest.model.model_path
+    hybrid = load("qwen3_5_4b_grpo.sh").worker
+    assert "Qwen3.5-4B" in hybrid.actor.model.model_path and hybrid.rollout.enable_chunked_prefill
     assert "Qwen3-VL-8B" in load("qwen3_vl_8b_grpo.sh").worker.actor.model.model_path
 
 
