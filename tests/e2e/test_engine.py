@@ -258,9 +258,9 @@ def agree_in_bf16(tmp_path: Path, family: str) -> None:
     folder = save_tiny_model(tmp_path / "model", family=family)
     chosen = ["worker.rollout.dtype=bf16", "worker.rollout.enable_chunked_prefill=true"]
     chosen += ["data.max_prompt_length=2048", "worker.rollout.max_num_batched_tokens=4096"]
+    model, before = load_model(str(folder), torch.bfloat16), load_model(str(folder), torch.bfloat16)
     engine, data, processor = start(tmp_path, folder, *chosen, block_size=None)
     prompts = collate_prompts(list(data), processor.tokenizer.pad_token_id)
-    model, before = load_model(str(folder), torch.bfloat16), load_model(str(folder), torch.bfloat16)
     for change in (0.0, 0.5):
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():

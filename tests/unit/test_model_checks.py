@@ -1,7 +1,7 @@
 """Limits of a model are named from its config.json, before a weight is read."""
 
 import pytest
-from transformers import PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig, Qwen3_5Config
 
 from tests.support.tiny_model_folder import save_tiny_model
 from verl.config.loading import load_config
@@ -109,6 +109,15 @@ def test_an_engine_is_told_what_its_model_can_use(folders):
         assert engine.get("limit_mm_per_prompt") == limit
     assert engine["hf_overrides"](read_config(str(folders["qwen3"]))).rms_norm_eps == 0.5
     engine["hf_overrides"](PretrainedConfig())  # vLLM asks with one, too
+
+
+def test_a_config_has_the_class_of_its_model_also_after_another_took_its_place(folders, monkeypatch):
+    class Other(PretrainedConfig):
+        model_type = "qwen3_5"
+
+    monkeypatch.setitem(CONFIG_MAPPING._extra_content, "qwen3_5", Other)
+    config = read_config(str(folders["qwen3_5"]), overrides={"text_config": {"rms_norm_eps": 0.5}})
+    assert isinstance(config, Qwen3_5Config) and config.text_config.rms_norm_eps == 0.5
 
 
 def test_linear_attention_wants_an_engine_that_can(folders):

@@ -87,6 +87,8 @@ def test_what_the_recipes_change(tmp_path, monkeypatch):
     assert "Qwen3-VL-30B-A3B" in largest.model.model_path
     mixed = load("spatialthinker_3b_mixed.sh").data.train_files
     assert [source.weight for source in mixed] == [0.5, 0.125, 0.125, 0.25] and mixed[-1].reward == "column"
+    hybrid = load("qwen3_5_4b_grpo.sh").worker
+    assert "Qwen3.5-4B" in hybrid.actor.model.model_path and hybrid.rollout.enable_chunked_prefill
     assert "Qwen3-VL-8B" in load("qwen3_vl_8b_grpo.sh").worker.actor.model.model_path
 
 

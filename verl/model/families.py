@@ -49,7 +49,7 @@ def read_config(
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ConfigError([f"{key}: its config.json cannot be read: {error}"]) from error
-    config = override_config(config, overrides or {}, f"{section}.override_config")
+    config = override_config(_with_own_class(config, path), overrides or {}, f"{section}.override_config")
     names = config.architectures or ["no class"]
     if names[0] not in VISION_CLASSES + TEXT_CLASSES:
         supported = ", ".join(VISION_CLASSES + TEXT_CLASSES)
@@ -59,6 +59,12 @@ def read_config(
             [f"{key}: its layers attend within a sliding window, training to everything; set use_sliding_window=false"]
         )
     return config
+
+
+def _with_own_class(config: PretrainedConfig, path: str) -> PretrainedConfig:
+    """The config in the class of its model; vLLM, once imported, puts others in the place of some."""
+    own = getattr(getattr(transformers, (config.architectures or [""])[0], None), "config_class", None)
+    return config if own is None or isinstance(config, own) else own.from_pretrained(path)
 
 
 def override_config(config: PretrainedConfig, overrides: Mapping[str, Any], key: str = "") -> PretrainedConfig:
