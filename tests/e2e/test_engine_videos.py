@@ -87,6 +87,7 @@ def test_vllms_processor_makes_the_same_inputs_in_every_type(family, dtype, tmp_
 def test_videos_are_the_engines_in_tokens_positions_and_log_probs(family, tmp_path):
     folder = save_tiny_model(tmp_path / "model", family=family)
     chosen = [f"data.{name}={value}" for name, value in BOUNDS.items()]
+    chosen += [f"data.{split}_files={tmp_path}@train" for split in ("train", "val")]
     chosen += ["data.max_prompt_length=2048", "worker.rollout.max_num_batched_tokens=4096", "data.max_frames=32"]
     config = load_config(
         [f"config={ROOT / 'configs' / 'toy_cpu.yaml'}", f"worker.actor.model.model_path={folder}", *chosen]

@@ -11,11 +11,14 @@ from PIL import Image
 from spatialthinker.storage.videos import BrokenVideo, decode_frames, read_video_header
 from tests.support.tiny_qwen import VISION_FAMILIES, tiny_model
 from tests.support.videos import draw_frames, frame_list, open_rows, tiny_processor, write_video
+from verl.config.records import SourceConfig
 from verl.data.dataset import DataError, collate_prompts
+from verl.data.mixture import MixedSet
 from verl.data.processor import TextProcessor
 from verl.model.qwen_vl import image_patches
 from verl.model.videos import Sampling, engine_inputs, frame_size, in_order, sample_frames, take_frames
 from verl.trainer.dry_run import describe_prompt, read_data_shape
+from verl.trainer.resume import _digest_rows
 
 QUESTION = {"prompt": "<video>What moves?", "answer": "a", "images": None}
 
@@ -350,3 +353,16 @@ def test_stored_bytes_make_the_fingerprint(tmp_path, processors):
     by_path = open_rows(tmp_path, [QUESTION | {"videos": [str(path)]}], processors["qwen2_vl"]).digest_videos(0)
     by_bytes = open_rows(tmp_path, [QUESTION | {"videos": [path.read_bytes()]}], processors["qwen2_vl"])
     assert one != other.digest_videos(0) and by_path == by_bytes.digest_videos(0) and len(by_path[0]) == 32
+
+
+def test_sources_with_videos_are_mixed_and_a_changed_video_changes_their_fingerprint(tmp_path, processors):
+    sets = []
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        row = QUESTION | {"videos": [frame_list(4, seed=number)]}
+        sets.append(open_rows(tmp_path / str(number), [row], processors["qwen2_vl"]))
+    mixed, other = (MixedSet(chosen, [SourceConfig("a"), SourceConfig("b")]) for chosen in (sets[:2], sets[1:]))
+    assert mixed.readable([1, 0]) == [1, 0] and len(sets[1].decoded) == 1
+    assert mixed[1].videos == sets[1][0].videos and not sets[1].decoded
+    assert mixed.read(1, has_videos=False).videos == []
+    assert _digest_rows(mixed) != _digest_rows(other)

@@ -182,9 +182,9 @@ def expand_video_tokens(ids: Sequence[int], clips: Sequence[Clip], processor: An
     Raises:
         ValueError: the number of video tokens is not the number of videos.
     """
-    if processor.video_token_id is None and not clips:  # a text model
+    token: Any = processor.video_token_id
+    if not clips and not token:  # a text model
         return list(ids)
-    token: int = processor.video_token_id
     merge = processor.video_processor.merge_size
     if (count := list(ids).count(token)) != len(clips):
         raise ValueError(
