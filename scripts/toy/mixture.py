@@ -2,9 +2,11 @@
 
 Each kind is a data set of its own, with a validation split, and has a column `reply`: what a teacher in a hurry would
 write. It sees the scene right and answers at random in HASTY of the rows, so that the answer has something to learn.
+Its words are those of the toy model's own training: the warm-up trains no embeddings.
 """
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from spatialthinker.prompts import render_prompt
 from spatialthinker.schema import VqaRow
 from spatialthinker.shapes import DEFAULT_CANVAS, Canvas, Shape, draw, encode_png
 from spatialthinker.storage.files import whole_file
-from spatialthinker.synthetic import Puzzle, generate
+from spatialthinker.synthetic import PLACES, Puzzle, generate
 from toy.rows import careless_reply
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +78,7 @@ def _shape_row(
 def _width_row(puzzle: Puzzle, rng: random.Random) -> dict[str, Any]:
     def tell(shape: Shape) -> tuple[str, str, str]:
         said = rng.choice(DEFAULT_CANVAS.sizes) if rng.random() < HASTY else shape.size
-        return str(shape.size), f"The {shape.name} is {shape.size} wide.", str(said)
+        return str(shape.size), f"The {shape.name} is {shape.size}.", str(said)
 
     return _shape_row(puzzle, rng, "How many pixels wide is the {}?", "numbers", tell)
 
@@ -86,7 +88,10 @@ def _point_row(puzzle: Puzzle, rng: random.Random) -> dict[str, Any]:
         x, y = (round(value) for value in shape.centre)
         spread = shape.size if rng.random() < HASTY else 0
         x, y = (min(max(value + rng.randint(-spread, spread), 0), DEFAULT_CANVAS.width) for value in (x, y))
-        return str(list(shape.box)), f"The {shape.name} is here.", f"[{x}, {y}]"
+        place = min(
+            PLACES, key=lambda name: math.dist(shape.centre, [DEFAULT_CANVAS.width * at for at in PLACES[name]])
+        )
+        return str(list(shape.box)), f"The {shape.name} is at the {place}.", f"({x}, {y})"
 
     return _shape_row(puzzle, rng, "Point at the {}.", "points", tell)
 
