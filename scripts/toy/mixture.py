@@ -19,7 +19,6 @@ from spatialthinker.schema import VqaRow
 from spatialthinker.shapes import DEFAULT_CANVAS, Canvas, Shape, draw, encode_png
 from spatialthinker.storage.files import whole_file
 from spatialthinker.synthetic import PLACES, Puzzle, generate
-from toy.rows import careless_reply
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("scenes", "numbers", "points", "counts")
@@ -57,6 +56,8 @@ def _row(image: bytes, problem: str, answer: str, reward: str, reply: str) -> di
 
 
 def _scene_row(row: VqaRow, rng: random.Random) -> dict[str, Any]:
+    from toy.rows import careless_reply  # it imports torch
+
     return _row(row.images, row.problem, row.answer_option_text, "spatial_sgg", careless_reply(row, rng))
 
 

@@ -61,7 +61,7 @@ def test_tokens_positions_and_patches_are_the_processors_own(tmp_path, processor
         )
         text = text.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
         # transformers 5 leaves a second pair around Qwen3-VL's frames, which its authors' processor and vLLM replace
-        is_third = family.startswith("qwen3_vl")
+        is_third = family.startswith("qwen3")
         text = text.replace("<video>", "<|video_pad|>" if is_third else "<|vision_start|><|video_pad|><|vision_end|>")
         given = {"images": [Image.open(path_) for path_ in map(io.BytesIO, prompt.images)] or None}
         if prompt.videos:
