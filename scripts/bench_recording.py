@@ -51,7 +51,7 @@ JPEG_QUALITY = 90
 
 
 def make_schedule(num_pairs: int, seed: int) -> list[bool]:
-    """Whether each step records: a block for the start, then pairs of blocks in random order."""
+    """One flag a step, True to record: a block for the start, then pairs of blocks in random order."""
     rng = random.Random(seed)
     orders = [rng.choice(((True, False), (False, True))) for _ in range(num_pairs)]
     blocks = [True, *(is_on for order in orders for is_on in order)]

@@ -11,22 +11,25 @@ Time is linear in the number of objects and relations for each object that the q
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 from spatialthinker.answer_grammar import LETTERS, MAX_CACHED_CHARS, normalize, singular, without_lead
 from spatialthinker.geometry import Box
+from spatialthinker.predicates import (
+    ANY_WORDS,
+    FILLERS,
+    MIN_RATIO,
+    PREDICATES,
+    gap,
+    name_predicate,
+    name_predicates,
+)
 from spatialthinker.response import NUMBER_WORDS, extract_choice
 from spatialthinker.scene_graph import SceneGraph, SceneObject
 
-MARGIN = 0.25
-"""Distance of two centres along an axis, in mean sides, below which neither side is meant."""
-MIN_RATIO = 1.1
-"""Ratio of two sizes or distances below which they count as equal."""
 DOMINANCE = 2.0
 """Ratio of two distances from which one direction is meant where two are true."""
-TOUCH_PX = 2.0
-INSIDE_SHARE = 0.95
 MAX_QUESTION_CHARS = 600
 
 
@@ -37,115 +40,13 @@ class SceneAnswer(NamedTuple):
     index: int | None
 
 
-class _Predicate(NamedTuple):
-    words: str
-    """Regular expression of the ways in which it is said."""
-    inverse: str
-    """The predicate of object and subject."""
-    holds: Callable[[Box, Box], bool | None] | None = None
-    """Its truth by boxes, None where they leave it open."""
-    is_projective: bool = True
-    """True where boxes and a stated relation must agree; sizes in an image may differ from those in the world."""
-
-
-def _is_before(a: tuple[float, float], b: tuple[float, float]) -> bool | None:
-    """True where interval a lies before b by their centres; None where they are level."""
-    distance, scale = (sum(b) - sum(a)) / 2, (a[1] - a[0] + b[1] - b[0]) / 2
-    return None if abs(distance) < MARGIN * scale else distance > 0
-
-
-def _is_left(a: Box, b: Box) -> bool | None:
-    return _is_before((a.x1, a.x2), (b.x1, b.x2))
-
-
-def _is_above(a: Box, b: Box) -> bool | None:
-    return _is_before((a.y1, a.y2), (b.y1, b.y2))
-
-
-def _gap(a: Box, b: Box) -> float:
-    """The distance of two boxes, negative by the depth of their overlap."""
-    x, y = max(a.x1, b.x1) - min(a.x2, b.x2), max(a.y1, b.y1) - min(a.y2, b.y2)
-    return math.hypot(max(x, 0.0), max(y, 0.0)) if max(x, y) > 0 else max(x, y)
-
-
-def _is_inside(a: Box, b: Box) -> bool:
-    width, height = min(a.x2, b.x2) - max(a.x1, b.x1), min(a.y2, b.y2) - max(a.y1, b.y1)
-    return max(width, 0.0) * max(height, 0.0) >= INSIDE_SHARE * a.width * a.height and _area(a) < _area(b)
-
-
-def _area(box: Box) -> float:
-    return box.width * box.height
-
-
-def _is_more(key: Callable[[Box], float], a: Box, b: Box) -> bool | None:
-    return None if max(key(a), key(b)) < MIN_RATIO * min(key(a), key(b)) else key(a) > key(b)
-
-
-def _is_less(key: Callable[[Box], float], a: Box, b: Box) -> bool | None:
-    return _is_more(key, b, a)
-
-
-def _compared(more: str, less: str, key: Callable[[Box], float]) -> dict[str, _Predicate]:
-    """The pair of predicates of a measure, by the stems of its two adjectives."""
-    names = (f"{more}er than", f"{less}er than")
-    words = (rf"(?:{stem})(?:er(?: than)?|est)" for stem in (more, less))
-    rows = zip(names, words, names[::-1], (_is_more, _is_less), strict=True)
-    return {name: _Predicate(said, other, partial(test, key), False) for name, said, other, test in rows}
-
-
-def _may_cover(a: Box, b: Box) -> bool | None:
-    """False for boxes that do not overlap; of two that do, boxes do not say which lies on top."""
-    return None if _gap(a, b) < -TOUCH_PX else False
-
-
-PREDICATES: Mapping[str, _Predicate] = {
-    "left of": _Predicate(r"left(?: hand)?(?: side)?(?: of)?|leftmost", "right of", _is_left),
-    "right of": _Predicate(r"right(?: hand)?(?: side)?(?: of)?|rightmost", "left of", lambda a, b: _is_left(b, a)),
-    "above": _Predicate(r"above|over|higher(?: than)?|highest|topmost", "below", _is_above),
-    "below": _Predicate(
-        r"below|under|underneath|beneath|lower(?: than)?|lowest|bottommost", "above", lambda a, b: _is_above(b, a)
-    ),
-    "inside": _Predicate(r"inside(?: of)?|within|contained (?:in|by)|enclosed (?:in|by)", "containing", _is_inside),
-    "containing": _Predicate(r"contain(?:s|ing)|enclos(?:es|ing)|around", "inside", lambda a, b: _is_inside(b, a)),
-    "apart from": _Predicate(
-        r"apart(?: from)?|separated?(?: from)?|not touching", "apart from", lambda a, b: _gap(a, b) > TOUCH_PX
-    ),
-    "touching": _Predicate(
-        r"(?<!not )touch(?:es|ing)?|in contact with", "touching", lambda a, b: abs(_gap(a, b)) <= TOUCH_PX
-    ),
-    "overlapping": _Predicate(
-        r"(?:overlap|intersect)(?:s|p?ing)?(?: with)?", "overlapping", lambda a, b: _gap(a, b) < -TOUCH_PX
-    ),
-    "covering": _Predicate(r"cover(?:s|ing)", "covered by", _may_cover),
-    "covered by": _Predicate(r"covered by", "covering", _may_cover),
-    "in front of": _Predicate(r"in front(?: of)?", "behind"),
-    "behind": _Predicate(r"behind", "in front of"),
-    "nearer to": _Predicate(r"(?:near|clos)(?:er|est)(?: to)?", ""),
-    "farther from": _Predicate(r"f[au]rth(?:er|est)(?: away)?(?: from)?", ""),
-    "same size as": _Predicate(
-        r"(?:the )?same size(?: as)?|equally (?:big|large)|as (?:big|large) as",
-        "same size as",
-        lambda a, b: _is_more(_area, a, b) is None,
-        is_projective=False,
-    ),
-    **_compared("larg|bigg|great", "small", _area),
-    **_compared("tall", "short", lambda box: box.height),
-    **_compared("wid", "narrow", lambda box: box.width),
-}
-_SAID = {name: re.compile(rf"\b(?:{row.words})(?!\w)") for name, row in PREDICATES.items()}
-_ANY = "|".join(row.words for row in PREDICATES.values())
-_FILLERS = re.compile(
-    r"\b(?:to|on|in|at|it|is|the|of|and|its|side|directly|than|from|are|a|an|they|that|which)\b"
-    r"|[^\w ]"
-)
-
 _A, _B = r"(?:the |an? |any )?(?P<a>[\w' -]{1,60}?)", r"(?:the |an? |any )?(?P<b>(?!in the )[\w' -]{1,60}?)"
 _IS = r"(?:is|are|lies|lie|stands|does)"
 _TO = r"(?:as seen from|in relation to|relative to|with respect to|compared (?:to|with)|next to|from)"
 _PLACED = r"(?: (?:located|positioned|placed|situated|lying|standing))?"
 _IMAGE = r"(?:image|picture|photo|frame|scene)"
 _IN_IMAGE = rf"(?:(?:with)?in the {_IMAGE})"
-_P = rf"(?:(?:to|on) )?(?:the )?(?P<p>{_ANY})"
+_P = rf"(?:(?:to|on) )?(?:the )?(?P<p>{ANY_WORDS})"
 QUESTIONS: Sequence[tuple[str, str, str]] = (
     (
         "count",
@@ -176,7 +77,7 @@ QUESTIONS: Sequence[tuple[str, str, str]] = (
     (
         "relation",
         "Is the cat left or right of the dog?",
-        rf"{_IS} {_A} (?:(?:to|on) )?(?:the )?(?:{_ANY}),? or (?:(?:to|on) )?(?:the )?(?:{_ANY}) {_B}",
+        rf"{_IS} {_A} (?:(?:to|on) )?(?:the )?(?:{ANY_WORDS}),? or (?:(?:to|on) )?(?:the )?(?:{ANY_WORDS}) {_B}",
     ),
     (
         "existence",
@@ -245,7 +146,7 @@ def read_question(question: str, options: tuple[str, ...]) -> _Reading | None:
     for kind, form in _FORMS:
         if match := form.fullmatch(plain):
             found = {name: value or "" for name, value in match.groupdict().items()}
-            predicate = _name_predicate(found.get("p", ""))
+            predicate = name_predicate(found.get("p", ""))
             reading = _Reading(kind, found.get("a", ""), found.get("b", ""), predicate)
             reading = _sort_choice(reading) if kind == "choice" else reading
             return reading if reading and _fits(reading, options) else None
@@ -276,28 +177,6 @@ def _fits(reading: _Reading, options: Sequence[str]) -> bool:
     return True
 
 
-def _name_predicate(text: str) -> str:
-    found = [(match.end() - match.start(), name) for name, said in _SAID.items() if (match := said.search(text))]
-    return max(found)[1] if found else ""
-
-
-def name_predicates(text: str) -> frozenset[str]:
-    """Return the predicates that a text consists of; none where it says anything else."""
-    return _name_short(text) if len(text) <= MAX_CACHED_CHARS else _name_all(text)
-
-
-def _name_all(text: str) -> frozenset[str]:
-    rest, found = normalize(text), set()
-    for name, said in _SAID.items():
-        if said.search(rest):
-            rest = said.sub(" ", rest)
-            found.add(name)
-    return frozenset() if _FILLERS.sub(" ", rest).strip() else frozenset(found)
-
-
-_name_short = lru_cache(maxsize=4096)(_name_all)
-
-
 def _read_count(text: str) -> int | None:
     text = normalize(text)
     if text in NUMBER_WORDS:
@@ -318,7 +197,7 @@ def _place(text: str) -> tuple[float, float] | None:
         "",
         rest,
     )
-    return (point[0], point[1]) if is_named and not _FILLERS.sub("", rest).strip() else None
+    return (point[0], point[1]) if is_named and not FILLERS.sub("", rest).strip() else None
 
 
 def _words(phrase: str) -> tuple[str, ...]:
@@ -450,7 +329,7 @@ def _decide_distance(scene: _Scene, reading: _Reading, options: Sequence[str]) -
     stated = [i for i, item in enumerate(found) if reading.predicate in scene.state(item, anchor)]
     sign = 1 if reading.predicate == "nearer to" else -1
     by_centre = _extreme([sign * _centre_distance(item.box, anchor.box) for item in found])
-    by_gap = _extreme([sign * max(0.0, _gap(item.box, anchor.box)) for item in found])
+    by_gap = _extreme([sign * max(0.0, gap(item.box, anchor.box)) for item in found])
     seen = by_centre if by_gap in (None, by_centre) else None
     return seen if not stated or stated == [seen] else None
 

@@ -83,7 +83,7 @@ def _relation_row(rng: random.Random) -> Row:
 
 
 def _scene_row(rng: random.Random) -> Row:
-    """Where one thing is, seen from another."""
+    """A question on where one thing is, seen from another."""
     scene = random_scene(rng, rng.randint(2, 8), rng.randint(1, 6))
     a, b = (item["id"].split(".")[0].replace("_", " ") for item in json.loads(scene)["objects"][:2])
     options = ("left of it", "right of it", "above it", "below it")

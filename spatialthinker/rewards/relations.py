@@ -23,11 +23,11 @@ import msgspec
 
 from spatialthinker.answer_grammar import normalize
 from spatialthinker.geometry import Box
+from spatialthinker.predicates import PREDICATES, name_predicates
 from spatialthinker.response import parse_response, section
 from spatialthinker.rewards.answers import read_answer
 from spatialthinker.rewards.record import RewardInput
 from spatialthinker.rewards.truths import bad_truth, decode_truth, truth_text
-from spatialthinker.scene_answers import PREDICATES, name_predicates
 from spatialthinker.scene_graph import SceneFormatError, SceneGraph, label_of, load_scene, parse_scene
 
 RARITY = 1.0
@@ -36,7 +36,7 @@ IOU_THRESHOLD = 0.5
 MAX_TRIPLETS = 500
 MAX_ANSWER_CHARS = 20_000
 MAX_NAME_CHARS = 200
-"""What a predicate says beyond them is not read."""
+"""Signs of a predicate that are read."""
 _IN_BRACKETS = re.compile(r"[(\[<]\s{0,4}([^()\[\]<>,\n]{1,80}),([^()\[\]<>,\n]{1,80}),([^()\[\]<>,\n]{1,80})[)\]>]")
 _KEYS = ("subject", "predicate", "object")
 

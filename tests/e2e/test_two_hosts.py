@@ -99,7 +99,7 @@ def first_step(run: Path, other: Path) -> Path:
 
 
 def newest_log(run: Path, begin: int = 0) -> str:
-    """What was written to the run's log from a place on."""
+    """Text of the run's log from a place on."""
     log = run.with_suffix(".log")
     return log.read_bytes()[begin:].decode(errors="replace") if log.is_file() else ""
 

@@ -82,7 +82,7 @@ def _list_gpus() -> list[str]:
 
 
 def _temporary() -> str:
-    """Where Ray writes; Python's own choice passes over a full disk."""
+    """Folder that Ray writes to; Python's own choice passes over a full disk."""
     return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
