@@ -6,7 +6,8 @@
     python3 scripts/bench_evaluation.py --image 800x600 --max_pixels 50176 --max_tokens 4 --items 500,4000   # memory
 
 The engines are compared by response tokens a second, so the slower one may be given fewer items. A name of
-RANDOM_MODELS in verl.bench.inputs stands for random weights in that shape, which never end a response by themselves.
+RANDOM_MODELS in verl.bench.random_models stands for random weights in that shape, which never end a response by
+themselves.
 """
 
 import argparse
@@ -28,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout's p
 
 from spatialthinker.schema import VqaRow, parquet_path, write_parquet
 from spatialthinker.synthetic import generate
-from verl.bench.inputs import RANDOM_MODELS, describe_random_model, draw_weights, random_picture
+from verl.bench.inputs import random_picture
+from verl.bench.random_models import RANDOM_MODELS, describe_random_model, draw_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY_MODEL = ROOT / "configs" / "toy_model"

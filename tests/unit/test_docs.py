@@ -23,7 +23,7 @@ from evaluation.benchmarks.rows import BENCHMARKS
 from evaluation.command_line import accepts, parse_arguments
 from spatialthinker.rewards import REWARDS
 from verl.algos.losses import POLICY_LOSSES
-from verl.bench.inputs import RANDOM_MODELS
+from verl.bench.random_models import RANDOM_MODELS
 from verl.config.fields import find_keys
 from verl.config.loading import load_config
 from verl.config.old_keys import DERIVED_KEYS, RENAMED_KEYS, SETTLED_KEYS

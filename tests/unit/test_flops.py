@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.tiny_qwen import tiny_model
-from verl.bench.inputs import RANDOM_MODELS
+from verl.bench.random_models import RANDOM_MODELS
 from verl.model.families import decoder
 from verl.model.flops import rollout_bytes, text_flops
 

@@ -29,15 +29,8 @@ from typing import Any
 
 from verl.bench import inputs as bench_inputs
 from verl.bench.ablation import UNDONE, run_ablation
-from verl.bench.inputs import (
-    RANDOM_MODELS,
-    describe_random_model,
-    draw_lengths,
-    draw_weights,
-    lognormal,
-    score_by_digest,
-    write_rows,
-)
+from verl.bench.inputs import draw_lengths, lognormal, score_by_digest, write_rows
+from verl.bench.random_models import RANDOM_MODELS, describe_random_model, draw_weights
 
 ROOFLINE_FLOPS = 800e12
 """FLOP/s of an H100 on large bf16 matmuls; with ROOFLINE_BYTES the roofline that bounds times from below."""
@@ -227,7 +220,12 @@ def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]
 
 
 def summarise(
-    config: Any, trainer: Any, recorder: MetricsRecorder, memory: GpuMemory, patches: int, prompt_tokens: int
+    config: Any,
+    trainer: Any,
+    recorder: MetricsRecorder,
+    memory: GpuMemory,
+    pictures: tuple[int, int],
+    prompt_tokens: int,
 ) -> dict[str, Any]:
     """Phase -> seconds, and per rank tokens/s, MFU, roofline times in seconds, and peak memory.
 
@@ -244,10 +242,10 @@ def summarise(
     ranks = config.num_ranks
     num_responses = data.rollout_batch_size * rollout.n
     written = statistics.median(step["perf/num_response_tokens"] for step in steps) / num_responses
-    lengths = prompt_tokens, round(written)
+    lengths, (num_images, patches) = (prompt_tokens, round(written)), pictures
     model = AutoConfig.from_pretrained(actor.model.model_path)
     forward, sampling = (
-        group_flops(model, patches, *lengths, rollout.n, is_shared=is_shared).total * data.rollout_batch_size / ranks
+        group_flops(model, patches, *lengths, rollout.n, is_shared, num_images).total * data.rollout_batch_size / ranks
         for is_shared in (actor.shared_prompt, True)
     )
     num_sequences = num_responses * rollout.tensor_parallel_size // ranks
@@ -341,9 +339,8 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     import torch
 
     from verl.config.loading import config_to_dict, load_config
-    from verl.data.processor import load_run_processor, pixel_limits
-    from verl.model.qwen_vl import image_grid
-    from verl.trainer.main import check_versions, choose_device
+    from verl.data.processor import load_run_processor
+    from verl.trainer.main import check_versions, choose_device, video_settings
 
     config_file, overrides, dump = arguments.config, arguments.overrides, arguments.dump
     folder = Path("runs/bench")
@@ -369,9 +366,8 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     processor = load_run_processor(config)
     width, height = map(int, arguments.image.split("x"))
     prompt_tokens = min(arguments.prompt_tokens or config.data.max_prompt_length, config.data.max_prompt_length)
-    write_rows(rows, processor, config.data, (width, height), prompt_tokens)
-    limits = pixel_limits(processor, config.data.min_pixels, config.data.max_pixels)
-    _, grid_rows, grid_columns = image_grid((width, height), processor.image_processor, **limits)
+    videos = video_settings(config, processor)
+    pictures = write_rows(rows, processor, config.data, (width, height), prompt_tokens, arguments.frames, videos)
     memory, recorder = GpuMemory(), MetricsRecorder()
     memory.start()
     started = time.perf_counter()
@@ -383,7 +379,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     load_s = time.perf_counter() - started
     try:
         trainer.fit()
-        table = summarise(config, trainer, recorder, memory, grid_rows * grid_columns, prompt_tokens)
+        table = summarise(config, trainer, recorder, memory, pictures, prompt_tokens)
         name = f"{config.num_ranks} x {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
         print(f"\n{name}: {len(recorder.steps)} steps, medians of those after the first; loading {load_s:.0f} s")
         if arguments.against:
@@ -422,6 +418,7 @@ def main(argv: list[str] | None = None) -> int:
         "--undo", choices=list(UNDONE), action="append", help="a row of an ablation; all if none is named"
     )
     parser.add_argument("--image", default="800x600", help="width x height of the pictures")
+    parser.add_argument("--frames", type=int, default=0, help="a video of so many of these pictures in place of one")
     parser.add_argument(
         "--prompt_tokens",
         type=int,
@@ -450,6 +447,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.what == "ablation":
         step = ["--config", arguments.config, "--image", arguments.image, *arguments.overrides]
         step += ["--gpus", str(arguments.gpus)] if arguments.gpus else []
+        step += ["--frames", str(arguments.frames)] if arguments.frames else []
         step += ["--prompt_tokens", str(arguments.prompt_tokens)] if arguments.prompt_tokens else []
         step += ["--memory_gb", str(arguments.memory_gb)] if arguments.memory_gb else []
         return run_ablation(step, arguments.undo or list(UNDONE), arguments.dump)

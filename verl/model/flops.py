@@ -130,18 +130,25 @@ def vision_flops(config: Any, patches: int) -> float:
 
 
 def group_flops(
-    config: Any, patches: int, prompt_tokens: int, response_tokens: int, num_samples: int, is_shared: bool = True
+    config: Any,
+    patches: int,
+    prompt_tokens: int,
+    response_tokens: int,
+    num_samples: int,
+    is_shared: bool = True,
+    num_images: int = 1,
 ) -> PassFlops:
-    """FLOPs of one forward pass over one group with one image; the output head runs on response tokens only.
+    """FLOPs of one forward pass over one group; the output head runs on response tokens only.
 
     Args:
         config: of the model, with `text_config` and `vision_config`.
-        patches: of the image, before merging.
-        is_shared: True when prompt and image are computed once for all samples.
+        patches: of each image, before merging.
+        is_shared: True when prompt and images are computed once for all samples.
+        num_images: of the prompt; two frames of a video count as one.
     """
     text = config.get_text_config()
     return PassFlops(
-        vision=vision_flops(config.vision_config, patches) * (1 if is_shared else num_samples),
+        vision=vision_flops(config.vision_config, patches) * num_images * (1 if is_shared else num_samples),
         text=text_flops(text, prompt_tokens, response_tokens, num_samples, is_shared),
         head=2.0 * num_samples * response_tokens * text.hidden_size * text.vocab_size,
     )
