@@ -79,6 +79,7 @@ def write_rows(
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist([row(mark)]), path)
     limits = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels, "resize_first": data.resize_first}
+    limits |= {"max_prompt_length": data.max_prompt_length, "filter_overlong_prompts": False}
     prompt = RLHFDataset(str(path), processor, videos=videos, **limits)[0]
     missing = num_tokens - len(prompt.ids)
     if missing < 0:
