@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from verl.bench.inputs import draw_lengths, lognormal
-from verl.bench.measure import GpuMemory, add_times, main, scale_load
+from verl.bench.measure import GpuMemory, add_times, main
+from verl.bench.setting import scale_load
 from verl.config.loading import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"

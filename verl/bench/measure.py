@@ -5,6 +5,7 @@ of exactly data.max_response_length tokens, and prints one table. Every choice i
 folder of RANDOM_MODELS is made on the spot. `--prompt_tokens 1586` fills prompts to that, `--lengths
 lognormal:330:0.6` draws the responses' lengths, up to the two keys; roofline times are then of their mean.
 
+`python -m verl.bench passes` runs the passes alone, without an engine, with prompts shared and repeated.
 `python -m verl.bench rollout` runs the rollout only, for quick comparisons of engine options.
 `python -m verl.bench ablation` disables one optimization per run, and prints one row for each.
 
@@ -23,17 +24,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from verl.bench import inputs as bench_inputs
 from verl.bench.ablation import UNDONE, run_ablation
-from verl.bench.inputs import draw_lengths, lognormal, score_by_digest, write_rows
-from verl.bench.random_models import RANDOM_MODELS, describe_random_model, draw_weights
+from verl.bench.inputs import draw_lengths, lognormal
+from verl.bench.passes import print_ratio, run_passes
+from verl.bench.setting import ROOFLINE_FLOPS, prepare
 
-ROOFLINE_FLOPS = 800e12
-"""FLOP/s of an H100 on large bf16 matmuls; with ROOFLINE_BYTES the roofline that bounds times from below."""
 ROOFLINE_BYTES = 3e12
 """Bytes/s of an H100's memory."""
 ROLLOUT_METRICS = (
@@ -97,9 +95,10 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
     only the rollout of each step runs.
     """
     from verl.trainer.dry_run import read_data_shape
-    from verl.trainer.main import build_datasets, build_workers, start_ray
+    from verl.trainer.main import build_datasets, start_ray
     from verl.trainer.metrics import PhaseTimer
     from verl.trainer.model_checks import measure_checked_model
+    from verl.trainer.placement import build_workers
     from verl.trainer.plan import make_plan, measure_gpu, probe_passes
     from verl.trainer.ray_trainer import GRPOTrainer
     from verl.trainer.rewards import build_reward
@@ -190,33 +189,6 @@ def length_distribution(text: str) -> Any:
         raise argparse.ArgumentTypeError(
             f"{text} is not lognormal:MEDIAN:SIGMA, a median of at least 1 token and a deviation of its logarithm"
         ) from None
-
-
-def time_passes(trainer: Any, num_groups: int, shared: bool) -> dict[str, float]:
-    """Seconds of old and reference log-probs and update over groups of the last step, with or without sharing."""
-    import torch
-
-    from verl.trainer.ray_trainer import GROUP_COLUMNS, GROUP_KEYS
-
-    groups = trainer.groups[:num_groups]
-    loaded = groups.select(list(GROUP_KEYS), GROUP_COLUMNS)
-    loaded.meta_info = {"shared_prompt": shared, "images_once": shared}
-    trainer.actor.load_groups(loaded)
-    seconds = {}
-    carrier = groups.select(["response_mask"], [])
-    carrier.batch["advantages"] = torch.randn(carrier.batch["response_mask"].shape[:2])
-    carrier.meta_info |= {"step": 1, "kl_coef": trainer.kl.coef}
-    for name, method in (
-        ("old", trainer.actor.compute_log_probs),
-        ("ref", trainer.actor.compute_ref_log_probs),
-        ("update", trainer.actor.update_actor),
-    ):
-        start = time.perf_counter()
-        out = method(carrier)
-        seconds[name] = time.perf_counter() - start
-        if name != "update":
-            carrier.batch[f"{name}_log_probs"] = out.batch[f"{name}_log_probs"]
-    return seconds
 
 
 def summarise(
@@ -323,63 +295,26 @@ def add_times(table: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]
         row["times"] = round(row["seconds"] / seconds, 3) if seconds else None
 
 
-def scale_load(config: Any, num_gpus: int) -> list[str]:
-    """Overrides for num_gpus GPUs of one machine, each with the load of one rank in `config` (weak scaling)."""
-    keys = [f"data.{name}" for name in ("rollout_batch_size", "mini_rollout_batch_size", "val_batch_size")]
-    keys += ["worker.actor.global_batch_size", "worker.critic.global_batch_size"]
-    sizes = {key: attrgetter(key)(config) for key in keys}
-    scaled = {key: size * num_gpus // config.num_ranks for key, size in sizes.items() if size and size > 0}
-    scaled |= {"trainer.nnodes": 1, "trainer.n_gpus_per_node": num_gpus}
-    return [f"{key}={value}" for key, value in scaled.items()]
-
-
 def run_benchmark(arguments: argparse.Namespace) -> None:
     """Runs the configured steps and prints the table, and then the speedup by prompt sharing."""
     import ray
     import torch
 
-    from verl.config.loading import config_to_dict, load_config
-    from verl.data.processor import load_run_processor
-    from verl.trainer.main import check_versions, choose_device, video_settings
+    from verl.config.loading import config_to_dict
 
-    config_file, overrides, dump = arguments.config, arguments.overrides, arguments.dump
-    folder = Path("runs/bench")
-    rows = folder / "rows.parquet"
-    random_models = [folder / name for name in RANDOM_MODELS if name in f"{Path(config_file).read_text()} {overrides}"]
-    for model in random_models:
-        describe_random_model(model)
-    chosen = [f"config={config_file}", f"data.train_files={rows}", f"data.val_files={rows}"]
-    chosen += [f"worker.reward.reward_function={bench_inputs.__file__}:{score_by_digest.__name__}", *overrides]
-    rows.parent.mkdir(parents=True, exist_ok=True)
-    rows.touch()
-    config = load_config(chosen)
-    if arguments.memory_gb:
-        chosen = [*chosen, f"trainer.memory_gb={arguments.memory_gb}"]
-        config = load_config(chosen)
-    if arguments.gpus:
-        config = load_config([*chosen, *scale_load(config, arguments.gpus)])
-    check_versions(config)
-    device = choose_device(config)
-    for model in random_models:
-        if not config.worker.actor.model.random_weights:
-            draw_weights(model)
-    processor = load_run_processor(config)
-    width, height = map(int, arguments.image.split("x"))
-    prompt_tokens = min(arguments.prompt_tokens or config.data.max_prompt_length, config.data.max_prompt_length)
-    videos = video_settings(config, processor)
-    pictures = write_rows(rows, processor, config.data, (width, height), prompt_tokens, arguments.frames, videos)
+    setting, dump = prepare(arguments), arguments.dump
+    device, is_step = setting.device, arguments.what == "step"
     memory, recorder = GpuMemory(), MetricsRecorder()
     memory.start()
     started = time.perf_counter()
-    is_step = arguments.what == "step"
-    trainer = make_trainer(config, recorder, processor, device, is_step)
+    trainer = make_trainer(setting.config, recorder, setting.processor, device, is_step)
     config = trainer.config
     if arguments.lengths:
         limit_responses(trainer, arguments.lengths)
     load_s = time.perf_counter() - started
     try:
         trainer.fit()
-        table = summarise(config, trainer, recorder, memory, pictures, prompt_tokens)
+        table = summarise(config, trainer, recorder, memory, setting.pictures, setting.prompt_tokens)
         name = f"{config.num_ranks} x {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
         print(f"\n{name}: {len(recorder.steps)} steps, medians of those after the first; loading {load_s:.0f} s")
         if arguments.against:
@@ -390,7 +325,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
             Path(dump).write_text(json.dumps(result, indent=1))
         if is_step and arguments.ratio_groups:
             num_groups = min(arguments.ratio_groups * config.num_ranks, config.data.rollout_batch_size)
-            result["ratio"] = print_ratio(trainer, num_groups)
+            result["ratio"] = print_ratio(trainer.actor, trainer.groups[:num_groups])
             if dump:
                 Path(dump).write_text(json.dumps(result, indent=1))
     finally:
@@ -398,21 +333,10 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
         ray.shutdown()
 
 
-def print_ratio(trainer: Any, num_groups: int) -> dict[str, dict[str, float]]:
-    """Seconds of each pass with and without shared prompts and images, and the speedup."""
-    shared = time_passes(trainer, num_groups, shared=True)
-    print(f"\n{num_groups} groups, shared: {json.dumps(shared)}", flush=True)
-    repeated = time_passes(trainer, num_groups, shared=False)
-    ratio = {name: repeated[name] / shared[name] for name in shared}
-    ratio["all"] = sum(repeated.values()) / sum(shared.values())
-    print(f"repeated: {json.dumps(repeated)}\nratio: {json.dumps(ratio)}", flush=True)
-    return {"shared": shared, "repeated": repeated, "ratio": ratio}
-
-
 def main(argv: list[str] | None = None) -> int:
     """Parses the command line and runs the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m verl.bench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["step", "rollout", "ablation"])
+    parser.add_argument("what", choices=["step", "passes", "rollout", "ablation"])
     parser.add_argument("--config", required=True, type=file_to_read)
     parser.add_argument(
         "--undo", choices=list(UNDONE), action="append", help="a row of an ablation; all if none is named"
@@ -454,7 +378,7 @@ def main(argv: list[str] | None = None) -> int:
     from verl.trainer.main import user_errors
 
     try:
-        run_benchmark(arguments)
+        run_passes(arguments) if arguments.what == "passes" else run_benchmark(arguments)
     except user_errors() as error:
         print(error, file=sys.stderr)
         return 2

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from verl.bench.measure import ROOFLINE_FLOPS
 from verl.bench.random_models import RANDOM_MODELS
+from verl.bench.setting import ROOFLINE_FLOPS
 from verl.model.flops import group_flops, rollout_bytes
 
 GIGA = 1e9

@@ -22,6 +22,7 @@ from verl.config.loading import config_to_dict, load_config
 from verl.config.records import Config, ConfigError, TrainerConfig
 from verl.config.sources import COLUMN, list_sources, name_source
 from verl.distributed.watchdog import Watchdog
+from verl.trainer.placement import CPUS_PER_ACTOR, build_workers, cluster_address
 from verl.trainer.rewards import (
     GoldReader,
     GoldScore,
@@ -36,18 +37,9 @@ from verl.trainer.rewards import (
 USER_ERROR = 2
 INTERRUPTED = 130
 HELP_OPTIONS = {"--help", "-h", "--list"}
-"""Rewards whose responses hold a scene graph."""
-CPUS_PER_ACTOR = 1.0
 PROMPT_KEYS = ("prompt_key", "answer_key", "format_prompt")
 RAY_TIMEOUT_S = 30
 END_TIMEOUT_S = 60
-WITHOUT_MULTICAST = {
-    "NCCL_NVLS_ENABLE": "0",
-    "NVSHMEM_DISABLE_NVLS": "1",
-    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
-    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
-}
-"""Unless the environment says otherwise: who dies in NVLink multicast can leave the host's GPUs unusable."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -321,12 +313,6 @@ def open_sources(config: Config, files: Any, **options: Any) -> Any:
     return sets[0] if isinstance(files, str) else MixedSet(sets, list_sources(files))
 
 
-def cluster_address() -> str | None:
-    """The Ray cluster that RAY_ADDRESS names; None when the run starts Ray itself."""
-    address = os.environ.get("RAY_ADDRESS", "").strip()
-    return None if address in ("", "local") else address
-
-
 def check_ray_address() -> None:
     """Passes if RAY_ADDRESS is not set or a cluster answers there; ray.init itself would wait for minutes.
 
@@ -402,66 +388,6 @@ def check_this_machine(config: Config, device: str) -> None:
         )
     if faults:
         raise ConfigError(faults)
-
-
-def build_workers(
-    config: Config, device: str, processor: Any, num_steps: int, watchdog: Watchdog | None = None
-) -> tuple[Any, Any]:
-    """Training ranks and engines, loaded side by side.
-
-    On GPUs every worker.rollout.tensor_parallel_size ranks share an engine, which runs on their GPUs; on a CPU all of
-    a machine do.
-    """
-    from verl.data.processor import threads_per_rank
-    from verl.distributed.single_controller import ResourcePool, WorkerGroup, WorkerSpec
-    from verl.trainer.engine_arguments import rollout_arguments
-    from verl.trainer.hosts import check_hosts, network_environment
-    from verl.workers.fsdp_worker import FSDPWorker
-    from verl.workers.rollout import RolloutWorker
-
-    ranks = config.num_ranks
-    on_gpu = device == "cuda"
-    pool = ResourcePool(ranks, 2 * CPUS_PER_ACTOR, on_gpu, config.trainer.nnodes)
-    shared = {"TOKENIZERS_PARALLELISM": "true", "VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
-    shared |= {name: os.environ.get(name, value) for name, value in WITHOUT_MULTICAST.items()} | network_environment()
-    if cluster_address():
-        check_hosts(config, pool.machines, shared)
-    # The engine waits while the ranks work and they while it does, but threads that spin would still take turns.
-    threads = {"OMP_NUM_THREADS": str(threads_per_rank(config))}
-    actor = WorkerGroup(
-        pool,
-        WorkerSpec(
-            cls=FSDPWorker,
-            kwargs={"config": config, "device": device, "num_steps": num_steps},
-            name="actor",
-            num_cpus=CPUS_PER_ACTOR,
-            env=shared | threads,
-        ),
-        watchdog=watchdog,
-    )
-    rollout = WorkerGroup(
-        pool,
-        WorkerSpec(
-            cls=RolloutWorker,
-            kwargs=rollout_arguments(config, device, processor),
-            name="rollout",
-            num_cpus=CPUS_PER_ACTOR,
-            env=shared | ({"OMP_NUM_THREADS": "1"} if on_gpu else threads),  # a GPU's engine has threads of its own
-        ),
-        ranks_per_actor=config.worker.rollout.tensor_parallel_size if on_gpu else config.trainer.n_gpus_per_node,
-        watchdog=watchdog,
-    )
-    actor.watched, rollout.watched = [rollout], [actor]
-    host, port = actor.run_on(0, "open_store")
-    # On a GPU the engine measures how much memory is free: nobody else may take some meanwhile.
-    loading = [actor.start("load", host, port), rollout.start("prepare" if on_gpu else "load")]
-    for wait in loading:
-        wait()
-    if on_gpu:
-        rollout.load()
-    # An engine's death is told by the next call to it: ranks that are at work would be left between two states.
-    actor.watched = []
-    return actor, rollout
 
 
 if __name__ == "__main__":
