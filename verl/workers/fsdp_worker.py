@@ -383,7 +383,8 @@ class FSDPWorker:
     def send_weights(self, engines: list[Any]) -> None:
         """Weight sync: loads the current policy into the engines."""
         with self._on_device(self.policy):
-            send_weights(self.policy.model, engines, self.device, DTYPES[self.config.worker.rollout.dtype])
+            dtype, memory_gb = DTYPES[self.config.worker.rollout.dtype], self.config.trainer.memory_gb
+            send_weights(self.policy.model, engines, self.device, dtype, memory_gb)
         self._release_cache()
 
     @register(Dispatch.ONE_TO_ALL)

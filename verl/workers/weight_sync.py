@@ -13,20 +13,33 @@ from torch import Tensor, nn
 from verl.distributed.fsdp import full_weights
 from verl.distributed.watchdog import TIMEOUT_VARIABLE
 
-CHUNK_BYTES = 2 << 30
+MOST_CHUNK_BYTES = 2 << 30
+CHUNKS_OF_MEMORY = 32
+"""Parts of a GPU's memory of which a chunk takes at most one."""
 
 Handles = dict[str, tuple[Any, ...]]  # GPU UUID -> arguments of rebuild_cuda_tensor
 
 
-def send_weights(model: nn.Module, engines: Sequence[Any], device: torch.device, dtype: torch.dtype) -> None:
-    """Gathers the full weights, in chunks of about CHUNK_BYTES on GPUs, and loads them into every engine; collective.
+def send_weights(
+    model: nn.Module,
+    engines: Sequence[Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    memory_gb: float | None = None,
+) -> None:
+    """Gathers the full weights, on GPUs in chunks, and loads them into every engine; collective.
 
     On GPUs an engine rank maps the memory of the training rank on its GPU (CUDA IPC, vLLM's weight transfer). On a CPU
     rank 0 puts the weights into Ray's object store: one copy for all engines.
+
+    Args:
+        memory_gb: GiB of each GPU that the run may take; None: all.
     """
     is_sender = not dist.is_initialized() or dist.get_rank() == 0
     if device.type == "cuda":
-        _send_by_ipc(full_weights(model, dtype), engines, is_sender)
+        memory = memory_gb * 2**30 if memory_gb else torch.cuda.get_device_properties(device).total_memory
+        chunk_bytes = int(min(MOST_CHUNK_BYTES, memory / CHUNKS_OF_MEMORY))
+        _send_by_ipc(full_weights(model, dtype), engines, is_sender, chunk_bytes)
         return
     weights = [(name, tensor.detach()) for name, tensor in full_weights(model, dtype)]
     if is_sender:
@@ -34,10 +47,11 @@ def send_weights(model: nn.Module, engines: Sequence[Any], device: torch.device,
         _wait([engine.load_weights.remote(shared) for engine in engines])
 
 
-def _send_by_ipc(weights: Iterable[tuple[str, Tensor]], engines: Sequence[Any], is_sender: bool) -> None:
-    for chunk in _chunks(weights):
-        # Copies, alive until the engines have read them: shared memory of a parameter itself could not be freed later.
-        tensors = [tensor.detach().clone(memory_format=torch.contiguous_format) for _, tensor in chunk]
+def _send_by_ipc(
+    weights: Iterable[tuple[str, Tensor]], engines: Sequence[Any], is_sender: bool, chunk_bytes: int
+) -> None:
+    for chunk in _copied_chunks(weights, chunk_bytes):
+        tensors = [tensor for _, tensor in chunk]
         torch.cuda.synchronize()
         of_ranks = _gather_handles([_ipc_handle(tensor) for tensor in tensors])
         if is_sender:
@@ -50,6 +64,8 @@ def _send_by_ipc(weights: Iterable[tuple[str, Tensor]], engines: Sequence[Any], 
             _wait([engine.receive_weights.remote(update | {"ipc_handles": own}) for engine, own in parts])
         if dist.is_initialized():
             dist.barrier(device_ids=[torch.cuda.current_device()])
+        chunk.clear()  # freed before the next one is gathered
+        del tensors
         torch.cuda.ipc_collect()
     if is_sender:
         _wait([engine.finish_weights.remote() for engine in engines])
@@ -61,14 +77,18 @@ def _wait(calls: list[Any]) -> None:
     ray.get(calls, timeout=float(limit_s) + 1 if limit_s else None)
 
 
-def _chunks(weights: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
-    """Chunks of consecutive weights, of at least CHUNK_BYTES each except the last."""
+def _copied_chunks(weights: Iterable[tuple[str, Tensor]], chunk_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """Copies of consecutive weights, chunks of at least so many bytes except the last.
+
+    Copies, since shared memory of a parameter itself could not be freed later; a gathered weight is freed once copied.
+    """
     chunk: list[tuple[str, Tensor]] = []
     size = 0
     for name, tensor in weights:
-        chunk.append((name, tensor))
+        chunk.append((name, tensor.detach().clone(memory_format=torch.contiguous_format)))
         size += tensor.nbytes
-        if size >= CHUNK_BYTES:
+        del tensor
+        if size >= chunk_bytes:
             yield chunk
             chunk, size = [], 0
     if chunk:
