@@ -1,5 +1,7 @@
 """Several sources in one run: shares, order, resume, faults before the start."""
 
+import base64
+import io
 import json
 from collections import Counter
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from verl.config.loading import load_config
 from verl.config.records import ConfigError, SourceConfig
@@ -152,6 +155,27 @@ def test_a_fault_of_a_list_is_named_before_anything_starts(load, entries, words)
     with pytest.raises(ConfigError) as caught:
         load(*entries)
     assert words in str(caught.value)
+
+
+def test_rows_with_and_without_images_stand_in_one_batch(load, tmp_path):
+    """A source of texts beside one of pictures: collated together, in a model that reads both."""
+    from verl.data.dataset import collate_prompts
+    from verl.data.processor import load_run_processor
+    from verl.trainer.main import build_datasets
+
+    picture = io.BytesIO()
+    Image.new("RGB", (56, 84), (200, 30, 30)).save(picture, "PNG")
+    row = {"problem": "<image>What is red?", "answer_option_text": "5"}
+    row["images"] = {"bytes": base64.b64encode(picture.getvalue()).decode(), "path": None}
+    (tmp_path / "b.jsonl").write_text(json.dumps(row) + "\n")
+    config = load(", weight: 0.5", ", weight: 0.5", worker__reward__score_function="math")
+    processor = load_run_processor(config)
+    mixed, _ = build_datasets(config, processor)
+    batch = collate_prompts([mixed[0], mixed[1]], processor.tokenizer.pad_token_id)
+    assert [len(images) for images in batch.non_tensor_batch["images"]] == [0, 1]
+    assert list(batch.non_tensor_batch["source"]) == ["a", "b"]
+    tokens = (batch.batch["prompt_ids"] == processor.image_token_id).sum(1)
+    assert tokens.tolist() == [0, 2 * 3]
 
 
 def test_each_source_has_its_own_metrics():
