@@ -50,6 +50,15 @@ def test_what_a_rank_keeps_is_its_share_of_policy_reference_and_states():
     assert device_gb("load") - frozen == pytest.approx(3 * 0.1e9 * 2 / 4 / GB)
 
 
+def test_what_is_streamed_never_lies_on_the_device_as_a_whole():
+    """Policy 2 GB and states 6 GB over four ranks, and gradients of 2 GB / 4 in the update."""
+    streamed = "worker.actor.fsdp.enable_cpu_offload=true"
+    assert device_gb("load") - device_gb("load", streamed) == pytest.approx((8e9 / 4 + 2e9) / GB)
+    assert device_gb("log-probs") - device_gb("log-probs", streamed) == pytest.approx(8e9 / 4 / GB)
+    assert device_gb("update") - device_gb("update", streamed) == pytest.approx(10e9 / 4 / GB)
+    assert host_gb("update", streamed) - host_gb("update") == pytest.approx(8e9 / GB)
+
+
 def test_adapters_have_small_states_and_no_reference_and_offloading_moves_to_the_host():
     adapters = 64 * 30 * (9 * 1000 + 3 * 4000 + 512)
     assert device_gb("load", "worker.actor.model.lora.rank=64") == pytest.approx(

@@ -111,7 +111,7 @@ def train(config: Config) -> None:
     import ray
 
     from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run, read_data_shape
-    from verl.trainer.plan import make_plan, measure_gpu, probe_passes
+    from verl.trainer.plan import make_plan, measure_gpu, plan_dry_run, probe_passes
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
     from verl.trainer.resume import check_resume, identify
     from verl.trainer.tracking import Tracker
@@ -128,13 +128,8 @@ def train(config: Config) -> None:
         for note in check_resume(start, config, identity) if start else []:
             print(f"Going on from {start}: {note}")  # noqa: T201
         gpu = measure_gpu(config, device)
-        plan = make_plan(
-            config,
-            model_shape,
-            read_data_shape(train_set),
-            gpu,
-            device == "cuda",
-        )
+        planning = plan_dry_run if config.trainer.dry_run else make_plan
+        plan = planning(config, model_shape, read_data_shape(train_set), gpu, device == "cuda")
         config = plan.config
         phases = plan_memory(config, model_shape, train_set)
         score_gold = GoldScore(reward, config.worker.reward)

@@ -77,7 +77,7 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     device, resident: policy Nb/W + reference Nb/W + optimizer Nb/W times 2 (adamw) or 3 (adamw_bf16: moments and
         rest of the bits), b of worker.actor.fsdp.torch_dtype; gradients and states only of what is trained, and no
         reference model with LoRA; the same for a critic. Offloaded tensors leave the device during rollout and
-        count as host memory.
+        count as host memory; with fsdp.enable_cpu_offload they never lie on it as a whole.
     device, load: resident + Nb, since a rank loads the full model before sharding it.
     device, rollout: resident + engine Nb / tensor_parallel_size + KV cache of max_num_batched_tokens; the engine then
         takes more up to gpu_memory_utilization.
@@ -93,21 +93,25 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
     stored, computed = NUM_BYTES[actor.fsdp.torch_dtype], NUM_BYTES[actor.fsdp.mp_param_dtype]
     whole = model.parameters * stored
     trained = trained_parameters(config, model) * stored
-    reads_reference = not config.algorithm.disable_kl and not actor.model.lora.rank  # else the base model is it
-    policy, reference = whole / ranks, whole / ranks * reads_reference
+    policy, reference = whole / ranks, whole / ranks * has_reference(config)
     states = _states_per_weight(actor) * trained / ranks
     critic_resident, critic_offloaded = _critic_bytes(config, model)
+    ref, critic = config.worker.ref, config.worker.critic
+    streams_policy = actor.fsdp.enable_cpu_offload
+    streamed = (policy + states) * streams_policy + reference * ref.fsdp.enable_cpu_offload
+    streamed += critic_resident * critic.fsdp.enable_cpu_offload
     resident = policy + states + reference + critic_resident
-    ref = config.worker.ref
+    on_device = resident - streamed
     offloaded = _offloaded_bytes(actor, policy, states) + critic_offloaded
     offloaded += reference * (ref.offload.offload_params or ref.fsdp.enable_cpu_offload)
     gathered = (2 * model.largest_block + model.root) * computed
     logits = 2 * LOGIT_CHUNK_GB * GB
     engine, per_token = engine_bytes(config, model)
     cache = per_token * config.worker.rollout.max_num_batched_tokens
-    forward = _layer_bytes(model, _micro_tokens(config, actor.micro_batch_size_per_device_for_experience), computed)
+    forward = layer_bytes(model, _micro_tokens(config, actor.micro_batch_size_per_device_for_experience), computed)
     tokens = _micro_tokens(config, actor.micro_batch_size_per_device_for_update)
-    update = _saved_activation_bytes(config, model, data, tokens, computed) + trained / ranks
+    update = _saved_activation_bytes(config, model, data, tokens, computed)
+    update += 0 if streams_policy else trained / ranks
     update += (model.largest_block + model.root) * (computed + NUM_BYTES[actor.fsdp.mp_reduce_dtype])
     batch, prompts = _batch_bytes(config, data), config.data.rollout_batch_size / config.trainer.nnodes
     patches = prompts * data.mean_patches * model.patch_numbers * PIXEL_BYTES  # on the ranks of one machine
@@ -117,15 +121,20 @@ def estimate_memory(config: Config, model: ModelShape, data: DataShape) -> list[
         + per_machine * (PROCESS_GB["rank"] + PROCESS_GB["engine"])
     )
     phases = [
-        ("load", resident + whole, processes + per_machine * whole),
+        ("load", on_device + whole * (not streams_policy), processes + per_machine * whole),
         ("rollout", resident - offloaded + engine + cache, processes + batch),
-        ("log-probs", resident + gathered + forward + logits, processes + batch + patches),
-        ("update", resident + gathered + update + logits, processes + batch + patches),
+        ("log-probs", on_device + gathered + forward + logits, processes + batch + patches),
+        ("update", on_device + gathered + update + logits, processes + batch + patches),
     ]
     offloaded *= per_machine
     copied = per_machine * _checkpoint_bytes(config, policy, states, trained / ranks, critic_resident)
     phases = [(name, device, host + copied * (name != "load")) for name, device, host in phases]
     return [Phase(name, device / GB, (host + offloaded) / GB) for name, device, host in phases]
+
+
+def has_reference(config: Config) -> bool:
+    """True with a reference model of its own; with LoRA the base model is it."""
+    return not config.algorithm.disable_kl and not config.worker.actor.model.lora.rank
 
 
 def engine_bytes(config: Config, model: ModelShape) -> tuple[float, float]:
@@ -180,7 +189,7 @@ def _micro_tokens(config: Config, num_sequences: int) -> int:
     return num_sequences * (config.data.max_prompt_length + config.data.max_response_length)
 
 
-def _layer_bytes(model: ModelShape, tokens: int, num_bytes: int) -> float:
+def layer_bytes(model: ModelShape, tokens: int, num_bytes: int) -> float:
     """Activations of one layer: 8D (two norms, q, k, v, output, two residuals) + 4I (gate, up, their product)."""
     return float(tokens) * (8 * model.hidden + 4 * model.intermediate) * num_bytes
 
@@ -188,7 +197,7 @@ def _layer_bytes(model: ModelShape, tokens: int, num_bytes: int) -> float:
 def _saved_activation_bytes(config: Config, model: ModelShape, data: DataShape, tokens: int, num_bytes: int) -> float:
     """Activations of a micro-batch saved for the backward pass, with those of the vision encoder."""
     settings, sizes = config.worker.actor.model, config.data
-    inside = _layer_bytes(model, tokens, num_bytes)
+    inside = layer_bytes(model, tokens, num_bytes)
     group_tokens = sizes.max_prompt_length + config.worker.rollout.n * sizes.max_response_length
     patches = 0 if settings.freeze_vision_tower else max(1, tokens // group_tokens) * data.max_patches
     vision = patches * model.vision_depth * model.vision_hidden * num_bytes

@@ -10,7 +10,7 @@ Letters: P prompt and R response tokens, n samples.
 import math
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -25,10 +25,13 @@ from verl.protocol import DataProto
 from verl.trainer.memory_estimate import (
     GB,
     GPU_ALLOWANCE_GB,
+    NUM_BYTES,
     DataShape,
     ModelShape,
     engine_bytes,
     estimate_memory,
+    has_reference,
+    layer_bytes,
 )
 
 PASS_TOKENS = 40_000
@@ -41,6 +44,16 @@ RANK_GB = 4.0
 """A rank's CUDA context, NCCL buffers and allocator beside its tensors while the engine is awake."""
 ENGINE_GB = 4.0
 """Memory of an engine beside weights and cache: activations of its largest pass, CUDA graphs, its context."""
+LEAST_ENGINE_GB = 1.0
+"""The same without activations and context, the least that an engine can do with."""
+OFFLOADS = (
+    "worker.ref.offload.offload_params",
+    "worker.actor.offload.offload_optimizer",
+    "worker.actor.offload.offload_params",
+    "worker.ref.fsdp.enable_cpu_offload",
+    "worker.actor.fsdp.enable_cpu_offload",
+)
+"""Keys that make room for the engine without a change of the result, the cheapest first."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +77,79 @@ class Plan:
     probes: bool
 
 
+class NoRoom(ConfigError):
+    """Beside the rank no memory remains for the engine's weights, or for a pass over one response."""
+
+
 def make_plan(config: Config, model: ModelShape, data: DataShape, gpu: Gpu | None, on_gpu: bool = False) -> Plan:
     """The plan of a run on such GPUs; None, as on a CPU, gives the released recipe's values.
 
     With `on_gpu` the lines say that no GPU was measured.
 
     Raises:
-        ConfigError: beside the rank no memory remains for the engine's weights.
+        ConfigError: it does not fit; the message names what would make it fit.
     """
+    try:
+        return _make_plan(config, model, data, gpu, on_gpu)
+    except NoRoom as error:
+        needed, _ = find_offloads(config, model, data, gpu)
+        hint = (
+            f"set {' '.join(f'{key}=true' for key in needed)}"
+            if needed
+            else "offloading does not make room: train with LoRA (worker.actor.model.lora.rank), lower "
+            "data.max_prompt_length and data.max_response_length, or raise trainer.n_gpus_per_node"
+        )
+        raise ConfigError([f"{fault}; {hint}" for fault in error.faults]) from None
+
+
+def find_offloads(
+    config: Config, model: ModelShape, data: DataShape, gpu: Gpu | None
+) -> tuple[list[str], Plan | None]:
+    """The keys of OFFLOADS with which a run fits, none of them needlessly, and its plan; none if it never does."""
+
+    def plan_with(keys: Sequence[str]) -> Plan | None:
+        try:
+            return _make_plan(with_values(config, dict.fromkeys(keys, True)), model, data, gpu, True, is_strict=True)
+        except NoRoom:
+            return None
+
+    useless = [key for key in OFFLOADS if key.startswith("worker.ref") and not has_reference(config)]
+    open_keys = [key for key in OFFLOADS if key not in useless and not attrgetter(key)(config)]
+    for count in range(1, len(open_keys) + 1):
+        if plan_with(open_keys[:count]):
+            needed = open_keys[:count]
+            for key in open_keys[:count]:
+                fewer = [other for other in needed if other != key]
+                needed = fewer if plan_with(fewer) else needed
+            return needed, plan_with(needed)
+    return [], None
+
+
+def plan_dry_run(config: Config, model: ModelShape, data: DataShape, gpu: Gpu | None, on_gpu: bool) -> Plan:
+    """The plan as of `make_plan`, of GPUs of trainer.memory_gb where none is measured.
+
+    A run that does not fit gets the plan of one that offloads what is in the way, and a line that says so.
+
+    Raises:
+        ConfigError: offloading does not make it fit either.
+    """
+    if gpu is None and config.trainer.memory_gb is not None:
+        gpu = Gpu(config.trainer.memory_gb)
+    try:
+        return _make_plan(config, model, data, gpu, on_gpu, is_strict=True)
+    except NoRoom as error:
+        needed, plan = find_offloads(config, model, data, gpu)
+        if plan is None:
+            return make_plan(config, model, data, gpu, on_gpu)
+        told = [f"As configured it is not estimated to fit: {error.faults[0]}", "It is with these keys:"]
+        told += [f"  {key}=true" for key in needed]
+        return Plan(plan.config, [*told, *plan.lines], plan.probes)
+
+
+def _make_plan(
+    config: Config, model: ModelShape, data: DataShape, gpu: Gpu | None, on_gpu: bool, is_strict: bool = False
+) -> Plan:
+    """As make_plan, without a hint; `is_strict` refuses passes that are estimated not to fit. Errors: NoRoom."""
     wanted, fixed = auto_keys(config), without_auto(config)
     if not wanted or gpu is None:
         return Plan(fixed, _describe_released(fixed, wanted) if on_gpu else [], False)
@@ -88,6 +166,13 @@ def make_plan(config: Config, model: ModelShape, data: DataShape, gpu: Gpu | Non
             chosen[key] = max(1, round(PASS_TOKENS / longest))
             while chosen[key] > 1 and need_gb(phase, chosen) > usable_gb:
                 chosen[key] //= 2
+            if is_strict and need_gb(phase, chosen) > usable_gb:
+                raise NoRoom(
+                    [
+                        f"{key} = auto: a pass of {phase} over one response of {longest} tokens is estimated to take "
+                        f"{need_gb(phase, chosen):.1f} of the {usable_gb:.1f} GiB that a rank may fill"
+                    ]
+                )
     if KEPT in wanted and config.worker.actor.model.enable_gradient_checkpointing:
         chosen[KEPT] = max(0.0, float(int(usable_gb - need_gb("update", chosen))))
     if ENGINE in wanted:
@@ -103,15 +188,14 @@ def _engine_share(config: Config, model: ModelShape, gpu: Gpu, rollout_gb: float
     weights, per_token = engine_bytes(config, model)
     resident_gb = rollout_gb - (weights + per_token * rollout.max_num_batched_tokens) / GB
     left_gb = USED_SHARE * gpu.free_gb - resident_gb - RANK_GB
-    least_gb = weights / GB + ENGINE_GB + per_token * (data.max_prompt_length + data.max_response_length) / GB
+    activations = layer_bytes(model, rollout.max_num_batched_tokens, NUM_BYTES[rollout.dtype])
+    longest = per_token * (data.max_prompt_length + data.max_response_length)
+    least_gb = LEAST_ENGINE_GB + (weights + activations + longest) / GB
     if left_gb < least_gb:
-        raise ConfigError(
+        raise NoRoom(
             [
                 f"{ENGINE} = auto: of the GPU's {gpu.total_gb:.1f} GiB {gpu.used_gb:.1f} are taken by other processes "
-                f"and {resident_gb + RANK_GB:.1f} are the rank's, and the engine needs "
-                f"at least {least_gb:.1f}; set "
-                "worker.actor.offload.offload_optimizer=true and worker.ref.offload.offload_params=true, train with "
-                "LoRA (worker.actor.model.lora.rank), or raise trainer.n_gpus_per_node"
+                f"and {resident_gb + RANK_GB:.1f} are the rank's, and the engine needs at least {least_gb:.1f}"
             ]
         )
     num_engines = max(1, config.num_ranks // rollout.tensor_parallel_size)
