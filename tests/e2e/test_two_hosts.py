@@ -292,18 +292,28 @@ def test_a_lost_network_ends_the_run_with_the_hosts_name_and_it_goes_on(hosts, d
 
 
 def test_a_full_disk_on_one_host_is_named_at_the_start_and_at_a_save(hosts, data, tmp_path):
-    """At the start the host's own disk is full; at a save its rank cannot write a file of more than 100 kB."""
+    """At the start the host's own disk is full; at a save its rank cannot write a file of more than 100 kB.
+
+    Without a byte left no process of Ray's can say why it ends; with half a MiB one can.
+    """
     right, run = hosts[1], tmp_path / "run"
-    right.run("dd", "if=/dev/zero", f"of={TEMPORARY}/filling", "bs=1M", check=False)
-    process = start_over_both(hosts, data, run, *ENDLESS)
-    code, text, _ = end(process, run, 0)
-    begun = f"right ({right.address}): Ray's and temporary files: nothing can be written to {TEMPORARY} (No space left"
-    assert code == 2 and begun in text, text[-5000:]
-    right.run("rm", f"{TEMPORARY}/filling")
+    filling = f"{TEMPORARY}/filling"
+    right.run("dd", "if=/dev/zero", f"of={filling}", "bs=64K", check=False)
+    full = f"Ray's and temporary files: nothing can be written to {TEMPORARY} (No space left"
+    for left_free, words in ((0, "make room on the disk of Ray's folder there"), (512 * 1024, full)):
+        right.run("truncate", f"--size=-{left_free}", filling)
+        begin = size(run)
+        process = start_over_both(hosts, data, run, *ENDLESS)
+        code, text, _ = end(process, run, begin)
+        told = re.search(rf"^  - right \({right.address}\): .*$", text, re.MULTILINE)
+        assert code == 2 and told and words in told[0], text[-5000:]
+        print(told[0])
+    right.run("rm", filling)
     process = start_over_both(hosts, data, run, *ENDLESS)
     await_checkpoint(process, run, 0)
     begin = size(run)
-    resource.prlimit(right.workers()["actor_rank_1"].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    rank = next(worker for name, worker in right.workers().items() if name.startswith("actor_rank_"))
+    resource.prlimit(rank.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     code, text, _ = end(process, run, begin)
     assert code == 2 and re.search(r"the checkpoint of step \d+ could not be written .*on right: ", text), text[-5000:]
     assert str(checkpoint.find_latest(run)) in text

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from verl.config.records import Config, ConfigError
@@ -28,6 +28,10 @@ PACKAGES = (
 )
 """Distributions that compute, send or load what is trained."""
 REPORT_TIMEOUT_S = 120
+FULL_DISK_HINT = (
+    "; one that dies as it starts mostly finds no room for its log: make room on the disk of Ray's folder there "
+    "(/tmp/ray, or what `ray start --temp-dir` named)"
+)
 MAX_CLOCK_GAP_S = 60.0
 NAMED_FILES = 3
 FORWARDED = ("GLOO_", "NCCL_", "TORCH_NCCL_", "UCX_", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -153,7 +157,9 @@ def collect_reports(
             faults.append(f"{machines[node]}: no report within {REPORT_TIMEOUT_S} s; see whether its disks answer")
         except RayError as error:
             reason = str(error).strip().rpartition("\n")[2]
-            faults.append(f"{machines[node]}: it cannot run a process of this project's environment ({reason})")
+            # Ray's worker writes to its log before anything else, and with no byte left it cannot say why it ends.
+            hint = FULL_DISK_HINT if isinstance(error, WorkerCrashedError) else ""
+            faults.append(f"{machines[node]}: it cannot run a process of this project's environment ({reason}){hint}")
     return reports, faults
 
 
