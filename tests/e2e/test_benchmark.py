@@ -62,3 +62,20 @@ def test_an_ablation_has_a_row_for_each_choice_that_it_undoes(tmp_path):
     printed = done.stdout.splitlines()[-2:]
     assert [line.split()[-2] for line in printed] == ["1.00", f"{whole[1] / whole[0]:.2f}"]
     assert printed[1].startswith(name)
+
+
+def test_passes_alone_have_a_row_for_each_shape(tmp_path):
+    """No engine is loaded; a longer prompt is one with more to share."""
+    dump = tmp_path / "dump.json"
+    command = [sys.executable, "-m", "verl.bench", "passes", "--config", "configs/bench_toy_cpu.yaml"]
+    command += ["--image", "112x112", "--ratio_groups", "2", "--dump", str(dump)]
+    command += ["--shape", "128:16:4", "--shape", "640:16:4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    short, long = json.loads(dump.read_text())["rows"]
+    assert (short["shape"], short["groups"]) == ({"prompt": 128, "response": 16, "n": 4}, 2)
+    assert (long["shape"]["prompt"], long["groups"]) == (640, 1)
+    for row in (short, long):
+        assert set(row["shared"]) == set(row["repeated"]) == {"old", "ref", "update"}
+        assert all(seconds > 0 for kind in ("shared", "repeated") for seconds in row[kind].values())
+    assert "RolloutWorker" not in done.stdout + done.stderr

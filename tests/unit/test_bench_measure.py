@@ -8,6 +8,7 @@ import pytest
 
 from verl.bench.inputs import draw_lengths, lognormal
 from verl.bench.measure import GpuMemory, add_times, main
+from verl.bench.passes import parse_shape, share_groups
 from verl.bench.setting import scale_load
 from verl.config.loading import load_config
 
@@ -104,3 +105,20 @@ def test_lengths_that_are_no_distribution_are_named(capsys, text):
     with pytest.raises(SystemExit):
         main(["step", "--config", TOY, "--lengths", text])
     assert f"{text} is not lognormal:MEDIAN:SIGMA" in capsys.readouterr().err
+
+
+def test_shapes_share_the_tokens_of_the_first():
+    """192 + 8 x 64 = 704 tokens a group; 4 groups of them, and as many tokens of the others on each of two ranks."""
+    shapes = [parse_shape(text) for text in ("192:64:8", "896:64:8", "192:64:16", "9999:64:8")]
+    assert [shape.tokens for shape in shapes] == [704, 1408, 1216, 10511]
+    assert share_groups(shapes, 4, 2) == [8, 4, 4, 2]
+
+
+@pytest.mark.parametrize("text", ["", "1586:400", "1586:400:8:1", "1586:0:8", "a:b:c"])
+def test_a_shape_that_is_none_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["passes", "--config", "configs/bench_toy_cpu.yaml", "--shape", text])
+    assert f"{text} is not PROMPT:RESPONSE:N" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["step", "--config", "configs/bench_toy_cpu.yaml", "--shape", "128:64:8"])
+    assert "--shape is of passes" in capsys.readouterr().err

@@ -29,7 +29,7 @@ from typing import Any
 
 from verl.bench.ablation import UNDONE, run_ablation
 from verl.bench.inputs import draw_lengths, lognormal
-from verl.bench.passes import print_ratio, run_passes
+from verl.bench.passes import parse_shape, print_ratio, run_passes
 from verl.bench.setting import ROOFLINE_FLOPS, prepare
 
 ROOFLINE_BYTES = 3e12
@@ -356,6 +356,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--ratio_groups", type=int, default=16, help="groups of a rank for shared against repeated; 0: skip it"
     )
+    parser.add_argument(
+        "--shape",
+        type=parse_shape,
+        action="append",
+        default=[],
+        help="PROMPT:RESPONSE:N of passes, once for each: tokens of a prompt and of a response, responses of a group",
+    )
     parser.add_argument("--memory_gb", type=float, help="GiB of each GPU that the run may take: trainer.memory_gb")
     parser.add_argument("--gpus", type=int, help="GPUs of this machine that have the configuration's load of one each")
     parser.add_argument(
@@ -366,6 +373,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     if arguments.undo and arguments.what != "ablation":
         parser.error("--undo names rows of an ablation; give the key itself, a.b=value")
+    if arguments.shape and arguments.what != "passes":
+        parser.error("--shape is of passes; name the lengths by keys, data.max_prompt_length=1586")
     if arguments.against and arguments.what == "ablation":
         parser.error("--against is of one run; an ablation compares its rows with its first")
     if arguments.what == "ablation":

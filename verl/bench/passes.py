@@ -1,15 +1,18 @@
 """Passes of a training step alone: seconds with prompts and images shared by a group, and repeated."""
 
 # ruff: noqa: T201  a table on the terminal is what this is for
+import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from verl.bench.setting import ROOFLINE_FLOPS, prepare
+from verl.bench.setting import ROOFLINE_FLOPS, Setting, prepare
 
 WARM_GROUPS = 4
 """Groups of the passes before the timed ones, in which kernels are compiled."""
+TITLES = "prompt response n groups old reference update all group mfu repeated times".split()
 
 
 def time_passes(actor: Any, groups: Any, shared: bool, kl_coef: float = 0.01) -> dict[str, float]:
@@ -49,29 +52,57 @@ def print_ratio(actor: Any, groups: Any) -> dict[str, dict[str, float]]:
     return {"shared": shared, "repeated": repeated, "ratio": ratio}
 
 
-def random_groups(config: Any, train_set: Any, num_groups: int, pad_token_id: int) -> Any:
-    """The first prompts with responses of random tokens, all of data.max_response_length."""
+def random_groups(shape: Any, prompts: Sequence[Any], pad_token_id: int) -> Any:
+    """Prompts with responses of random tokens, as many and as long as the shape says."""
     import torch
 
     from verl.data.dataset import collate_prompts
 
-    prompts = [train_set[index] for index in range(num_groups)]
     groups = collate_prompts(prompts, pad_token_id)
-    shape = num_groups, config.worker.rollout.n, config.data.max_response_length
+    sizes = len(prompts), shape.n, shape.response
     letters = prompts[0].ids[-8:]
-    chosen = torch.randint(len(letters), shape, generator=torch.Generator().manual_seed(0))
-    groups.batch["responses"] = letters[chosen]
-    groups.batch["response_mask"] = torch.ones(shape, dtype=torch.bool)
+    groups.batch["responses"] = letters[torch.randint(len(letters), sizes, generator=torch.Generator().manual_seed(0))]
+    groups.batch["response_mask"] = torch.ones(sizes, dtype=torch.bool)
     return groups
 
 
-def run_passes(arguments: Any) -> None:
-    """Loads the training ranks alone, and prints their passes' times and share of the roofline."""
+class Shape(NamedTuple):
+    """Tokens of a prompt with its picture, tokens of each response, and responses of a group."""
+
+    prompt: int
+    response: int
+    n: int
+
+    @property
+    def tokens(self) -> int:
+        """Of a group with a shared prompt."""
+        return self.prompt + self.n * self.response
+
+
+def parse_shape(text: str) -> Shape:
+    """The shape that `PROMPT:RESPONSE:N` names."""
+    try:
+        shape = Shape(*map(int, text.split(":")))
+    except (TypeError, ValueError):
+        shape = None
+    if shape is None or min(shape) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not PROMPT:RESPONSE:N, three numbers of at least 1, as 1586:400:8"
+        )
+    return shape
+
+
+def share_groups(shapes: Sequence[Shape], num_groups: int, num_ranks: int) -> list[int]:
+    """Groups of each shape, a multiple of the ranks: so many of the first, and about as many tokens of the others."""
+    tokens = num_groups * shapes[0].tokens
+    return [max(1, round(tokens / shape.tokens)) * num_ranks for shape in shapes]
+
+
+def run_passes(arguments: argparse.Namespace) -> None:
+    """Loads the training ranks alone, and prints their passes' times and share of the roofline for each shape."""
     import ray
     import torch
-    from transformers import AutoConfig
 
-    from verl.model.flops import group_flops
     from verl.trainer.dry_run import read_data_shape
     from verl.trainer.main import build_datasets, start_ray
     from verl.trainer.model_checks import measure_checked_model
@@ -83,32 +114,61 @@ def run_passes(arguments: Any) -> None:
     train_set, _ = build_datasets(config, setting.processor)
     gpu = measure_gpu(config, device)
     plan = make_plan(config, measure_checked_model(config), read_data_shape(train_set), gpu, device == "cuda")
-    config = plan.config
+    config, ranks = plan.config, plan.config.num_ranks
+    shapes = arguments.shape or [
+        Shape(setting.prompt_tokens, config.data.max_response_length, config.worker.rollout.n)
+    ]
+    limit = config.data.rollout_batch_size // ranks
+    counts = share_groups(shapes, min(arguments.ratio_groups or limit, limit), ranks)
+    name = f"{ranks} x {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
+    rows = []
     start_ray(config, device)
     try:
         actor = place_ranks(config, device, 1, find_place(config, device))
         actor.load(*actor.run_on(0, "open_store"))
         print("\n".join([*plan.lines, *probe_passes(plan, actor, train_set, pad)]), flush=True)
-        num_groups = min(arguments.ratio_groups * config.num_ranks, config.data.rollout_batch_size)
-        groups = random_groups(config, train_set, num_groups, pad)
-        for shared in (True, False):
-            time_passes(actor, groups[: min(WARM_GROUPS * config.num_ranks, num_groups)], shared)
-        ratio = print_ratio(actor, groups)
+        for shape, count in zip(shapes, counts, strict=True):
+            train_set = setting.with_prompts(shape.prompt)
+            groups = random_groups(shape, [train_set[index % len(train_set)] for index in range(count)], pad)
+            if not rows:
+                for shared in (True, False):
+                    time_passes(actor, groups[: min(WARM_GROUPS * ranks, count)], shared)
+            rows.append({"shape": shape._asdict(), "groups": count} | print_ratio(actor, groups))
     finally:
         ray.shutdown()
-    name = f"{config.num_ranks} x {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
-    model, lengths = (
-        AutoConfig.from_pretrained(config.worker.actor.model.model_path),
-        (setting.prompt_tokens, config.data.max_response_length, config.worker.rollout.n),
+    print(f"\n{name}, seconds of passes over groups of a shape, prompts shared and repeated")
+    titles = (
+        "prompt",
+        "response",
+        "n",
+        "groups",
+        "old",
+        "reference",
+        "update",
+        "all",
+        "a group",
+        "mfu",
+        "repeated",
+        "times",
     )
-    num_images, patches = setting.pictures
-    forward = group_flops(model, patches, *lengths, num_images=num_images).total * num_groups / config.num_ranks
-    print(f"\n{name}: {num_groups} groups of {lengths[2]} responses of {lengths[1]} tokens to {lengths[0]}")
-    print(f"{'pass':10s}" + "".join(f"{title:>15}" for title in ("shared, s", "repeated, s", "times less", "mfu")))
-    for key, passes in {"old": 1, "ref": 1, "update": 3, "all": 5}.items():
-        taken = [ratio[kind].get(key) or sum(ratio[kind].values()) for kind in ("shared", "repeated")]
-        cells = *(f"{seconds:.2f}" for seconds in taken), f"{taken[1] / taken[0]:.2f}"
-        share = passes * forward / taken[0] / ROOFLINE_FLOPS
-        print(f"{key:10s}" + "".join(f"{cell:>15}" for cell in (*cells, f"{share:.3f}")), flush=True)
+    print("".join(f"{title:>10}" for title in titles))
+    for shape, row in zip(shapes, rows, strict=True):
+        seconds, repeated = row["shared"], sum(row["repeated"].values())
+        whole = sum(seconds.values())
+        row["mfu"] = round(_operations(setting, shape, row["groups"]) / ranks / whole / ROOFLINE_FLOPS, 3)
+        cells = [*shape, row["groups"], *(f"{value:.2f}" for value in (*seconds.values(), whole))]
+        cells += [f"{whole / row['groups']:.3f}", row["mfu"], f"{repeated:.2f}", f"{repeated / whole:.2f}"]
+        print("".join(f"{cell:>10}" for cell in cells), flush=True)
     if arguments.dump:
-        Path(arguments.dump).write_text(json.dumps({"device": name, "lengths": lengths} | ratio, indent=1))
+        Path(arguments.dump).write_text(json.dumps({"device": name, "rows": rows}, indent=1))
+
+
+def _operations(setting: Setting, shape: Shape, num_groups: int) -> float:
+    """Operations of old and reference log-probs and of the update, which takes three times those of a forward pass."""
+    from transformers import AutoConfig
+
+    from verl.model.flops import group_flops
+
+    model = AutoConfig.from_pretrained(setting.config.worker.actor.model.model_path)
+    num_images, patches = setting.pictures
+    return 5 * num_groups * group_flops(model, patches, *shape, num_images=num_images).total

@@ -1,6 +1,7 @@
 """Setting of a benchmark: the configuration of its command line, its random model, and its rows."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -33,6 +34,7 @@ class Setting:
         processor: of the model.
         prompt_tokens: of every prompt.
         pictures: that the vision encoder sees apart in a prompt, and the patches of each.
+        write: writes the rows with prompts of so many tokens; returns `pictures`.
     """
 
     config: Any
@@ -40,6 +42,14 @@ class Setting:
     processor: Any
     prompt_tokens: int
     pictures: tuple[int, int]
+    write: Callable[[int], tuple[int, int]]
+
+    def with_prompts(self, num_tokens: int) -> Any:
+        """The data set with prompts of so many tokens in place of those that are there."""
+        from verl.trainer.main import build_datasets
+
+        self.write(num_tokens)
+        return build_datasets(self.config, self.processor)[0]
 
 
 def prepare(arguments: argparse.Namespace) -> Setting:
@@ -56,6 +66,11 @@ def prepare(arguments: argparse.Namespace) -> Setting:
         describe_random_model(model)
     chosen = [f"config={config_file}", f"data.train_files={rows}", f"data.val_files={rows}"]
     chosen += [f"worker.reward.reward_function={inputs.__file__}:{inputs.score_by_digest.__name__}", *overrides]
+    if arguments.shape:
+        largest = [max(sizes) for sizes in zip(*arguments.shape, strict=True)]
+        keys = ("data.max_prompt_length", "data.max_response_length", "worker.rollout.n")
+        chosen += [f"{key}={size}" for key, size in zip(keys, largest, strict=True)]
+        chosen += [f"worker.rollout.max_num_batched_tokens={largest[0] + largest[1]}"]
     rows.parent.mkdir(parents=True, exist_ok=True)
     rows.touch()
     config = load_config(chosen)
@@ -72,7 +87,9 @@ def prepare(arguments: argparse.Namespace) -> Setting:
     processor = load_run_processor(config)
     width, height = map(int, arguments.image.split("x"))
     prompt_tokens = min(arguments.prompt_tokens or config.data.max_prompt_length, config.data.max_prompt_length)
-    videos = video_settings(config, processor)
-    size = width, height
-    pictures = inputs.write_rows(rows, processor, config.data, size, prompt_tokens, arguments.frames, videos)
-    return Setting(config, device, processor, prompt_tokens, pictures)
+    videos, size = video_settings(config, processor), (width, height)
+
+    def write(num_tokens: int) -> tuple[int, int]:
+        return inputs.write_rows(rows, processor, config.data, size, num_tokens, arguments.frames, videos)
+
+    return Setting(config, device, processor, prompt_tokens, write(prompt_tokens), write)
