@@ -19,6 +19,7 @@ from PIL import Image
 
 from spatialthinker.storage.images import encode, load_image
 from tests.support.recording import FULL_AT_BYTES, describe, fill_disk
+from verl.model.videos import Video, take_frames
 from verl.protocol import DataProto
 from verl.protocol.row_values import as_objects
 from verl.trainer.recording.answered import Answered
@@ -104,6 +105,23 @@ def test_a_step_is_recorded_with_the_numbers_of_its_update(tmp_path):
     about = json.loads((tmp_path / "rollouts" / "about.json").read_text())
     assert about == {"version": 1, "reward": "test", "rule": "all", "parts": ["format", "accuracy"]}
     assert recorder.metrics() == {"recording/failed_steps": 0, "recording/dropped_steps": 0}
+
+
+def test_a_video_is_recorded_as_some_of_its_frames(tmp_path):
+    """Of 16 frames, each of one grey, the eight that are evenly spaced; all of a video of four."""
+    greys = [[10 * index for index in range(16)], [7, 77, 177, 207]]
+    videos = []
+    for each in greys:
+        frames = np.stack([np.full((28, 56, 3), grey, np.uint8) for grey in each])
+        videos.append(Video(frames.tobytes(), 28, 56, take_frames(len(frames), 2.0)))
+    answered = make_answered()
+    answered.groups.non_tensor_batch["videos"] = as_objects([[videos[0]], [videos[1]]])
+    record(tmp_path, ("train", 1, answered))
+    images, found = tmp_path / "rollouts" / "images", rows(tmp_path, "train", 1)
+    for row, num_images, expected in ((found[0], 1, [0, 20, 40, 60, 90, 110, 130, 150]), (found[2], 2, greys[1])):
+        frames = [load_image((images / name[:2] / name).read_bytes()) for name in row["images"][num_images:]]
+        assert {frame.size for frame in frames} == {(56, 28)}
+        assert [frame.getpixel((3, 3))[0] for frame in frames] == pytest.approx(expected, abs=2)
 
 
 def test_numbers_that_are_none_and_broken_text_are_recorded_as_such(tmp_path):

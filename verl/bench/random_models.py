@@ -104,6 +104,7 @@ RANDOM_MODELS: dict[str, dict[str, Any]] = {
             "linear_key_head_dim": 128,
             "linear_value_head_dim": 128,
             "linear_conv_kernel_dim": 4,
+            "mamba_ssm_dtype": "float32",
             "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 8,
             "max_position_embeddings": 262_144,
             "rope_parameters": {

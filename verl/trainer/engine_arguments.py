@@ -48,6 +48,7 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         "trust_remote_code": model.trust_remote_code,
         "seed": rollout.seed,
         "logprobs_mode": "processed_logprobs",
+        "mamba_ssm_cache_dtype": "float32",  # states of linear attention, as the ranks compute them
     }
     if config.worker.actor.routing_replay:
         engine["enable_return_routed_experts"] = True

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from verl.algos.divergences import compute_kl
+from verl.model.videos import Video
 from verl.protocol import DataProto
 from verl.trainer.recording.table import MAX_CHARACTERS, PART, Batch
 
@@ -40,6 +41,10 @@ class Answered:
     def column(self, name: str) -> list[Any]:
         """A column of the rows of the data set, by group."""
         return list(self.groups.non_tensor_batch[name])
+
+    def videos(self) -> list[list[Video]]:
+        """Sampled videos, by group."""
+        return list(self.groups.non_tensor_batch.get("videos", [[]] * len(self.groups)))
 
     def items(self) -> list[tuple[str, Any, str]]:
         """(response, ground truth, problem) of every response."""

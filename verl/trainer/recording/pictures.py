@@ -6,7 +6,11 @@ A picture's name is the SHA-256 of the bytes in its file.
 import hashlib
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from spatialthinker.storage.images import BrokenImage, encode, load_image
+from verl.model.videos import Video
 from verl.trainer.recording.files import write_whole
 
 MAX_BYTES = 131_072
@@ -15,6 +19,20 @@ MAX_PIXELS = 1_048_576
 """Pixels of such a JPEG at most; boxes have the frame that their row states."""
 JPEG_QUALITIES = (80, 60, 40)
 """Tried in this order, until one is small enough."""
+FRAMES_OF_VIDEO = 8
+"""Frames that stand for a video, at the size that the model sees."""
+
+
+def choose_frames(video: Video) -> list[np.ndarray]:
+    """Evenly spaced frames [height, width, 3] of a video, the first and the last among them."""
+    frames = video.frames
+    places = np.linspace(0, len(frames) - 1, FRAMES_OF_VIDEO).round().astype(int)
+    return [frames[index] for index in sorted(set(places))]
+
+
+def store_frame(folder: Path, frame: np.ndarray) -> str:
+    """As store_picture for a frame [height, width, 3] of a video, as a JPEG."""
+    return store_picture(folder, encode(Image.fromarray(frame), "JPEG", quality=JPEG_QUALITIES[0]))
 
 
 def store_picture(folder: Path, picture: bytes) -> str:

@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from verl.model.videos import Video
 from verl.trainer.recording.answered import Answered
 from verl.trainer.recording.background import Background
 from verl.trainer.recording.files import drop_after, step_file, write_whole
-from verl.trainer.recording.pictures import store_picture
+from verl.trainer.recording.pictures import choose_frames, store_frame, store_picture
 from verl.trainer.recording.selection import Rule, choose_groups
 from verl.trainer.recording.table import write_step
 
@@ -218,18 +219,18 @@ class Recorder:
         """Columns of the groups: why they are kept, their pictures' names, source and category."""
         uids, labels = [str(uid) for uid in answered.column("uid")], self.labels.get(kind)
         found = [labels(uid) if labels else (None, None) for uid in uids]
-        pictures = [
-            self._store(kind, uid, row) if reason else []
-            for uid, row, reason in zip(uids, answered.column("images"), kept, strict=True)
-        ]
+        rows = zip(uids, answered.column("images"), answered.videos(), kept, strict=True)
+        pictures = [self._store(kind, uid, images, videos) if why else [] for uid, images, videos, why in rows]
         sources, categories = [source for source, _ in found], [category for _, category in found]
         return {"kept": kept, "images": pictures, "source": sources, "category": categories, "uid": uids}
 
-    def _store(self, kind: str, uid: str, pictures: Sequence[bytes]) -> list[str]:
-        """Names of a row's pictures, which are stored when the row is first met."""
+    def _store(self, kind: str, uid: str, images: Sequence[bytes], videos: Sequence[Video]) -> list[str]:
+        """Names of a row's images and of some frames of its videos, which are stored when the row is first met."""
         if (kind, uid) not in self.pictures:
             folder = self.folder / "images"
-            names = [self.background(store_picture, folder, picture) for picture in pictures]
+            names = [self.background(store_picture, folder, image) for image in images]
+            frames = (frame for video in videos for frame in choose_frames(video))
+            names += [self.background(store_frame, folder, frame) for frame in frames]
             self.pictures[kind, uid] = names
         return self.pictures[kind, uid]
 
