@@ -209,6 +209,14 @@ def _estimate_tokens(request: Request) -> float:
     return len(request.prompt) / 4 + sum(image.width * image.height for image in request.images) / _PIXELS_PER_TOKEN
 
 
+def _cpu_type(model_path: str) -> str:
+    """Return the type in which vLLM computes the model on a CPU, linear attention in bfloat16 alone."""
+    from transformers import AutoConfig
+
+    layers = getattr(AutoConfig.from_pretrained(model_path).get_text_config(), "layer_types", None) or []
+    return "bfloat16" if "linear_attention" in layers else "float32"
+
+
 class VllmBackend:
     """vLLM's continuous batching over the whole set; at most MAX_IN_FLIGHT questions are in memory at a time."""
 
@@ -225,7 +233,8 @@ class VllmBackend:
 
         self.llm = LLM(
             options.model_path,
-            dtype="auto" if has_gpu else "float32",
+            dtype="auto" if has_gpu else _cpu_type(options.model_path),
+            mamba_ssm_cache_dtype="float32",  # states of linear attention
             seed=options.seed,
             tensor_parallel_size=options.tensor_parallel_size,
             max_model_len=-1,  # the model's own length, or what fits into the cache

@@ -13,6 +13,7 @@ import pytest
 
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
+from tests.support.tiny_model_folder import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
 ITEMS = 24
@@ -35,6 +36,22 @@ def test_vllm_and_transformers_give_the_same_greedy_answers(tmp_path):
     same = sum(answers["vllm"][key] == answers["huggingface"][key] for key in answers["vllm"])
     # Two implementations sum in different orders, so a near tie may fall either way.
     assert same >= ITEMS - 1
+
+
+@pytest.mark.e2e
+@pytest.mark.nightly
+def test_a_model_of_linear_attention_is_evaluated_on_a_cpu(tmp_path):
+    """In bf16, the one type in which vLLM computes it there."""
+    write_parquet([row for _, row in generate(ITEMS, seed=5, split="val")], parquet_path(tmp_path / "data", "val"))
+    folder = save_tiny_model(tmp_path / "model", family="qwen3_5")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "evaluation/evals.py", "--dataset", "stvqa", "--template", "spatial_thinker_full"]
+    command += ["--data_path", str(tmp_path / "data"), "--model_path", str(folder), "--provider", "vllm"]
+    command += ["--output_dir", str(tmp_path), "--custom_filename", "found", "--max_tokens", "8"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = json.loads((tmp_path / "found.json").read_text())
+    assert len(records) == ITEMS and all(record["response_tokens"] == 8 for record in records)
 
 
 @pytest.mark.e2e
