@@ -40,14 +40,21 @@ def merge(run, step: int):
     return actor / "huggingface"
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "qwen2", "qwen3"])
+LINEAR = ["worker.rollout.dtype=bf16", "worker.rollout.enable_chunked_prefill=true"]
+FAMILIES = ["qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen2", "qwen3"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_trains_saves_and_merges(data, tmp_path, family):
+    """Engine and ranks both in float32, but for linear attention: a CPU's engine computes it in bf16."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     (tmp_path / "reward.py").write_text(REWARD)
     folder, run = save_tiny_model(tmp_path / "model", family=family), tmp_path / "run"
     chosen = [f"worker.actor.model.model_path={folder}", f"worker.reward.reward_function={tmp_path}/reward.py"]
-    if "vl" not in family:  # limit_images is nothing for an engine that sees none
+    is_text, is_linear = family in ("qwen2", "qwen3"), family.startswith("qwen3_5")
+    chosen += LINEAR if is_linear else []
+    if is_text:  # limit_images is nothing for an engine that sees none
         chosen += ["data.text_only=true", "worker.rollout.limit_images=1"]
         rows = [{"problem": f"{i} + {i}?", "answer_option_text": str(2 * i)} for i in range(16)]
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -55,9 +62,10 @@ def test_a_family_trains_saves_and_merges(data, tmp_path, family):
     output = finish(start(data, run, *TINY, *chosen, "worker.actor.tis_imp_ratio_cap=2"), run)
     rows = metrics(run)
     assert sorted(rows) == [1, 2], output[-3000:]
-    assert all(row["actor/grad_norm"] > 0 and row["actor/rollout_prob_gap"] < 1e-5 for row in rows.values())
-    assert rows[1]["actor/tis_weight"] == pytest.approx(1, abs=1e-5)
-    loader = AutoModelForImageTextToText if "vl" in family else AutoModelForCausalLM
+    limit = 1e-3 if is_linear else 1e-5
+    assert all(row["actor/grad_norm"] > 0 and row["actor/rollout_prob_gap"] < limit for row in rows.values())
+    assert rows[1]["actor/tis_weight"] == pytest.approx(1, abs=limit)
+    loader = AutoModelForCausalLM if is_text else AutoModelForImageTextToText
     merged, before = (loader.from_pretrained(path, dtype=torch.float32) for path in (merge(run, 2), folder))
     pairs = list(zip(merged.parameters(), before.parameters(), strict=True))
     assert any(not torch.equal(new, old) for new, old in pairs) and all(new.isfinite().all() for new, _ in pairs)
