@@ -1,6 +1,7 @@
 """The benchmark runs the real trainer on the toy model, whole or its rollout alone."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ def test_every_phase_of_a_step_has_its_row(tmp_path, what, phases):
     parts = sum(row["seconds"] for name, row in table.items() if name != "whole step")
     assert parts == pytest.approx(table["whole step"]["seconds"], abs=0.01)
     assert table["rollout"]["tokens_per_s"] * table["rollout"]["seconds"] == pytest.approx(8 * 8 * mean, rel=0.01)
+    assert re.search(r"^Started in \d+ s: data \d+, Ray \d+, ranks and engines \d+, probe \d+$", done.stdout, re.M)
     assert ("ratio" in result) == (what == "step")
     num_steps = len(result["steps"])
     assert done.stdout.count(" save_checkpoint: ") == (num_steps if is_saving else 0)

@@ -96,7 +96,7 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
     """
     from verl.trainer.dry_run import read_data_shape
     from verl.trainer.main import build_datasets, start_ray
-    from verl.trainer.metrics import PhaseTimer
+    from verl.trainer.metrics import Laps, PhaseTimer
     from verl.trainer.model_checks import measure_checked_model
     from verl.trainer.placement import build_workers
     from verl.trainer.plan import make_plan, measure_gpu, probe_passes
@@ -147,7 +147,7 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
             self.groups = groups
             return super()._finish_step(groups, scores, metrics)
 
-    reward = build_reward(config)
+    laps, reward = Laps(), build_reward(config)
     train_set, val_set = build_datasets(config, processor)
     gpu = measure_gpu(config, device)
     plan = make_plan(
@@ -158,11 +158,15 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
         device == "cuda",
     )
     config = plan.config
+    laps.mark("data")
     start_ray(config, device)
-    actor, rollout = build_workers(config, device, processor, config.trainer.max_steps, None)
+    laps.mark("Ray")
+    actor, rollout = build_workers(config, device, processor, config.trainer.max_steps, None, laps)
     print(
         "\n".join([*plan.lines, *probe_passes(plan, actor, train_set, processor.tokenizer.pad_token_id)]), flush=True
     )
+    laps.mark("probe")
+    print(laps, flush=True)
     arguments = (config, actor, rollout, reward, train_set, val_set, processor.tokenizer.pad_token_id, recorder)
     trainer = BenchTrainer(*arguments)  # type: ignore[arg-type]
     trainer.timer = trainer.engines.timer = SpanTimer()
@@ -306,17 +310,15 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     device, is_step = setting.device, arguments.what == "step"
     memory, recorder = GpuMemory(), MetricsRecorder()
     memory.start()
-    started = time.perf_counter()
     trainer = make_trainer(setting.config, recorder, setting.processor, device, is_step)
     config = trainer.config
     if arguments.lengths:
         limit_responses(trainer, arguments.lengths)
-    load_s = time.perf_counter() - started
     try:
         trainer.fit()
         table = summarise(config, trainer, recorder, memory, setting.pictures, setting.prompt_tokens)
         name = f"{config.num_ranks} x {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
-        print(f"\n{name}: {len(recorder.steps)} steps, medians of those after the first; loading {load_s:.0f} s")
+        print(f"\n{name}: {len(recorder.steps)} steps, medians of those after the first")
         if arguments.against:
             add_times(table, arguments.against)
         print_table(table)

@@ -108,15 +108,19 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 def train(config: Config) -> None:
     """Builds data, rewards and worker groups, in the order in which their faults are cheapest to find, and trains."""
+    import psutil
     import ray
 
     from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run, read_data_shape
+    from verl.trainer.metrics import Laps
     from verl.trainer.plan import make_plan, measure_gpu, plan_dry_run, probe_passes
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
     from verl.trainer.resume import check_resume, identify
     from verl.trainer.tracking import Tracker
 
+    laps = Laps(psutil.Process().create_time())
     device, processor, model_shape, start = prepare(config)
+    laps.mark("checks")
     stall_s = config.trainer.watchdog_timeout_s
     watchdog = Watchdog(stall_s, Path(config.trainer.save_checkpoint_path) / "stacks") if stall_s else None
     reward, recorder = build_reward(config), None
@@ -140,6 +144,7 @@ def train(config: Config) -> None:
                 config, train_set, num_steps, phases, score_gold, GoldReader(config.worker.reward), plan.lines
             )
             return
+        laps.mark("data")
         print(describe_prompt(train_set, 0, scores))  # noqa: T201
         if warning := host_memory_warning(phases, device == "cpu", config.trainer.n_gpus_per_node):
             print(f"Warning: {warning}")  # noqa: T201
@@ -151,10 +156,13 @@ def train(config: Config) -> None:
             config_to_dict(config),
         )
         start_ray(config, device)
-        actor, rollout = build_workers(config, device, processor, num_steps, watchdog)
+        laps.mark("Ray")
+        actor, rollout = build_workers(config, device, processor, num_steps, watchdog, laps)
         print(f"Attention: {actor.run_on(0, 'describe_kernels')}", flush=True)  # noqa: T201
         pad_token_id = processor.tokenizer.pad_token_id
         print("\n".join([*plan.lines, *probe_passes(plan, actor, train_set, pad_token_id)]), flush=True)  # noqa: T201
+        laps.mark("probe")
+        print(laps, flush=True)  # noqa: T201
         sets = (train_set, val_set)
         recorder = build_recorder(config, *sets)
         trainer = GRPOTrainer(config, actor, rollout, reward, *sets, pad_token_id, tracker, start, identity, recorder)

@@ -6,6 +6,7 @@ from typing import Any
 
 from verl.config.records import Config
 from verl.distributed.watchdog import Watchdog
+from verl.trainer.metrics import Laps
 
 CPUS_PER_ACTOR = 1.0
 WITHOUT_MULTICAST = {
@@ -63,9 +64,14 @@ def place_ranks(config: Config, device: str, num_steps: int, place: Place, watch
 
 
 def build_workers(
-    config: Config, device: str, processor: Any, num_steps: int, watchdog: Watchdog | None = None
+    config: Config,
+    device: str,
+    processor: Any,
+    num_steps: int,
+    watchdog: Watchdog | None = None,
+    laps: Laps | None = None,
 ) -> tuple[Any, Any]:
-    """Training ranks and engines, loaded side by side.
+    """Training ranks and engines, loaded side by side; `laps` counts the seconds.
 
     On GPUs every worker.rollout.tensor_parallel_size ranks share an engine, which runs on their GPUs; on a CPU all of
     a machine do.
@@ -95,8 +101,11 @@ def build_workers(
     loading = [actor.start("load", host, port), rollout.start("prepare" if on_gpu else "load")]
     for wait in loading:
         wait()
+    laps = laps or Laps()
+    laps.mark("ranks" if on_gpu else "ranks and engines")
     if on_gpu:
         rollout.load()
+        laps.mark("engines")
     # An engine's death is told by the next call to it: ranks that are at work would be left between two states.
     actor.watched = []
     return actor, rollout
