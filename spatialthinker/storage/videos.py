@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,11 +120,12 @@ def decode_frames(source: VideoSource, indices: Sequence[int]) -> np.ndarray:
     Indices among the last TAIL_FRAMES of a file take the frame before, if the file ends early.
 
     Raises:
-        BrokenVideo: a frame cannot be decoded.
+        BrokenVideo: a frame cannot be decoded, or a file changes its size.
     """
     if isinstance(source, list):
         pictures = {index: _decode_frame(source, index) for index in set(indices)}
         return np.stack([pictures[index] for index in indices])
+    _check_one_size(source)
     cv2 = _opencv()
     wanted, frames, last = set(indices), {}, -1
     with _open_video(source) as capture:
@@ -144,6 +145,31 @@ def decode_frames(source: VideoSource, indices: Sequence[int]) -> np.ndarray:
             "it is cut off or broken"
         )
     return np.stack([frames[min(index, last)] for index in indices])
+
+
+def _check_one_size(source: bytes | Path) -> None:
+    """Passes if the key frames of a file, where alone a size can change, have one; OpenCV would scale the others."""
+    from av.error import FFmpegError
+
+    first: tuple[int, int] | None = None
+    # What is broken OpenCV's decoder finds, and is named as its fault.
+    with suppress(FFmpegError, OSError), _open_with_av(source) as container:
+        for stream in container.streams.video[:1]:
+            stream.codec_context.skip_frame = "NONKEY"
+            for frame in container.decode(stream):
+                size = frame.width, frame.height
+                first = first or size
+                if size != first:
+                    raise BrokenVideo(
+                        f"{name_source(source)} changes its size: {first[0]} x {first[1]} pixels at first and "
+                        f"{size[0]} x {size[1]} at {frame.time or 0:.1f} s; encode it in one size"
+                    )
+
+
+def _open_with_av(source: bytes | Path) -> Any:
+    import av
+
+    return av.open(io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}")
 
 
 def _decode_frame(frames: Sequence[ImageSource], number: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -281,6 +282,19 @@ def test_a_video_that_breaks_off_is_left_out_ahead_of_its_step(tmp_path, process
     stopping = open_rows(tmp_path, rows, processors["qwen3_vl"], image_dir=str(tmp_path))
     with pytest.raises(DataError, match=r"row 1: .*cut.avi ends behind 10 frames, and its header states more than 2"):
         stopping.readable([0, 1])
+
+
+@pytest.mark.parametrize("suffix", ["ts", "avi", "mpg"])
+def test_a_file_that_changes_its_size_is_named_and_not_scaled(tmp_path, suffix):
+    """OpenCV would bring the second part to the size of the first without a word."""
+    parts = [write_video(tmp_path / f"{size[0]}.{suffix}", 10, size=size) for size in ((64, 48), (96, 80))]
+    assert decode_frames(parts[1], [0, 9]).shape == (2, 80, 96, 3)
+    path = tmp_path / f"joined.{suffix}"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    words = "changes its size: 64 x 48 pixels at first and 96 x 80 at [0-9.]+ s; encode it in one size"
+    for source, name in ((path, f"the video {path}"), (path.read_bytes(), "a video")):
+        with pytest.raises(BrokenVideo, match=f"^{re.escape(name)} {words}$"):
+            decode_frames(source, [0, 4])
 
 
 def test_a_header_that_states_a_few_frames_too_many_is_forgiven(tmp_path):
