@@ -181,5 +181,16 @@ def test_without_its_package_a_gpu_computes_in_torch(monkeypatch):
     linear_attention._fast_kernels.cache_clear()
 
 
+def test_what_hopper_lacks_is_named_before_minutes_of_compiling(monkeypatch, tmp_path):
+    monkeypatch.setattr(linear_attention, "find_spec", lambda name: None)
+    assert linear_attention._missing_for_hopper() == "the package tilelang"
+    monkeypatch.setattr(linear_attention, "find_spec", lambda name: True)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert linear_attention._missing_for_hopper().startswith("CUDA's compiler nvcc: install CUDA's toolkit")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").touch()
+    assert linear_attention._missing_for_hopper() == ""
+
+
 def test_a_cpu_computes_in_torch():
     assert kernels_for(torch.device("cpu"), torch.bfloat16) == (chunk_gated_delta_rule, causal_conv1d)

@@ -10,8 +10,13 @@ these layers share its last state and the last W inputs of its convolution: both
 response, whose gradients add up in them.
 """
 
+import os
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, files
 from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
 from types import MethodType
 from typing import Any
 
@@ -127,6 +132,22 @@ def _unpacked_index(cu_seqlens: Tensor, multiple: int = 1) -> tuple[Tensor, Tens
     return (cu_seqlens[:-1].unsqueeze(1) + offset).masked_fill(~mask, 0).long(), mask
 
 
+def _missing_for_hopper() -> str:
+    """The first of TileLang and its compiler that is missing, in words; empty with both."""
+    if find_spec("tilelang") is None:
+        return "the package tilelang"
+    own = which("nvcc")
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    homes = [home] if home else [str(Path(own).parents[1])] if own else ["/usr/local/cuda", "/opt/cuda"]
+    with suppress(PackageNotFoundError):
+        homes += [
+            str(Path(str(file.locate())).parents[1]) for file in files("nvidia-cuda-nvcc") or () if file.name == "nvcc"
+        ]
+    if any((Path(each) / "bin" / "nvcc").is_file() for each in homes):
+        return ""
+    return "CUDA's compiler nvcc: install CUDA's toolkit and set CUDA_HOME, or install the package nvidia-cuda-nvcc"
+
+
 @cache
 def _fast_kernels(capability: tuple[int, int]) -> tuple[Any, Any]:
     """Those of flash-linear-attention; where they cannot be used, after a warning, those of this file."""
@@ -136,10 +157,10 @@ def _fast_kernels(capability: tuple[int, int]) -> tuple[Any, Any]:
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule as fast_delta_rule
 
     # With Triton 3.6 its own gradient is wrong on these GPUs, and flash-linear-attention refuses to compute it.
-    if capability == HOPPER and find_spec("tilelang") is None:
+    if capability == HOPPER and (missing := _missing_for_hopper()):
         print(  # noqa: T201
             "Warning: linear attention is computed by a slow form in torch: on Hopper GPUs flash-linear-attention "
-            "needs the package tilelang",
+            f"needs {missing}",
             flush=True,
         )
         return chunk_gated_delta_rule, fast_conv1d
