@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import batched, islice
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from evaluation.benchmarks.samples import Request, Sample, build_request
 from spatialthinker.prompts import IMAGE_MARK
@@ -209,7 +209,7 @@ def _estimate_tokens(request: Request) -> float:
     return len(request.prompt) / 4 + sum(image.width * image.height for image in request.images) / _PIXELS_PER_TOKEN
 
 
-def _cpu_type(model_path: str) -> str:
+def _cpu_type(model_path: str) -> Literal["bfloat16", "float32"]:
     """Return the type in which vLLM computes the model on a CPU, linear attention in bfloat16 alone."""
     from transformers import AutoConfig
 

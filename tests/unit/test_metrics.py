@@ -5,7 +5,6 @@ import torch
 
 from verl.protocol import DataProto
 from verl.trainer.metrics import (
-    Laps,
     compute_data_metrics,
     compute_memory_metrics,
     compute_timing_metrics,
@@ -110,12 +109,3 @@ def test_splitting_tokens_over_ranks_does_not_change_a_mean():
 def test_memory_is_that_of_this_machine_and_process():
     metrics = compute_memory_metrics()
     assert 0 < metrics["perf/driver_memory_gb"] < metrics["perf/cpu_memory_used_gb"] * 2
-
-
-def test_a_start_is_told_by_its_parts(monkeypatch):
-    """From 100 to 103.4, 109 and 110.6 s of the clock."""
-    laps, clock = Laps(100.0), iter((103.4, 109.0, 110.6))
-    monkeypatch.setattr("verl.trainer.metrics.time.time", lambda: next(clock))
-    for name in ("checks", "ranks", "probe"):
-        laps.mark(name)
-    assert str(laps) == "Started in 11 s: checks 3, ranks 6, probe 2"

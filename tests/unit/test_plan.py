@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_memory_estimate import DATA, MODEL
-from verl.bench import random_models
+from verl.bench.random_models import describe_random_model
 from verl.config.auto import ENGINE, EXPERIENCE, KEPT, UPDATE, WITHOUT_GPU, with_values
 from verl.config.loading import load_config
 from verl.config.records import Config, ConfigError
@@ -64,39 +64,35 @@ def test_a_card_without_room_for_the_engine_is_one_error():
     assert "offloading does not make room: train with LoRA" in str(caught.value)
 
 
-SEVEN = "runs/bench/random_qwen2_5_vl_7b"
 OFFLOADED = "worker.actor.fsdp.enable_cpu_offload"
 
 
-def seven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Plan:
+def seven(tmp_path: Path, *arguments: str) -> Plan:
     """The dry run's plan of LoRA on a model of Qwen2.5-VL-7B's shape, without a GPU at hand."""
-    tokenizer = Path("configs/toy_model").resolve()
-    config = load_config(
-        [*LOAD, "worker.actor.model.lora.rank=64", f"worker.actor.model.model_path={SEVEN}", *arguments]
-    )
-    monkeypatch.setattr(random_models, "TOKENIZER_FOLDER", str(tokenizer))
-    monkeypatch.chdir(tmp_path)
-    random_models.describe_random_model(Path(SEVEN))
+    folder = tmp_path / "random_qwen2_5_vl_7b"
+    describe_random_model(folder)
+    chosen = ["worker.actor.model.lora.rank=64", f"worker.actor.model.model_path={folder}"]
+    config = load_config([*LOAD, *chosen, *arguments])
     return plan_dry_run(config, measure_checked_model(config), DATA, None, False)
 
 
-def test_a_dry_run_chooses_what_lora_on_a_7b_needs_on_24_gib(tmp_path, monkeypatch):
+def test_a_dry_run_chooses_what_lora_on_a_7b_needs_on_24_gib(tmp_path):
     """The base of 15.4 GiB beside an engine's: one of the two waits in host memory."""
-    plan = seven(tmp_path, monkeypatch, "trainer.memory_gb=24")
+    plan = seven(tmp_path, "trainer.memory_gb=24")
     assert plan.lines[0].startswith("As configured it is not estimated to fit: ")
     assert plan.lines[1:4] == ["It is with these keys:", f"  {OFFLOADED}=true", "Plan for GPUs of 24.0 GiB:"]
     assert attrgetter(OFFLOADED)(plan.config)
     assert 15.4 + 1.5 < attrgetter(ENGINE)(plan.config) * 24 < 24 - 4
 
 
-def test_a_dry_run_changes_nothing_where_it_fits(tmp_path, monkeypatch):
-    plan = seven(tmp_path, monkeypatch, "trainer.memory_gb=80")
+def test_a_dry_run_changes_nothing_where_it_fits(tmp_path):
+    plan = seven(tmp_path, "trainer.memory_gb=80")
     assert plan.lines[0] == "Plan for GPUs of 80.0 GiB:" and not attrgetter(OFFLOADED)(plan.config)
 
 
-def test_a_model_that_no_offloading_makes_room_for_is_refused_with_what_would(tmp_path, monkeypatch):
+def test_a_model_that_no_offloading_makes_room_for_is_refused_with_what_would(tmp_path):
     with pytest.raises(ConfigError, match=r"offloading does not make room: .* or raise trainer.n_gpus_per_node"):
-        seven(tmp_path, monkeypatch, "trainer.memory_gb=12")
+        seven(tmp_path, "trainer.memory_gb=12")
 
 
 def test_a_run_without_room_names_the_keys_that_make_it():

@@ -96,9 +96,9 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
     """
     from verl.trainer.dry_run import read_data_shape
     from verl.trainer.main import build_datasets, start_ray
-    from verl.trainer.metrics import Laps, PhaseTimer
+    from verl.trainer.metrics import PhaseTimer
     from verl.trainer.model_checks import measure_checked_model
-    from verl.trainer.placement import build_workers
+    from verl.trainer.placement import Laps, build_workers
     from verl.trainer.plan import make_plan, measure_gpu, probe_passes
     from verl.trainer.ray_trainer import GRPOTrainer
     from verl.trainer.rewards import build_reward

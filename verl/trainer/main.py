@@ -22,7 +22,7 @@ from verl.config.loading import config_to_dict, load_config
 from verl.config.records import Config, ConfigError, TrainerConfig
 from verl.config.sources import COLUMN, list_sources, name_source
 from verl.distributed.watchdog import Watchdog
-from verl.trainer.placement import CPUS_PER_ACTOR, build_workers, cluster_address
+from verl.trainer.placement import CPUS_PER_ACTOR, Laps, build_workers, cluster_address
 from verl.trainer.rewards import (
     GoldReader,
     GoldScore,
@@ -112,7 +112,6 @@ def train(config: Config) -> None:
     import ray
 
     from verl.trainer.dry_run import describe_prompt, host_memory_warning, plan_memory, print_dry_run, read_data_shape
-    from verl.trainer.metrics import Laps
     from verl.trainer.plan import make_plan, measure_gpu, plan_dry_run, probe_passes
     from verl.trainer.ray_trainer import GRPOTrainer, count_steps
     from verl.trainer.resume import check_resume, identify

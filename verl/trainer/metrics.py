@@ -17,23 +17,6 @@ TIMED_PER_RESPONSE_TOKEN = ("gen", "reward")
 TIMED_PER_TOKEN = ("old", "ref", "values", "adv", "update_critic", "update_actor")
 
 
-class Laps:
-    """Seconds of the parts of a start, one after the other, since a time in seconds since the epoch."""
-
-    def __init__(self, begin: float | None = None) -> None:
-        self.begin = self.last = time.time() if begin is None else begin
-        self.seconds: dict[str, float] = {}
-
-    def mark(self, name: str) -> None:
-        """Ends a part."""
-        now = time.time()
-        self.seconds[name], self.last = now - self.last, now
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in self.seconds.items())
-        return f"Started in {self.last - self.begin:.0f} s: {parts}"
-
-
 class PhaseTimer:
     """Seconds of the phases of a step by name; a phase that is entered again adds up."""
 

@@ -1,12 +1,12 @@
 """Training ranks and engines on the machines and GPUs of a cluster."""
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from verl.config.records import Config
 from verl.distributed.watchdog import Watchdog
-from verl.trainer.metrics import Laps
 
 CPUS_PER_ACTOR = 1.0
 WITHOUT_MULTICAST = {
@@ -22,6 +22,23 @@ def cluster_address() -> str | None:
     """The Ray cluster that RAY_ADDRESS names; None when the run starts Ray itself."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return None if address in ("", "local") else address
+
+
+class Laps:
+    """Seconds of the parts of a start, one after the other, since a time in seconds since the epoch."""
+
+    def __init__(self, begin: float | None = None) -> None:
+        self.begin = self.last = time.time() if begin is None else begin
+        self.seconds: dict[str, float] = {}
+
+    def mark(self, name: str) -> None:
+        """Ends a part."""
+        now = time.time()
+        self.seconds[name], self.last = now - self.last, now
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in self.seconds.items())
+        return f"Started in {self.last - self.begin:.0f} s: {parts}"
 
 
 @dataclass(frozen=True)
