@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.cpu_offload import check_host_memory
 from tests.support.gpus import counts
-from verl.trainer.placement import WITHOUT_MULTICAST
+from verl.trainer.worker_groups import WITHOUT_MULTICAST
 
 pytestmark = pytest.mark.gpu
 

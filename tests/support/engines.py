@@ -17,7 +17,7 @@ from verl.data.processor import load_run_processor
 from verl.distributed.single_controller import WorkerGroup
 from verl.protocol import DataProto
 from verl.trainer.main import start_ray
-from verl.trainer.placement import build_workers
+from verl.trainer.worker_groups import build_workers
 
 LARGEST_MEAN_GAP = {"fp32": 1e-5, "bf16": 0.01}
 """Of log-probs between engine and actor, by the engine's type."""

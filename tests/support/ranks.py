@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from verl.distributed.fsdp import init_mesh
-from verl.trainer.placement import WITHOUT_MULTICAST
+from verl.trainer.worker_groups import WITHOUT_MULTICAST
 
 TIMEOUT_S = 120
 

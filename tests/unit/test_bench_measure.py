@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from verl.bench import setting
 from verl.bench.inputs import draw_lengths, lognormal
 from verl.bench.measure import GpuMemory, add_times, main
 from verl.bench.passes import parse_shape, share_groups
@@ -122,3 +123,24 @@ def test_a_shape_that_is_none_is_refused(text, capsys):
     with pytest.raises(SystemExit):
         main(["step", "--config", "configs/bench_toy_cpu.yaml", "--shape", "128:64:8"])
     assert "--shape is of passes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--lengths", "lognormal:20:0.6"], "--lengths and --against are of steps"),
+        (["--frames", "-1"], "--frames -1: a video has at least one frame"),
+    ],
+)
+def test_what_passes_do_not_read_is_refused(words, told, capsys):
+    with pytest.raises(SystemExit):
+        main(["passes", "--config", "configs/bench_toy_cpu.yaml", *words])
+    assert told in capsys.readouterr().err
+
+
+def test_a_prompt_shorter_than_its_picture_is_refused_before_anything_loads(tmp_path, monkeypatch):
+    """A picture of 112 x 112 in a prompt of 12 tokens, beside one of 128."""
+    monkeypatch.setattr(setting, "FOLDER", tmp_path)
+    words = "passes --config configs/bench_toy_cpu.yaml --image 112x112 --shape 12:8:4 --shape 128:8:4".split()
+    with pytest.raises(SystemExit, match="the image alone takes [0-9]+ of a prompt's 12 tokens; make it longer"):
+        main(words)

@@ -84,7 +84,9 @@ def write_rows(
     missing = num_tokens - len(prompt.ids)
     if missing < 0:
         what = f"a video of {num_frames} frames" if num_frames else "the image"
-        raise SystemExit(f"{what} alone takes {num_tokens - missing} tokens; raise data.max_prompt_length")
+        raise SystemExit(
+            f"{what} alone takes {num_tokens - missing} of a prompt's {num_tokens} tokens; make it longer"
+        )
     rows = [row(mark + FILLER * missing) for _ in range(data.rollout_batch_size)]
     pq.write_table(pa.Table.from_pylist(rows), path)
     if num_frames:

@@ -98,11 +98,11 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
     from verl.trainer.main import build_datasets, start_ray
     from verl.trainer.metrics import PhaseTimer
     from verl.trainer.model_checks import measure_checked_model
-    from verl.trainer.placement import Laps, build_workers
     from verl.trainer.plan import make_plan, measure_gpu, probe_passes
     from verl.trainer.ray_trainer import GRPOTrainer
     from verl.trainer.rewards import build_reward
     from verl.trainer.saver import TrainState
+    from verl.trainer.worker_groups import Laps, build_workers
 
     class SpanTimer(PhaseTimer):
         """Phases with the times at which they began and ended, printed as they end."""
@@ -377,6 +377,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--undo names rows of an ablation; give the key itself, a.b=value")
     if arguments.shape and arguments.what != "passes":
         parser.error("--shape is of passes; name the lengths by keys, data.max_prompt_length=1586")
+    if arguments.frames < 0:
+        parser.error(f"--frames {arguments.frames}: a video has at least one frame; 0 shows a picture")
+    if arguments.what == "passes" and (arguments.lengths or arguments.against):
+        parser.error("--lengths and --against are of steps; a run of passes has shapes, --shape 1586:400:8")
     if arguments.against and arguments.what == "ablation":
         parser.error("--against is of one run; an ablation compares its rows with its first")
     if arguments.what == "ablation":

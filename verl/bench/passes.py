@@ -15,6 +15,38 @@ WARM_GROUPS = 4
 TITLES = "prompt response n groups old reference update all group mfu repeated times".split()
 
 
+class Shape(NamedTuple):
+    """Tokens of a prompt with its picture, tokens of each response, and responses of a group."""
+
+    prompt: int
+    response: int
+    n: int
+
+    @property
+    def tokens(self) -> int:
+        """Of a group with a shared prompt."""
+        return self.prompt + self.n * self.response
+
+
+def parse_shape(text: str) -> Shape:
+    """The shape that `PROMPT:RESPONSE:N` names."""
+    try:
+        shape = Shape(*map(int, text.split(":")))
+    except (TypeError, ValueError):
+        shape = None
+    if shape is None or min(shape) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not PROMPT:RESPONSE:N, three numbers of at least 1, as 1586:400:8"
+        )
+    return shape
+
+
+def share_groups(shapes: Sequence[Shape], num_groups: int, num_ranks: int) -> list[int]:
+    """Groups of each shape, a multiple of the ranks: so many of the first, and about as many tokens of the others."""
+    tokens = num_groups * shapes[0].tokens
+    return [max(1, round(tokens / shape.tokens)) * num_ranks for shape in shapes]
+
+
 def time_passes(actor: Any, groups: Any, shared: bool, kl_coef: float = 0.01) -> dict[str, float]:
     """Seconds of old and reference log-probs and update over the groups."""
     import torch
@@ -52,7 +84,7 @@ def print_ratio(actor: Any, groups: Any) -> dict[str, dict[str, float]]:
     return {"shared": shared, "repeated": repeated, "ratio": ratio}
 
 
-def random_groups(shape: Any, prompts: Sequence[Any], pad_token_id: int) -> Any:
+def random_groups(shape: Shape, prompts: Sequence[Any], pad_token_id: int) -> Any:
     """Prompts with responses of random tokens, as many and as long as the shape says."""
     import torch
 
@@ -66,38 +98,6 @@ def random_groups(shape: Any, prompts: Sequence[Any], pad_token_id: int) -> Any:
     return groups
 
 
-class Shape(NamedTuple):
-    """Tokens of a prompt with its picture, tokens of each response, and responses of a group."""
-
-    prompt: int
-    response: int
-    n: int
-
-    @property
-    def tokens(self) -> int:
-        """Of a group with a shared prompt."""
-        return self.prompt + self.n * self.response
-
-
-def parse_shape(text: str) -> Shape:
-    """The shape that `PROMPT:RESPONSE:N` names."""
-    try:
-        shape = Shape(*map(int, text.split(":")))
-    except (TypeError, ValueError):
-        shape = None
-    if shape is None or min(shape) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text} is not PROMPT:RESPONSE:N, three numbers of at least 1, as 1586:400:8"
-        )
-    return shape
-
-
-def share_groups(shapes: Sequence[Shape], num_groups: int, num_ranks: int) -> list[int]:
-    """Groups of each shape, a multiple of the ranks: so many of the first, and about as many tokens of the others."""
-    tokens = num_groups * shapes[0].tokens
-    return [max(1, round(tokens / shape.tokens)) * num_ranks for shape in shapes]
-
-
 def run_passes(arguments: argparse.Namespace) -> None:
     """Loads the training ranks alone, and prints their passes' times and share of the roofline for each shape."""
     import ray
@@ -106,8 +106,8 @@ def run_passes(arguments: argparse.Namespace) -> None:
     from verl.trainer.dry_run import read_data_shape
     from verl.trainer.main import build_datasets, start_ray
     from verl.trainer.model_checks import measure_checked_model
-    from verl.trainer.placement import find_place, place_ranks
     from verl.trainer.plan import make_plan, measure_gpu, probe_passes
+    from verl.trainer.worker_groups import find_place, place_ranks
 
     setting = prepare(arguments)
     config, device, pad = setting.config, setting.device, setting.processor.tokenizer.pad_token_id
@@ -121,7 +121,7 @@ def run_passes(arguments: argparse.Namespace) -> None:
     limit = config.data.rollout_batch_size // ranks
     counts = share_groups(shapes, min(arguments.ratio_groups or limit, limit), ranks)
     name = f"{ranks} x {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
-    rows = []
+    rows: list[dict[str, Any]] = []
     start_ray(config, device)
     try:
         actor = place_ranks(config, device, 1, find_place(config, device))
@@ -133,34 +133,27 @@ def run_passes(arguments: argparse.Namespace) -> None:
             if not rows:
                 for shared in (True, False):
                     time_passes(actor, groups[: min(WARM_GROUPS * ranks, count)], shared)
-            rows.append({"shape": shape._asdict(), "groups": count} | print_ratio(actor, groups))
+            row = {"shape": shape._asdict(), "groups": count} | print_ratio(actor, groups)
+            whole = sum(row["shared"].values())
+            row["mfu"] = round(_operations(setting, shape, count) / ranks / whole / ROOFLINE_FLOPS, 3)
+            rows.append(row)
+            if arguments.dump:  # what is measured stays, should a later shape fail
+                Path(arguments.dump).write_text(json.dumps({"device": name, "rows": rows}, indent=1))
     finally:
         ray.shutdown()
-    print(f"\n{name}, seconds of passes over groups of a shape, prompts shared and repeated")
-    titles = (
-        "prompt",
-        "response",
-        "n",
-        "groups",
-        "old",
-        "reference",
-        "update",
-        "all",
-        "a group",
-        "mfu",
-        "repeated",
-        "times",
-    )
-    print("".join(f"{title:>10}" for title in titles))
-    for shape, row in zip(shapes, rows, strict=True):
-        seconds, repeated = row["shared"], sum(row["repeated"].values())
-        whole = sum(seconds.values())
-        row["mfu"] = round(_operations(setting, shape, row["groups"]) / ranks / whole / ROOFLINE_FLOPS, 3)
-        cells = [*shape, row["groups"], *(f"{value:.2f}" for value in (*seconds.values(), whole))]
-        cells += [f"{whole / row['groups']:.3f}", row["mfu"], f"{repeated:.2f}", f"{repeated / whole:.2f}"]
-        print("".join(f"{cell:>10}" for cell in cells), flush=True)
-    if arguments.dump:
-        Path(arguments.dump).write_text(json.dumps({"device": name, "rows": rows}, indent=1))
+        if rows:
+            print(f"\n{name}, seconds of passes over groups of a shape, prompts shared and repeated")
+            print("".join(f"{title:>10}" for title in TITLES))
+        for row in rows:
+            print("".join(f"{cell:>10}" for cell in _cells(row)), flush=True)
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    """Cells of the row, in the order of TITLES."""
+    seconds, repeated = row["shared"], sum(row["repeated"].values())
+    whole = sum(seconds.values())
+    cells = [*row["shape"].values(), row["groups"], *(f"{value:.2f}" for value in (*seconds.values(), whole))]
+    return [*cells, f"{whole / row['groups']:.3f}", row["mfu"], f"{repeated:.2f}", f"{repeated / whole:.2f}"]
 
 
 def _operations(setting: Setting, shape: Shape, num_groups: int) -> float:

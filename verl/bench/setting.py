@@ -10,6 +10,8 @@ from typing import Any
 from verl.bench import inputs
 from verl.bench.random_models import RANDOM_MODELS, describe_random_model, draw_weights
 
+FOLDER = Path("runs/bench")
+"""Of the rows, and of the random models that configurations name."""
 ROOFLINE_FLOPS = 800e12
 """FLOP/s of an H100 on large bf16 matmuls: the roofline that bounds times from below."""
 
@@ -59,9 +61,8 @@ def prepare(arguments: argparse.Namespace) -> Setting:
     from verl.trainer.main import check_versions, choose_device, video_settings
 
     config_file, overrides = arguments.config, arguments.overrides
-    folder = Path("runs/bench")
-    rows = folder / "rows.parquet"
-    random_models = [folder / name for name in RANDOM_MODELS if name in f"{Path(config_file).read_text()} {overrides}"]
+    rows = FOLDER / "rows.parquet"
+    random_models = [FOLDER / name for name in RANDOM_MODELS if name in f"{Path(config_file).read_text()} {overrides}"]
     for model in random_models:
         describe_random_model(model)
     chosen = [f"config={config_file}", f"data.train_files={rows}", f"data.val_files={rows}"]
@@ -92,4 +93,6 @@ def prepare(arguments: argparse.Namespace) -> Setting:
     def write(num_tokens: int) -> tuple[int, int]:
         return inputs.write_rows(rows, processor, config.data, size, num_tokens, arguments.frames, videos)
 
+    if arguments.shape:
+        write(min(shape.prompt for shape in arguments.shape))  # what is too short is said before anything loads
     return Setting(config, device, processor, prompt_tokens, write(prompt_tokens), write)

@@ -22,7 +22,6 @@ from verl.config.loading import config_to_dict, load_config
 from verl.config.records import Config, ConfigError, TrainerConfig
 from verl.config.sources import COLUMN, list_sources, name_source
 from verl.distributed.watchdog import Watchdog
-from verl.trainer.placement import CPUS_PER_ACTOR, Laps, build_workers, cluster_address
 from verl.trainer.rewards import (
     GoldReader,
     GoldScore,
@@ -33,6 +32,7 @@ from verl.trainer.rewards import (
     reward_key,
     row_check,
 )
+from verl.trainer.worker_groups import CPUS_PER_ACTOR, Laps, build_workers, cluster_address
 
 USER_ERROR = 2
 INTERRUPTED = 130

@@ -1,4 +1,4 @@
-"""Training ranks and engines on the machines and GPUs of a cluster."""
+"""Worker groups of a run: training ranks and engines, placed on the machines of a cluster and loaded."""
 
 import os
 import time
