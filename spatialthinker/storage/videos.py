@@ -155,6 +155,8 @@ def _check_one_size(source: bytes | Path) -> None:
     # What is broken OpenCV's decoder finds, and is named as its fault.
     with suppress(FFmpegError, OSError), _open_with_av(source) as container:
         for stream in container.streams.video[:1]:
+            if stream.codec_context is None:  # of a codec that it does not know
+                return
             stream.codec_context.skip_frame = "NONKEY"
             for frame in container.decode(stream):
                 size = frame.width, frame.height
