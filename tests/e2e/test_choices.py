@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tests.support.tiny_model_folder import save_tiny_model
 from tests.support.training import ROOT, finish, learned, make_data, metrics, start
+from tests.support.videos import write_video
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
 
@@ -69,6 +71,25 @@ def test_a_family_trains_saves_and_merges(data, tmp_path, family):
     merged, before = (loader.from_pretrained(path, dtype=torch.float32) for path in (merge(run, 2), folder))
     pairs = list(zip(merged.parameters(), before.parameters(), strict=True))
     assert any(not torch.equal(new, old) for new, old in pairs) and all(new.isfinite().all() for new, _ in pairs)
+
+
+def test_a_run_over_video_files_trains_and_records_frames(tmp_path):
+    rows = []
+    for seed in range(8):
+        video = write_video(tmp_path / f"{seed}.mp4", 12, seed=seed)
+        rows.append({"problem": "<video>What moves?", "answer_option_text": "a", "videos": [str(video)]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "reward.py").write_text(REWARD)
+    folder, run = save_tiny_model(tmp_path / "model", family="qwen2_5_vl"), tmp_path / "run"
+    chosen = [f"worker.actor.model.model_path={folder}", f"worker.reward.reward_function={tmp_path}/reward.py"]
+    chosen += [f"data.{split}_files={tmp_path}/rows.jsonl" for split in ("train", "val")]
+    finish(start(tmp_path, run, *TINY, *chosen, "trainer.max_steps=1", "worker.actor.tis_imp_ratio_cap=2"), run)
+    row = metrics(run)[1]
+    assert row["actor/grad_norm"] > 0 and row["actor/rollout_prob_gap"] < 1e-5
+    recorded = pq.read_table(run / "rollouts" / "train_step_000001.parquet").to_pylist()[0]
+    images = run / "rollouts" / "images"
+    assert len(recorded["images"]) == 4  # the fewest that are sampled of a file
+    assert all((images / name[:2] / name).is_file() for name in recorded["images"])
 
 
 def test_filtering_weights_and_a_greedy_baseline(data, tmp_path):

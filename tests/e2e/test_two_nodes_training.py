@@ -48,3 +48,20 @@ def test_a_training_over_two_nodes_takes_no_third_and_names_the_one_that_is_lost
     assert re.search(words, told, re.MULTILINE), told[-5000:]
     rows = metrics(run)
     assert len(rows) >= 2 and all(row["actor/grad_norm"] >= 0 for row in rows.values())
+
+
+@pytest.mark.nightly
+def test_one_machine_goes_on_from_what_two_saved_and_the_other_way_round(tmp_path):
+    """A rank on each of two nodes, then both on one, then on two again."""
+    make_data(tmp_path / "data", num_train=8, num_val=2)
+    run, small = tmp_path / "run", SMALL[:4]
+    two, one = ([f"trainer.nnodes={nodes}", f"trainer.n_gpus_per_node={2 // nodes}"] for nodes in (2, 1))
+    for step, layout in enumerate((two, one, two), 1):
+        chosen = [*small, *layout, f"trainer.max_steps={step}"]
+        if layout is one:
+            told = finish(start(tmp_path / "data", run, *chosen), run)
+        else:
+            with two_nodes(CPUS_PER_NODE) as cluster:
+                told = finish(start(tmp_path / "data", run, *chosen, address=cluster.address), run)
+        assert step == 1 or f"Resumed step {step - 1} of {step} from {run}" in told, told[-3000:]
+    assert sorted(metrics(run)) == [1, 2, 3]
