@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from tests.support.bare_checkout import bare_checkout
 from verl.config.loading import config_to_dict, load_config
 from verl.config.records import Config
 
@@ -33,7 +34,7 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_config_loads(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(bare_checkout(tmp_path))
     # What lies below runs/ is made by a command, so it is not there yet.
     kinds = ("_files", "model_path")
     made = [key for key, value in read_yaml(path).items() if "runs/" in str(value) and key.endswith(kinds)]

@@ -9,6 +9,7 @@ import pytest
 from spatialthinker.rewards import REWARDS
 from spatialthinker.schema import parquet_path, write_parquet
 from spatialthinker.synthetic import generate
+from tests.support.bare_checkout import bare_checkout
 from verl.config.loading import load_config
 from verl.config.records import Config
 from verl.trainer import main as program
@@ -34,7 +35,7 @@ def arguments_of(script: Path, tmp_path: Path, *given: str) -> list[str]:
 def config_of(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *given: str) -> Config:
     arguments = arguments_of(ROOT / "scripts" / name, tmp_path, *given)
     assert arguments[:2] == ["-m", "verl.trainer.main"]
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(bare_checkout(tmp_path))
     return load_config(arguments[2:], tuple(REWARDS))
 
 
