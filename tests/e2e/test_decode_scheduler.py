@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,12 +26,20 @@ RESET = 60
 FLAT = (type(None), bool, int, float, str, bytes)
 
 
-def make_scheduler(scheduler_class, is_async):
+LAYERS, CHOSEN = 3, 2
+"""Layers of a mixture of experts, and experts of each token."""
+
+
+def make_scheduler(scheduler_class, is_async, returns_experts=False):
     from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
     model = ModelConfig(model=str(TOY_MODEL), max_model_len=LONGEST)
+    if returns_experts:
+        model.enable_return_routed_experts = True
+        for name, value in {"num_experts": 8, "num_experts_per_tok": CHOSEN, "num_hidden_layers": LAYERS}.items():
+            setattr(model.hf_text_config, name, value)
     scheduler = SchedulerConfig(
         max_num_seqs=20,
         max_num_batched_tokens=192,
@@ -110,22 +119,36 @@ def flatten(value: Any, path: str = "", seen: dict[int, str] | None = None) -> I
         yield path, seen[id(value)]
 
 
-def run(scheduler_class, is_async, is_for_gpu, output_kind):
+def route(scheduler, plan):
+    """Experts of a step's tokens, which tell step, request and position, and the tokens' slots in the KV cache."""
+    from vllm.v1.outputs import RoutedExpertsLists
+
+    rows, slots = [], []
+    for number, count in plan.num_scheduled_tokens.items():
+        ends = scheduler.requests[number].num_computed_tokens
+        blocks = scheduler.kv_cache_manager.get_blocks(number).get_block_ids()[0]
+        for position in range(ends - count, ends):
+            rows.append([[scheduler.current_step % 251, position]] * LAYERS)
+            slots.append(blocks[position // BLOCK] * BLOCK + position % BLOCK)
+    return RoutedExpertsLists(np.array(rows, dtype=np.uint8), np.array(slots))
+
+
+def run(scheduler_class, is_async, is_for_gpu, output_kind, returns_experts=False):
     """Every step's plan, every request's tokens and what its client was told; as many steps under way as in an engine.
 
-    What a client is told: tokens, how often, and why it ended. Last come the changes of the scheduler's and the
-    requests' attributes with each plan and each update.
+    What a client is told: tokens, how often, why it ended, and experts. Last come the changes of the scheduler's and
+    the requests' attributes with each plan and each update.
     """
     from vllm.v1.outputs import ModelRunnerOutput
     from vllm.v1.request import RequestStatus
 
-    scheduler = make_scheduler(scheduler_class, is_async)
+    scheduler = make_scheduler(scheduler_class, is_async, returns_experts)
     scheduler.use_v2_model_runner = is_for_gpu  # it is told less of what it knows
     requests = list(make_requests(output_kind))
     late = requests[-NUM_SAMPLES:]
     for request in requests[:-NUM_SAMPLES]:
         scheduler.add_request(request)
-    plans, under_way, told = [], [], {request.request_id: ([], [], []) for request in requests}
+    plans, under_way, told = [], [], {request.request_id: ([], [], [], []) for request in requests}
     preempted, changes, last = 0, [], {}
 
     def note_changes():
@@ -148,16 +171,17 @@ def run(scheduler_class, is_async, is_for_gpu, output_kind):
         # A prompt that is not yet computed to its end gives no token.
         writing = [i for i in plan.num_scheduled_tokens if not scheduler.requests[i].is_prefill_chunk]
         if plan.num_scheduled_tokens:
-            under_way.append((plan, writing))
+            under_way.append((plan, writing, route(scheduler, plan) if returns_experts else None))
         if len(under_way) > is_async or (under_way and not plan.num_scheduled_tokens):
-            done, writing = under_way.pop(0)
+            done, writing, routing = under_way.pop(0)
             ids = list(done.num_scheduled_tokens)
             tokens = [[7 * len(plans) % 500 + k % 5] if i in writing else [] for k, i in enumerate(ids)]
-            result = ModelRunnerOutput(ids, {i: k for k, i in enumerate(ids)}, tokens)
+            result = ModelRunnerOutput(ids, {i: k for k, i in enumerate(ids)}, tokens, routed_experts=routing)
             for outputs in scheduler.update_from_output(done, result).values():
                 for output in outputs.outputs:
-                    ids, times, ends = told[output.request_id]
+                    ids, times, ends, experts = told[output.request_id]
                     ids.extend(output.new_token_ids)
+                    experts.extend([] if output.routed_experts is None else output.routed_experts.tolist())
                     times.append(len(plans))
                     ends.extend([output.finish_reason, output.stop_reason] if output.finish_reason is not None else [])
             note_changes()
@@ -198,18 +222,40 @@ def test_plans_counters_and_tokens_are_those_of_vllm(is_async, is_for_gpu, is_fi
     assert preempted > 0
     assert len(num_short) > 10
     assert sum(map(bool, tokens)) >= len(tokens) - len(ABORTED)
-    assert any(STOP in ends for _, _, ends in told.values())
+    assert any(STOP in ends for _, _, ends, _ in told.values())
     for step, (plan, expected) in enumerate(zip(plans, expected_plans, strict=True)):
         assert plan == expected, {key: (step, plan[key], expected[key]) for key in plan if plan[key] != expected[key]}
     assert tokens == expected_tokens
     assert not find_differences(changes, expected_changes)
     for number in told.keys() - set(ABORTED.values()):
-        (ids, times, ends), (expected_ids, expected_times, expected_ends) = told[number], expected_told[number]
+        ids, times, ends, _ = told[number]
+        expected_ids, expected_times, expected_ends, _ = expected_told[number]
         assert (ids, ends) == (expected_ids, expected_ends)
         assert times[-1] == expected_times[-1]
         assert times == expected_times or is_final_only
     if is_final_only:  # the first token and the last, and what is written while blocks are taken away
-        assert sum(len(times) for _, times, _ in told.values()) < 4 * len(told)
+        assert sum(len(times) for _, times, *_ in told.values()) < 4 * len(told)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_experts_of_every_token_are_those_that_vllm_returns(is_async, monkeypatch):
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from verl.workers.decode_scheduler import DecodeScheduler, SyncDecodeScheduler
+
+    own, theirs = (DecodeScheduler, AsyncScheduler) if is_async else (SyncDecodeScheduler, Scheduler)
+    num_short = count_calls(monkeypatch, own, "_schedule_decode")
+    ran = [run(scheduler, is_async, False, RequestOutputKind.FINAL_ONLY, True) for scheduler in (own, theirs)]
+    (plans, tokens, told, preempted, _), (expected_plans, expected_tokens, expected_told, *_) = ran
+    assert preempted > 0
+    assert len(num_short) > 10
+    assert (plans, tokens) == (expected_plans, expected_tokens)
+    assert told == expected_told
+    whole = [experts for ids, _, _, experts in told.values() if len(ids) > 1]
+    assert len(whole) > 10
+    assert all(len(experts) > IMAGE and len(experts[0]) == LAYERS for experts in whole)
 
 
 @pytest.mark.parametrize("method", ["_update_request_with_output", "_update_after_schedule"])

@@ -41,11 +41,12 @@ class _DecodeFastPath(Scheduler):
             or self.log_stats
             or self.defer_block_free
             or self.needs_kv_cache_zeroing
-            or self.enable_return_routed_experts
             or self.has_mamba_layers
             or self.dynamic_sd_lookup is not None
             or 0 < self.scheduler_config.long_prefill_token_threshold
         )
+        # A step's routing goes with the output of its tokens, which vLLM itself has to give.
+        self.buffers_tokens = self.supports_fast_path and not self.enable_return_routed_experts
 
         if self.has_mamba_layers:  # states have blocks of their own, which are taken at other tokens
             return
@@ -70,7 +71,8 @@ class _DecodeFastPath(Scheduler):
         annotated: Any = request  # with two attributes of this class
         sampling = request.sampling_params
         is_buffered = (
-            sampling is not None
+            self.buffers_tokens
+            and sampling is not None
             and sampling.output_kind == RequestOutputKind.FINAL_ONLY
             and sampling.logprobs is None
             and sampling.prompt_logprobs is None
@@ -165,11 +167,25 @@ class _DecodeFastPath(Scheduler):
         self._update_after_schedule(plan)
         return plan
 
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        """As vLLM's; where experts are returned, only requests without a token yet have their blocks listed.
+
+        vLLM lists all blocks of every request in every step, and reads the list with a request's first token alone.
+        """
+        returns_experts, self.enable_return_routed_experts = self.enable_return_routed_experts, False
+        super()._update_after_schedule(scheduler_output)
+        self.enable_return_routed_experts = returns_experts
+        if returns_experts:
+            group = self.routed_experts_mgr.attn_gid
+            for number in scheduler_output.num_scheduled_tokens:
+                if not self.requests[number]._output_token_ids:
+                    self._re_block_ids[number] = self.kv_cache_manager.get_blocks(number).get_block_ids()[group]
+
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """Applies sampled tokens; buffered ones are output together at the end of their request."""
-        if not self.supports_fast_path or model_runner_output.kv_connector_output:
+        if not self.buffers_tokens or model_runner_output.kv_connector_output:
             return super().update_from_output(scheduler_output, model_runner_output)
         tokens, index = model_runner_output.sampled_token_ids, model_runner_output.req_id_to_index
         others: dict[str, int] = {}
