@@ -30,6 +30,12 @@ from vllm.v1.attention.ops.merge_attn_states import merge_attn_states
 
 MAX_GROUP_ROWS = 64
 """Rows of a group; more samples of a prompt form several groups."""
+FEW_ROWS = 32
+"""Rows of a step up to which every row reads its own prompt.
+
+At the end of a rollout hardly two rows of a prompt are left, and two calls take longer than one. CUDA graphs are
+captured for steps of exactly so many rows (`cudagraph_sizes`), so that a graph holds one kind of steps alone.
+"""
 
 
 @dataclass
@@ -93,7 +99,7 @@ def split_prefixes(table: Tensor, lens: Tensor, starts: Tensor, block_size: int)
 
 
 class SharedPrefixBuilder(FlashAttentionMetadataBuilder):
-    """Metadata builder: cascade attention for decode-only steps, vLLM's own for others."""
+    """Metadata builder: cascade attention for decode-only steps of many rows, vLLM's own for others."""
 
     supports_update_block_table = False
 
@@ -118,7 +124,8 @@ class SharedPrefixBuilder(FlashAttentionMetadataBuilder):
     ) -> FlashAttentionMetadata:
         """Attention metadata of a step; with cascade attention that of the prefixes is in `groups`."""
         step = common_attn_metadata
-        if step.max_query_len > 1 or common_prefix_len or step.causal is not True or not self.supports_cascade:
+        is_plain = step.num_reqs <= FEW_ROWS or step.max_query_len > 1 or common_prefix_len or step.causal is not True
+        if is_plain or not self.supports_cascade:
             return super().build(common_prefix_len, step, fast_build)
         rows = slice(step.num_reqs)
         lens, starts = step.seq_lens[rows], step.query_start_loc
