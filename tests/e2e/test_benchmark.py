@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from verl.bench.inputs import draw_lengths, lognormal
+from verl.bench.kernels import by_kind
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -70,7 +71,7 @@ def test_passes_alone_have_a_row_for_each_shape(tmp_path):
     """No engine is loaded; a longer prompt is one with more to share."""
     dump = tmp_path / "dump.json"
     command = [sys.executable, "-m", "verl.bench", "passes", "--config", "configs/bench_toy_cpu.yaml"]
-    command += ["--image", "112x112", "--ratio_groups", "2", "--dump", str(dump)]
+    command += ["--image", "112x112", "--ratio_groups", "2", "--dump", str(dump), "--kernels"]
     command += ["--shape", "128:16:4", "--shape", "640:16:4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -80,4 +81,7 @@ def test_passes_alone_have_a_row_for_each_shape(tmp_path):
     for row in (short, long):
         assert set(row["shared"]) == set(row["repeated"]) == {"old", "ref", "update"}
         assert all(seconds > 0 for kind in ("shared", "repeated") for seconds in row[kind].values())
+        update = by_kind(row["kernels"]["update"])
+        assert 0 < update["products"] < update["wall"] and update["attention"] > 0 and update["optimizer"] > 0
+        assert sum(update.values()) == pytest.approx(2 * update["wall"], rel=0.01)  # on a CPU one after the other
     assert "RolloutWorker" not in done.stdout + done.stderr

@@ -365,6 +365,7 @@ def main(argv: list[str] | None = None) -> int:
         default=[],
         help="PROMPT:RESPONSE:N of passes, once for each: tokens of a prompt and of a response, responses of a group",
     )
+    parser.add_argument("--kernels", action="store_true", help="what passes spend their time on, by kind of kernel")
     parser.add_argument("--memory_gb", type=float, help="GiB of each GPU that the run may take: trainer.memory_gb")
     parser.add_argument("--gpus", type=int, help="GPUs of this machine that have the configuration's load of one each")
     parser.add_argument(
@@ -377,6 +378,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--undo names rows of an ablation; give the key itself, a.b=value")
     if arguments.shape and arguments.what != "passes":
         parser.error("--shape is of passes; name the lengths by keys, data.max_prompt_length=1586")
+    if arguments.kernels and arguments.what != "passes":
+        parser.error("--kernels is of passes")
     if arguments.frames < 0:
         parser.error(f"--frames {arguments.frames}: a video has at least one frame; 0 shows a picture")
     if arguments.what == "passes" and (arguments.lengths or arguments.against):

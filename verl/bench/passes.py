@@ -4,7 +4,8 @@
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from verl.bench.setting import ROOFLINE_FLOPS, Setting, prepare
 
 WARM_GROUPS = 4
 """Groups of the passes before the timed ones, in which kernels are compiled."""
+KL_COEF = 0.01
 TITLES = "prompt response n groups old reference update all group mfu repeated times".split()
 
 
@@ -47,8 +49,10 @@ def share_groups(shapes: Sequence[Shape], num_groups: int, num_ranks: int) -> li
     return [max(1, round(tokens / shape.tokens)) * num_ranks for shape in shapes]
 
 
-def time_passes(actor: Any, groups: Any, shared: bool, kl_coef: float = 0.01) -> dict[str, float]:
-    """Seconds of old and reference log-probs and update over the groups."""
+def time_passes(
+    actor: Any, groups: Any, shared: bool, watch: Callable[[str], AbstractContextManager[None]] = nullcontext
+) -> dict[str, float]:
+    """Seconds of old and reference log-probs and update over the groups; each runs in the context of `watch`."""
     import torch
 
     from verl.trainer.ray_trainer import GROUP_COLUMNS, GROUP_KEYS
@@ -59,15 +63,16 @@ def time_passes(actor: Any, groups: Any, shared: bool, kl_coef: float = 0.01) ->
     seconds = {}
     carrier = groups.select(["response_mask"], [])
     carrier.batch["advantages"] = torch.randn(carrier.batch["response_mask"].shape[:2])
-    carrier.meta_info |= {"step": 1, "kl_coef": kl_coef}
+    carrier.meta_info |= {"step": 1, "kl_coef": KL_COEF}
     for name, method in (
         ("old", actor.compute_log_probs),
         ("ref", actor.compute_ref_log_probs),
         ("update", actor.update_actor),
     ):
-        start = time.perf_counter()
-        out = method(carrier)
-        seconds[name] = time.perf_counter() - start
+        with watch(name):
+            start = time.perf_counter()
+            out = method(carrier)
+            seconds[name] = time.perf_counter() - start
         if name != "update":
             carrier.batch[f"{name}_log_probs"] = out.batch[f"{name}_log_probs"]
     return seconds
@@ -103,6 +108,7 @@ def run_passes(arguments: argparse.Namespace) -> None:
     import ray
     import torch
 
+    from verl.bench.kernels import KernelTable, ProfiledWorker
     from verl.trainer.dry_run import read_data_shape
     from verl.trainer.main import build_datasets, start_ray
     from verl.trainer.model_checks import measure_checked_model
@@ -124,7 +130,7 @@ def run_passes(arguments: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     start_ray(config, device)
     try:
-        actor = place_ranks(config, device, 1, find_place(config, device))
+        actor = place_ranks(config, device, 1, find_place(config, device), cls=ProfiledWorker)
         actor.load(*actor.run_on(0, "open_store"))
         print("\n".join([*plan.lines, *probe_passes(plan, actor, train_set, pad)]), flush=True)
         for shape, count in zip(shapes, counts, strict=True):
@@ -136,6 +142,11 @@ def run_passes(arguments: argparse.Namespace) -> None:
             row = {"shape": shape._asdict(), "groups": count} | print_ratio(actor, groups)
             whole = sum(row["shared"].values())
             row["mfu"] = round(_operations(setting, shape, count) / ranks / whole / ROOFLINE_FLOPS, 3)
+            if arguments.kernels:
+                table = KernelTable(actor)
+                time_passes(actor, groups, True, table.watch)
+                table.print()
+                row["kernels"] = table.passes
             rows.append(row)
             if arguments.dump:  # what is measured stays, should a later shape fail
                 Path(arguments.dump).write_text(json.dumps({"device": name, "rows": rows}, indent=1))

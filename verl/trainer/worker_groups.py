@@ -65,13 +65,20 @@ def find_place(config: Config, device: str) -> Place:
     return Place(pool, shared, {"OMP_NUM_THREADS": str(threads_per_rank(config))})
 
 
-def place_ranks(config: Config, device: str, num_steps: int, place: Place, watchdog: Watchdog | None = None) -> Any:
-    """Training ranks that have yet to load."""
+def place_ranks(
+    config: Config,
+    device: str,
+    num_steps: int,
+    place: Place,
+    watchdog: Watchdog | None = None,
+    cls: type | None = None,
+) -> Any:
+    """Training ranks that have yet to load; of a subclass of FSDPWorker, if one is given."""
     from verl.distributed.single_controller import WorkerGroup, WorkerSpec
     from verl.workers.fsdp_worker import FSDPWorker
 
     spec = WorkerSpec(
-        cls=FSDPWorker,
+        cls=cls or FSDPWorker,
         kwargs={"config": config, "device": device, "num_steps": num_steps},
         name="actor",
         num_cpus=CPUS_PER_ACTOR,

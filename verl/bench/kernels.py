@@ -1,0 +1,102 @@
+"""Kernels of the passes by kind: which seconds of old and reference log-probs and of the update go where.
+
+torch's profiler notes every kernel of a GPU, and on a CPU every operator, of the first rank.
+"""
+
+# ruff: noqa: T201  a table on the terminal is what this is for
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from verl.distributed.single_controller import Dispatch, register
+from verl.workers.fsdp_worker import FSDPWorker
+
+KINDS = {
+    "attention": re.compile(r"flash|fmha|attention|attn", re.IGNORECASE),
+    "products": re.compile(
+        r"gemm|gemv|nvjet|cutlass|xmma|cublas|grouped_mm|aten::(addmm|mm|bmm|linear)", re.IGNORECASE
+    ),
+    "optimizer": re.compile(r"adam|foreach|multi_tensor", re.IGNORECASE),
+    "copies": re.compile(r"memcpy|memset|aten::copy_|aten::_to_copy|nccl", re.IGNORECASE),
+}
+"""Kind -> names of its kernels; the first that fits counts."""
+REST = "others"
+"""Norms, activations, rotations, losses: what reads and writes much and computes little."""
+NUM_LONGEST = 12
+
+Seconds = dict[str, float]
+"""Name of a kernel -> its seconds; WALL is the time that passed."""
+WALL = "wall"
+
+
+def kind_of(kernel: str) -> str:
+    """The kind of a kernel or operator by its name."""
+    return next((kind for kind, names in KINDS.items() if names.search(kernel)), REST)
+
+
+class ProfiledWorker(FSDPWorker):
+    """A training worker whose kernels are noted between two calls."""
+
+    @register(Dispatch.ONE_TO_ALL)
+    def start_kernels(self) -> None:
+        """Begins to note kernels."""
+        on_gpu = self.device.type == "cuda"
+        kernels = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+        self.profile = profile(activities=[kernels], acc_events=True)
+        self.profile.start()
+        self.started = time.perf_counter()
+
+    @register(Dispatch.ONE_TO_ALL)
+    def kernel_seconds(self) -> Seconds:
+        """Seconds of every kernel since start_kernels, and those that passed."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - self.started
+        self.profile.stop()
+        seconds: Counter[str] = Counter()
+        for event in self.profile.key_averages():
+            on_gpu = event.device_type != torch.autograd.DeviceType.CPU  # type: ignore[attr-defined]
+            if on_gpu == (self.device.type == "cuda"):
+                seconds[event.key] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+        return {**seconds, WALL: wall}
+
+
+class KernelTable:
+    """Kernels of each pass of a group of ProfiledWorkers."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.passes: dict[str, Seconds] = {}
+
+    @contextmanager
+    def watch(self, name: str) -> Iterator[None]:
+        """Context of a pass."""
+        self.actor.start_kernels()
+        yield
+        self.passes[name] = self.actor.kernel_seconds()[0]
+
+    def print(self) -> None:
+        """Prints the seconds of each kind in each pass, and the kernels of the update that take longest."""
+        print("\nseconds of kernels, prompts shared, of the first rank")
+        print(f"{'pass':10s}" + "".join(f"{kind:>11s}" for kind in (*KINDS, REST, "none", WALL)))
+        for name, seconds in self.passes.items():
+            print(f"{name:10s}" + "".join(f"{value:11.3f}" for value in by_kind(seconds).values()), flush=True)
+        longest = sorted(self.passes.get("update", {}).items(), key=lambda item: -item[1])
+        for kernel, seconds in [item for item in longest if item[0] != WALL][:NUM_LONGEST]:
+            print(f"{seconds:10.3f} s  {kind_of(kernel):10s} {kernel[:90]}", flush=True)
+
+
+def by_kind(kernels: Mapping[str, float]) -> Seconds:
+    """Seconds of each kind, those in which none ran ("none", at least 0), and all that passed."""
+    seconds = dict.fromkeys((*KINDS, REST), 0.0)
+    for kernel, value in kernels.items():
+        if kernel != WALL:
+            seconds[kind_of(kernel)] += value
+    idle = max(0.0, kernels[WALL] - sum(seconds.values()))
+    return seconds | {"none": idle, WALL: kernels[WALL]}
