@@ -4,19 +4,17 @@ Images stay encoded in the data set's memory-mapped file until an item is sent, 
 number of items.
 """
 
-import ast
-import bisect
 import hashlib
-import json
 import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.benchmarks.benchmark import FULL_TEMPLATE, Benchmark
+from evaluation.benchmarks.choices import read_choices
+from evaluation.benchmarks.data_files import read_rows
 from evaluation.benchmarks.media import MediaFolder, read_frames
 from evaluation.benchmarks.templates import render_question
 from evaluation.scoring.areas import (
@@ -27,7 +25,6 @@ from evaluation.scoring.areas import (
     parse_corner_box,
 )
 from evaluation.scoring.strict import Grade, Reference, grade_response, resolve_reference
-from spatialthinker.answer_grammar import LETTERS
 from spatialthinker.prompts import IMAGE_MARK
 from spatialthinker.schema import question_with_options
 from spatialthinker.storage.images import BrokenImage, find_image, load_image, read_file
@@ -44,12 +41,6 @@ _BARE_ANSWER_REQUEST = re.compile(
     r"(?<!\s)\s*(?:Please answer directly with (?:only the letter|a single word or number)"
     r"|Answer with the option's letter from the given choices)[^.]{0,200}\."
 )
-_FILE_KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv"}
-_CHOICE_MARK = re.compile(r"(?<!\w)\(?([A-Z])[).:]\s+")
-_MAX_CHOICES_CHARS = 50_000
-"""A longer question is searched for its choices at its end alone; a longer Python literal is no list."""
-_QUOTED = re.compile(r"""[\s,]*+('(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")""", re.DOTALL)
-_SPLIT_ALIASES = {"val": ("val", "validation"), "validation": ("validation", "val")}
 
 
 @dataclass(frozen=True)
@@ -220,7 +211,7 @@ def _build_sample(benchmark: Benchmark, index: int, item_id: str, row: dict[str,
     question = _BARE_ANSWER_REQUEST.sub("", _without_tags(question) if benchmark.has_tags else question).rstrip()
     if benchmark.context and row[benchmark.context]:
         question = f"{str(row[benchmark.context]).strip()}\n{question}"
-    choices = _read_choices(benchmark, row, question)
+    choices = read_choices(benchmark, row, question)
     if benchmark.shuffles_choices:
         choices = tuple(random.Random(index).sample(choices, len(choices)))
     cell = row[benchmark.answer] if benchmark.answer else _IN_MASK
@@ -284,103 +275,6 @@ def _state_form(benchmark: Benchmark, row: dict[str, Any], reference: Reference)
         parse_box(reference.text or "")
     decimals = row[benchmark.precision] if benchmark.precision else None
     return replace(reference, form=form, decimals=None if decimals is None else int(decimals))
-
-
-def _read_choices(benchmark: Benchmark, row: dict[str, Any], question: str) -> tuple[str, ...]:
-    if benchmark.has_choices_in_question:
-        return find_choices(question)
-    if benchmark.choice_columns:
-        cells = [row[column] for column in benchmark.choice_columns]
-        filled = [cell for cell in cells if cell is not None and str(cell).strip()]
-        if cells[: len(filled)] != filled:
-            raise ValueError(f"a choice is missing before another one in {', '.join(benchmark.choice_columns)}")
-        return tuple(str(cell) for cell in filled)
-    if benchmark.choices is None:
-        return benchmark.fixed_choices
-    cell = row[benchmark.choices]
-    is_lettered = isinstance(cell, str) and not cell.lstrip().startswith("[")
-    choices = find_choices(cell) if is_lettered else parse_list(cell)
-    if is_lettered and cell.strip() and not choices:
-        raise ValueError(f"{cell!r} is no list and names no lettered choices")
-    if len(choices) > len(LETTERS):
-        raise ValueError(f"{len(choices)} choices, at most {len(LETTERS)} have a letter")
-    return _strip_letters(choices)
-
-
-def find_choices(question: str) -> tuple[str, ...]:
-    """Return the choices that a question lists as "A: ...", "(A) ..." or "A. ..."; () where it lists none."""
-    question = question[-_MAX_CHOICES_CHARS:]
-    marks: dict[str, list[re.Match[str]]] = {letter: [] for letter in LETTERS}
-    for mark in _CHOICE_MARK.finditer(question):
-        marks[mark[1]].append(mark)
-    for start in reversed(marks["A"]):
-        chosen = [start]
-        for letter in LETTERS[1:]:
-            following = bisect.bisect_left(marks[letter], chosen[-1].end(), key=re.Match.start)
-            if following == len(marks[letter]):
-                break
-            chosen.append(marks[letter][following])
-        if len(chosen) == 1:
-            continue
-        ends = [mark.start() for mark in chosen[1:]] + [len(question)]
-        texts = [
-            question[mark.end() : end].split("\n")[0].rstrip(" ,;") for mark, end in zip(chosen, ends, strict=True)
-        ]
-        return tuple(texts)
-    return ()
-
-
-def parse_list(value: Any) -> tuple[str, ...]:
-    """Return the texts of a list that may be written as JSON, as a Python literal or as numpy prints it.
-
-    In the last, `['a' 'b']`, no comma stands between the elements: Python alone would read one text "ab".
-    Errors: ValueError for anything else.
-    """
-    if value is None:
-        return ()
-    if not isinstance(value, str):
-        elements = list(value)
-        while elements and elements[-1] is None:
-            elements.pop()
-        if None in elements:
-            raise ValueError(f"{value!r} has an empty element before another one")
-        return tuple(str(element) for element in elements)
-    text = value.strip()
-    if not text:
-        return ()
-    if not (text.startswith("[") and text.endswith("]")):
-        raise ValueError(f"{value!r} is no list")
-    try:
-        return tuple(str(element) for element in json.loads(text))
-    except (json.JSONDecodeError, RecursionError):
-        pass
-    if len(text) > _MAX_CHOICES_CHARS:
-        raise ValueError(
-            f"a cell of {len(text)} characters is no list; the limit is {_MAX_CHOICES_CHARS}, but for JSON"
-        )
-    try:
-        if (strings := _split_strings(text[1:-1])) is not None:
-            return tuple(str(ast.literal_eval(string)) for string in strings)
-        return tuple(str(element) for element in ast.literal_eval(text))
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{value!r} is no list") from error
-
-
-def _split_strings(text: str) -> list[str] | None:
-    """Return the quoted strings of a text that holds nothing else but commas and blanks between them, or None."""
-    strings, position = [], 0
-    while piece := _QUOTED.match(text, position):
-        strings.append(piece[1])
-        position = piece.end()
-    return strings if strings and not text[position:].strip(" ,\t\r\n") else None
-
-
-def _strip_letters(choices: tuple[str, ...]) -> tuple[str, ...]:
-    """Drop the letters of choices that all carry their own, such as "(A) dog"."""
-    found = [re.match(rf"\(?{LETTERS[i]}[).:]\s+(?=\S)", text) for i, text in enumerate(choices)]
-    if choices and all(found):
-        return tuple(text[match.end() :] for text, match in zip(choices, found, strict=True) if match)
-    return choices
 
 
 class _ImageReader:
@@ -456,86 +350,3 @@ def decode_image(data: bytes, item_id: str) -> "Image.Image":
         return load_image(data)
     except BrokenImage as error:
         raise ValueError(f"item {item_id}: its image cannot be decoded: {error}") from error
-
-
-def read_rows(benchmark: Benchmark, data_path: str | None, split: str) -> tuple[Any, MediaFolder]:
-    """Return the `datasets.Dataset` of a split, its images left encoded, and the files beside it."""
-    import datasets
-
-    rows: Any = None
-    if data_path is None and (benchmark.archives or benchmark.data_file):
-        data_path = _fetch_files(benchmark)
-        if benchmark.data_file is None and benchmark.config is not None:
-            rows = datasets.load_dataset(benchmark.repo, benchmark.config, split=split, revision=benchmark.revision)
-    folder = Path(data_path).parent if data_path and Path(data_path).is_file() else Path(data_path or ".")
-    media = MediaFolder(folder.absolute(), benchmark.archives)  # engines have another working directory
-    if rows is not None:
-        pass
-    elif data_path is None:
-        rows = datasets.load_dataset(benchmark.repo, benchmark.config, split=split, revision=benchmark.revision)
-    elif (Path(data_path) / "state.json").is_file():
-        rows = datasets.load_from_disk(str(Path(data_path).absolute()))
-    else:
-        rows = _read_local(benchmark, Path(data_path), split, media)
-    for column in (*benchmark.images, *([benchmark.mask] if benchmark.mask else [])):
-        feature = rows.features.get(column)
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
-            rows = rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    return rows, media
-
-
-def _fetch_files(benchmark: Benchmark) -> str:
-    """Return the folder of the repository's archives and data files, fetched from the hub."""
-    from huggingface_hub import snapshot_download
-
-    wanted = [*benchmark.archives, benchmark.data_file or "*.parquet"]
-    return snapshot_download(
-        benchmark.repo, repo_type="dataset", revision=benchmark.revision, allow_patterns=[*wanted]
-    )
-
-
-def _read_local(benchmark: Benchmark, path: Path, split: str, media: MediaFolder) -> Any:
-    """Return the rows of a file or folder, or of a file of lines in one of the archives."""
-    import datasets
-
-    if benchmark.data_file and (path / benchmark.data_file).is_file():
-        return _read_files([str(path / benchmark.data_file)])
-    if path.is_dir() and (place := media.find_member(f"{split}.jsonl")):
-        lines = media.read(place[1]).decode("utf-8").splitlines()
-        return datasets.Dataset.from_list([json.loads(line) for line in lines if line.strip()])
-    return _read_files([str(file) for file in find_files(path, split)])
-
-
-def _read_files(files: list[str]) -> Any:
-    """Return the rows of files of one kind. Errors: ValueError for a file that cannot be read."""
-    import datasets
-    from datasets.exceptions import DatasetGenerationError
-
-    suffix = Path(files[0]).suffix
-    # A choice may read None or NA: only an empty cell is empty.
-    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if suffix in (".tsv", ".csv") else {}
-    if suffix == ".tsv":
-        options["sep"] = "\t"
-    try:
-        return datasets.load_dataset(_FILE_KINDS[suffix], data_files={"rows": files}, split="rows", **options)
-    except DatasetGenerationError as error:
-        raise ValueError(f"{files[0]}: cannot be read: {error.__cause__ or error}") from error
-
-
-def find_files(path: Path, split: str) -> list[Path]:
-    """Return the data files of a split: the file itself, or those of a folder whose names begin with the split."""
-    if path.is_file():
-        if path.suffix not in _FILE_KINDS:
-            raise ValueError(f"{path}: not one of {', '.join(_FILE_KINDS)}")
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such data file or folder")
-    for suffix in _FILE_KINDS:
-        found = sorted(path.rglob(f"*{suffix}"))
-        for alias in _SPLIT_ALIASES.get(split, (split,)):
-            if chosen := [file for file in found if re.match(rf"{re.escape(alias)}(-|\.)", file.name)]:
-                return chosen
-    names = sorted(file.name for file in path.rglob("*") if file.suffix in _FILE_KINDS)
-    raise FileNotFoundError(f"{path}: no data file of split {split!r}; found {', '.join(names) or 'none at all'}")

@@ -8,8 +8,9 @@ import pytest
 
 from evaluation import evals
 from evaluation.benchmarks.benchmark import FULL_TEMPLATE
+from evaluation.benchmarks.choices import find_choices
 from evaluation.benchmarks.rows import BENCHMARKS, SUITES
-from evaluation.benchmarks.samples import _build_sample, build_request, find_choices, load_samples
+from evaluation.benchmarks.samples import _build_sample, build_request, load_samples
 from evaluation.command_line import list_members, parse_arguments
 from evaluation.engines.local import Answer
 from evaluation.engines.replicas import LOCAL_BACKENDS

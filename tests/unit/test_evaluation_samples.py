@@ -9,16 +9,10 @@ import pytest
 from PIL import Image
 
 from evaluation.benchmarks.benchmark import FULL_TEMPLATE
+from evaluation.benchmarks.choices import find_choices, parse_list
+from evaluation.benchmarks.data_files import find_files
 from evaluation.benchmarks.rows import BENCHMARKS
-from evaluation.benchmarks.samples import (
-    _build_sample,
-    build_request,
-    find_choices,
-    find_files,
-    load_samples,
-    parse_list,
-    select_samples,
-)
+from evaluation.benchmarks.samples import _build_sample, build_request, load_samples, select_samples
 from evaluation.benchmarks.templates import check_template_file, render_question
 from spatialthinker.prompts import IMAGE_MARK, PROMPTS
 from spatialthinker.schema import parquet_path, write_parquet
