@@ -1,17 +1,21 @@
 """A benchmark of several GPUs gives each of them the load of one."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from verl.bench import setting
+from verl.bench import decode, setting
 from verl.bench.inputs import draw_lengths, lognormal
 from verl.bench.measure import GpuMemory, add_times, main
 from verl.bench.passes import parse_shape, share_groups
 from verl.bench.setting import scale_load
 from verl.config.loading import load_config
+from verl.protocol import DataProto
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TOY = str(CONFIGS / "bench_toy_cpu.yaml")
@@ -126,6 +130,49 @@ def test_a_shape_that_is_none_is_refused(text, capsys):
     with pytest.raises(SystemExit):
         main(["step", "--config", "configs/bench_toy_cpu.yaml", "--kernels"])
     assert "--kernels is of passes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "8.5", "all"])
+def test_sequences_of_a_decode_step_are_counted(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["rollout", "--config", "configs/bench_toy_cpu.yaml", f"--rows={text}"])
+    assert f"{text} is no number of sequences; it is at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["step", "--config", "configs/bench_toy_cpu.yaml", "--rows", "8"])
+    assert "--rows is of rollouts" in capsys.readouterr().err
+
+
+class Clock:
+    """Engines whose steps take a millisecond and one for every ten rows, after half a second for the prompts."""
+
+    def __init__(self, num_engines, monkeypatch):
+        self.now, self.group, self.asked = 0.0, [None] * num_engines, []
+        monkeypatch.setattr(decode.time, "perf_counter", lambda: self.now)
+
+    def awake(self):
+        return nullcontext()
+
+    def generate(self, prompts, sampling, seed):
+        limits = prompts.non_tensor_batch["max_tokens"]
+        rows = limits.size // len(self.group)
+        self.asked.append((len(prompts), sampling["n"], limits.max()))
+        self.now += 0.5 + 0.001 * limits.max() * (1 + rows / 10)
+
+
+def test_decode_steps_are_what_longer_rollouts_take_more(monkeypatch):
+    prompts = DataProto.from_dict(tensors={"ids": torch.zeros(8, 2)})
+    config = load_config([f"config={TOY}", *FILES, "data.max_response_length=64"])
+    for num_engines in (1, 2):
+        engines = Clock(num_engines, monkeypatch)
+        batches = SimpleNamespace(upcoming=lambda: prompts)
+        trainer = SimpleNamespace(config=config, batches=batches, engines=engines)
+        table = decode.time_decode(trainer, [1, 4, 20])
+        assert [row["rows"] for row in table] == [1, 4, 16]
+        assert [row["step_ms"] for row in table] == pytest.approx([1.1, 1.4, 2.6])
+        assert table[2]["tokens_per_s"] == pytest.approx(16 / 0.0026)
+        assert engines.asked[::3] == [(num_engines, 1, 16), (num_engines, 4, 16), (2 * num_engines, 8, 16)]
+        with pytest.raises(SystemExit, match=f"--rows 65: an engine has at most {64 // num_engines} sequences"):
+            decode.time_decode(trainer, [65])
 
 
 @pytest.mark.parametrize(

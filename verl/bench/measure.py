@@ -6,7 +6,8 @@ folder of RANDOM_MODELS is made on the spot. `--prompt_tokens 1586` fills prompt
 lognormal:330:0.6` draws the responses' lengths, up to the two keys; roofline times are then of their mean.
 
 `python -m verl.bench passes` runs the passes alone, without an engine, with prompts shared and repeated.
-`python -m verl.bench rollout` runs the rollout only, for quick comparisons of engine options.
+`python -m verl.bench rollout` runs the rollout only, to compare engine options; `--rows 8 --rows 64` times decode
+steps of so many sequences.
 `python -m verl.bench ablation` disables one optimization per run, and prints one row for each.
 
 `--gpus 4` gives each of four GPUs the load of one in the configuration (weak scaling); `--against ONE.json` adds times
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from verl.bench.ablation import UNDONE, run_ablation
+from verl.bench.decode import parse_rows, time_decode
 from verl.bench.inputs import draw_lengths, lognormal
 from verl.bench.passes import parse_shape, print_ratio, run_passes
 from verl.bench.setting import ROOFLINE_FLOPS, prepare
@@ -315,6 +317,11 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     if arguments.lengths:
         limit_responses(trainer, arguments.lengths)
     try:
+        if arguments.rows:
+            decode = time_decode(trainer, arguments.rows)
+            if dump:
+                Path(dump).write_text(json.dumps({"config": config_to_dict(config), "decode": decode}, indent=1))
+            return
         trainer.fit()
         table = summarise(config, trainer, recorder, memory, setting.pictures, setting.prompt_tokens)
         name = f"{config.num_ranks} x {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
@@ -365,6 +372,13 @@ def main(argv: list[str] | None = None) -> int:
         default=[],
         help="PROMPT:RESPONSE:N of passes, once for each: tokens of a prompt and of a response, responses of a group",
     )
+    parser.add_argument(
+        "--rows",
+        type=parse_rows,
+        action="append",
+        default=[],
+        help="sequences of an engine's decode steps, whose time a rollout then prints for each number",
+    )
     parser.add_argument("--kernels", action="store_true", help="what passes spend their time on, by kind of kernel")
     parser.add_argument("--memory_gb", type=float, help="GiB of each GPU that the run may take: trainer.memory_gb")
     parser.add_argument("--gpus", type=int, help="GPUs of this machine that have the configuration's load of one each")
@@ -380,6 +394,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--shape is of passes; name the lengths by keys, data.max_prompt_length=1586")
     if arguments.kernels and arguments.what != "passes":
         parser.error("--kernels is of passes")
+    if arguments.rows and (arguments.what != "rollout" or arguments.lengths or arguments.against):
+        parser.error("--rows is of rollouts, whose responses are all as long, and compares with nothing")
     if arguments.frames < 0:
         parser.error(f"--frames {arguments.frames}: a video has at least one frame; 0 shows a picture")
     if arguments.what == "passes" and (arguments.lengths or arguments.against):
