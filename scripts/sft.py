@@ -8,6 +8,7 @@ the answer alone: tokens of the prompt are masked. Writes OUTPUT_DIR/adapter and
 OUTPUT_DIR/huggingface. A run that is started again goes on from its last checkpoint.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(arguments):
         build_help_parser(DESCRIPTION).print_help()
         return 0
+    from spatialthinker.multicast import multicast_environment
     from spatialthinker.network import use_cache_without_network
     from spatialthinker.output import print_any_text
     from spatialthinker.versions import check_versions
 
     print_any_text()
+    os.environ.update(multicast_environment())
     given, _ = build_help_parser(DESCRIPTION).parse_known_args(arguments)
     defaults = SftOptions()
     use_cache_without_network([given.model_path or defaults.model_path, given.train_files or defaults.train_files])

@@ -17,6 +17,7 @@ from itertools import batched, islice
 from typing import Any, Literal, Protocol
 
 from evaluation.benchmarks.samples import Request, Sample, build_request
+from spatialthinker.multicast import WITHOUT_MULTICAST, nccl_only
 from spatialthinker.prompts import IMAGE_MARK
 
 WINDOW_BATCHES = 8
@@ -243,6 +244,7 @@ class VllmBackend:
             enforce_eager=not has_gpu,
             skip_mm_profiling=not has_gpu,
             disable_log_stats=True,
+            **nccl_only(options.tensor_parallel_size),
         )
         defaults = self.llm.model_config.get_diff_sampling_param()
         if options.temperature == 0:  # as transformers does: only what still has a meaning for greedy decoding
@@ -320,7 +322,7 @@ def _in_threads(
 
 def _set_engine_environment(has_gpu: bool) -> None:
     """Set what vLLM reads when it is imported; what the user has set stays."""
-    settings = {"VLLM_LOGGING_LEVEL": "WARNING"}
+    settings = {"VLLM_LOGGING_LEVEL": "WARNING", **WITHOUT_MULTICAST}
     if not has_gpu:
         settings["VLLM_LOGGING_LEVEL"] = "ERROR"  # at WARNING the CPU engine writes two lines a request
         # One process on all cores: a second one, its own thread binding and the large default cache are for servers.

@@ -2,9 +2,9 @@
 
 import pytest
 
+from spatialthinker.multicast import WITHOUT_MULTICAST
 from tests.support.cpu_offload import check_host_memory
 from tests.support.gpus import counts
-from verl.trainer.worker_groups import WITHOUT_MULTICAST
 
 pytestmark = pytest.mark.gpu
 

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from spatialthinker.multicast import WITHOUT_MULTICAST
 from verl.distributed.fsdp import init_mesh
-from verl.trainer.worker_groups import WITHOUT_MULTICAST
 
 TIMEOUT_S = 120
 

@@ -20,6 +20,33 @@ def test_a_gpus_engine_is_spawned_unless_the_user_says_otherwise(monkeypatch, ch
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == expected
 
 
+@pytest.mark.parametrize(("num_gpus", "is_plain"), [(1, False), (2, True), (4, True)])
+def test_gpus_of_an_engine_talk_over_nccl_alone_without_multicast(monkeypatch, num_gpus, is_plain):
+    """vLLM gets the arguments, and NCCL the variables, before it starts anything."""
+    import vllm
+
+    class Started(Exception):
+        pass
+
+    def start(*_, **arguments):
+        raise Started(arguments, dict(os.environ))
+
+    monkeypatch.setattr(os, "environ", {"NVSHMEM_DISABLE_NVLS": "0"})
+    monkeypatch.setattr(vllm, "LLM", start)
+    monkeypatch.setattr(backends, "load_processor", lambda options: None)
+    monkeypatch.setattr(backends, "_cpu_type", lambda path: "float32")
+    with pytest.raises(Started) as caught:
+        backends.VllmBackend(ModelOptions("model", "reasoning", tensor_parallel_size=num_gpus))
+    arguments, environment = caught.value.args
+    assert arguments["tensor_parallel_size"] == num_gpus
+    assert arguments.get("disable_custom_all_reduce", False) == is_plain
+    passes = arguments.get("compilation_config", {}).get("pass_config", {})
+    assert passes == ({"fuse_allreduce_rms": False, "fuse_gemm_comms": False} if is_plain else {})
+    chosen = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
+    assert chosen.items() <= environment.items()
+    assert environment["NVSHMEM_DISABLE_NVLS"] == "0"  # the user's
+
+
 @pytest.mark.parametrize("fault", [ValueError("the template is odd"), RuntimeError("the engine died"), KeyError("x")])
 def test_a_fault_after_a_signal_is_named_and_the_answers_are_kept(tmp_path, fault):
     stop = StopSignal()

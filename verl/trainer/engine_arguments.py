@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from spatialthinker.multicast import nccl_only
 from verl.config.auto import without_auto
 from verl.config.records import Config
 from verl.data.processor import pixel_limits, threads_per_rank, vision_token_ids
@@ -58,12 +59,8 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         engine["gpu_memory_utilization"] = rollout.gpu_memory_utilization
         if rollout.shared_prompt and is_usable("shared-prefix attention"):
             engine["worker_extension_cls"] = SHARED_PREFIX  # the engine warns where it has no effect
-        compilation: dict[str, Any] = {"cudagraph_capture_sizes": cudagraph_sizes(rollout.max_num_seqs)}
-        engine["compilation_config"] = compilation
-        if rollout.tensor_parallel_size > 1:
-            # NCCL only: others share CUDA graph memory by handles, which sleep mode frees, or use NVLink multicast.
-            engine["disable_custom_all_reduce"] = True
-            compilation["pass_config"] = {"fuse_allreduce_rms": False, "fuse_gemm_comms": False}
+        engine |= nccl_only(rollout.tensor_parallel_size)
+        engine.setdefault("compilation_config", {})["cudagraph_capture_sizes"] = cudagraph_sizes(rollout.max_num_seqs)
     if rollout.tensor_parallel_size > 1:
         # Own processes: with Ray vLLM would request GPUs, which the placement group's bundles hold.
         engine["distributed_executor_backend"] = "mp"

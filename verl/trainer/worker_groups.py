@@ -5,17 +5,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from spatialthinker.multicast import multicast_environment
 from verl.config.records import Config
 from verl.distributed.watchdog import Watchdog
 
 CPUS_PER_ACTOR = 1.0
-WITHOUT_MULTICAST = {
-    "NCCL_NVLS_ENABLE": "0",
-    "NVSHMEM_DISABLE_NVLS": "1",
-    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
-    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
-}
-"""Unless the environment says otherwise: who dies in NVLink multicast can leave the host's GPUs unusable."""
 
 
 def cluster_address() -> str | None:
@@ -58,7 +52,7 @@ def find_place(config: Config, device: str) -> Place:
 
     pool = ResourcePool(config.num_ranks, 2 * CPUS_PER_ACTOR, device == "cuda", config.trainer.nnodes)
     shared = {"TOKENIZERS_PARALLELISM": "true", "VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
-    shared |= {name: os.environ.get(name, value) for name, value in WITHOUT_MULTICAST.items()} | network_environment()
+    shared |= multicast_environment() | network_environment()
     if cluster_address():
         check_hosts(config, pool.machines, shared)
     # The engine waits while the ranks work and they while it does, but threads that spin would still take turns.
