@@ -5,17 +5,9 @@ torch's profiler notes every kernel of a GPU, and on a CPU every operator, of th
 
 # ruff: noqa: T201  a table on the terminal is what this is for
 import re
-import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-
-import torch
-from torch.profiler import ProfilerActivity, profile
-
-from verl.distributed.single_controller import Dispatch, register
-from verl.workers.fsdp_worker import FSDPWorker
 
 KINDS = {
     "attention": re.compile(r"flash|fmha|attention|attn", re.IGNORECASE),
@@ -30,9 +22,8 @@ REST = "others"
 """Norms, activations, rotations, losses: what reads and writes much and computes little."""
 NUM_LONGEST = 12
 
-Seconds = dict[str, float]
-"""Name of a kernel -> its seconds; WALL is the time that passed."""
 WALL = "wall"
+"""Name of the seconds that passed, among those of kernels."""
 
 
 def kind_of(kernel: str) -> str:
@@ -40,46 +31,20 @@ def kind_of(kernel: str) -> str:
     return next((kind for kind, names in KINDS.items() if names.search(kernel)), REST)
 
 
-class ProfiledWorker(FSDPWorker):
-    """A training worker whose kernels are noted between two calls."""
-
-    @register(Dispatch.ONE_TO_ALL)
-    def start_kernels(self) -> None:
-        """Begins to note kernels."""
-        on_gpu = self.device.type == "cuda"
-        kernels = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
-        self.profile = profile(activities=[kernels], acc_events=True)
-        self.profile.start()
-        self.started = time.perf_counter()
-
-    @register(Dispatch.ONE_TO_ALL)
-    def kernel_seconds(self) -> Seconds:
-        """Seconds of every kernel since start_kernels, and those that passed."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        wall = time.perf_counter() - self.started
-        self.profile.stop()
-        seconds: Counter[str] = Counter()
-        for event in self.profile.key_averages():
-            on_gpu = event.device_type != torch.autograd.DeviceType.CPU  # type: ignore[attr-defined]
-            if on_gpu == (self.device.type == "cuda"):
-                seconds[event.key] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
-        return {**seconds, WALL: wall}
-
-
 class KernelTable:
-    """Kernels of each pass of a group of ProfiledWorkers."""
+    """Kernels of each pass of a group of training ranks that note them."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
-        self.passes: dict[str, Seconds] = {}
+        self.passes: dict[str, dict[str, float]] = {}
 
     @contextmanager
     def watch(self, name: str) -> Iterator[None]:
         """Context of a pass."""
         self.actor.start_kernels()
         yield
-        self.passes[name] = self.actor.kernel_seconds()[0]
+        kernels, wall = self.actor.kernel_seconds()[0]
+        self.passes[name] = {**kernels, WALL: wall}
 
     def print(self) -> None:
         """Prints the seconds of each kind in each pass, and the kernels of the update that take longest."""
@@ -92,7 +57,7 @@ class KernelTable:
             print(f"{seconds:10.3f} s  {kind_of(kernel):10s} {kernel[:90]}", flush=True)
 
 
-def by_kind(kernels: Mapping[str, float]) -> Seconds:
+def by_kind(kernels: Mapping[str, float]) -> dict[str, float]:
     """Seconds of each kind, those in which none ran ("none", at least 0), and all that passed."""
     seconds = dict.fromkeys((*KINDS, REST), 0.0)
     for kernel, value in kernels.items():

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from verl.bench.kernels import KernelTable
 from verl.bench.setting import ROOFLINE_FLOPS, Setting, prepare
 
 WARM_GROUPS = 4
@@ -108,7 +109,6 @@ def run_passes(arguments: argparse.Namespace) -> None:
     import ray
     import torch
 
-    from verl.bench.kernels import KernelTable, ProfiledWorker
     from verl.trainer.dry_run import read_data_shape
     from verl.trainer.main import build_datasets, start_ray
     from verl.trainer.model_checks import measure_checked_model
@@ -130,7 +130,7 @@ def run_passes(arguments: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     start_ray(config, device)
     try:
-        actor = place_ranks(config, device, 1, find_place(config, device), cls=ProfiledWorker)
+        actor = place_ranks(config, device, 1, find_place(config, device), notes_kernels=arguments.kernels)
         actor.load(*actor.run_on(0, "open_store"))
         print("\n".join([*plan.lines, *probe_passes(plan, actor, train_set, pad)]), flush=True)
         for shape, count in zip(shapes, counts, strict=True):

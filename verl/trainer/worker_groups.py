@@ -65,14 +65,15 @@ def place_ranks(
     num_steps: int,
     place: Place,
     watchdog: Watchdog | None = None,
-    cls: type | None = None,
+    notes_kernels: bool = False,
 ) -> Any:
-    """Training ranks that have yet to load; of a subclass of FSDPWorker, if one is given."""
+    """Training ranks that have yet to load; they can note their kernels for a benchmark."""
     from verl.distributed.single_controller import WorkerGroup, WorkerSpec
     from verl.workers.fsdp_worker import FSDPWorker
+    from verl.workers.profiled_worker import ProfiledWorker
 
     spec = WorkerSpec(
-        cls=cls or FSDPWorker,
+        cls=ProfiledWorker if notes_kernels else FSDPWorker,
         kwargs={"config": config, "device": device, "num_steps": num_steps},
         name="actor",
         num_cpus=CPUS_PER_ACTOR,
