@@ -32,6 +32,7 @@ from verl.bench.ablation import UNDONE, run_ablation
 from verl.bench.decode import parse_rows, time_decode
 from verl.bench.inputs import draw_lengths, lognormal
 from verl.bench.passes import parse_shape, print_ratio, run_passes
+from verl.bench.replay import check_turns, compare_turns, print_turns, take_turns
 from verl.bench.setting import ROOFLINE_FLOPS, prepare
 
 ROOFLINE_BYTES = 3e12
@@ -310,12 +311,16 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
 
     setting, dump = prepare(arguments), arguments.dump
     device, is_step = setting.device, arguments.what == "step"
+    if arguments.replay_in_turns:
+        check_turns(setting.config)
     memory, recorder = GpuMemory(), MetricsRecorder()
     memory.start()
     trainer = make_trainer(setting.config, recorder, setting.processor, device, is_step)
     config = trainer.config
     if arguments.lengths:
         limit_responses(trainer, arguments.lengths)
+    if arguments.replay_in_turns:
+        take_turns(trainer)
     try:
         if arguments.rows:
             decode = time_decode(trainer, arguments.rows)
@@ -330,6 +335,9 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
             add_times(table, arguments.against)
         print_table(table)
         result = {"device": name, "config": config_to_dict(config), "table": table, "steps": recorder.steps}
+        if arguments.replay_in_turns:
+            result["replay"] = compare_turns(recorder.steps)
+            print_turns(result["replay"])
         if dump:
             Path(dump).write_text(json.dumps(result, indent=1))
         if is_step and arguments.ratio_groups:
@@ -379,6 +387,9 @@ def main(argv: list[str] | None = None) -> int:
         default=[],
         help="sequences of an engine's decode steps, whose time a rollout then prints for each number",
     )
+    parser.add_argument(
+        "--replay_in_turns", action="store_true", help="every second step without routing replay, and what it takes"
+    )
     parser.add_argument("--kernels", action="store_true", help="what passes spend their time on, by kind of kernel")
     parser.add_argument("--memory_gb", type=float, help="GiB of each GPU that the run may take: trainer.memory_gb")
     parser.add_argument("--gpus", type=int, help="GPUs of this machine that have the configuration's load of one each")
@@ -392,6 +403,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--undo names rows of an ablation; give the key itself, a.b=value")
     if arguments.shape and arguments.what != "passes":
         parser.error("--shape is of passes; name the lengths by keys, data.max_prompt_length=1586")
+    if arguments.replay_in_turns and arguments.what != "step":
+        parser.error("--replay_in_turns is of steps")
     if arguments.kernels and arguments.what != "passes":
         parser.error("--kernels is of passes")
     if arguments.rows and (arguments.what != "rollout" or arguments.lengths or arguments.against):

@@ -71,8 +71,8 @@ PARTS = {
     "routing replay": Part(
         ("vllm==0.25.1", "transformers==5.17.0"),
         ("verl/workers/routing.py", "verl/model/experts.py"),
-        "MoERunner and its kernels' forward_monolithic, routed_experts_capturer, routed_experts of outputs; forward "
-        "pass of a decoder layer with experts",
+        "MoERunner and its kernels' forward_monolithic, routed_experts_capturer, routed_experts of outputs, flags of "
+        "scheduler and runner; forward pass of a decoder layer with experts",
     ),
     "weight sync": Part(
         ("vllm==0.25.1", "torch==2.11.0"),

@@ -16,7 +16,7 @@ from verl.distributed.single_controller import Dispatch, register
 from verl.model.log_probs import BANNED_LOGIT_BIAS
 from verl.model.videos import Video, engine_inputs
 from verl.protocol import DataProto
-from verl.workers.routing import group_experts, record_routing
+from verl.workers.routing import group_experts, record_routing, switch_routing
 
 CPU_KV_CACHE_GB = 1
 RENDER_AHEAD_DIVISOR = 4
@@ -191,6 +191,8 @@ class RolloutWorker:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        if self.engine_kwargs.get("enable_return_routed_experts"):
+            switch_routing(self.llm, prompts.meta_info.get("experts", False))
         sampling = dict(prompts.meta_info["sampling"])
         with_log_probs = prompts.meta_info.get("log_probs", False)
         parameters = SamplingParams(

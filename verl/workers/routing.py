@@ -61,3 +61,19 @@ def _record_layer(layer: Any, capturer: Any) -> None:
         return forward(x=x, router_logits=router_logits, **inputs)
 
     experts.forward_monolithic = record_and_forward
+
+
+def switch_routing(llm: Any, is_on: bool) -> None:
+    """Lets an engine that can note experts do so in its next steps, or not, as where nothing will read them.
+
+    What was cached of prompts without such notes is forgotten once they are wanted.
+    """
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    if is_on and not scheduler.enable_return_routed_experts:
+        llm.reset_prefix_cache()
+    scheduler.enable_return_routed_experts = is_on
+    llm.collective_rpc(_switch_runner, args=(is_on,))
+
+
+def _switch_runner(worker: Any, is_on: bool) -> None:
+    worker.model_runner.routed_experts_initialized = is_on
