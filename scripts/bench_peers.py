@@ -118,7 +118,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def read_ours(file: str) -> dict[str, Any]:
-    """What `python -m verl.bench step --dump` wrote, with its `table` and `config`."""
+    """The `table` and `config` of a file that `python -m verl.bench step --dump` wrote."""
     try:
         ours = json.loads(Path(file).read_text())
         table, config = ours["table"], ours["config"]

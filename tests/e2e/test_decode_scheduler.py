@@ -240,14 +240,20 @@ def test_plans_counters_and_tokens_are_those_of_vllm(is_async, is_for_gpu, is_fi
 @pytest.mark.parametrize("is_async", [False, True])
 def test_experts_of_every_token_are_those_that_vllm_returns(is_async, monkeypatch):
     from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
 
     from verl.workers.decode_scheduler import DecodeScheduler, SyncDecodeScheduler
 
     own, theirs = (DecodeScheduler, AsyncScheduler) if is_async else (SyncDecodeScheduler, Scheduler)
-    num_short = count_calls(monkeypatch, own, "_schedule_decode")
-    ran = [run(scheduler, is_async, False, RequestOutputKind.FINAL_ONLY, True) for scheduler in (own, theirs)]
+    num_short, listed = count_calls(monkeypatch, own, "_schedule_decode"), []
+    blocks = count_calls(monkeypatch, KVCacheManager, "get_blocks")
+    ran = []
+    for scheduler in (own, theirs):
+        ran.append(run(scheduler, is_async, False, RequestOutputKind.FINAL_ONLY, True))
+        listed.append(len(blocks) - sum(listed))
+    assert listed[0] < 0.7 * listed[1]  # the short way, and blocks of requests that wait for their first token alone
     (plans, tokens, told, preempted, _), (expected_plans, expected_tokens, expected_told, *_) = ran
     assert preempted > 0
     assert len(num_short) > 10

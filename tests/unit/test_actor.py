@@ -28,7 +28,7 @@ from verl.distributed.fsdp import full_weights
 from verl.model.lora import add_adapters
 from verl.model.qwen_vl import ResponseValues
 from verl.protocol import DataProto
-from verl.workers.actor import Actor, Groups, PolicyBatch
+from verl.workers.actor import Actor, Groups, MetricSums, PolicyBatch
 from verl.workers.critic import Critic, ValueSettings
 
 
@@ -316,3 +316,22 @@ def test_dropped_responses_are_in_no_micro_batch_and_in_no_count():
     assert groups.count(range(2)) == (3, 1) and groups.count([1]) == (0, 0)
     planned = [piece for pieces in groups.plan(100, True) for piece in pieces]
     assert [(piece.group, tuple(piece.samples)) for piece in planned] == [(0, (0,))]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 70, 10_000])
+def test_replay_is_compared_on_one_group_with_it_and_without(max_tokens, monkeypatch):
+    groups, *_ = make_groups()
+    groups = replace(groups, experts=[torch.zeros(1)] * NUM_GROUPS)
+    actor, seen, metrics = Actor(scorer(), torch.device("cpu")), [], MetricSums()
+
+    def forward(given, pieces, temperature):
+        seen.append((given.experts is None, [piece.group for piece in pieces]))
+        return torch.full((int(given.lengths(pieces).sum()),), -2.0 if given.experts is None else -1.0), None
+
+    monkeypatch.setattr(actor, "forward", forward)
+    rollout = torch.full((NUM_GROUPS, groups.num_samples, WIDTH), -1.25)
+    actor._compare_replay(groups, rollout, settings(NUM_GROUPS, max_tokens, True), metrics)
+    assert [without for without, _ in seen] == [False, True]
+    assert seen[0][1] == seen[1][1] and len(seen[0][1]) == 1
+    means = {name: total / weight for name, (total, weight) in metrics.as_pairs().items()}
+    assert means == pytest.approx({"actor/engine_gap/replayed": 0.25, "actor/engine_gap/own_routing": 0.75})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from verl.bench import decode, setting
+from verl.bench import decode, inputs, setting
 from verl.bench.inputs import draw_lengths, lognormal
 from verl.bench.measure import GpuMemory, add_times, main
 from verl.bench.passes import parse_shape, share_groups
@@ -171,8 +171,15 @@ def test_decode_steps_are_what_longer_rollouts_take_more(monkeypatch):
         assert [row["step_ms"] for row in table] == pytest.approx([1.1, 1.4, 2.6])
         assert table[2]["tokens_per_s"] == pytest.approx(16 / 0.0026)
         assert engines.asked[::3] == [(num_engines, 1, 16), (num_engines, 4, 16), (2 * num_engines, 8, 16)]
-        with pytest.raises(SystemExit, match=f"--rows 65: an engine has at most {64 // num_engines} sequences"):
+        with pytest.raises(
+            SystemExit, match=f"--rows 65: an engine has {64 // num_engines} sequences and writes 256 at"
+        ):
             decode.time_decode(trainer, [65])
+    few = [f"config={TOY}", *FILES, "worker.rollout.max_num_seqs=16"]
+    for changed, words in ((few, "writes 16 at a time"), ([*few, "data.max_response_length=1"], "raise it to 2")):
+        trainer.config = load_config(changed)
+        with pytest.raises(SystemExit, match=words):
+            decode.time_decode(trainer, [17])
 
 
 @pytest.mark.parametrize(
@@ -194,3 +201,10 @@ def test_a_prompt_shorter_than_its_picture_is_refused_before_anything_loads(tmp_
     words = "passes --config configs/bench_toy_cpu.yaml --image 112x112 --shape 12:8:4 --shape 128:8:4".split()
     with pytest.raises(SystemExit, match="the image alone takes [0-9]+ of a prompt's 12 tokens; make it longer"):
         main(words)
+
+
+def test_a_tokenizer_that_cannot_fill_prompts_to_a_length_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(setting, "FOLDER", tmp_path)
+    monkeypatch.setattr(inputs, "FILLER", " qzxjv")
+    with pytest.raises(SystemExit, match="with the word 'qzxjv', of which this model's tokenizer makes [2-9]"):
+        main(["passes", "--config", TOY, "--image", "112x112"])

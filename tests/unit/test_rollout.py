@@ -11,7 +11,7 @@ from verl.protocol import DataProto
 from verl.protocol.row_values import as_objects
 from verl.trainer.engines import Engines
 from verl.workers.rollout import RolloutWorker
-from verl.workers.routing import group_experts
+from verl.workers.routing import group_experts, switch_routing
 
 NUM_PROMPTS, PROMPT_TOKENS = 6, 40
 
@@ -88,6 +88,19 @@ def test_experts_of_a_group_are_the_prompts_and_then_each_responses():
     completions[1].routed_experts = None
     with pytest.raises(RuntimeError, match="worker.actor.routing_replay=false"):
         group_experts(completions, 3)
+
+
+def test_an_engine_notes_experts_where_they_are_read_and_forgets_prompts_without():
+    runner, scheduler, resets = SimpleNamespace(), SimpleNamespace(enable_return_routed_experts=True), []
+    llm = SimpleNamespace(
+        llm_engine=SimpleNamespace(engine_core=SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler))),
+        collective_rpc=lambda call, args: call(SimpleNamespace(model_runner=runner), *args),
+        reset_prefix_cache=lambda: resets.append(True),
+    )
+    for is_on, num_resets in ((True, 0), (False, 0), (False, 0), (True, 1), (True, 1)):
+        switch_routing(llm, is_on)
+        assert (scheduler.enable_return_routed_experts, runner.routed_experts_initialized) == (is_on, is_on)
+        assert len(resets) == num_resets
 
 
 @pytest.mark.parametrize("num_threads", [1, 8])

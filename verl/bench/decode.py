@@ -27,9 +27,16 @@ def time_decode(trainer: Any, rows: Sequence[int]) -> list[dict[str, float]]:
     rollout, limit, engines = trainer.config.worker.rollout, trainer.config.data.max_response_length, trainer.engines
     lengths = max(1, limit // FIRST_SHARE), limit
     prompts = trainer.batches.upcoming()
+    if lengths[0] == lengths[1]:
+        raise SystemExit(
+            f"--rows: data.max_response_length={limit} has no decode steps to time; raise it to 2 or more"
+        )
     most = len(prompts) // len(engines.group) * rollout.n
-    if max(rows) > most:
-        raise SystemExit(f"--rows {max(rows)}: an engine has at most {most} sequences; raise data.rollout_batch_size")
+    if max(rows) > min(most, rollout.max_num_seqs):
+        raise SystemExit(
+            f"--rows {max(rows)}: an engine has {most} sequences and writes {rollout.max_num_seqs} at a time; raise "
+            "data.rollout_batch_size and worker.rollout.max_num_seqs"
+        )
     measured = []
     with engines.awake():
         for count in rows:

@@ -81,6 +81,12 @@ def write_rows(
     limits = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels, "resize_first": data.resize_first}
     limits |= {"max_prompt_length": data.max_prompt_length, "filter_overlong_prompts": False}
     prompt = RLHFDataset(str(path), processor, videos=videos, **limits)[0]
+    written = processor.tokenizer(2 * FILLER, add_special_tokens=False)["input_ids"]
+    if len(written) != 2:
+        raise SystemExit(
+            f"prompts are filled with the word {FILLER.strip()!r}, of which this model's tokenizer makes "
+            f"{len(written) / 2:g} tokens and not one; take a model whose vocabulary has it"
+        )
     missing = num_tokens - len(prompt.ids)
     if missing < 0:
         what = f"a video of {num_frames} frames" if num_frames else "the image"

@@ -416,7 +416,7 @@ class Actor(Learner):
     ) -> None:
         """Mean distance of log-probs from the engine's in the first group of a micro-batch, with replay and without.
 
-        Of one group of each rank: two passes over a whole micro-batch would take 3 % of a step of 32 prompts.
+        Of one group of each rank: the two passes train nothing, and over a whole micro-batch took 0.9 of 36 s.
         """
         self.model.eval()
         pieces = groups.plan(settings.max_tokens, settings.shared_prompt)[0][:1]

@@ -33,8 +33,9 @@ MAX_GROUP_ROWS = 64
 FEW_ROWS = 32
 """Rows of a step up to which every row reads its own prompt.
 
-At the end of a rollout hardly two rows of a prompt are left, and two calls take longer than one. CUDA graphs are
-captured for steps of exactly so many rows (`cudagraph_sizes`), so that a graph holds one kind of steps alone.
+At the end of a rollout hardly two rows of a prompt are left: a second call and its tables are estimated to cost more
+than they save. CUDA graphs are captured for steps of exactly so many rows (`cudagraph_sizes`), so that each holds one
+kind of steps alone.
 """
 
 
