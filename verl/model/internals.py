@@ -26,7 +26,7 @@ class Part:
 PARTS = {
     "fast scheduler": Part(
         ("vllm==0.25.1",),
-        ("verl/workers/decode_scheduler.py", "verl/workers/rollout.py"),
+        ("verl/workers/decode_scheduler.py", "verl/workers/decode_batch.py", "verl/workers/rollout.py"),
         "subclass of Scheduler, lists and counters of Request, KVCacheManager's methods replaced, the engine's hasher",
         "vLLM's own scheduler and hasher",
         "worker.rollout.fast_scheduler",
