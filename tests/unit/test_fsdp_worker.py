@@ -14,7 +14,7 @@ from tests.support.updates import NUM_GROUPS, TOY, make_groups, scorer
 from verl.config.loading import load_config
 from verl.config.records import OptimConfig
 from verl.distributed.fsdp import full_weights, lr_factor
-from verl.model.qwen_vl import ResponseValues
+from verl.model.qwen_vl import ResponseValues, load_model
 from verl.protocol import DataProto
 from verl.workers.actor import Actor
 from verl.workers.critic import Critic
@@ -210,8 +210,7 @@ def test_policy_and_reference_leave_image_tokens_out_of_their_distributions(monk
     monkeypatch.chdir(Path(__file__).parents[2])
     worker = FSDPWorker(0, 1, load_config([*TOY_CPU, f"worker.actor.model.lora.rank={adapters}"]), "cpu", 10)
     worker.processor = load_run_processor(worker.config)
-    worker._shard = lambda *_: None  # type: ignore[method-assign]
-    wrapped = worker._build_model(trainable)
+    wrapped = worker._read_model(trainable)
     banned = vision_token_ids(worker.processor)
     assert len(banned) == 2
     groups, *_ = make_groups(TOY)
@@ -228,6 +227,50 @@ def test_policy_and_reference_leave_image_tokens_out_of_their_distributions(monk
     assert wrapped.banned is not None and wrapped.banned.tolist() == banned
     torch.testing.assert_close(log_probs[2, 0, : len(response)], expected, rtol=1e-4, atol=1e-4)
     assert (entropies[2, 0, : len(response)] > 0).all()
+
+
+def stop(*_):
+    raise AssertionError("the GPU is not to be used yet")
+
+
+@pytest.mark.parametrize("adapters", [0, 4])
+def test_a_rank_reads_its_policy_without_the_gpu(monkeypatch, adapters):
+    """Whose memory the engine is measuring meanwhile."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr("torch.cuda._lazy_init", stop)
+    worker = FSDPWorker(0, 1, load_config([*TOY_CPU, f"worker.actor.model.lora.rank={adapters}"]), "cuda", 10)
+    worker.read()
+    assert worker.read_ahead is not None and {each.device.type for each in worker.read_ahead.parameters()} == {"cpu"}
+
+
+def test_weights_that_are_drawn_on_the_gpu_wait_for_it(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr("torch.cuda._lazy_init", stop)
+    worker = FSDPWorker(0, 1, load_config([*TOY_CPU, "worker.actor.model.random_weights=true"]), "cuda", 10)
+    worker.read()
+    assert worker.read_ahead is None and worker.processor is not None
+
+
+@pytest.mark.parametrize("adapters", [0, 4])
+def test_a_policy_that_was_read_ahead_is_the_same_and_no_model_is_read_twice(monkeypatch, adapters):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr("verl.workers.fsdp_worker.init_mesh", lambda *_, **__: None)
+    read: list[str] = []
+    monkeypatch.setattr(
+        "verl.workers.fsdp_worker.load_model", lambda path, *rest: read.append(path) or load_model(path, *rest)
+    )
+    policies = []
+    for reads_ahead in (True, False):
+        worker = FSDPWorker(0, 1, load_config([*TOY_CPU, f"worker.actor.model.lora.rank={adapters}"]), "cpu", 10)
+        worker._shard = lambda *_: None  # type: ignore[method-assign]
+        worker.store = None  # type: ignore[assignment]
+        if reads_ahead:
+            worker.read()
+        worker.load("", 0)
+        assert worker.read_ahead is None and len(read) == (1 if adapters else 2)  # with adapters it is the reference
+        read.clear()
+        policies.append(worker.policy.state_dict())
+    torch.testing.assert_close(*policies, rtol=0, atol=0)
 
 
 def test_weights_move_by_the_rate_of_the_step():

@@ -8,8 +8,10 @@ gradients equal those of one prompt copy per response.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -48,6 +50,13 @@ def hopper_kernels(device: torch.device) -> Any | None:
         print(f"Warning: vLLM's attention for Hopper GPUs is not used, but torch's: {error}", flush=True)  # noqa: T201
         return None
     return hopper
+
+
+def import_kernels(device: torch.device) -> None:
+    """Imports ahead, without using the GPU, what a Hopper GPU's first pass would wait for: vLLM takes seconds."""
+    if device.type == "cuda" and is_usable(FLASH_FOR_HOPPER):
+        with suppress(ImportError):  # hopper_kernels tells why, where it matters
+            import_module("verl.model.kernels.hopper")
 
 
 def describe_attention(device: torch.device, dtype: torch.dtype) -> str:

@@ -66,7 +66,8 @@ PARTS = {
     "engine steps": Part(
         ("vllm==0.25.1",),
         ("verl/workers/rollout.py", "evaluation/engines/local.py"),
-        "LLM.llm_engine, renderer and request_counter, set_random_seed in the engine's processes",
+        "LLM.llm_engine, renderer and request_counter; set_random_seed in the engine's processes, and init_snapshot, "
+        "requested_memory and device of a worker",
     ),
     "routing replay": Part(
         ("vllm==0.25.1", "transformers==5.17.0"),

@@ -174,6 +174,10 @@ class RewardManager:
         self.coroutines: frozenset[str] | None = None  # names, once they are known
         self.calls: CallProcess | None = None
 
+    def start(self) -> None:
+        """Starts the first process, whose imports take seconds, before there is something to score."""
+        self._start(int)
+
     def submit(self, groups: DataProto, step: int = 0) -> PendingRewards:
         """Starts scoring a batch with `responses`, `response_mask` [G, n, R], `ground_truth`, `problem`, `uid`.
 

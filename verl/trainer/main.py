@@ -124,6 +124,7 @@ def train(config: Config) -> None:
     watchdog = Watchdog(stall_s, Path(config.trainer.save_checkpoint_path) / "stacks") if stall_s else None
     reward, recorder = build_reward(config), None
     try:
+        reward.start()
         train_set, val_set = build_datasets(config, processor)
         num_steps = count_steps(config, len(train_set))
         is_needed = start is not None or not config.trainer.dry_run

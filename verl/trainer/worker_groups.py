@@ -2,14 +2,17 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from spatialthinker.multicast import multicast_environment
-from verl.config.records import Config
+from verl.config.auto import without_auto
+from verl.config.records import Config, ConfigError
 from verl.distributed.watchdog import Watchdog
 
 CPUS_PER_ACTOR = 1.0
+GB = 1024**3
 
 
 def cluster_address() -> str | None:
@@ -82,6 +85,49 @@ def place_ranks(
     return WorkerGroup(place.pool, spec, watchdog=watchdog)
 
 
+def load_in_turn(actor: Any, rollout: Any, share: Any, laps: Laps) -> None:
+    """Loads engines on empty GPUs while the ranks read their model into host memory, and then the ranks.
+
+    Not side by side: vLLM measures its memory while it starts, and takes what others allocate meanwhile for its own.
+
+    Args:
+        share: worker.rollout.gpu_memory_utilization, a number.
+
+    Raises:
+        ConfigError: the share is more than the ranks leave.
+    """
+    for wait in [actor.start("read"), rollout.start("load")]:
+        wait()
+    laps.mark("engines and reading")
+    before = sum(rollout.memory(), [])
+    actor.load(*actor.run_on(0, "open_store"))
+    check_room(before, sum(rollout.memory(), []), share)
+    laps.mark("ranks")
+
+
+def check_room(before: Sequence[Any], after: Sequence[Any], share: float) -> None:
+    """Passes if every GPU has room for its engine's share beside the rank; vLLM looked when there was no rank yet.
+
+    Args:
+        before, after: verl.workers.rollout.GpuMemory of each GPU, its engine asleep, without and with its rank.
+        share: as configured.
+
+    Raises:
+        ConfigError: a GPU has not; the message has the largest share that fits.
+    """
+    held = [empty.free - full.free for empty, full in zip(before, after, strict=True)]  # by each rank
+    room, of_rank, wanted = min((gpu.at_start - own, own, gpu.share) for gpu, own in zip(after, held, strict=True))
+    if room < wanted:
+        raise ConfigError(
+            [
+                f"worker.rollout.gpu_memory_utilization = {share:g}: the engine's share is {wanted / GB:.1f} GiB, and "
+                f"beside the rank's {of_rank / GB:.1f} its GPU has room for {room / GB:.1f}; lower it to "
+                f"{max(0, int(1000 * share * room / wanted)) / 1000:g}, or let the rank hold less with "
+                "worker.actor.offload.offload_optimizer=true and its like"
+            ]
+        )
+
+
 def build_workers(
     config: Config,
     device: str,
@@ -90,7 +136,7 @@ def build_workers(
     watchdog: Watchdog | None = None,
     laps: Laps | None = None,
 ) -> tuple[Any, Any]:
-    """Training ranks and engines, loaded side by side; `laps` counts the seconds.
+    """Training ranks and engines, loaded; `laps` counts the seconds.
 
     On GPUs every worker.rollout.tensor_parallel_size ranks share an engine, which runs on their GPUs; on a CPU all of
     a machine do.
@@ -115,16 +161,13 @@ def build_workers(
         watchdog=watchdog,
     )
     actor.watched, rollout.watched = [rollout], [actor]
-    host, port = actor.run_on(0, "open_store")
-    # On a GPU the engine measures how much memory is free: nobody else may take some meanwhile.
-    loading = [actor.start("load", host, port), rollout.start("prepare" if on_gpu else "load")]
-    for wait in loading:
-        wait()
     laps = laps or Laps()
-    laps.mark("ranks" if on_gpu else "ranks and engines")
     if on_gpu:
-        rollout.load()
-        laps.mark("engines")
+        load_in_turn(actor, rollout, without_auto(config).worker.rollout.gpu_memory_utilization, laps)
+    else:
+        for wait in (actor.start("load", *actor.run_on(0, "open_store")), rollout.start("load")):
+            wait()
+        laps.mark("ranks and engines")
     # An engine's death is told by the next call to it: ranks that are at work would be left between two states.
     actor.watched = []
     return actor, rollout

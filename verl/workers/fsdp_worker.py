@@ -23,7 +23,7 @@ from verl.distributed.fsdp import DTYPES, full_tensor, init_mesh, join_store, lr
 from verl.distributed.host_memory import host_memory_metrics
 from verl.distributed.optim import allocate_states, build_optimizer, state_tensors
 from verl.distributed.single_controller import Dispatch, register
-from verl.model.attention import describe_attention
+from verl.model.attention import describe_attention, import_kernels
 from verl.model.checkpointing import CHECKPOINTING
 from verl.model.families import critic_path, dummy_image, vision_encoder
 from verl.model.fused_layers import fuse_layers
@@ -55,6 +55,8 @@ class FSDPWorker:
         self.config = without_auto(config)
         self.device = torch.device(device)
         self.num_steps = num_steps
+        self.processor: Any = None
+        self.read_ahead: ResponseLogProbs | None = None  # the policy before it is sharded
         self.groups: Groups | None = None
         self.peak_memory: dict[str, float] = {}  # phase -> GiB
         self.update_tokens: int | None = None  # of an update's pass, where probing has lowered them
@@ -70,8 +72,21 @@ class FSDPWorker:
         return host, port
 
     @register(Dispatch.ONE_TO_ALL)
+    def read(self) -> None:
+        """Reads all that needs no GPU: the processor and, unless its weights are drawn there, the policy.
+
+        Reference and critic are left to `load`, so that host memory never holds more than one whole model of a rank.
+        """
+        self.processor = load_run_processor(self.config)
+        if not self.config.worker.actor.model.random_weights:
+            self.read_ahead = self._read_model(trainable=True)
+        import_kernels(self.device)
+
+    @register(Dispatch.ONE_TO_ALL)
     def load(self, host: str, port: int) -> None:
-        """Joins the process group and builds the sharded models and optimizers."""
+        """Joins the process group and builds the sharded models and optimizers; reads first, unless that is done."""
+        if self.processor is None:
+            self.read()
         store = self.store if self.rank == 0 else join_store(host, port)
         worker = self.config.worker
         roles = (worker.actor, worker.ref, worker.critic)
@@ -82,15 +97,18 @@ class FSDPWorker:
             torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gb * 1024**3 / total))
         self.shard_writer = checkpoint.ShardWriter()
         actor = self.config.worker.actor
-        self.processor = load_run_processor(self.config)
-        self.policy = self._build_model(trainable=True)
+        self.policy, self.read_ahead = self.read_ahead or self._read_model(trainable=True), None
+        self._shard(self.policy, actor, actor.fsdp)
         self.optimizer = self._add_optimizer(self.policy, actor)
         budget = actor.model.activation_budget_gb if actor.model.enable_gradient_checkpointing else None
         self.actor = Actor(self.policy, self.device, self.optimizer, actor.images_once, budget)
         self.actor.load_balancing_coef = actor.load_balancing_coef
         self.reference = None
         if not self.config.algorithm.disable_kl:
-            model = self.policy if has_adapters(self.policy) else self._build_model(trainable=False)
+            model = self.policy
+            if not has_adapters(model):
+                model = self._read_model(trainable=False)
+                self._shard(model, worker.ref, actor.fsdp)
             self.reference = Actor(model, self.device, images_once=actor.images_once)
             self.reference.disables_adapters = model is self.policy
         self.critic = None
@@ -111,8 +129,8 @@ class FSDPWorker:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _build_model(self, trainable: bool) -> ResponseLogProbs:
-        """The sharded policy or reference; frozen weights have the compute dtype."""
+    def _read_model(self, trainable: bool) -> ResponseLogProbs:
+        """The policy or reference, not sharded yet; frozen weights have the compute dtype."""
         settings, model_config = self.config.worker.actor, self.config.worker.actor.model
         stored, computed = DTYPES[settings.fsdp.torch_dtype], DTYPES[settings.fsdp.mp_param_dtype]
         is_frozen = not trainable or model_config.lora.rank > 0
@@ -129,9 +147,7 @@ class FSDPWorker:
             encoder.requires_grad_(False)
         if trainable and model_config.enable_gradient_checkpointing:
             model.gradient_checkpointing_enable(CHECKPOINTING)
-        wrapped = ResponseLogProbs(model, vision_token_ids(self.processor))
-        self._shard(wrapped, settings if trainable else self.config.worker.ref, settings.fsdp)
-        return wrapped
+        return ResponseLogProbs(model, vision_token_ids(self.processor))
 
     def _shard(self, model: torch.nn.Module, settings: Any, types: FSDPConfig) -> None:
         """Shards a model with the dtypes of `types` and offloads it as `settings` ask."""

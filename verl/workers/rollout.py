@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,14 @@ RENDER_AHEAD_DIVISOR = 4
 """Fraction of threads (1 / n) that preprocess prompts while the ranks train."""
 NUM_SEEDS = 2**32
 """Seeds are below this: numpy's limit."""
+
+
+class GpuMemory(NamedTuple):
+    """Bytes of a GPU: free now, free when its engine started to allocate, and the share that the engine may take."""
+
+    free: int
+    at_start: int
+    share: int
 
 
 class RolloutWorker:
@@ -70,11 +78,6 @@ class RolloutWorker:
         self.rendered: dict[Any, Any] = {}
 
     @register(Dispatch.ONE_TO_ALL)
-    def prepare(self) -> None:
-        """Imports vLLM ahead of `load`; it takes longer than loading a small model."""
-        import vllm  # noqa: F401
-
-    @register(Dispatch.ONE_TO_ALL)
     def load(self) -> None:
         """Starts the engine in this process, in sleep mode on a GPU."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -104,6 +107,11 @@ class RolloutWorker:
             self.llm.collective_rpc(record_routing)
         self.warn_without_shared_prompt()
         self.sleep()
+
+    @register(Dispatch.ONE_TO_ALL)
+    def memory(self) -> list[GpuMemory]:
+        """Memory of the engine's GPUs."""
+        return self.llm.collective_rpc(_memory)
 
     def warn_without_shared_prompt(self) -> None:
         """Prints a warning when cascade attention was requested and is not supported."""
@@ -311,6 +319,12 @@ def hash_prompts_once(hash_blocks: Callable[[Any], list[Any]]) -> Callable[[Any]
         return list(hashes)
 
     return hash_or_reuse
+
+
+def _memory(worker: Any) -> GpuMemory:
+    """Memory of the GPU of one process of the engine, by what vLLM noted when it started."""
+    free, _ = torch.cuda.mem_get_info(worker.device)
+    return GpuMemory(free, worker.init_snapshot.free_memory, worker.requested_memory)
 
 
 def _seed(worker: Any, seed: int) -> None:
