@@ -104,7 +104,11 @@ class FSDPWorker:
     @register(Dispatch.ONE_TO_ALL)
     def describe_kernels(self) -> str:
         """A description of the attention kernels in use."""
-        return describe_attention(self.device, DTYPES[self.config.worker.actor.fsdp.mp_param_dtype])
+        return describe_attention(*self._attention(self.policy, self.config.worker.actor))
+
+    def _attention(self, model: Any, settings: Any) -> tuple[torch.device, torch.dtype, Any]:
+        """Device, type and decoder's configuration, on which attention kernels depend."""
+        return self.device, DTYPES[settings.fsdp.mp_param_dtype], model.model.config.get_text_config()
 
     def _release_cache(self) -> None:
         """Frees torch's CUDA cache, before later allocations fragment it: the engine needs the memory."""
