@@ -23,7 +23,7 @@ from verl.distributed.fsdp import DTYPES, full_tensor, init_mesh, join_store, lr
 from verl.distributed.host_memory import host_memory_metrics
 from verl.distributed.optim import allocate_states, build_optimizer, state_tensors
 from verl.distributed.single_controller import Dispatch, register
-from verl.model.attention import describe_attention
+from verl.model.attention import compile_backward, describe_attention
 from verl.model.checkpointing import CHECKPOINTING
 from verl.model.families import critic_path, dummy_image, vision_encoder
 from verl.model.fused_layers import fuse_layers
@@ -99,6 +99,8 @@ class FSDPWorker:
             optimizer = self._add_optimizer(model, worker.critic)
             self.critic_writer = checkpoint.ShardWriter()
             self.critic = Critic(model, self.device, optimizer, actor.images_once)
+            compile_backward(*self._attention(model, worker.critic))
+        compile_backward(*self._attention(self.policy, actor))
         self._release_cache()
 
     @register(Dispatch.ONE_TO_ALL)
