@@ -1,39 +1,96 @@
 """On a GPU: the kernels in bf16 against float32 references, and sharing against repeating in float32."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.support.gpus import relative
 
 pytestmark = pytest.mark.gpu
-HEADS, KEY_HEADS, SIZE = 16, 2, 128
+ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+EQUAL = [512] * 3, [[256] * 4] * 3
+SHORT = [300, 1, 77], [[40, 3, 1], [9], [128, 64]]
+FAR_APART = [2000, 1, 300, 129], [[1, 1, 1], [700, 1], [5, 400], [1]]
+
+
+@pytest.fixture(autouse=True)
+def own_gradients(monkeypatch):
+    monkeypatch.setenv("SPATIALTHINKER_FLASH_BACKWARD", "1")
 
 
 def run_attention(attend, tensors, upstream, layout):
     inputs = [t.detach().clone().requires_grad_() for t in tensors]
-    out = attend(*inputs, layout, SIZE**-0.5)
+    out = attend(*inputs, layout, tensors[0].shape[-1] ** -0.5)
     out.backward(upstream.to(out.dtype))
     return [out.detach(), *(t.grad for t in inputs)]
 
 
-def test_flash_attention_equals_padded_float32():
-    from verl.model.attention import _flash_shared, _padded_shared
+@pytest.mark.parametrize("lengths", [EQUAL, SHORT, FAR_APART], ids=["equal", "short", "far apart"])
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "size"),
+    [
+        (16, 2, 128),
+        (28, 4, 128),
+        (8, 8, 128),
+        (4, 1, 128),
+        (12, 4, 64),
+        (6, 6, 96),
+        (6, 2, 32),
+        (8, 2, 80),
+        (16, 4, 256),
+    ],
+)
+def test_flash_attention_equals_padded_float32(heads, key_heads, size, lengths, monkeypatch):
+    """Where Hopper's kernels are in use, torch's are tried as well, and are as far from float32."""
+    from verl.model import attention
     from verl.model.packing import build_layout
 
-    layout = build_layout([300, 1, 77], [[40, 3, 1], [9], [128, 64]]).to(torch.device("cuda"))
+    prompts, responses = lengths
+    layout = build_layout(prompts, responses).to(torch.device("cuda"))
     generator = torch.Generator("cuda").manual_seed(0)
-    num_tokens = 378 + 245
-
-    def draw(heads):
-        return torch.randn(num_tokens, heads, SIZE, device="cuda", generator=generator)
-
-    tensors, upstream = (draw(HEADS), draw(KEY_HEADS), draw(KEY_HEADS)), draw(HEADS)
-    exact = run_attention(_padded_shared, tensors, upstream, layout)
-    fast = run_attention(_flash_shared, [t.bfloat16() for t in tensors], upstream, layout)
-    for got, wanted in zip(fast, exact, strict=True):
-        assert relative(got, wanted) < 1e-2
-    without_gradient = _flash_shared(*(t.bfloat16() for t in tensors), layout, SIZE**-0.5)
+    num_tokens = sum(prompts) + sum(map(sum, responses))
+    *tensors, upstream = (
+        torch.randn(num_tokens, number, size, device="cuda", generator=generator)
+        for number in (heads, key_heads, key_heads, heads)
+    )
+    rounded = [t.bfloat16() for t in tensors]
+    exact = run_attention(attention._padded_shared, [t.float() for t in rounded], upstream.bfloat16(), layout)
+    fast = run_attention(attention._flash_shared, rounded, upstream, layout)
+    without_gradient = attention._flash_shared(*rounded, layout, size**-0.5)
     assert relative(without_gradient, exact[0]) < 1e-2
+    has_own = attention.backward_kernels("cuda", torch.bfloat16, heads, key_heads, size) is not None
+    assert has_own == (ON_HOPPER and size in (64, 96, 128)) or key_heads == 1
+    monkeypatch.setattr(attention, "hopper_kernels", lambda _: None)
+    monkeypatch.setattr(attention, "backward_kernels", lambda *_: None)
+    plain = run_attention(attention._flash_shared, rounded, upstream, layout)
+    for got, by_torch, wanted in zip(fast, plain, exact, strict=True):
+        assert relative(got, wanted) < 1e-2
+        assert relative(got, wanted) < 1.5 * relative(by_torch, wanted) + 1e-3
+
+
+@pytest.mark.skipif(not ON_HOPPER, reason="FlashAttention 4's backward pass is used on Hopper GPUs alone")
+def test_compiled_kernels_serve_other_processes(tmp_path):
+    """Two processes compile at once, and a third takes what they leave; each compares gradients with torch's."""
+    program = (
+        "import torch; from verl.model.attention import backward_kernels; "
+        "assert backward_kernels('cuda', torch.bfloat16, 16, 2, 128) is not None"
+    )
+    settings = {"FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": str(tmp_path)}
+
+    def start():
+        command = [sys.executable, "-c", program]
+        return subprocess.Popen(command, env=os.environ | settings, cwd=Path(__file__).parents[2])
+
+    both = [start(), start()]
+    assert [each.wait() for each in both] == [0, 0]
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.o")}
+    assert kept
+    assert start().wait() == 0
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.o")} == kept
 
 
 def test_vision_attention_stays_inside_its_windows():

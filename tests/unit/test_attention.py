@@ -10,7 +10,14 @@ import torch.nn.attention.varlen  # noqa: F401  declares the kernels
 from torch.utils.checkpoint import checkpoint
 
 from verl.model import attention
-from verl.model.attention import _flash_shared, _padded_shared, describe_attention
+from verl.model.attention import (
+    _flash_shared,
+    _padded_shared,
+    backward_kernels,
+    compile_backward,
+    describe_attention,
+    hopper_kernels,
+)
 from verl.model.checkpointing import CHECKPOINTING, save_outputs
 from verl.model.packing import build_layout
 
@@ -72,16 +79,19 @@ def run(attend_shared, tensors, upstream, layout):
     return [out.detach(), *(t.grad for t in inputs)]
 
 
+def draw(num_tokens):
+    """Queries, keys, values and the gradient of outputs."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(num_tokens, heads, SIZE, dtype=torch.float64, generator=generator)
+        for heads in (HEADS, KEY_HEADS, KEY_HEADS, HEADS)
+    ]
+
+
 @pytest.mark.parametrize("responses", [[[4, 3, 1], [9], [2, 6]], [[1], [5], [3]]])
 def test_three_calls_give_what_masks_over_tables_give(responses):
     layout = build_layout([30, 1, 7], responses)
-    generator = torch.Generator().manual_seed(0)
-    num_tokens = 38 + sum(map(sum, responses))
-
-    def draw(heads):
-        return torch.randn(num_tokens, heads, SIZE, dtype=torch.float64, generator=generator)
-
-    tensors, upstream = (draw(HEADS), draw(KEY_HEADS), draw(KEY_HEADS)), draw(HEADS)
+    *tensors, upstream = draw(38 + sum(map(sum, responses)))
     for got, wanted in zip(
         run(_flash_shared, tensors, upstream, layout), run(_padded_shared, tensors, upstream, layout), strict=True
     ):
@@ -105,23 +115,101 @@ def test_a_checkpoint_that_keeps_attention_does_not_repeat_it(contexts, num_forw
     assert calls == ["forward"] * num_forward + ["backward"] * 3
 
 
-def test_passes_without_gradients_use_hopper_kernels_where_there_are_any(monkeypatch):
-    def forward(q, k, v, ends, longest, causal, scale):
-        calls.append("hopper")
-        return attend(q, k, v, *ends, *longest, causal, scale)[:2]
+def hopper_forward(q, k, v, ends, longest, causal, scale):
+    assert all(each.is_contiguous() for each in (q, k, v, *ends))
+    calls.append("hopper")
+    return attend(q, k, v, *ends, *longest, causal, scale)[:2]
 
-    monkeypatch.setattr(attention, "hopper_kernels", lambda _: SimpleNamespace(forward=forward))
-    layout = build_layout([4, 3], [[3, 1], [2]])
-    q, k, v = (torch.randn(13, heads, SIZE, dtype=torch.float64) for heads in (HEADS, KEY_HEADS, KEY_HEADS))
+
+def hopper_backward(grad, q, k, v, out, lse, ends, longest, causal, scale):
+    assert all(each.is_contiguous() for each in (grad, q, k, v, out, lse, *ends))
+    calls.append("hopper")
+    return attend_backward(grad, q, k, v, out, lse, *ends, *longest, causal, None, scale)
+
+
+@pytest.fixture
+def put_kernels(monkeypatch):
+    """Takes the place of Hopper's kernels, on a GPU that has them and with the versions that they are written for."""
+
+    def put(backward=hopper_backward, sizes=(SIZE,), is_chosen="1"):
+        fakes = SimpleNamespace(forward=hopper_forward, backward=backward, BACKWARD_SIZES=sizes)
+        monkeypatch.setattr(attention, "hopper_kernels", lambda _: fakes)
+        monkeypatch.setattr(attention, "has_flash", lambda *_: True)
+        monkeypatch.setattr(attention, "is_usable", lambda _: True)
+        monkeypatch.setenv(attention.CHOOSES_BACKWARD, is_chosen)
+        backward_kernels.cache_clear()
+
+    yield put
+    backward_kernels.cache_clear()
+
+
+DECODER = SimpleNamespace(num_attention_heads=HEADS, num_key_value_heads=KEY_HEADS, head_dim=SIZE)
+LAYOUT = build_layout([4, 3], [[3, 1], [2]])
+
+
+def test_hopper_kernels_compute_passes_with_and_without_gradients(put_kernels, capsys):
+    put_kernels()
+    assert compile_backward(torch.device("cpu"), torch.float64, DECODER)
     calls.clear()
-    fast = _flash_shared(q, k, v, layout, 0.3)
+    *tensors, upstream = draw(13)
+    fast, exact = (run(shared, tensors, upstream, LAYOUT) for shared in (_flash_shared, _padded_shared))
+    assert calls == ["hopper", "forward"] * 3 + ["hopper", "backward"] * 3
+    for got, wanted in zip(fast, exact, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+    calls.clear()
+    torch.testing.assert_close(_flash_shared(*tensors, LAYOUT, SIZE**-0.5), exact[0])
     assert calls == ["hopper", "forward"] * 3
-    torch.testing.assert_close(fast, _padded_shared(q, k, v, layout, 0.3))
-    calls.clear()
-    _flash_shared(q.requires_grad_(), k, v, layout, 0.3)
-    assert calls == ["forward"] * 3
+    assert not capsys.readouterr().out
+
+
+def uncompiled(*_):
+    raise RuntimeError("no compiler\nsecond line")
+
+
+def wrong_queries(*arguments):
+    grad_q, *others = hopper_backward(*arguments)
+    return grad_q * 1.1, *others
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"is_chosen": "0"}, ""),
+        ({"sizes": (64, 128)}, ""),
+        ({"backward": uncompiled}, "RuntimeError: no compiler"),
+        ({"backward": wrong_queries}, "gradients are others than torch's"),
+    ],
+)
+def test_a_backward_pass_that_is_of_no_use_is_left_to_torch(change, reason, put_kernels, capsys):
+    put_kernels(**change)
+    *tensors, upstream = draw(13)
+    assert not compile_backward(torch.device("cpu"), torch.float64, DECODER)
+    for _ in range(2):
+        calls.clear()
+        run(_flash_shared, tensors, upstream, LAYOUT)
+        assert calls == ["hopper", "forward"] * 3 + ["backward"] * 3
+    said = capsys.readouterr().out
+    assert said.count("\n") == bool(reason) and reason in said and "second line" not in said
+    assert describe_attention(torch.device("cpu"), torch.float64, DECODER).endswith("gradients by torch)")
+
+
+def test_the_description_names_the_kernels_of_gradients(put_kernels, monkeypatch):
+    put_kernels()
+    device = torch.device("cpu")
+    said = describe_attention(device, torch.float64, DECODER)
+    assert "FlashAttention 3" in said and said.endswith("gradients by FlashAttention 4)")
+    monkeypatch.setattr(attention, "hopper_kernels", lambda _: None)
+    assert describe_attention(device, torch.float64, DECODER) == "variable-length flash attention (torch)"
+
+
+def test_no_package_is_asked_for_where_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(attention, "is_usable", lambda name: pytest.fail(name))
+    hopper_kernels.cache_clear()
+    backward_kernels.cache_clear()
+    assert backward_kernels("cpu", torch.bfloat16, 16, 2, 128) is None
+    assert not compile_backward(torch.device("cpu"), torch.bfloat16, DECODER)
 
 
 def test_kernels_that_are_not_there_are_named_with_what_is_used_instead():
-    said = describe_attention(torch.device("cpu"), torch.bfloat16)
+    said = describe_attention(torch.device("cpu"), torch.bfloat16, DECODER)
     assert "scaled dot-product attention over padded tables" in said and "no GPU" in said

@@ -14,6 +14,7 @@ from verl.bench.kernels import KINDS, REST, WALL, by_kind, kind_of
         ("aten::mm", "products"),
         ("void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<128, 64, 64>>", "attention"),
         ("void cutlass::device_kernel<flash::FlashAttnFwdSm90<bf16>>", "attention"),
+        ("kernel_cutlass_kernel_flash_attncuteflash_bwd_sm90FlashAttentionBackwardSm90_object_at__t0", "attention"),
         ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer"),
         ("_adamw_bf16_kernel", "optimizer"),
         ("Memcpy HtoD (Pinned -> Device)", "copies"),

@@ -3,11 +3,11 @@
 Letters as in packing.py: G prompts, S responses, P and R their tokens, T tokens of the packed row.
 
 A prompt is the shared prefix of its responses and is computed once. On a GPU in bfloat16 or float16 both use torch's
-variable-length flash attention, elsewhere scaled dot-product attention (SDPA) over padded tensors. Values and
-gradients equal those of one prompt copy per response.
+variable-length flash attention, elsewhere scaled dot-product attention (SDPA) over padded tensors; on Hopper GPUs the
+decoder uses vLLM's flash attention. Values and gradients equal those of one prompt copy per response.
 """
 
-from collections.abc import Sequence
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +20,7 @@ from torch.nn.attention.varlen import varlen_attn  # also registers torch.ops.to
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from verl.model.flops import head_dim
 from verl.model.internals import is_usable
 from verl.model.packing import GroupLayout
 
@@ -27,7 +28,16 @@ TEXT_ATTENTION = "shared_prompt"
 VISION_ATTENTION = "varlen_flash"  # "flash" in the name makes transformers hand over all windows in one call
 FLASH_OF_GROUPS = "flash attention of groups"  # in internals.py
 FLASH_FOR_HOPPER = "flash attention for Hopper"  # in internals.py
+BACKWARD_FOR_HOPPER = "flash attention backward for Hopper"  # in internals.py
 HOPPER = (9, 0)  # compute capability
+CHOOSES_BACKWARD = "SPATIALTHINKER_FLASH_BACKWARD"
+"""Environment variable: 1 for FlashAttention 4's gradients.
+
+With responses of one length they save 2 of 30 s of an update; with many lengths an update took twice as long as
+expected on the one GPU where it was tried, and whether they are the reason is not known.
+"""
+MOST_APART = 0.02
+"""Relative distance of gradients by two kernels in bfloat16, at most; 0.003 was measured on an H200."""
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 CAUSAL = (-1, 0)  # window left and right of a query (-1: unlimited); queries and keys are aligned at their ends
 EVERYTHING = (-1, -1)
@@ -38,10 +48,14 @@ def has_flash(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype in FLASH_DTYPES and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def _has_flash_of_groups(device: torch.device, dtype: torch.dtype) -> bool:
+    return has_flash(device, dtype) and is_usable(FLASH_OF_GROUPS)
+
+
 @cache
-def hopper_kernels(device: torch.device) -> Any | None:
+def hopper_kernels(device_type: str) -> Any | None:
     """The module of kernels for Hopper GPUs; None elsewhere, and after a warning where vLLM's cannot be used."""
-    is_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == HOPPER
+    is_hopper = device_type == "cuda" and torch.cuda.get_device_capability() == HOPPER
     if not is_hopper or not is_usable(FLASH_FOR_HOPPER):
         return None
     try:
@@ -57,15 +71,6 @@ def import_kernels(device: torch.device) -> None:
     if device.type == "cuda" and is_usable(FLASH_FOR_HOPPER):
         with suppress(ImportError):  # hopper_kernels tells why, where it matters
             import_module("verl.model.kernels.hopper")
-
-
-def describe_attention(device: torch.device, dtype: torch.dtype) -> str:
-    """A description of the attention kernels in use, with the reason when they are not flash attention."""
-    if has_flash(device, dtype) and is_usable(FLASH_OF_GROUPS):
-        without_gradient = "" if hopper_kernels(device) is None else "; without gradients FlashAttention 3, of vLLM"
-        return f"variable-length flash attention (torch{without_gradient})"
-    reason = "no GPU" if device.type != "cuda" else f"{dtype}, this GPU or this torch has no flash kernel"
-    return f"scaled dot-product attention over padded tables ({reason})"
 
 
 @dataclass(frozen=True)
@@ -96,14 +101,86 @@ class _VarlenCall:
         return out, lse
 
     def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float | None
+        self,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        scale: float | None,
+        kernels: Any | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of q, k, v from these keys; out and lse are of the merged attention over all keys of a query."""
-        no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device)
-        arguments = (*self.ends, *self.longest, self.window == CAUSAL, no_dropout, scale, list(self.window))
         at, of = self.queries, self.keys
         tensors = (grad[at], q[at], k[of], v[of], out[at], lse[:, at].contiguous())
+        if kernels is not None:
+            return kernels.backward(*tensors, self.ends, self.longest, self.window == CAUSAL, scale)
+        no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device)
+        arguments = (*self.ends, *self.longest, self.window == CAUSAL, no_dropout, scale, list(self.window))
         return torch.ops.torch_attn._varlen_attn_backward(*tensors, *arguments)
+
+
+@cache
+def backward_kernels(
+    device_type: str, dtype: torch.dtype, num_heads: int, num_key_heads: int, size: int
+) -> Any | None:
+    """The module of kernels whose backward pass takes such heads; None for torch's, after a warning where it fails.
+
+    The environment asks for it (CHOOSES_BACKWARD). It is compiled here at first use, and compared with torch's: compiled kernels may come from a folder of old ones.
+    """
+    if os.environ.get(CHOOSES_BACKWARD) != "1":
+        return None
+    kernels = hopper_kernels(device_type)
+    if kernels is None or size not in kernels.BACKWARD_SIZES or not is_usable(BACKWARD_FOR_HOPPER):
+        return None
+    generator = torch.Generator(device_type).manual_seed(0)
+    grad, q, k, v = (
+        torch.randn(300, heads, size, generator=generator, device=device_type).to(dtype)
+        for heads in (num_heads, num_heads, num_key_heads, num_key_heads)
+    )
+    ends = torch.tensor([0, 40, 300], dtype=torch.int32, device=device_type)
+    try:
+        for window in (CAUSAL, EVERYTHING):
+            call = _VarlenCall(slice(None), slice(None), (ends, ends), (260, 260), window)
+            out, lse = call.forward(q, k, v, size**-0.5, kernels)
+            tried, plain = (call.backward(grad, q, k, v, out, lse, size**-0.5, each) for each in (kernels, None))
+            pairs = [(each.float(), wanted.float()) for each, wanted in zip(tried, plain, strict=True)]
+            if not all((each - wanted).norm() < MOST_APART * wanted.norm() for each, wanted in pairs):
+                raise ValueError("its gradients are others than torch's")
+    except Exception as error:  # noqa: BLE001 -- compilers raise anything, and there is a plain way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"Warning: torch's backward pass of attention is used, not FlashAttention 4's: {reason}", flush=True)  # noqa: T201
+        return None
+    return kernels
+
+
+def compile_backward(device: torch.device, dtype: torch.dtype, config: Any) -> bool:
+    """Compiles what only gradients of attention need; True when that is FlashAttention 4, False when it is torch.
+
+    Args:
+        config: of the decoder.
+    """
+    if not _has_flash_of_groups(device, dtype):
+        return False
+    heads = config.num_attention_heads, config.num_key_value_heads, head_dim(config)
+    return backward_kernels(device.type, dtype, *heads) is not None
+
+
+def describe_attention(device: torch.device, dtype: torch.dtype, config: Any) -> str:
+    """A description of the attention kernels in use, with the reason when they are not flash attention.
+
+    Args:
+        config: of the decoder.
+    """
+    if not _has_flash_of_groups(device, dtype):
+        reason = "no GPU" if device.type != "cuda" else f"{dtype}, this GPU or this torch has no flash kernel"
+        return f"scaled dot-product attention over padded tables ({reason})"
+    kernels = "torch"
+    if hopper_kernels(device.type) is not None:
+        gradients = "FlashAttention 4" if compile_backward(device, dtype, config) else "torch"
+        kernels = f"torch; in the decoder vLLM's FlashAttention 3, gradients by {gradients}"
+    return f"variable-length flash attention ({kernels})"
 
 
 def _plan_calls(
@@ -134,17 +211,6 @@ def _merge(prefix: Tensor, prefix_lse: Tensor, suffix: Tensor, suffix_lse: Tenso
     return lse
 
 
-def _cascade(
-    q: Tensor, k: Tensor, v: Tensor, calls: Sequence[_VarlenCall], scale: float | None, kernels: Any | None = None
-) -> tuple[Tensor, Tensor]:
-    """Outputs [T, heads, size] and LSE [heads, T] of the calls of _plan_calls."""
-    of_prompts, over_prompts, over_responses = calls
-    out, split = torch.empty_like(q), of_prompts.queries.stop
-    out[:split], prompt_lse = of_prompts.forward(q, k, v, scale, kernels)
-    parts = over_prompts.forward(q, k, v, scale, kernels) + over_responses.forward(q, k, v, scale, kernels)
-    return out, torch.cat([prompt_lse, _merge(*parts, out[split:])], dim=1)
-
-
 @torch.library.custom_op("verl::shared_attention", mutates_args=())
 def _shared_attention(
     q: Tensor,
@@ -161,7 +227,12 @@ def _shared_attention(
 
     One custom op, so that selective activation checkpointing can save its outputs without those of its parts.
     """
-    return _cascade(q, k, v, _plan_calls(prompt_ends, group_ends, response_ends, split, longest), scale)
+    kernels = hopper_kernels(q.device.type)
+    of_prompts, over_prompts, over_responses = _plan_calls(prompt_ends, group_ends, response_ends, split, longest)
+    out = torch.empty_like(q)
+    out[:split], prompt_lse = of_prompts.forward(q, k, v, scale, kernels)
+    parts = over_prompts.forward(q, k, v, scale, kernels) + over_responses.forward(q, k, v, scale, kernels)
+    return out, torch.cat([prompt_lse, _merge(*parts, out[split:])], dim=1)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -172,8 +243,9 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _shared_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, prompt_ends, group_ends, response_ends, out, lse = ctx.saved_tensors
     calls = _plan_calls(prompt_ends, group_ends, response_ends, ctx.split, ctx.longest)
-    tensors = (grad.contiguous(), q, k, v, out, lse)
-    of_prompts, over_prompts, over_responses = (call.backward(*tensors, ctx.scale) for call in calls)
+    kernels = backward_kernels(q.device.type, q.dtype, q.shape[1], *k.shape[1:])
+    arguments = (grad.contiguous(), q, k, v, out, lse, ctx.scale, kernels)
+    of_prompts, over_prompts, over_responses = (call.backward(*arguments) for call in calls)
     prompts, responses = slice(0, ctx.split), slice(ctx.split, None)
     grad_q, grad_k, grad_v = (torch.empty_like(states) for states in (q, k, v))
     grad_q[prompts] = of_prompts[0]
@@ -192,8 +264,6 @@ def _flash_shared(q: Tensor, k: Tensor, v: Tensor, layout: GroupLayout, scale: f
     ends = (layout.prompt_ends, layout.group_ends, layout.response_ends)
     longest = [layout.longest_prompt, layout.longest_group, layout.longest_response]
     q, k, v = (states.contiguous() for states in (q, k, v))
-    if not q.requires_grad and (kernels := hopper_kernels(q.device)) is not None:
-        return _cascade(q, k, v, _plan_calls(*ends, layout.num_prompt_tokens, longest), scale, kernels)[0]
     return _shared_attention(q, k, v, *ends, layout.num_prompt_tokens, longest, scale)[0]
 
 
@@ -246,8 +316,7 @@ def shared_prompt_attention(
         [1, T, heads, size] and None for the attention weights.
     """
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, size]
-    is_flash = has_flash(q.device, q.dtype) and is_usable(FLASH_OF_GROUPS)
-    attend = _flash_shared if is_flash else _padded_shared
+    attend = _flash_shared if _has_flash_of_groups(q.device, q.dtype) else _padded_shared
     return attend(q, k, v, layout, scaling).unsqueeze(0), None
 
 

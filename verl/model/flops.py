@@ -29,7 +29,7 @@ def _attention(num_pairs: float, num_heads: int, head_dim: int) -> float:
     return 4.0 * num_pairs * num_heads * head_dim
 
 
-def _head_dim(config: Any) -> int:
+def head_dim(config: Any) -> int:
     """Elements of one attention head, which need not be hidden_size / num_attention_heads."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
@@ -53,7 +53,7 @@ def _attention_weights(config: Any) -> int:
         keys = 2 * config.linear_num_key_heads * config.linear_key_head_dim
         values = 3 * config.linear_num_value_heads * config.linear_value_head_dim  # with gates and outputs
         linear = keys + values + 2 * config.linear_num_value_heads
-    full = (heads + 2 * config.num_key_value_heads) * _head_dim(config)
+    full = (heads + 2 * config.num_key_value_heads) * head_dim(config)
     return config.hidden_size * ((config.num_hidden_layers - num_linear) * full + num_linear * linear)
 
 
@@ -93,7 +93,7 @@ def rollout_bytes(
         num_bytes: of a number.
     """
     num_linear = count_linear(config)
-    per_token = 2 * (config.num_hidden_layers - num_linear) * config.num_key_value_heads * _head_dim(config)
+    per_token = 2 * (config.num_hidden_layers - num_linear) * config.num_key_value_heads * head_dim(config)
     # A large batch reads all experts.
     weights = _decoder_weights(config, "num_experts") + config.vocab_size * config.hidden_size
     seen = num_prompts * prompt_tokens + num_sequences * response_tokens / 2
@@ -108,7 +108,7 @@ def text_flops(config: Any, prompt_tokens: int, response_tokens: int, num_sample
     pairs = num_prompts * prompt_tokens**2 / 2
     pairs += num_samples * response_tokens * (prompt_tokens + response_tokens / 2)
     num_linear = count_linear(config)
-    attention = _attention(pairs, config.num_attention_heads, _head_dim(config))
+    attention = _attention(pairs, config.num_attention_heads, head_dim(config))
     mixed = (config.num_hidden_layers - num_linear) * attention + num_linear * _scan(config, tokens)
     return 2.0 * tokens * _decoder_weights(config, "num_experts_per_tok") + mixed
 

@@ -57,6 +57,12 @@ PARTS = {
         "vllm_flash_attn: flash_attn_varlen_func with fa_version=3",
         "torch's flash attention",
     ),
+    "flash attention backward for Hopper": Part(
+        ("vllm==0.25.1", "nvidia-cutlass-dsl==4.5.2", "quack-kernels==0.5.0"),
+        ("verl/model/kernels/hopper.py",),
+        "vllm_flash_attn.cute.interface: _flash_attn_bwd and the sizes that its kernels are compiled for",
+        "torch's backward pass",
+    ),
     "linear attention": Part(
         ("fla-core==0.6.0", "transformers==5.17.0"),
         ("verl/model/linear_attention.py",),

@@ -23,7 +23,7 @@ from verl.distributed.fsdp import DTYPES, full_tensor, init_mesh, join_store, lr
 from verl.distributed.host_memory import host_memory_metrics
 from verl.distributed.optim import allocate_states, build_optimizer, state_tensors
 from verl.distributed.single_controller import Dispatch, register
-from verl.model.attention import describe_attention, import_kernels
+from verl.model.attention import compile_backward, describe_attention, import_kernels
 from verl.model.checkpointing import CHECKPOINTING
 from verl.model.families import critic_path, dummy_image, vision_encoder
 from verl.model.fused_layers import fuse_layers
@@ -117,12 +117,18 @@ class FSDPWorker:
             optimizer = self._add_optimizer(model, worker.critic)
             self.critic_writer = checkpoint.ShardWriter()
             self.critic = Critic(model, self.device, optimizer, actor.images_once)
+            compile_backward(*self._attention(model, worker.critic))
+        compile_backward(*self._attention(self.policy, actor))
         self._release_cache()
 
     @register(Dispatch.ONE_TO_ALL)
     def describe_kernels(self) -> str:
         """A description of the attention kernels in use."""
-        return describe_attention(self.device, DTYPES[self.config.worker.actor.fsdp.mp_param_dtype])
+        return describe_attention(*self._attention(self.policy, self.config.worker.actor))
+
+    def _attention(self, model: Any, settings: Any) -> tuple[torch.device, torch.dtype, Any]:
+        """Device, type and decoder's configuration, on which attention kernels depend."""
+        return self.device, DTYPES[settings.fsdp.mp_param_dtype], model.model.config.get_text_config()
 
     def _release_cache(self) -> None:
         """Frees torch's CUDA cache, before later allocations fragment it: the engine needs the memory."""
