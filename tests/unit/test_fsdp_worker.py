@@ -6,19 +6,24 @@ Models, optimizers and groups are small real ones; nothing is sharded.
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.support.updates import NUM_GROUPS, TOY, make_groups, scorer
+from verl.bench.inputs import random_picture
 from verl.config.loading import load_config
 from verl.config.records import OptimConfig
+from verl.data.processor import load_run_processor
 from verl.distributed.fsdp import full_weights, lr_factor
-from verl.model.qwen_vl import ResponseValues, load_model
+from verl.model.qwen_vl import ResponseValues, image_patches, load_model
 from verl.protocol import DataProto
+from verl.workers import fsdp_worker
 from verl.workers.actor import Actor
 from verl.workers.critic import Critic
-from verl.workers.fsdp_worker import FSDPWorker
+from verl.workers.fsdp_worker import FSDPWorker, _images_of
 
 TOY_CPU = [
     "config=configs/toy_cpu.yaml",
@@ -292,3 +297,29 @@ def test_settings_of_an_update_are_those_of_its_role():
     assert (actor["max_grad_norm"], critic["max_grad_norm"]) == (0.5, 1.0)
     assert (actor["ppo_epochs"], critic["ppo_epochs"]) == (1, 3)
     assert dataclasses.asdict(worker.config)["worker"]["rollout"]["temperature"] == actor["temperature"]
+
+
+def test_images_that_were_prepared_are_not_prepared_again(monkeypatch):
+    rng = np.random.default_rng(0)
+    pictures = [random_picture(rng, (56, 56 + 28 * number)) for number in range(3)]
+    worker, *_ = make_worker()
+    worker.processor = load_run_processor(worker.config)
+    seen: list[Any] = []
+
+    def count(images, *arguments, **size):
+        seen.extend(images)
+        return image_patches(images, *arguments, **size)
+
+    def loaded(images):
+        columns = {"images": np.array([[picture] for picture in images], dtype=object)}
+        worker._prepare(_images_of(DataProto.from_dict(non_tensors=columns)))
+        return [worker.prepared[picture] for picture in images]
+
+    monkeypatch.setattr(fsdp_worker, "image_patches", count)
+    first, second, third = pictures
+    worker.prepare_images(DataProto.from_dict(non_tensors={"images": np.array([[first], [second]], dtype=object)}))
+    ahead = loaded([second, third, second])
+    assert seen == [first, second, third]
+    worker.prepared.clear()
+    for (patches, grid), (expected, expected_grid) in zip(loaded([second, third, second]), ahead, strict=True):
+        assert grid == expected_grid and torch.equal(patches, expected)

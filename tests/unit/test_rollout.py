@@ -10,6 +10,7 @@ import pytest
 from verl.protocol import DataProto
 from verl.protocol.row_values import as_objects
 from verl.trainer.engines import Engines
+from verl.trainer.metrics import PhaseTimer
 from verl.workers.rollout import RolloutWorker
 from verl.workers.routing import group_experts, switch_routing
 
@@ -190,9 +191,36 @@ def test_the_engines_seed_follows_the_runs_seed_and_the_call():
 
         engines: Any = SimpleNamespace(settings=settings, group=Group([0]))
         engines._request = lambda prompts: Engines._request(engines, prompts)
-        Engines.generate(engines, make_prompts(1), {"n": 1}, call)
+        Engines.generate(engines, make_prompts(1), {"n": 1}, call, for_training=False)
         return requests[0].meta_info["seed"]
 
     calls = [[seed_of(run_seed, call) for call in range(1, 6)] for run_seed in (0, 1, 2)]
     assert len({seed for run in calls for seed in run}) == 15
     assert calls[1] == [seed_of(1, call) for call in range(1, 6)]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_ranks_prepare_images_while_engines_sample_for_training(num_ranks):
+    calls: list[Any] = []
+
+    class Ranks(list):
+        def start(self, method, images):
+            calls.append((method, len(images), list(images.non_tensor_batch)))
+            return lambda: calls.append("ready")
+
+    class Group(list):
+        def generate(self, request):
+            calls.append("sampled")
+            return make_prompts(1)
+
+    settings: Any = SimpleNamespace(
+        rollout=SimpleNamespace(seed=0), actor=SimpleNamespace(tis_imp_ratio_cap=None, routing_replay=False)
+    )
+    ranks: Any = Ranks(range(num_ranks))
+    group: Any = Group([0])
+    engines = Engines(settings, group, ranks, PhaseTimer())
+    engines.generate(make_prompts(1), {"n": 1}, 0)
+    assert calls == [("prepare_images", num_ranks, ["images"]), "sampled", "ready"]
+    calls.clear()
+    engines.generate(make_prompts(1), {"n": 1}, 0, for_training=False)
+    assert calls == ["sampled"]

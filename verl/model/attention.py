@@ -127,7 +127,8 @@ def backward_kernels(
 ) -> Any | None:
     """The module of kernels whose backward pass takes such heads; None for torch's, after a warning where it fails.
 
-    The environment asks for it (CHOOSES_BACKWARD). It is compiled here at first use, and compared with torch's: compiled kernels may come from a folder of old ones.
+    The environment asks for it (CHOOSES_BACKWARD). It is compiled here at first use, and compared with torch's:
+    compiled kernels may come from a folder of old ones.
     """
     if os.environ.get(CHOOSES_BACKWARD) != "1":
         return None

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,16 @@ from verl.workers.critic import Critic, ValueSettings
 from verl.workers.probe import probe_update
 from verl.workers.weight_sync import send_weights
 
+PREPARE_DIVISOR = 4
+"""Fraction of threads (1 / n) that preprocess images while the engines sample."""
+
+
+def _images_of(groups: DataProto) -> list[Any]:
+    """Images and videos of all groups, in their order."""
+    columns = groups.non_tensor_batch
+    rows = zip(columns["images"], columns.get("videos", [()] * len(groups)), strict=True)
+    return [image for row in rows for image in in_order(*row)]
+
 
 class FSDPWorker:
     """Actor, reference and critic of one rank.
@@ -58,6 +68,7 @@ class FSDPWorker:
         self.processor: Any = None
         self.read_ahead: ResponseLogProbs | None = None  # the policy before it is sharded
         self.groups: Groups | None = None
+        self.prepared: dict[Any, tuple[torch.Tensor, Any]] = {}  # image or video -> patches and grid
         self.peak_memory: dict[str, float] = {}  # phase -> GiB
         self.update_tokens: int | None = None  # of an update's pass, where probing has lowered them
         self.offloader = Offloader()  # of models and optimizers
@@ -215,20 +226,31 @@ class FSDPWorker:
         self.shared_prompt = data.meta_info.get("shared_prompt", settings.shared_prompt)
         for actor in filter(None, (self.actor, self.reference, self.critic)):
             actor.images_once = data.meta_info.get("images_once", settings.images_once)
-        rows = zip(data.non_tensor_batch["images"], data.non_tensor_batch.get("videos", [()] * len(data)), strict=True)
-        images = [image for row in rows for image in in_order(*row)]
-        size = pixel_limits(self.processor, *self.config.data.processor_bounds)
-        dtype = DTYPES[settings.fsdp.mp_param_dtype]
-        num_threads = threads_per_rank(self.config) if self.device.type == "cuda" else 1
-        by = self.processor
-        video_processor = getattr(by, "video_processor", None)
-        pixels, grids = image_patches(images, by.image_processor, dtype, num_threads, video_processor, **size)
+        images = _images_of(data)
+        self._prepare(images)
+        pixels, grids = [self.prepared[image][0] for image in images], [self.prepared[image][1] for image in images]
+        self.prepared = {}
         has_vision = vision_encoder(self.policy.model) is not None
         if has_vision and not pixels and self.world_size > 1:  # FSDP gathers the vision encoder on all ranks
             patches, grid = dummy_image(self.policy.model)
             pixels, grids = [patches], [grid]
         self.groups = Groups.from_proto(data, pixels, grids)
         check_image_tokens(self.groups.prompts, self.groups.images, grids, self.processor)
+
+    @register(Dispatch.DP_COMPUTE_METRIC)
+    def prepare_images(self, prompts: DataProto) -> None:
+        """Preprocesses images and videos for the next `load_groups`, while the engines need most of the processors."""
+        self._prepare(_images_of(prompts), PREPARE_DIVISOR)
+
+    def _prepare(self, images: Sequence[Any], thread_divisor: int = 1) -> None:
+        """Adds the patches and grids of images and videos that are not there yet, by a fraction of the threads."""
+        missing = [image for image in dict.fromkeys(images) if image not in self.prepared]
+        size = pixel_limits(self.processor, *self.config.data.processor_bounds)
+        dtype = DTYPES[self.config.worker.actor.fsdp.mp_param_dtype]
+        num_threads = threads_per_rank(self.config) // thread_divisor if self.device.type == "cuda" else 1
+        by, of_videos = self.processor.image_processor, getattr(self.processor, "video_processor", None)
+        pairs = zip(*image_patches(missing, by, dtype, max(1, num_threads), of_videos, **size), strict=True)
+        self.prepared |= dict(zip(missing, pairs, strict=True))
 
     @register(Dispatch.ONE_TO_ALL)
     def probe(self) -> list[str]:
