@@ -12,9 +12,10 @@ import torch
 from verl.bench import decode, inputs, setting
 from verl.bench.inputs import draw_lengths, lognormal
 from verl.bench.measure import GpuMemory, add_times, main
-from verl.bench.passes import parse_shape, share_groups
+from verl.bench.passes import Shape, parse_shape, random_groups, share_groups
 from verl.bench.setting import scale_load
 from verl.config.loading import load_config
+from verl.data import dataset
 from verl.protocol import DataProto
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -185,14 +186,32 @@ def test_decode_steps_are_what_longer_rollouts_take_more(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--lengths", "lognormal:20:0.6"], "--lengths and --against are of steps"),
+        (["--against", "one.json"], "--against is of steps"),
         (["--frames", "-1"], "--frames -1: a video has at least one frame"),
     ],
 )
-def test_what_passes_do_not_read_is_refused(words, told, capsys):
+def test_what_passes_do_not_read_is_refused(words, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("one.json").write_text('{"table": {"update": {}}}')
     with pytest.raises(SystemExit):
-        main(["passes", "--config", "configs/bench_toy_cpu.yaml", *words])
+        main(["passes", "--config", TOY, *words])
     assert told in capsys.readouterr().err
+
+
+def test_responses_of_passes_have_the_lengths_that_are_asked_for(monkeypatch):
+    def collate(prompts, _):
+        return DataProto.from_dict(tensors={"prompt_ids": torch.zeros(len(prompts), 4)})
+
+    monkeypatch.setattr(dataset, "collate_prompts", collate)
+    prompts = [SimpleNamespace(ids=torch.arange(9))] * 3
+    even, drawn = (
+        random_groups(Shape(4, 30, 2), prompts, 0, lengths).batch["response_mask"]
+        for lengths in (None, lognormal("lognormal:10:0.6"))
+    )
+    assert even.shape == drawn.shape == (3, 2, 30) and even.all()
+    lengths = drawn.sum(-1)
+    assert drawn.equal(torch.arange(30) < lengths.unsqueeze(-1))
+    assert 1 <= lengths.min() < lengths.max() <= 30 and len(lengths.unique()) > 3
 
 
 def test_a_prompt_shorter_than_its_picture_is_refused_before_anything_loads(tmp_path, monkeypatch):

@@ -1,12 +1,14 @@
 """Fused layers: what can be checked without a GPU. Their kernels are checked in tests/gpu."""
 
+import pytest
 import torch
 from torch.nn.functional import silu
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP
 
 from tests.support.tiny_qwen import tiny_model
-from verl.model.fused_layers import pad_mlp_widths, rotates_in_part
+from verl.model.families import vision_encoder
+from verl.model.fused_layers import embed_by_products, pad_mlp_widths, rotates_in_part
 
 
 def gradients(layer, states):
@@ -47,6 +49,27 @@ def test_adapters_put_in_later_are_heard():
 
     layer.gate_proj = Doubled(layer.gate_proj)
     assert not torch.allclose(layer(states), before)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_patches_are_embedded_by_a_product_as_by_the_convolution(family):
+    model = tiny_model(family=family).double()
+    embedding = vision_encoder(model).patch_embed
+    patches = torch.randn(12, embedding.proj.weight[0].numel(), dtype=torch.float64, requires_grad=True)
+    wanted = gradients(embedding, patches)
+    calls = []
+    embedding.proj.register_forward_hook(lambda _, arguments, out: calls.append((*arguments, out)))
+    assert embed_by_products(model) == 1
+    for got, expected in zip(gradients(embedding, patches), wanted, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    ((shown, out),) = calls
+    assert out.grad_fn.name().startswith(("View", "Reshape", "UnsafeView")) and out.shape[2:] == (1, 1, 1)
+    larger = torch.cat([shown, shown], dim=-1)
+    assert embedding.proj(larger).shape[-1] == 2  # a convolution, where the kernel is not all of the input
+
+
+def test_a_model_without_pictures_has_no_patch_embedding():
+    assert embed_by_products(tiny_model(family="qwen2")) == 0
 
 
 def test_rope_of_a_part_of_each_head_is_not_left_to_a_kernel_of_whole_heads():

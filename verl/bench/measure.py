@@ -368,7 +368,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--lengths",
         type=length_distribution,
-        help="lognormal:MEDIAN:SIGMA, of the responses up to max_response_length",
+        help="lognormal:MEDIAN:SIGMA, of the responses up to max_response_length, or up to a shape's",
     )
     parser.add_argument(
         "--ratio_groups", type=int, default=16, help="groups of a rank for shared against repeated; 0: skip it"
@@ -411,8 +411,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--rows is of rollouts, whose responses are all as long, and compares with nothing")
     if arguments.frames < 0:
         parser.error(f"--frames {arguments.frames}: a video has at least one frame; 0 shows a picture")
-    if arguments.what == "passes" and (arguments.lengths or arguments.against):
-        parser.error("--lengths and --against are of steps; a run of passes has shapes, --shape 1586:400:8")
+    if arguments.what == "passes" and arguments.against:
+        parser.error("--against is of steps; a run of passes compares shapes, --shape 1586:400:8")
     if arguments.against and arguments.what == "ablation":
         parser.error("--against is of one run; an ablation compares its rows with its first")
     if arguments.what == "ablation":

@@ -93,17 +93,23 @@ def print_ratio(actor: Any, groups: Any) -> dict[str, dict[str, float]]:
     return {"shared": shared, "repeated": repeated, "ratio": ratio}
 
 
-def random_groups(shape: Shape, prompts: Sequence[Any], pad_token_id: int) -> Any:
-    """Prompts with responses of random tokens, as many and as long as the shape says."""
+def random_groups(shape: Shape, prompts: Sequence[Any], pad_token_id: int, lengths: Any = None) -> Any:
+    """Prompts with responses of random tokens, as many as the shape says.
+
+    They are as long as it says, or with a distribution of lengths at most so long.
+    """
     import torch
 
+    from verl.bench.inputs import draw_lengths
     from verl.data.dataset import collate_prompts
 
     groups = collate_prompts(prompts, pad_token_id)
     sizes = len(prompts), shape.n, shape.response
     letters = prompts[0].ids[-8:]
     groups.batch["responses"] = letters[torch.randint(len(letters), sizes, generator=torch.Generator().manual_seed(0))]
-    groups.batch["response_mask"] = torch.ones(sizes, dtype=torch.bool)
+    drawn = draw_lengths(lengths, sizes[:2], shape.response, seed=0) if lengths else shape.response
+    limits = torch.as_tensor(drawn).expand(sizes[:2]).unsqueeze(-1)
+    groups.batch["response_mask"] = torch.arange(shape.response) < limits
     return groups
 
 
@@ -138,13 +144,15 @@ def run_passes(arguments: argparse.Namespace) -> None:
         print("\n".join([*plan.lines, *probe_passes(plan, actor, train_set, pad)]), flush=True)
         for shape, count in zip(shapes, counts, strict=True):
             train_set = setting.with_prompts(shape.prompt)
-            groups = random_groups(shape, [train_set[index % len(train_set)] for index in range(count)], pad)
+            prompts = [train_set[index % len(train_set)] for index in range(count)]
+            groups = random_groups(shape, prompts, pad, arguments.lengths)
             if not rows:
                 for shared in (True, False):
                     time_passes(actor, groups[: min(WARM_GROUPS * ranks, count)], shared)
             row = {"shape": shape._asdict(), "groups": count} | print_ratio(actor, groups)
             whole = sum(row["shared"].values())
-            row["mfu"] = round(_operations(setting, shape, count) / ranks / whole / ROOFLINE_FLOPS, 3)
+            mean = shape._replace(response=round(float(groups.batch["response_mask"].sum()) / count / shape.n))
+            row["mfu"] = round(_operations(setting, mean, count) / ranks / whole / ROOFLINE_FLOPS, 3)
             if arguments.kernels:
                 table = KernelTable(actor)
                 time_passes(actor, groups, True, table.watch)

@@ -1,4 +1,6 @@
-"""Liger's fused RMSNorm, SwiGLU and RoPE kernels for a model on a GPU, equal to its own layers up to rounding."""
+"""Faster layers for a model on a GPU, equal to its own up to rounding: Liger's fused RMSNorm, SwiGLU and RoPE kernels,
+and the patch embedding as a product.
+"""
 
 import sys
 from collections.abc import Callable
@@ -42,6 +44,33 @@ def fuse_layers(model: PreTrainedModel) -> bool:
     if (encoder := vision_encoder(model)) is not None:
         pad_mlp_widths(encoder, LigerSiLUMulFunction.apply)
     return True
+
+
+def embed_by_products(model: PreTrainedModel) -> int:
+    """Computes the patch embedding of the vision encoder as a matrix product, in place; returns the number of layers.
+
+    It is a convolution whose kernel is one patch, for which cuDNN has no fast algorithm at some numbers of patches.
+    """
+    encoder = vision_encoder(model)
+    layers = [] if encoder is None else [layer for layer in encoder.modules() if _is_one_patch(layer)]
+    for layer in layers:
+        layer.forward = MethodType(_embed_patches, layer)
+    return len(layers)
+
+
+def _is_one_patch(layer: nn.Module) -> bool:
+    """True for a convolution that could be given patches of its kernel's size."""
+    if type(layer) not in (nn.Conv2d, nn.Conv3d):
+        return False
+    return layer.stride == layer.kernel_size and not any(layer.padding) and layer.groups == 1  # type: ignore[arg-type]
+
+
+def _embed_patches(self: Any, patches: Tensor) -> Tensor:
+    """Embeddings [patches, width, 1, ...] of patches [patches, channels, ...], each as large as the kernel."""
+    if patches.shape[2:] != self.kernel_size:
+        return type(self).forward(self, patches)
+    embedded = linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+    return embedded.reshape(*embedded.shape, *(1 for _ in self.kernel_size))
 
 
 def rotates_in_part(model: PreTrainedModel) -> bool:

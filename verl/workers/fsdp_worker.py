@@ -26,7 +26,7 @@ from verl.distributed.single_controller import Dispatch, register
 from verl.model.attention import compile_backward, describe_attention, import_kernels
 from verl.model.checkpointing import CHECKPOINTING
 from verl.model.families import critic_path, dummy_image, vision_encoder
-from verl.model.fused_layers import fuse_layers
+from verl.model.fused_layers import embed_by_products, fuse_layers
 from verl.model.lora import ADAPTER_FOLDER, adapters_off, add_adapters, gather_adapters, has_adapters, save_adapters
 from verl.model.qwen_vl import ResponseLogProbs, ResponseValues, check_image_tokens, image_patches, load_model
 from verl.model.videos import in_order
@@ -154,8 +154,10 @@ class FSDPWorker:
         dtype, overrides = computed if is_frozen else stored, model_config.override_config
         random_on = self.device if model_config.random_weights else None
         model = load_model(model_config.model_path, dtype, model_config.trust_remote_code, overrides, random_on)
-        if self.device.type == "cuda" and model_config.use_fused_layers:
-            fuse_layers(model)
+        if self.device.type == "cuda":
+            embed_by_products(model)
+            if model_config.use_fused_layers:
+                fuse_layers(model)
         if not trainable:
             model.requires_grad_(False)
         elif model_config.lora.rank:
@@ -208,6 +210,8 @@ class FSDPWorker:
         settings, path = self.config.worker.critic, critic_path(self.config)
         dtype, overrides = DTYPES[settings.fsdp.torch_dtype], settings.model.override_config
         model = load_model(path, dtype, settings.model.trust_remote_code, overrides)
+        if self.device.type == "cuda":
+            embed_by_products(model)
         if settings.model.freeze_vision_tower and (encoder := vision_encoder(model)) is not None:
             encoder.requires_grad_(False)
         if settings.model.enable_gradient_checkpointing:
