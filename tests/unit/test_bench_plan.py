@@ -29,7 +29,6 @@ def measured(heading: str, column: int) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("heading", "column", "gpu", "gpus", "groups", "old"),
     [
-        ("A step on one GPU", 1, "H100", 1, 128, 0.75),
         ("Four GPUs", 1, "H200", 1, 64, 1.0),
         ("Four GPUs", 2, "H200", 4, 64, 1.0),
     ],

@@ -23,7 +23,10 @@ OLD_SHARE = 3 / 4
 """Groups whose old log-probs are needed: not those of the first of four updates."""
 
 ROLLOUT_SHARE = 0.59
-"""Of the sum of a rollout's two floors: 8.2 s took 13.8 s."""
+"""Of the sum of a rollout's two floors: 8.2 s took 13.8 s on an H100.
+
+This share and the next two are older than the table of one GPU.
+"""
 PASS_SHARE = 0.625
 """Of 800 TFLOP/s, log-probs."""
 UPDATE_SHARE = 0.48
