@@ -28,6 +28,9 @@ class RewardsHere:
     def __init__(self, function: Any, *_: Any):
         self.function = function[""]
 
+    def start(self) -> None:
+        pass
+
     def probe(self, response: str, problem: str, ground_truth: Any, row: str, **more: Any) -> dict[str, float]:
         item = {"response": response, "response_length": 0, "ground_truth": ground_truth, "problem": problem}
         return {key: float(value) for key, value in self.function([item])[0].items()}
