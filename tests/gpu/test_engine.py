@@ -40,7 +40,7 @@ def test_log_probs_agree_after_every_sync_and_memory_does_not_grow(data, choices
 
 
 def test_ranks_use_no_gpu_until_they_load(data):
-    """What they took while the engine measures its memory would be missing in its cache."""
+    """Memory that they took while the engine measures its own would be missing in its cache."""
     files = [f"data.train_files={data}@train", f"data.val_files={data}@val"]
     config = load_config([f"config={ROOT / 'configs' / 'toy_cpu.yaml'}", *files, *ON_GPU, *BF16])
     start_ray(config, "cuda")

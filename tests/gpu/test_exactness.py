@@ -45,7 +45,7 @@ def run_attention(attend, tensors, upstream, layout):
     ],
 )
 def test_flash_attention_equals_padded_float32(heads, key_heads, size, lengths, monkeypatch):
-    """Where Hopper's kernels are in use, torch's are tried as well, and are as far from float32."""
+    """Torch's kernels are tried too where Hopper's are in use, and are as far from float32."""
     from verl.model import attention
     from verl.model.packing import build_layout
 

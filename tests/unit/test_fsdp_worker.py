@@ -320,6 +320,8 @@ def test_images_that_were_prepared_are_not_prepared_again(monkeypatch):
     worker.prepare_images(DataProto.from_dict(non_tensors={"images": np.array([[first], [second]], dtype=object)}))
     ahead = loaded([second, third, second])
     assert seen == [first, second, third]
+    worker.prepare_images(DataProto.from_dict(non_tensors={"images": np.array([[third], [first]], dtype=object)}))
+    assert seen == [first, second, third] and list(worker.prepared) == [third, first]  # of one batch alone
     worker.prepared.clear()
     for (patches, grid), (expected, expected_grid) in zip(loaded([second, third, second]), ahead, strict=True):
         assert grid == expected_grid and torch.equal(patches, expected)

@@ -149,9 +149,12 @@ def run_passes(arguments: argparse.Namespace) -> None:
             if not rows:
                 for shared in (True, False):
                     time_passes(actor, groups[: min(WARM_GROUPS * ranks, count)], shared)
-            row = {"shape": shape._asdict(), "groups": count} | print_ratio(actor, groups)
-            whole = sum(row["shared"].values())
             mean = shape._replace(response=round(float(groups.batch["response_mask"].sum()) / count / shape.n))
+            if arguments.lengths:
+                print(f"\nResponses of {mean.response} tokens in the mean, at most {shape.response}", flush=True)
+            row = {"shape": shape._asdict(), "groups": count, "mean_response": mean.response}
+            row |= print_ratio(actor, groups)
+            whole = sum(row["shared"].values())
             row["mfu"] = round(_operations(setting, mean, count) / ranks / whole / ROOFLINE_FLOPS, 3)
             if arguments.kernels:
                 table = KernelTable(actor)

@@ -12,7 +12,7 @@ from verl.trainer.metrics import PhaseTimer
 INPUT_COLUMNS = ("raw_prompt_ids", "images", "videos", "max_tokens")
 """Columns of prompts that engines read."""
 IMAGE_COLUMNS = ("images", "videos")
-"""Those of them that ranks read too."""
+"""Those of them that ranks read, too."""
 
 
 class Engines:
@@ -56,16 +56,18 @@ class Engines:
             "log_probs": for_training and self.settings.actor.tis_imp_ratio_cap is not None,
             "experts": for_training and self.settings.actor.routing_replay,
         }
-        finish_images = self._prepare_images(prompts) if for_training else lambda: None
+        finish_images = self._prepare_images(prompts) if for_training and len(self.ranks) == 1 else lambda: None
         responses = unpad_dataproto(self.group.generate(request), num_padded)
         finish_images()
         return prompts.select().union(responses)
 
     def _prepare_images(self, prompts: DataProto) -> Callable[[], Any]:
-        """Starts preprocessing of images by the ranks, which have nothing else to do while the engines sample."""
+        """Starts preprocessing of images by a single rank, which has nothing else to do while the engine samples.
+
+        Several share the groups by the lengths of what is sampled, so none knows its own yet.
+        """
         columns = [key for key in IMAGE_COLUMNS if key in prompts.non_tensor_batch]
-        images, _ = pad_dataproto_to_divisor(prompts.select([], columns), len(self.ranks))
-        return self.ranks.start("prepare_images", images)
+        return self.ranks.start("prepare_images", prompts.select([], columns))
 
     def render_ahead(self, prompts: DataProto | None) -> None:
         """Starts preprocessing of the next step's prompts, if there are any, which goes on while the engines sleep."""

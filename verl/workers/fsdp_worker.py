@@ -243,8 +243,13 @@ class FSDPWorker:
 
     @register(Dispatch.DP_COMPUTE_METRIC)
     def prepare_images(self, prompts: DataProto) -> None:
-        """Preprocesses images and videos for the next `load_groups`, while the engines need most of the processors."""
-        self._prepare(_images_of(prompts), PREPARE_DIVISOR)
+        """Preprocesses images and videos for the next `load_groups`, while the engines need most of the processors.
+
+        Those of an earlier call are dropped: host memory holds one batch of a step that draws several.
+        """
+        images = _images_of(prompts)
+        self.prepared = {image: self.prepared[image] for image in images if image in self.prepared}
+        self._prepare(images, PREPARE_DIVISOR)
 
     def _prepare(self, images: Sequence[Any], thread_divisor: int = 1) -> None:
         """Adds the patches and grids of images and videos that are not there yet, by a fraction of the threads."""
