@@ -17,11 +17,6 @@ SHORT = [300, 1, 77], [[40, 3, 1], [9], [128, 64]]
 FAR_APART = [2000, 1, 300, 129], [[1, 1, 1], [700, 1], [5, 400], [1]]
 
 
-@pytest.fixture(autouse=True)
-def own_gradients(monkeypatch):
-    monkeypatch.setenv("SPATIALTHINKER_FLASH_BACKWARD", "1")
-
-
 def run_attention(attend, tensors, upstream, layout):
     inputs = [t.detach().clone().requires_grad_() for t in tensors]
     out = attend(*inputs, layout, tensors[0].shape[-1] ** -0.5)

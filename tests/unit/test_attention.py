@@ -131,12 +131,11 @@ def hopper_backward(grad, q, k, v, out, lse, ends, longest, causal, scale):
 def put_kernels(monkeypatch):
     """Takes the place of Hopper's kernels, on a GPU that has them and with the versions that they are written for."""
 
-    def put(backward=hopper_backward, sizes=(SIZE,), is_chosen="1"):
+    def put(backward=hopper_backward, sizes=(SIZE,)):
         fakes = SimpleNamespace(forward=hopper_forward, backward=backward, BACKWARD_SIZES=sizes)
         monkeypatch.setattr(attention, "hopper_kernels", lambda _: fakes)
         monkeypatch.setattr(attention, "has_flash", lambda *_: True)
         monkeypatch.setattr(attention, "is_usable", lambda _: True)
-        monkeypatch.setenv(attention.CHOOSES_BACKWARD, is_chosen)
         backward_kernels.cache_clear()
 
     yield put
@@ -174,7 +173,6 @@ def wrong_queries(*arguments):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"is_chosen": "0"}, ""),
         ({"sizes": (64, 128)}, ""),
         ({"backward": uncompiled}, "RuntimeError: no compiler"),
         ({"backward": wrong_queries}, "gradients are others than torch's"),

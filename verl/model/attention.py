@@ -7,7 +7,6 @@ variable-length flash attention, elsewhere scaled dot-product attention (SDPA) o
 decoder uses vLLM's flash attention. Values and gradients equal those of one prompt copy per response.
 """
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -30,12 +29,6 @@ FLASH_OF_GROUPS = "flash attention of groups"  # in internals.py
 FLASH_FOR_HOPPER = "flash attention for Hopper"  # in internals.py
 BACKWARD_FOR_HOPPER = "flash attention backward for Hopper"  # in internals.py
 HOPPER = (9, 0)  # compute capability
-CHOOSES_BACKWARD = "SPATIALTHINKER_FLASH_BACKWARD"
-"""Environment variable: 1 for FlashAttention 4's gradients.
-
-With responses of one length they save 2 of 30 s of an update; with many lengths an update took twice as long as
-expected on the one GPU where it was tried, and whether they are the reason is not known.
-"""
 MOST_APART = 0.02
 """Relative distance of gradients by two kernels in bfloat16, at most; 0.003 was measured on an H200."""
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
@@ -127,11 +120,8 @@ def backward_kernels(
 ) -> Any | None:
     """The module of kernels whose backward pass takes such heads; None for torch's, after a warning where it fails.
 
-    The environment asks for it (CHOOSES_BACKWARD). It is compiled here at first use, and compared with torch's:
-    compiled kernels may come from a folder of old ones.
+    It is compiled here at first use, and compared with torch's: compiled kernels may come from a folder of old ones.
     """
-    if os.environ.get(CHOOSES_BACKWARD) != "1":
-        return None
     kernels = hopper_kernels(device_type)
     if kernels is None or size not in kernels.BACKWARD_SIZES or not is_usable(BACKWARD_FOR_HOPPER):
         return None

@@ -63,6 +63,12 @@ PARTS = {
         "vllm_flash_attn.cute.interface: _flash_attn_bwd and the sizes that its kernels are compiled for",
         "torch's backward pass",
     ),
+    "growing memory": Part(
+        ("torch==2.11.0",),
+        ("verl/distributed/allocator.py",),
+        "torch._C._accelerator_setAllocatorSettings, by which memory for CUDA IPC has segments of a fixed size",
+        "segments of the sizes that were asked for",
+    ),
     "linear attention": Part(
         ("fla-core==0.6.0", "transformers==5.17.0"),
         ("verl/model/linear_attention.py",),

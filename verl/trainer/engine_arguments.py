@@ -60,7 +60,10 @@ def rollout_arguments(config: Config, device: str, processor: Any) -> dict[str, 
         if rollout.shared_prompt and is_usable("shared-prefix attention"):
             engine["worker_extension_cls"] = SHARED_PREFIX  # the engine warns where it has no effect
         engine |= nccl_only(rollout.tensor_parallel_size)
-        engine.setdefault("compilation_config", {})["cudagraph_capture_sizes"] = cudagraph_sizes(rollout.max_num_seqs)
+        engine.setdefault("compilation_config", {}).update(
+            cudagraph_capture_sizes=cudagraph_sizes(rollout.max_num_seqs),
+            cudagraph_mode="FULL_DECODE_ONLY",  # hardly a step with prompts is as small as a graph
+        )
     if rollout.tensor_parallel_size > 1:
         # Own processes: with Ray vLLM would request GPUs, which the placement group's bundles hold.
         engine["distributed_executor_backend"] = "mp"

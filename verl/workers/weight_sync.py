@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from verl.distributed.allocator import fixed_segments
 from verl.distributed.fsdp import full_weights
 from verl.distributed.watchdog import TIMEOUT_VARIABLE
 
@@ -85,7 +86,8 @@ def _copied_chunks(weights: Iterable[tuple[str, Tensor]], chunk_bytes: int) -> I
     chunk: list[tuple[str, Tensor]] = []
     size = 0
     for name, tensor in weights:
-        chunk.append((name, tensor.detach().clone(memory_format=torch.contiguous_format)))
+        with fixed_segments():
+            chunk.append((name, tensor.detach().clone(memory_format=torch.contiguous_format)))
         size += tensor.nbytes
         del tensor
         if size >= chunk_bytes:
