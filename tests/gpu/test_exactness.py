@@ -120,6 +120,26 @@ def test_log_probs_equal_float64(dtype, tolerance):
     assert relative(inputs[0].grad[part], exact[0].grad[part]) < tolerance
 
 
+def test_rope_of_another_length_compiles_nothing():
+    """Liger's choice among its kernels would take 2.3 s for the forward and backward pass of every length."""
+    from verl.model.fused_layers import apply_rope
+
+    compiled = []
+    for length in (9001, 9002):
+        q, k = (torch.randn(1, heads, length, 128, device="cuda", dtype=torch.bfloat16) for heads in (16, 2))
+        cos, sin = torch.randn(2, 1, length, 64, device="cuda").repeat(1, 1, 1, 2)
+        inputs = [states.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for states in (q, k)]
+        upstream = [torch.randn_like(states) for states in inputs]
+        rotated = apply_rope(*(2 * states for states in inputs), cos, sin)
+        torch.autograd.backward(rotated, upstream)
+        for states, got in zip((q, k), rotated, strict=True):
+            halves = torch.cat([-states[..., 64:], states[..., :64]], dim=-1)
+            assert relative(got, 2 * (states.float() * cos + halves.float() * sin)) < 1e-2
+        module = sys.modules.get("liger_kernel.ops.cutedsl.ops.rope")
+        compiled.append(len(module._COMPILE_CACHE) if module else 0)
+    assert compiled == [0, 0]
+
+
 def toy_gradient(
     dtype: torch.dtype, shared: bool, fused: bool = False, checkpointing: bool = False, waits: str = "default"
 ) -> torch.Tensor:

@@ -1,8 +1,10 @@
 """Kernels of passes are counted by what they do."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from verl.bench.kernels import KINDS, REST, WALL, by_kind, kind_of
+from verl.bench.kernels import KINDS, NUM_LONGEST, REST, WALL, KernelTable, by_kind, kind_of, longest
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,22 @@ def test_seconds_add_up_with_those_in_which_nothing_ran():
     expected = dict.fromkeys((*KINDS, REST), 0.0) | {"products": 3.0, "attention": 0.5, REST: 0.25}
     assert by_kind(kernels) == expected | {"none": 1.25, WALL: 5.0}
     assert by_kind(kernels | {WALL: 3.0})["none"] == 0.0  # kernels of several streams run side by side
+
+
+def test_what_takes_longest_is_named_without_the_whole():
+    seconds = {f"k{index}": float(index) for index in range(NUM_LONGEST + 3)} | {WALL: 99.0}
+    assert longest(seconds)[0] == (f"k{NUM_LONGEST + 2}", NUM_LONGEST + 2.0)
+    assert len(longest(seconds)) == NUM_LONGEST
+    assert longest({WALL: 1.0}) == []
+
+
+def test_gpu_and_host_are_told_apart(capsys):
+    noted = [({"aten::mm": 0.5}, {"cudaLaunchKernel": 0.25}, 2.0)]
+    table = KernelTable(SimpleNamespace(start_kernels=lambda: None, kernel_seconds=lambda: noted))
+    with table.watch("update"):
+        pass
+    table.print("once more")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert table.passes == {"update": {"aten::mm": 0.5, WALL: 2.0}}
+    assert ["0.500", "s", "products", "aten::mm"] in lines and ["0.250", "s", "host", "cudaLaunchKernel"] in lines
+    assert lines[1][-2:] == ["once", "more"]

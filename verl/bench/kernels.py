@@ -1,6 +1,7 @@
 """Kernels of the passes by kind: which seconds of old and reference log-probs and of the update go where.
 
-torch's profiler notes every kernel of a GPU, and on a CPU every operator, of the first rank.
+torch's profiler notes every kernel of a GPU, the host's operators beside it, and on a CPU every operator, of the first
+rank.
 """
 
 # ruff: noqa: T201  a table on the terminal is what this is for
@@ -37,24 +38,32 @@ class KernelTable:
     def __init__(self, actor: Any) -> None:
         self.actor = actor
         self.passes: dict[str, dict[str, float]] = {}
+        self.of_host: dict[str, dict[str, float]] = {}
 
     @contextmanager
     def watch(self, name: str) -> Iterator[None]:
         """Context of a pass."""
         self.actor.start_kernels()
         yield
-        kernels, wall = self.actor.kernel_seconds()[0]
+        kernels, self.of_host[name], wall = self.actor.kernel_seconds()[0]
         self.passes[name] = {**kernels, WALL: wall}
 
-    def print(self) -> None:
-        """Prints the seconds of each kind in each pass, and the kernels of the update that take longest."""
-        print("\nseconds of kernels, prompts shared, of the first rank")
+    def print(self, title: str) -> None:
+        """Prints the seconds of each kind in each pass, and what of the update takes GPU and host longest."""
+        print(f"\nseconds of kernels, prompts shared, of the first rank, {title}")
         print(f"{'pass':10s}" + "".join(f"{kind:>11s}" for kind in (*KINDS, REST, "none", WALL)))
         for name, seconds in self.passes.items():
             print(f"{name:10s}" + "".join(f"{value:11.3f}" for value in by_kind(seconds).values()), flush=True)
-        longest = sorted(self.passes.get("update", {}).items(), key=lambda item: -item[1])
-        for kernel, seconds in [item for item in longest if item[0] != WALL][:NUM_LONGEST]:
+        for kernel, seconds in longest(self.passes.get("update", {})):
             print(f"{seconds:10.3f} s  {kind_of(kernel):10s} {kernel[:90]}", flush=True)
+        for operator, seconds in longest(self.of_host.get("update", {})):
+            print(f"{seconds:10.3f} s  {'host':10s} {operator[:90]}", flush=True)
+
+
+def longest(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The names that take longest, with their seconds."""
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return [item for item in ordered if item[0] != WALL][:NUM_LONGEST]
 
 
 def by_kind(kernels: Mapping[str, float]) -> dict[str, float]:

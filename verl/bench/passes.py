@@ -153,14 +153,13 @@ def run_passes(arguments: argparse.Namespace) -> None:
             if arguments.lengths:
                 print(f"\nResponses of {mean.response} tokens in the mean, at most {shape.response}", flush=True)
             row = {"shape": shape._asdict(), "groups": count, "mean_response": mean.response}
+            if arguments.kernels:
+                row["first_kernels"] = _note_kernels(actor, groups, "sizes met for the first time")
             row |= print_ratio(actor, groups)
             whole = sum(row["shared"].values())
             row["mfu"] = round(_operations(setting, mean, count) / ranks / whole / ROOFLINE_FLOPS, 3)
             if arguments.kernels:
-                table = KernelTable(actor)
-                time_passes(actor, groups, True, table.watch)
-                table.print()
-                row["kernels"] = table.passes
+                row["kernels"] = _note_kernels(actor, groups, "once more")
             rows.append(row)
             if arguments.dump:  # what is measured stays, should a later shape fail
                 Path(arguments.dump).write_text(json.dumps({"device": name, "rows": rows}, indent=1))
@@ -171,6 +170,14 @@ def run_passes(arguments: argparse.Namespace) -> None:
             print("".join(f"{title:>10}" for title in TITLES))
         for row in rows:
             print("".join(f"{cell:>10}" for cell in _cells(row)), flush=True)
+
+
+def _note_kernels(actor: Any, groups: Any, title: str) -> dict[str, dict[str, float]]:
+    """Kernels of each pass over the groups, printed."""
+    table = KernelTable(actor)
+    time_passes(actor, groups, True, table.watch)
+    table.print(title)
+    return table.passes
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:

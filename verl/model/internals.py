@@ -41,7 +41,7 @@ PARTS = {
     "fused layers": Part(
         ("liger-kernel==0.8.5", "transformers==5.17.0"),
         ("verl/model/fused_layers.py",),
-        "Liger's table of models, RoPE functions and MLP forwards of transformers' models replaced",
+        "Liger's table of models and ops.rope, RoPE functions and MLP forwards of transformers' models replaced",
         "the model's own layers",
         "worker.actor.model.use_fused_layers",
     ),
