@@ -30,10 +30,10 @@ from typing import Any
 
 from verl.bench.ablation import UNDONE, run_ablation
 from verl.bench.decode import parse_rows, time_decode
-from verl.bench.inputs import draw_lengths, lognormal
+from verl.bench.inputs import lognormal
 from verl.bench.passes import parse_shape, print_ratio, run_passes
-from verl.bench.replay import check_turns, compare_turns, print_turns, take_turns
 from verl.bench.setting import ROOFLINE_FLOPS, prepare
+from verl.bench.turns import LEAST_STEPS, check_turns, compare_turns, limit_responses, print_turns, replay_in_turns
 
 ROOFLINE_BYTES = 3e12
 """Bytes/s of an H100's memory."""
@@ -176,18 +176,6 @@ def make_trainer(config: Any, recorder: MetricsRecorder, processor: Any, device:
     return trainer
 
 
-def limit_responses(trainer: Any, logs: Any) -> None:
-    """Gives each response of a step a length of its own, the same of every run."""
-    generate, config = trainer.engines.generate, trainer.config
-
-    def generate_limited(prompts: Any, sampling: dict[str, Any], seed: int) -> Any:
-        shape = len(prompts), sampling.get("n", 1)
-        prompts.non_tensor_batch["max_tokens"] = draw_lengths(logs, shape, config.data.max_response_length, seed)
-        return generate(prompts, sampling, seed)
-
-    trainer.engines.generate = generate_limited
-
-
 def length_distribution(text: str) -> Any:
     """The distribution of response lengths that the command line names."""
     try:
@@ -311,16 +299,16 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
 
     setting, dump = prepare(arguments), arguments.dump
     device, is_step = setting.device, arguments.what == "step"
-    if arguments.replay_in_turns:
-        check_turns(setting.config)
+    if arguments.in_turns:
+        check_turns(arguments.in_turns, setting.config, arguments.lengths)
     memory, recorder = GpuMemory(), MetricsRecorder()
     memory.start()
     trainer = make_trainer(setting.config, recorder, setting.processor, device, is_step)
     config = trainer.config
     if arguments.lengths:
-        limit_responses(trainer, arguments.lengths)
-    if arguments.replay_in_turns:
-        take_turns(trainer)
+        limit_responses(trainer, arguments.lengths, arguments.in_turns == "lengths")
+    if arguments.in_turns == "replay":
+        replay_in_turns(trainer)
     try:
         if arguments.rows:
             decode = time_decode(trainer, arguments.rows)
@@ -335,9 +323,9 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
             add_times(table, arguments.against)
         print_table(table)
         result = {"device": name, "config": config_to_dict(config), "table": table, "steps": recorder.steps}
-        if arguments.replay_in_turns:
-            result["replay"] = compare_turns(recorder.steps)
-            print_turns(result["replay"])
+        if arguments.in_turns:
+            result["in_turns"] = compare_turns(recorder.steps)
+            print_turns(arguments.in_turns, result["in_turns"])
         if dump:
             Path(dump).write_text(json.dumps(result, indent=1))
         if is_step and arguments.ratio_groups:
@@ -388,7 +376,9 @@ def main(argv: list[str] | None = None) -> int:
         help="sequences of an engine's decode steps, whose time a rollout then prints for each number",
     )
     parser.add_argument(
-        "--replay_in_turns", action="store_true", help="every second step without routing replay, and what it takes"
+        "--in_turns",
+        choices=list(LEAST_STEPS),
+        help="every second step without routing replay, or with responses of equal length; prints the difference",
     )
     parser.add_argument("--kernels", action="store_true", help="what passes spend their time on, by kind of kernel")
     parser.add_argument("--memory_gb", type=float, help="GiB of each GPU that the run may take: trainer.memory_gb")
@@ -403,8 +393,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--undo names rows of an ablation; give the key itself, a.b=value")
     if arguments.shape and arguments.what != "passes":
         parser.error("--shape is of passes; name the lengths by keys, data.max_prompt_length=1586")
-    if arguments.replay_in_turns and arguments.what != "step":
-        parser.error("--replay_in_turns is of steps")
+    if arguments.in_turns and arguments.what != "step":
+        parser.error(f"--in_turns {arguments.in_turns} is of steps")
     if arguments.kernels and arguments.what != "passes":
         parser.error("--kernels is of passes")
     if arguments.rows and (arguments.what != "rollout" or arguments.lengths or arguments.against):
