@@ -67,6 +67,17 @@ def test_an_ablation_has_a_row_for_each_choice_that_it_undoes(tmp_path):
     assert printed[1].startswith(name)
 
 
+def test_passes_with_shared_prompts_alone_take_no_others(tmp_path):
+    dump = tmp_path / "dump.json"
+    command = [sys.executable, "-m", "verl.bench", "passes", "--config", "configs/bench_toy_cpu.yaml", "--shared_only"]
+    command += ["--image", "112x112", "--ratio_groups", "2", "--dump", str(dump), "--shape", "128:16:4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = json.loads(dump.read_text())["rows"]
+    assert set(row["shared"]) == {"old", "ref", "update"} and "repeated" not in row
+    assert done.stdout.splitlines()[-1].split()[-2:] == ["-", "-"]
+
+
 def test_passes_alone_have_a_row_for_each_shape(tmp_path):
     """No engine is loaded; a longer prompt is one with more to share."""
     dump = tmp_path / "dump.json"

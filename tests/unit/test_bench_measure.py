@@ -129,6 +129,9 @@ def test_a_shape_that_is_none_is_refused(text, capsys):
         main(["step", "--config", "configs/bench_toy_cpu.yaml", "--shape", "128:64:8"])
     assert "--shape is of passes" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        main(["step", "--config", "configs/bench_toy_cpu.yaml", "--shared_only"])
+    assert "--shared_only is of passes" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         main(["step", "--config", "configs/bench_toy_cpu.yaml", "--kernels"])
     assert "--kernels is of passes" in capsys.readouterr().err
 

@@ -361,6 +361,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--ratio_groups", type=int, default=16, help="groups of a rank for shared against repeated; 0: skip it"
     )
+    parser.add_argument("--shared_only", action="store_true", help="passes with shared prompts alone")
     parser.add_argument(
         "--shape",
         type=parse_shape,
@@ -395,6 +396,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--shape is of passes; name the lengths by keys, data.max_prompt_length=1586")
     if arguments.in_turns and arguments.what != "step":
         parser.error(f"--in_turns {arguments.in_turns} is of steps")
+    if arguments.shared_only and arguments.what != "passes":
+        parser.error("--shared_only is of passes; --ratio_groups 0 leaves the comparison out of a step")
     if arguments.kernels and arguments.what != "passes":
         parser.error("--kernels is of passes")
     if arguments.rows and (arguments.what != "rollout" or arguments.lengths or arguments.against):

@@ -84,13 +84,19 @@ def time_passes(
 
 def print_ratio(actor: Any, groups: Any) -> dict[str, dict[str, float]]:
     """Seconds of each pass with and without shared prompts and images, and the speedup."""
-    shared = time_passes(actor, groups, shared=True)
-    print(f"\n{len(groups)} groups, shared: {json.dumps(shared)}", flush=True)
+    shared = print_shared(actor, groups)["shared"]
     repeated = time_passes(actor, groups, shared=False)
     ratio = {name: repeated[name] / shared[name] for name in shared}
     ratio["all"] = sum(repeated.values()) / sum(shared.values())
     print(f"repeated: {json.dumps(repeated)}\nratio: {json.dumps(ratio)}", flush=True)
     return {"shared": shared, "repeated": repeated, "ratio": ratio}
+
+
+def print_shared(actor: Any, groups: Any) -> dict[str, dict[str, float]]:
+    """Seconds of each pass with shared prompts and images."""
+    shared = time_passes(actor, groups, shared=True)
+    print(f"\n{len(groups)} groups, shared: {json.dumps(shared)}", flush=True)
+    return {"shared": shared}
 
 
 def random_groups(shape: Shape, prompts: Sequence[Any], pad_token_id: int, lengths: Any = None) -> Any:
@@ -147,7 +153,7 @@ def run_passes(arguments: argparse.Namespace) -> None:
             prompts = [train_set[index % len(train_set)] for index in range(count)]
             groups = random_groups(shape, prompts, pad, arguments.lengths)
             if not rows:
-                for shared in (True, False):
+                for shared in (True,) if arguments.shared_only else (True, False):
                     time_passes(actor, groups[: min(WARM_GROUPS * ranks, count)], shared)
             mean = shape._replace(response=round(float(groups.batch["response_mask"].sum()) / count / shape.n))
             if arguments.lengths:
@@ -155,7 +161,7 @@ def run_passes(arguments: argparse.Namespace) -> None:
             row = {"shape": shape._asdict(), "groups": count, "mean_response": mean.response}
             if arguments.kernels:
                 row["first_kernels"] = _note_kernels(actor, groups, "sizes met for the first time")
-            row |= print_ratio(actor, groups)
+            row |= (print_shared if arguments.shared_only else print_ratio)(actor, groups)
             whole = sum(row["shared"].values())
             row["mfu"] = round(_operations(setting, mean, count) / ranks / whole / ROOFLINE_FLOPS, 3)
             if arguments.kernels:
@@ -166,7 +172,7 @@ def run_passes(arguments: argparse.Namespace) -> None:
     finally:
         ray.shutdown()
         if rows:
-            print(f"\n{name}, seconds of passes over groups of a shape, prompts shared and repeated")
+            print(f"\n{name}, seconds of passes over groups of a shape, prompts shared and, in the end, repeated")
             print("".join(f"{title:>10}" for title in TITLES))
         for row in rows:
             print("".join(f"{cell:>10}" for cell in _cells(row)), flush=True)
@@ -182,10 +188,15 @@ def _note_kernels(actor: Any, groups: Any, title: str) -> dict[str, dict[str, fl
 
 def _cells(row: dict[str, Any]) -> list[Any]:
     """Cells of the row, in the order of TITLES."""
-    seconds, repeated = row["shared"], sum(row["repeated"].values())
-    whole = sum(seconds.values())
+    seconds = row["shared"]
+    whole, repeated = sum(seconds.values()), sum(row.get("repeated", {}).values())
     cells = [*row["shape"].values(), row["groups"], *(f"{value:.2f}" for value in (*seconds.values(), whole))]
-    return [*cells, f"{whole / row['groups']:.3f}", row["mfu"], f"{repeated:.2f}", f"{repeated / whole:.2f}"]
+    return [
+        *cells,
+        f"{whole / row['groups']:.3f}",
+        row["mfu"],
+        *([f"{repeated:.2f}", f"{repeated / whole:.2f}"] if repeated else "--"),
+    ]
 
 
 def _operations(setting: Setting, shape: Shape, num_groups: int) -> float:
