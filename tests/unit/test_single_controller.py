@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from ray.exceptions import (
     ActorDiedError,
+    ActorUnavailableError,
     GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
@@ -84,6 +85,29 @@ def test_the_death_of_an_engine_leaves_ranks_that_have_answered_whole(failure, d
     assert not failure(seen_inside(death), None).has_ended  # one still waits for the other
     assert not failure(seen_inside(death), ActorDiedError()).has_ended
     assert failure(death, name="rollout").role == "rollout"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            ActorUnavailableError("socket closed", b"0" * 16),
+            "rollout rank 1 of 2 beside update_actor of actor on right",
+        ),
+        ("alive", "actor rank 0 of 2 in update_actor: an actor that it called died"),
+        (None, "actor rank 0 of 2 in update_actor: an actor that it called died"),  # no answer in time
+    ],
+)
+def test_the_engine_that_died_is_named_and_not_the_rank_that_called_it(monkeypatch, answer, words):
+    calls = Calls(seen_inside(ActorDiedError()), "ok", "alive", answer)
+    monkeypatch.setattr(single_controller, "ray", SimpleNamespace(wait=calls.wait, get=calls.get))
+    ranks, engines = group(2), group(2, "rollout")
+    engines.machines = ["left", "right"]
+    engines.actors = [SimpleNamespace(__ray_ready__=SimpleNamespace(remote=lambda ref=ref: ref)) for ref in (2, 3)]
+    ranks.called = [engines]
+    with pytest.raises(WorkerError, match=words) as caught:
+        ranks._wait("update_actor", [0, 1])
+    assert caught.value.role == "actor" and caught.value.has_ended
 
 
 def test_an_engine_that_hangs_leaves_ranks_that_have_answered_whole(failure):

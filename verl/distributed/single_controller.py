@@ -96,6 +96,8 @@ class WorkerGroup:
     """Machine of each rank; empty names when there is only one."""
     watched: Sequence["WorkerGroup"] = ()
     """Groups whose deaths end a wait for this one's calls at once: without them what is waited for is in vain."""
+    called: Sequence["WorkerGroup"] = ()
+    """Groups whose actors this one's methods call."""
 
     def __init__(
         self, pool: ResourcePool, spec: WorkerSpec, ranks_per_actor: int = 1, watchdog: Watchdog | None = None
@@ -195,10 +197,28 @@ class WorkerGroup:
                 done, pending = ray.wait(pending, num_returns=len(pending), timeout=DEATH_REPORT_DELAY_S)
                 failures |= {ref: later for ref in done if (later := _failure(ref))}
             first = min(failures, key=lambda ref: not _is_process_death(failures[ref]))
-            raise self._describe(f"in {method}", refs.index(first), failures[first], bool(pending)) from failures[
-                first
-            ]
+            described = self._describe(f"in {method}", refs.index(first), failures[first], bool(pending))
+            if _is_death_of_other(failures[first]) and (dead := self._find_dead_called(method)) is not None:
+                described = WorkerError(str(dead), described.role, described.has_ended)
+            raise described from failures[first]
         return ray.get(refs)
+
+    def _find_dead_called(self, method: str) -> WorkerError | None:
+        """The death of an actor that the method called; None when all that answer in time are alive."""
+        asked = {
+            actor.__ray_ready__.remote(): (group, rank)
+            for group in self.called
+            for rank, actor in enumerate(group.actors)
+        }
+        answered, _ = (
+            ray.wait(list(asked), num_returns=len(asked), timeout=DEATH_REPORT_DELAY_S) if asked else ([], [])
+        )
+        for question in answered:
+            error = _failure(question)
+            if error is not None and _is_process_death(error):
+                group, rank = asked[question]
+                return group._describe(f"beside {method} of {self.spec.name}", rank, error)
+        return None
 
     def _ask_watched(self, method: str, asked: dict[Any, tuple["WorkerGroup", int]]) -> None:
         """Raises for a watched process that has died; one at work answers later.
@@ -226,8 +246,7 @@ class WorkerGroup:
             return WorkerError(f"{where}: {words}; {stacks}", self.spec.name, has_ended=not is_pending)
         if not isinstance(error, DEATHS):
             return WorkerError(f"{where}: {error}", self.spec.name)
-        # The error is of both types when a call to another actor failed so inside the task.
-        is_other = isinstance(error, RayTaskError)
+        is_other = _is_death_of_other(error)
         whose = "an actor that it called" if is_other else "its process"
         return WorkerError(f"{where}: {whose} died: {error}", self.spec.name, has_ended=is_other and not is_pending)
 
@@ -258,3 +277,8 @@ def _failure(ref: Any) -> RayError | None:
 def _is_process_death(error: RayError) -> bool:
     """True when the called process itself died."""
     return isinstance(error, DEATHS) and not isinstance(error, RayTaskError)
+
+
+def _is_death_of_other(error: RayError) -> bool:
+    """True when a call inside the task found another process dead."""
+    return isinstance(error, DEATHS) and isinstance(error, RayTaskError)

@@ -161,6 +161,7 @@ def build_workers(
         watchdog=watchdog,
     )
     actor.watched, rollout.watched = [rollout], [actor]
+    actor.called = [rollout]  # weights are sent from rank to engine
     laps = laps or Laps()
     if on_gpu:
         load_in_turn(actor, rollout, without_auto(config).worker.rollout.gpu_memory_utilization, laps)
