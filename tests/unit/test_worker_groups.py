@@ -1,10 +1,16 @@
 """A start: seconds of its parts, the order in which engines and ranks take GPUs, and their room beside each other."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
+from verl.config.loading import load_config
 from verl.config.records import ConfigError
-from verl.trainer.worker_groups import GB, Laps, check_room, load_in_turn
-from verl.workers.rollout import GpuMemory
+from verl.trainer import worker_groups
+from verl.trainer.worker_groups import GB, Laps, Place, build_workers, check_room, load_in_turn
+from verl.workers.rollout import CPU_ENVIRONMENT, GpuMemory
 
 
 class FakeGroup:
@@ -63,6 +69,29 @@ def test_ranks_read_while_engines_load_and_take_the_gpus_when_these_sleep():
         "rollout tells its memory",
     ]
     assert list(laps.seconds) == ["engines and reading", "ranks"]
+
+
+def test_an_engine_on_a_cpu_starts_with_its_environment(monkeypatch):
+    """Torch reads its own as it is imported, which is before the engine's class can set any."""
+    made = []
+
+    class Group(FakeGroup):
+        def __init__(self, _, spec, **__):
+            super().__init__(spec.name, [])
+            made.append((spec.name, spec.env))
+
+    monkeypatch.setattr("verl.distributed.single_controller.WorkerGroup", Group)
+    monkeypatch.setattr("verl.trainer.engine_arguments.rollout_arguments", lambda *_: {})
+    monkeypatch.setattr(worker_groups, "find_place", lambda *_: Place(None, {"A": "1"}, {"OMP_NUM_THREADS": "2"}))
+    build_workers(load_config(["data.train_files=owner/name", "data.val_files=owner/name"]), "cpu", None, 1)
+    of_ranks = {"A": "1", "OMP_NUM_THREADS": "2"}
+    assert made == [("actor", of_ranks), ("rollout", of_ranks | CPU_ENVIRONMENT)]
+    code = "import verl.workers.rollout, torch._dynamo; print(torch.compile(torch.sin)(torch.ones(1)) is None)"
+    code += "; print(torch._dynamo.utils.counters['frames'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | CPU_ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["False", "Counter()"]
 
 
 @pytest.mark.parametrize(("failing", "method"), [("actor", "read"), ("rollout", "load"), ("actor", "load")])

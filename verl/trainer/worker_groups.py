@@ -143,11 +143,12 @@ def build_workers(
     """
     from verl.distributed.single_controller import WorkerGroup, WorkerSpec
     from verl.trainer.engine_arguments import rollout_arguments
-    from verl.workers.rollout import RolloutWorker
+    from verl.workers.rollout import CPU_ENVIRONMENT, RolloutWorker
 
     on_gpu, place = device == "cuda", find_place(config, device)
     actor = place_ranks(config, device, num_steps, place, watchdog)
-    threads = {"OMP_NUM_THREADS": "1"} if on_gpu else place.threads  # a GPU's engine has threads of its own
+    # A GPU's engine has threads of its own.
+    own = {"OMP_NUM_THREADS": "1"} if on_gpu else place.threads | CPU_ENVIRONMENT
     rollout = WorkerGroup(
         place.pool,
         WorkerSpec(
@@ -155,7 +156,7 @@ def build_workers(
             kwargs=rollout_arguments(config, device, processor),
             name="rollout",
             num_cpus=CPUS_PER_ACTOR,
-            env=place.shared | threads,
+            env=place.shared | own,
         ),
         ranks_per_actor=config.worker.rollout.tensor_parallel_size if on_gpu else config.trainer.n_gpus_per_node,
         watchdog=watchdog,

@@ -18,7 +18,12 @@ from verl.model.videos import Video, engine_inputs
 from verl.protocol import DataProto
 from verl.workers.routing import group_experts, record_routing, switch_routing
 
-CPU_KV_CACHE_GB = 1
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "TORCH_COMPILE_DISABLE": "1",  # a small model's steps save less than compiling takes, or loading
+}
+"""Environment of an engine on a CPU, whose process has to start with it: torch reads its own as it is imported."""
 RENDER_AHEAD_DIVISOR = 4
 """Fraction of threads (1 / n) that preprocess prompts while the ranks train."""
 NUM_SEEDS = 2**32
@@ -82,9 +87,7 @@ class RolloutWorker:
         """Starts the engine in this process, in sleep mode on a GPU."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if self.device == "cpu":
-            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(CPU_KV_CACHE_GB)
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-            os.environ["TORCH_COMPILE_DISABLE"] = "1"  # compiling takes longer than a small model's whole run
+            os.environ.update(CPU_ENVIRONMENT)
         from vllm import LLM
 
         is_cuda = self.device == "cuda"
