@@ -27,6 +27,9 @@ def test_engines_of_several_gpus_have_processes_of_their_own_and_talk_over_nccl_
     is_shared = (device, num_gpus) == ("cuda", 2)
     assert engine.get("disable_custom_all_reduce", False) == is_shared
     assert ("compilation_config" in engine) == (device == "cuda")
+    assert engine.get("compilation_config", {}).get("cudagraph_mode") == (
+        "FULL_DECODE_ONLY" if device == "cuda" else None
+    )
     fusions = engine.get("compilation_config", {}).get("pass_config", {})
     assert fusions == ({"fuse_allreduce_rms": False, "fuse_gemm_comms": False} if is_shared else {})
 
