@@ -93,8 +93,8 @@ def apply_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: in
 
 def apply_vision_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Queries and keys [patches, heads, size] after RoPE in float32; cos and sin [patches, size]."""
-    heads_first = (states.transpose(0, 1).unsqueeze(0) for states in (q, k))
-    rotated = apply_rope(*heads_first, cos.float(), sin.float())
+    of_q, of_k = (states.transpose(0, 1).unsqueeze(0) for states in (q, k))
+    rotated = apply_rope(of_q, of_k, cos.float(), sin.float())
     return rotated[0][0].transpose(0, 1), rotated[1][0].transpose(0, 1)
 
 
