@@ -51,6 +51,8 @@ def test_ranks_use_no_gpu_until_they_load(data):
         assert max(used_gib()) - max(before) < 0.1
         actor.load(*actor.run_on(0, "open_store"))
         assert max(used_gib()) - max(before) > 0.1
+        segments = actor.actors[0].__ray_call__.remote(lambda _: torch.cuda.memory_snapshot())
+        assert all(segment["is_expandable"] for segment in ray.get(segments))
     finally:
         ray.shutdown()
 

@@ -63,10 +63,10 @@ PARTS = {
         "vllm_flash_attn.cute.interface: _flash_attn_bwd and the sizes that its kernels are compiled for",
         "torch's backward pass",
     ),
-    "growing memory": Part(
+    "expandable segments": Part(
         ("torch==2.11.0",),
         ("verl/distributed/allocator.py",),
-        "torch._C._accelerator_setAllocatorSettings, by which memory for CUDA IPC has segments of a fixed size",
+        "torch._C._accelerator_setAllocatorSettings, by which memory for CUDA IPC lies in fixed segments",
         "segments of the sizes that were asked for",
     ),
     "linear attention": Part(

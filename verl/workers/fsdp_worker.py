@@ -18,7 +18,7 @@ from verl.config.auto import without_auto
 from verl.config.records import Config, FSDPConfig, OptimConfig
 from verl.data.processor import load_run_processor, pixel_limits, threads_per_rank, vision_token_ids
 from verl.distributed import checkpoint
-from verl.distributed.allocator import grow_segments
+from verl.distributed.allocator import expand_segments
 from verl.distributed.cpu_offload import Offloader
 from verl.distributed.fsdp import DTYPES, full_tensor, init_mesh, join_store, lr_factor, open_store, shard
 from verl.distributed.host_memory import host_memory_metrics
@@ -105,10 +105,10 @@ class FSDPWorker:
         with_cpu_backend = any(role.fsdp.enable_cpu_offload for role in roles)
         self.mesh = init_mesh(store, self.rank, self.world_size, self.device, with_cpu_backend=with_cpu_backend)
         if self.device.type == "cuda":
-            grow_segments()
-        if self.device.type == "cuda" and (memory_gb := self.config.trainer.memory_gb) is not None:
-            total = torch.cuda.get_device_properties(self.device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gb * 1024**3 / total))
+            expand_segments()
+            if (memory_gb := self.config.trainer.memory_gb) is not None:
+                total = torch.cuda.get_device_properties(self.device).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gb * 1024**3 / total))
         self.shard_writer = checkpoint.ShardWriter()
         actor = self.config.worker.actor
         self.policy, self.read_ahead = self.read_ahead or self._read_model(trainable=True), None
