@@ -67,6 +67,33 @@ def test_an_ablation_has_a_row_for_each_choice_that_it_undoes(tmp_path):
     assert printed[1].startswith(name)
 
 
+@pytest.mark.nightly
+def test_drawn_lengths_are_compared_with_equal_ones_in_one_run(tmp_path):
+    dump = tmp_path / "dump.json"
+    command = [
+        sys.executable,
+        "-m",
+        "verl.bench",
+        "step",
+        "--config",
+        "configs/bench_toy_cpu.yaml",
+        "--image",
+        "112x112",
+    ]
+    command += ["--lengths", "lognormal:20:0.6", "--in_turns", "lengths", "--ratio_groups", "0", "--dump", str(dump)]
+    done = subprocess.run([*command, "trainer.max_steps=3"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(dump.read_text())
+    longest = [step["response_length/max"] for step in result["steps"]]
+    assert longest[1] == round(draw_lengths(lognormal("lognormal:20:0.6"), (8, 8), 64, 0).mean()) < longest[0]
+    assert longest[2] == longest[0]
+    whole = [step["timing_s/step"] for step in result["steps"]]
+    assert result["in_turns"]["whole step"]["with"] == pytest.approx(whole[2])
+    assert result["table"]["whole step"]["seconds"] == pytest.approx(whole[1], abs=0.001)  # of the equal ones
+    assert "3 steps, medians of those of even numbers" in done.stdout
+    assert re.search(r"^whole step +\d+\.\d\d +\d+\.\d\d +-?\d+\.\d\d%$", done.stdout, re.M)
+
+
 def test_passes_with_shared_prompts_alone_take_no_others(tmp_path):
     dump = tmp_path / "dump.json"
     command = [sys.executable, "-m", "verl.bench", "passes", "--config", "configs/bench_toy_cpu.yaml", "--shared_only"]
@@ -92,6 +119,7 @@ def test_passes_alone_have_a_row_for_each_shape(tmp_path):
     for row in (short, long):
         assert set(row["shared"]) == set(row["repeated"]) == {"old", "ref", "update"}
         assert all(seconds > 0 for kind in ("shared", "repeated") for seconds in row[kind].values())
+        assert by_kind(row["first_kernels"]["update"])["products"] > 0
         update = by_kind(row["kernels"]["update"])
         assert 0 < update["products"] < update["wall"] and update["attention"] > 0 and update["optimizer"] > 0
         assert sum(update.values()) == pytest.approx(2 * update["wall"], rel=0.01)  # on a CPU one after the other

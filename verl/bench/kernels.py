@@ -1,7 +1,7 @@
 """Kernels of the passes by kind: which seconds of old and reference log-probs and of the update go where.
 
 torch's profiler notes every kernel of a GPU, the host's operators beside it, and on a CPU every operator, of the first
-rank.
+rank. Noting takes the host time: where it is the slower one, "none" grows.
 """
 
 # ruff: noqa: T201  a table on the terminal is what this is for

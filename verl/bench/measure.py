@@ -33,7 +33,15 @@ from verl.bench.decode import parse_rows, time_decode
 from verl.bench.inputs import lognormal
 from verl.bench.passes import parse_shape, print_ratio, run_passes
 from verl.bench.setting import ROOFLINE_FLOPS, prepare
-from verl.bench.turns import LEAST_STEPS, check_turns, compare_turns, limit_responses, print_turns, replay_in_turns
+from verl.bench.turns import (
+    LEAST_STEPS,
+    PLAIN_STEPS,
+    check_turns,
+    compare_turns,
+    limit_responses,
+    print_turns,
+    replay_in_turns,
+)
 
 ROOFLINE_BYTES = 3e12
 """Bytes/s of an H100's memory."""
@@ -44,6 +52,8 @@ ROLLOUT_METRICS = (
     "perf/max_host_memory_share",
 )
 """Step metrics that the trainer reads, when only the rollout runs."""
+LATER_STEPS = slice(1, None)
+"""Steps that are summarised: those after the first, which is warm-up."""
 MEMORY_IN_USE = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 
 
@@ -193,8 +203,9 @@ def summarise(
     memory: GpuMemory,
     pictures: tuple[int, int],
     prompt_tokens: int,
+    shown: slice = LATER_STEPS,
 ) -> dict[str, Any]:
-    """Phase -> seconds, and per rank tokens/s, MFU, roofline times in seconds, and peak memory.
+    """Phase -> seconds, and per rank tokens/s, MFU, roofline times in seconds, and peak memory, of the steps `shown`.
 
     Roofline of a rollout: prefill and decode FLOPs with shared prompts at ROOFLINE_FLOPS, and decode memory traffic at
     ROOFLINE_BYTES; the two hardly overlap.
@@ -204,7 +215,7 @@ def summarise(
     from verl.model.flops import group_flops, rollout_bytes
     from verl.trainer.ray_trainer import num_old_prompts
 
-    steps = recorder.steps[1:] or recorder.steps
+    steps = recorder.steps[shown] or recorder.steps
     data, rollout, actor = config.data, config.worker.rollout, config.worker.actor
     ranks = config.num_ranks
     num_responses = data.rollout_batch_size * rollout.n
@@ -249,7 +260,7 @@ def summarise(
             "mfu": round(flops / time_s / ROOFLINE_FLOPS, 3) if flops and time_s and name != "rollout" else None,
             "flops_floor_s": round(flops / ROOFLINE_FLOPS, 2) if flops else None,
             "bytes_floor_s": round(read / ROOFLINE_BYTES, 2) if name == "rollout" else None,
-            "peak_gib": round(memory.peak(spans.get(span, [])[1:] or spans.get(span, [])), 1),
+            "peak_gib": round(memory.peak(spans.get(span, [])[shown] or spans.get(span, [])), 1),
         }
         for name, (time_s, tokens, flops, span) in rows.items()
     }
@@ -316,9 +327,11 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
                 Path(dump).write_text(json.dumps({"config": config_to_dict(config), "decode": decode}, indent=1))
             return
         trainer.fit()
-        table = summarise(config, trainer, recorder, memory, setting.pictures, setting.prompt_tokens)
+        shown = PLAIN_STEPS if arguments.in_turns else LATER_STEPS
+        table = summarise(config, trainer, recorder, memory, setting.pictures, setting.prompt_tokens, shown)
         name = f"{config.num_ranks} x {torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
-        print(f"\n{name}: {len(recorder.steps)} steps, medians of those after the first")
+        which = "those of even numbers" if arguments.in_turns else "those after the first"
+        print(f"\n{name}: {len(recorder.steps)} steps, medians of {which}")
         if arguments.against:
             add_times(table, arguments.against)
         print_table(table)

@@ -172,7 +172,7 @@ def run_passes(arguments: argparse.Namespace) -> None:
     finally:
         ray.shutdown()
         if rows:
-            print(f"\n{name}, seconds of passes over groups of a shape, prompts shared and, in the end, repeated")
+            print(f"\n{name}, seconds of passes over groups of a shape, prompts shared and repeated")
             print("".join(f"{title:>10}" for title in TITLES))
         for row in rows:
             print("".join(f"{cell:>10}" for cell in _cells(row)), flush=True)
@@ -191,12 +191,8 @@ def _cells(row: dict[str, Any]) -> list[Any]:
     seconds = row["shared"]
     whole, repeated = sum(seconds.values()), sum(row.get("repeated", {}).values())
     cells = [*row["shape"].values(), row["groups"], *(f"{value:.2f}" for value in (*seconds.values(), whole))]
-    return [
-        *cells,
-        f"{whole / row['groups']:.3f}",
-        row["mfu"],
-        *([f"{repeated:.2f}", f"{repeated / whole:.2f}"] if repeated else "--"),
-    ]
+    compared = [f"{repeated:.2f}", f"{repeated / whole:.2f}"] if repeated else ["-", "-"]
+    return [*cells, f"{whole / row['groups']:.3f}", row["mfu"], *compared]
 
 
 def _operations(setting: Setting, shape: Shape, num_groups: int) -> float:

@@ -1,4 +1,4 @@
-"""A choice's share of a step, measured within one run: every second step goes without it.
+"""A choice's share of a step by an interleaved A/B comparison: every second step of a run goes without it.
 
 The choices are routing replay, and lengths of responses that are drawn and not all as long as their mean.
 """
@@ -13,6 +13,8 @@ from verl.bench.inputs import draw_lengths
 
 LEAST_STEPS = {"replay": 5, "lengths": 3}
 """Choice -> steps, at least. The first is warm-up; one or two of each kind follow."""
+PLAIN_STEPS = slice(1, None, 2)
+"""Steps without the choice: those of even numbers, counted from 1."""
 PHASES = {
     "rollout": ("gen", "weight_sync", "sleep"),
     "old": ("old",),

@@ -87,7 +87,7 @@ class RolloutWorker:
         """Starts the engine in this process, in sleep mode on a GPU."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         if self.device == "cpu":
-            os.environ.update(CPU_ENVIRONMENT)
+            os.environ.update(CPU_ENVIRONMENT)  # for one that is no actor, as far as nothing has read it yet
         from vllm import LLM
 
         is_cuda = self.device == "cuda"
