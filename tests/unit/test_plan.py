@@ -3,8 +3,10 @@
 import math
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.unit.test_memory_estimate import DATA, MODEL
 from verl.bench.random_models import describe_random_model
@@ -12,8 +14,9 @@ from verl.config.auto import ENGINE, EXPERIENCE, KEPT, UPDATE, WITHOUT_GPU, with
 from verl.config.loading import load_config
 from verl.config.records import Config, ConfigError
 from verl.config.values import AUTO
+from verl.data.dataset import Prompt
 from verl.trainer.model_checks import measure_checked_model
-from verl.trainer.plan import Gpu, Plan, make_plan, plan_dry_run, read_gpus
+from verl.trainer.plan import Gpu, Plan, largest_groups, make_plan, plan_dry_run, read_gpus
 from verl.workers.probe import GB, fit_passes
 
 LOAD = ("data.max_prompt_length=1586", "data.max_response_length=400", "trainer.n_gpus_per_node=1")
@@ -178,3 +181,30 @@ def test_memory_that_runs_out_with_kept_activations_takes_fewer():
 def test_a_pass_of_one_response_that_does_not_fit_is_named():
     with pytest.raises(MemoryError, match="1000 tokens, reaches 80.0 GiB of the 60.0 .* lower data.max_prompt_length"):
         Passes(70 * GB / 1_000).fit()
+
+
+class Rows:
+    """Six prompts of 100 tokens and one five times longer; another has the most patches."""
+
+    entries = [
+        SimpleNamespace(length=500 if i == 4 else 100, patch_grids=[(1, 4, 40 if i == 2 else 4)]) for i in range(7)
+    ]
+
+    def readable(self, indices, spares):
+        assert list(spares)[0] != 4
+        return list(indices)
+
+    def __getitem__(self, row: int) -> Prompt:
+        length = self.entries[row].length
+        return Prompt([1], torch.arange(length), torch.zeros(3, length), [b"png"], "question", "answer", str(row))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_prompt_five_times_longer_than_all_others_is_among_the_probed(num_ranks):
+    sizes = ["data.max_prompt_length=600", "data.max_response_length=50", "worker.rollout.n=4"]
+    chosen = [f"trainer.n_gpus_per_node={num_ranks}", "worker.actor.micro_batch_size_per_device_for_update=3"]
+    groups = largest_groups(load_config([*sizes, *chosen]), Rows(), 0)
+    uids = list(groups.non_tensor_batch["uid"])
+    assert uids == ["4", "2", "4", "2", "4", "2"][: 3 * num_ranks]  # 3 x 650 tokens take three of 500 + 4 x 50
+    assert groups.batch["prompt_mask"].sum(-1).tolist() == [500 if uid == "4" else 100 for uid in uids]
+    assert groups.batch["response_mask"].all() and groups.batch["responses"].shape == (3 * num_ranks, 4, 50)
