@@ -27,6 +27,7 @@ To be known when comparing:
 - TRL's AdamW keeps bf16 moments of bf16 weights here: fewer bytes than this project's, and not its precision.
 
 With 128 prompts TRL holds the patches of 1,024 pictures on the GPU, 12 GB and a copy: one of 80 GB takes --prompts 32.
+On a larger GPU, --memory_gb 79 has another process hold the rest.
 TRL 1.16.0 is among the locked packages; elsewhere: python -m pip install --no-deps trl==1.16.0
 """
 
@@ -75,6 +76,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--prompt_tokens", type=positive(int), help="of every prompt; data.max_prompt_length if left out"
     )
     parser.add_argument("--prompts", type=positive(int), help="of a step; data.rollout_batch_size if left out")
+    parser.add_argument("--memory_gb", type=positive(float), help="GiB of the GPU to be had; all, if left out")
     parser.add_argument("--steps", type=positive(int), default=2, help="the first is warm-up; default: %(default)s")
     parser.add_argument("--micro", type=positive(int), help="responses of a pass; those of a prompt if left out")
     parser.add_argument(
@@ -150,10 +152,10 @@ def measure(given: argparse.Namespace) -> None:
     """Runs TRL's steps and prints the table."""
     import torch
 
-    from verl.bench.peers import Load, Phases, make_trainer
+    from verl.bench.peers import Load, Phases, hold_memory, make_trainer
     from verl.bench.setting import prepare
 
-    unused = {"shape": [], "memory_gb": None, "gpus": None, "frames": 0}
+    unused = {"shape": [], "gpus": None, "frames": 0}
     setting = prepare(argparse.Namespace(**vars(given) | unused | {"overrides": scale_prompts(given)}))
     is_gpu = setting.device == "cuda"
     data, rollout = setting.config.data, setting.config.worker.rollout
@@ -170,8 +172,14 @@ def measure(given: argparse.Namespace) -> None:
     phases = Phases(torch.cuda.synchronize if is_gpu else lambda: None)
     if given.limit:
         watch(given.limit, lambda: phases.describe(load))
-    trainer = make_trainer(load, setting, phases, given)
-    trainer.train()
+    with hold_memory(setting.config.trainer.memory_gb if is_gpu else None):
+        try:
+            make_trainer(load, setting, phases, given).train()
+        except torch.OutOfMemoryError as error:
+            raise SystemExit(
+                f"TRL ran out of memory: {phases.describe(load)}\n{error}\n"
+                f"Give a smaller --micro than {load.micro}, or fewer --prompts than {load.prompts}"
+            ) from None
     device = torch.cuda.get_device_name() if is_gpu else "CPU"
     seconds, counts = phases.medians(), dict(phases.counts)
     sizes = f"{load.prompts} prompts x {load.samples} responses, {load.updates} optimizer steps"
@@ -180,7 +188,7 @@ def measure(given: argparse.Namespace) -> None:
     print("\n".join(compare(seconds, load.prompts, given.ours)), flush=True)
     if is_gpu:
         print(f"peak of PyTorch's memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB, without the engine's")
-    for line in differences(load, given.ours):
+    for line in differences(load, given.ours, setting.config.trainer.memory_gb):
         print(line)
     if given.dump:
         result = {"device": device, "prompts": load.prompts, "seconds": seconds, "steps": phases.steps}
@@ -235,8 +243,12 @@ def compare(theirs: dict[str, float], prompts: int, ours: dict[str, Any] | None)
     return lines
 
 
-def differences(load: Any, ours: dict[str, Any] | None) -> list[str]:
-    """Warnings of sizes by which the two loads differ other than by the number of prompts."""
+def differences(load: Any, ours: dict[str, Any] | None, memory_gb: float | None = None) -> list[str]:
+    """Warnings of sizes by which the two loads differ other than by the number of prompts.
+
+    Args:
+        memory_gb: GiB of the GPU that TRL could have; None: all.
+    """
     if not ours:
         return []
     data, worker = ours["config"]["data"], ours["config"]["worker"]
@@ -245,6 +257,7 @@ def differences(load: Any, ours: dict[str, Any] | None) -> list[str]:
         "response tokens": (load.response_tokens, data.get("max_response_length")),
         "prompt tokens, at most": (load.prompt_tokens, data.get("max_prompt_length")),
         "prompts of an optimizer step": (load.update, worker.get("actor", {}).get("global_batch_size")),
+        "GiB of the GPU to be had": (memory_gb, ours["config"].get("trainer", {}).get("memory_gb")),
     }
     return [f"Warning: {name}: {one} of TRL's, {two} of ours" for name, (one, two) in pairs.items() if one != two]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import bench_peers
 import pytest
 
-from verl.bench.peers import ROWS, Load, Phases, attention_of, join_runs, trl_settings
+from verl.bench import peers
+from verl.bench.peers import ROWS, Load, Phases, attention_of, hold_memory, join_runs, trl_settings
 from verl.config.loading import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,40 @@ def test_the_engine_has_room_for_picture_tokens_that_are_expanded_twice():
     assert settings["vllm_gpu_memory_utilization"] == 0.385
     assert settings["generation_kwargs"]["logit_bias"] == {7: -100.0, 9: -100.0}
     assert not settings["vllm_enable_sleep_mode"] and gpu_settings(PAPER, 79.6)["vllm_enable_sleep_mode"]
+
+
+def test_a_part_of_a_gpu_is_shared_as_a_gpu_of_that_size():
+    config = config_of("bench_3b_h100.yaml", "trainer.memory_gb=79")
+    settings = trl_settings(PAPER, config, True, 139.5, [])
+    assert settings["vllm_gpu_memory_utilization"] * 139.5 == pytest.approx(0.385 * 79)
+    assert settings["vllm_enable_sleep_mode"]
+    assert trl_settings(PAPER, config, True, 48.0, [])["vllm_gpu_memory_utilization"] == 0.385  # a smaller GPU
+
+
+def test_the_rest_of_a_gpu_is_held_by_a_process_that_ends(monkeypatch):
+    program = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(peers, "HOLD", program)
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    with hold_memory(79.0):
+        assert started[0].args[-1] == "79.0" and started[0].poll() is None
+    assert started[0].poll() is not None
+    with hold_memory(None):
+        assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (f"print({-9 * 2**30})", "--memory_gb 79: the GPU has 70.0 GiB free"),
+        ("raise SystemExit(1)", "--memory_gb 79: the rest of the GPU's memory could not be held"),
+    ],
+)
+def test_a_gpu_with_less_than_asked_for_is_refused(monkeypatch, program, said):
+    monkeypatch.setattr(peers, "HOLD", program)
+    with pytest.raises(SystemExit, match=said), hold_memory(79.0):
+        pass
 
 
 def test_training_is_configured_as_ours():
@@ -143,6 +178,8 @@ def test_loads_that_differ_are_named():
     assert bench_peers.differences(PAPER, None) == bench_peers.differences(PAPER, ours()) == []
     (warning,) = bench_peers.differences(Load(32, 32, 8, 1586, 609, 200, 8), ours())
     assert warning == "Warning: response tokens: 200 of TRL's, 400 of ours"
+    (warning,) = bench_peers.differences(PAPER, ours(), 79.0)
+    assert warning == "Warning: GiB of the GPU to be had: 79.0 of TRL's, None of ours"
 
 
 @pytest.mark.parametrize(

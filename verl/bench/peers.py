@@ -5,6 +5,8 @@ import io
 import json
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,6 +34,15 @@ ROWS: tuple[str, ...] = (
 """Phases, named as those of verl.bench.measure. Images: rows are loaded, pictures read twice, their patches copied."""
 ROOMY_GIB = 100
 """Memory of a GPU on which engine and trainer fit side by side; on a smaller one the engine sleeps meanwhile."""
+HOLD = """
+import sys, torch
+rest = torch.cuda.mem_get_info()[0] - int(float(sys.argv[1]) * 2**30)
+held = torch.empty(max(0, rest), dtype=torch.uint8, device="cuda")
+torch.cuda.synchronize()
+print(rest, flush=True)
+sys.stdin.read()
+"""
+"""Program that holds a GPU's memory but for so many GiB until its input ends, and prints how many bytes it holds."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,7 @@ def trl_settings(load: Load, config: Any, is_gpu: bool, gpu_gib: float, banned: 
     """
     actor, rollout, algorithm = config.worker.actor, config.worker.rollout, config.algorithm
     optim, engine_share = actor.optim, rollout.gpu_memory_utilization
+    usable_gib = min(config.trainer.memory_gb or gpu_gib, gpu_gib)
     settings: dict[str, Any] = {
         # TRL counts a generation and an optimizer step in passes, and loads the whole generation's rows for each pass:
         # passes of single responses would load them eight times as often as those of a prompt's responses.
@@ -129,11 +141,11 @@ def trl_settings(load: Load, config: Any, is_gpu: bool, gpu_gib: float, banned: 
         "use_vllm": True,
         "vllm_mode": "colocate",
         # As much as this project's engine; TRL's own default where that is worked out at the start of a run.
-        "vllm_gpu_memory_utilization": 0.3 if engine_share == "auto" else engine_share,
+        "vllm_gpu_memory_utilization": (0.3 if engine_share == "auto" else engine_share) * usable_gib / gpu_gib,
         # The picture's tokens twice: TRL expands them, and vLLM expands the first of them again.
         "vllm_max_model_length": load.prompt_tokens + load.picture_tokens + load.response_tokens,
         # An engine that slept has its memory mapped again in every step.
-        "vllm_enable_sleep_mode": gpu_gib < ROOMY_GIB,
+        "vllm_enable_sleep_mode": usable_gib < ROOMY_GIB,
         # TRL decodes the ids itself, so text that vLLM makes token by token is thrown away. A sampled picture token
         # would be one without a picture in the passes, which transformers refuses.
         "generation_kwargs": {
@@ -142,6 +154,33 @@ def trl_settings(load: Load, config: Any, is_gpu: bool, gpu_gib: float, banned: 
             "logit_bias": {token: -100.0 for token in banned},
         },
     }
+
+
+@contextmanager
+def hold_memory(all_but_gib: float | None) -> Iterator[None]:
+    """A GPU of which another process holds all but so many GiB; without a number, the GPU as it is.
+
+    PyTorch's own limit would count an engine's memory while the engine sleeps and the memory is free.
+
+    Raises:
+        SystemExit: fewer are free.
+    """
+    if all_but_gib is None:
+        yield
+        return
+    command = [sys.executable, "-c", HOLD, str(all_but_gib)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout
+            answer = holder.stdout.readline()
+            if not answer:
+                raise SystemExit(f"--memory_gb {all_but_gib:g}: the rest of the GPU's memory could not be held")
+            if int(answer) < 0:
+                free = all_but_gib + int(answer) / 2**30
+                raise SystemExit(f"--memory_gb {all_but_gib:g}: the GPU has {free:.1f} GiB free; give at most these")
+            yield
+        finally:
+            holder.kill()
 
 
 def attention_of(choice: str, is_gpu: bool) -> str:
