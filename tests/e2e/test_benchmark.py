@@ -40,7 +40,8 @@ def test_every_phase_of_a_step_has_its_row(tmp_path, what, phases):
     parts = sum(row["seconds"] for name, row in table.items() if name != "whole step")
     assert parts == pytest.approx(table["whole step"]["seconds"], abs=0.01)
     assert table["rollout"]["tokens_per_s"] * table["rollout"]["seconds"] == pytest.approx(8 * 8 * mean, rel=0.01)
-    assert re.search(r"^Started in \d+ s: data \d+, Ray \d+, ranks and engines \d+, probe \d+$", done.stdout, re.M)
+    start = r"^Started in \d+ s: data \d+, Ray \d+, ranks and engines \d+ \(imports \d+, engine \d+\), probe \d+$"
+    assert re.search(start, done.stdout, re.M)
     assert ("ratio" in result) == (what == "step")
     num_steps = len(result["steps"])
     assert done.stdout.count(" save_checkpoint: ") == (num_steps if is_saving else 0)

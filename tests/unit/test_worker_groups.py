@@ -1,6 +1,7 @@
 """A start: seconds of its parts, the order in which engines and ranks take GPUs, and their room beside each other."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -26,6 +27,7 @@ class FakeGroup:
             if method in self.faults:
                 raise self.faults[method]
             self.notes.append(f"{self.name} ends {method}")
+            return [{"imports": 2.0, "engine": 3.0}, {"imports": 1.0, "engine": 4.0}]
 
         return wait
 
@@ -49,9 +51,19 @@ def test_a_start_is_told_by_its_parts(monkeypatch):
     """From 100 to 103.4, 109 and 110.6 s of the clock."""
     laps, clock = Laps(100.0), iter((103.4, 109.0, 110.6))
     monkeypatch.setattr("verl.trainer.worker_groups.time.time", lambda: next(clock))
-    for name in ("checks", "ranks", "probe"):
-        laps.mark(name)
-    assert str(laps) == "Started in 11 s: checks 3, ranks 6, probe 2"
+    laps.mark("checks")
+    laps.mark("engines", [{"imports": 2.2, "engine": 3.0}, {"imports": 1.0, "engine": 4.4}])
+    laps.mark("probe", [])
+    assert str(laps) == "Started in 11 s: checks 3, engines 6 (imports 2, engine 4), probe 2"
+
+
+def test_libraries_are_quiet_unless_the_environment_says_otherwise(monkeypatch):
+    monkeypatch.setattr("verl.distributed.single_controller.ResourcePool", lambda *_: None)
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
+    config = load_config(["data.train_files=owner/name", "data.val_files=owner/name"])
+    shared = worker_groups.find_place(config, "cpu").shared
+    assert (shared["VLLM_LOGGING_LEVEL"], shared["TRANSFORMERS_VERBOSITY"]) == ("ERROR", "info")
 
 
 def test_ranks_read_while_engines_load_and_take_the_gpus_when_these_sleep():
@@ -68,7 +80,7 @@ def test_ranks_read_while_engines_load_and_take_the_gpus_when_these_sleep():
         "actor ends load",
         "rollout tells its memory",
     ]
-    assert list(laps.seconds) == ["engines and reading", "ranks"]
+    assert re.search(r"engines and reading \d+ \(imports 2, engine 4\), ranks \d+$", str(laps))
 
 
 def test_an_engine_on_a_cpu_starts_with_its_environment(monkeypatch):

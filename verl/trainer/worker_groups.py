@@ -27,15 +27,21 @@ class Laps:
     def __init__(self, begin: float | None = None) -> None:
         self.begin = self.last = time.time() if begin is None else begin
         self.seconds: dict[str, float] = {}
+        self.inside: dict[str, str] = {}
 
-    def mark(self, name: str) -> None:
-        """Ends a part."""
+    def mark(self, name: str, workers: Sequence[dict[str, float]] = ()) -> None:
+        """Ends a part; of what workers did in it side by side, in seconds, the longest is told."""
         now = time.time()
         self.seconds[name], self.last = now - self.last, now
+        longest = {inner: max(each[inner] for each in workers) for inner in workers[0]} if workers else {}
+        self.inside[name] = f" ({_list_seconds(longest)})" if longest else ""
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in self.seconds.items())
-        return f"Started in {self.last - self.begin:.0f} s: {parts}"
+        return f"Started in {self.last - self.begin:.0f} s: {_list_seconds(self.seconds, self.inside)}"
+
+
+def _list_seconds(parts: dict[str, float], notes: dict[str, str] | None = None) -> str:
+    return ", ".join(f"{name} {seconds:.0f}{(notes or {}).get(name, '')}" for name, seconds in parts.items())
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,9 @@ def find_place(config: Config, device: str) -> Place:
     from verl.trainer.hosts import check_hosts, network_environment
 
     pool = ResourcePool(config.num_ranks, 2 * CPUS_PER_ACTOR, device == "cuda", config.trainer.nnodes)
-    shared = {"TOKENIZERS_PARALLELISM": "true", "VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
+    shared = {"TOKENIZERS_PARALLELISM": "true"}
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
+    shared |= {name: os.environ.get(name, level) for name, level in quiet.items()}
     shared |= multicast_environment() | network_environment()
     if cluster_address():
         check_hosts(config, pool.machines, shared)
@@ -96,9 +104,8 @@ def load_in_turn(actor: Any, rollout: Any, share: Any, laps: Laps) -> None:
     Raises:
         ConfigError: the share is more than the ranks leave.
     """
-    for wait in [actor.start("read"), rollout.start("load")]:
-        wait()
-    laps.mark("engines and reading")
+    *_, engines = [wait() for wait in [actor.start("read"), rollout.start("load")]]
+    laps.mark("engines and reading", engines)
     before = sum(rollout.memory(), [])
     actor.load(*actor.run_on(0, "open_store"))
     check_room(before, sum(rollout.memory(), []), share)
@@ -167,9 +174,9 @@ def build_workers(
     if on_gpu:
         load_in_turn(actor, rollout, without_auto(config).worker.rollout.gpu_memory_utilization, laps)
     else:
-        for wait in (actor.start("load", *actor.run_on(0, "open_store")), rollout.start("load")):
-            wait()
-        laps.mark("ranks and engines")
+        waits = [actor.start("load", *actor.run_on(0, "open_store")), rollout.start("load")]
+        *_, engines = [wait() for wait in waits]
+        laps.mark("ranks and engines", engines)
     # An engine's death is told by the next call to it: ranks that are at work would be left between two states.
     actor.watched = []
     return actor, rollout
