@@ -77,7 +77,22 @@ def test_a_run_with_nothing_to_compare_is_refused(choice, overrides, lengths, wo
         check_turns(choice, load_config([*FILES, *overrides]), lengths)
 
 
-def test_turns_are_of_steps(capsys):
+@pytest.mark.parametrize(
+    ("what", "choice", "words"),
+    [
+        ("passes", "replay", "--in_turns replay is of steps"),
+        ("rollout", "replay", "--in_turns replay is of steps"),
+        ("passes", "lengths", "--in_turns lengths is of steps and rollouts"),
+    ],
+)
+def test_turns_are_of_steps_or_rollouts(capsys, what, choice, words):
     with pytest.raises(SystemExit):
-        main(["passes", "--config", "configs/bench_toy_cpu.yaml", "--in_turns", "replay"])
-    assert "--in_turns replay is of steps" in capsys.readouterr().err
+        main([what, "--config", "configs/bench_toy_cpu.yaml", "--in_turns", choice])
+    assert words in capsys.readouterr().err
+
+
+def test_phases_that_rollouts_lack_have_no_row():
+    rollout = {"timing_s/gen": 3.0, "timing_s/weight_sync": 0.5, "timing_s/sleep": 0.5, "timing_s/step": 3.0}
+    table = compare_turns([rollout, rollout, rollout | {"timing_s/gen": 4.0}])
+    assert list(table) == ["rollout", "whole step"]
+    assert table["rollout"] == pytest.approx({"with": 3.0, "without": 2.0, "share": 1 / 3})

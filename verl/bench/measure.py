@@ -36,6 +36,7 @@ from verl.bench.setting import ROOFLINE_FLOPS, prepare
 from verl.bench.turns import (
     LEAST_STEPS,
     PLAIN_STEPS,
+    TURNED,
     check_turns,
     compare_turns,
     limit_responses,
@@ -407,8 +408,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--undo names rows of an ablation; give the key itself, a.b=value")
     if arguments.shape and arguments.what != "passes":
         parser.error("--shape is of passes; name the lengths by keys, data.max_prompt_length=1586")
-    if arguments.in_turns and arguments.what != "step":
-        parser.error(f"--in_turns {arguments.in_turns} is of steps")
+    if arguments.in_turns and arguments.what not in TURNED[arguments.in_turns]:
+        parser.error(
+            f"--in_turns {arguments.in_turns} is of {' and '.join(f'{w}s' for w in TURNED[arguments.in_turns])}"
+        )
     if arguments.shared_only and arguments.what != "passes":
         parser.error("--shared_only is of passes; --ratio_groups 0 leaves the comparison out of a step")
     if arguments.kernels and arguments.what != "passes":

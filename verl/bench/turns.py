@@ -13,6 +13,8 @@ from verl.bench.inputs import draw_lengths
 
 LEAST_STEPS = {"replay": 5, "lengths": 3}
 """Choice -> steps, at least. The first is warm-up; one or two of each kind follow."""
+TURNED = {"replay": ("step",), "lengths": ("step", "rollout")}
+"""Choice -> what it is compared in."""
 PLAIN_STEPS = slice(1, None, 2)
 """Steps without the choice: those of even numbers, counted from 1."""
 PHASES = {
@@ -75,6 +77,8 @@ def limit_responses(trainer: Any, logs: Any, in_turns: bool = False) -> None:
 def compare_turns(steps: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Phase -> median seconds `with` and `without` the choice, and their difference as a `share` of a step without.
 
+    Phases that the steps do not have are left out.
+
     Args:
         steps: metrics of all steps, of which the first is left out.
     """
@@ -82,6 +86,8 @@ def compare_turns(steps: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, flo
     whole = _median([metrics for number, metrics in later if number % 2 == 0], PHASES["whole step"])
     table = {}
     for name, timings in PHASES.items():
+        if not any(f"timing_s/{timings[0]}" in metrics for metrics in steps):
+            continue
         chosen, plain = (
             _median([metrics for number, metrics in later if number % 2 == kind], timings) for kind in (1, 0)
         )
