@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import fnmatch
 import importlib
+import json
 import operator
 import re
 import shlex
@@ -143,8 +144,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         model = tmp_path / "runs" / "bench" / name
         model.mkdir(parents=True)
         (model / "config.json").write_text("{}")
+    load = {"config": {"data": {"rollout_batch_size": 1}, "worker": {"rollout": {"n": 1}}}}
     for name in ("one.json", "ONE.json"):
-        (tmp_path / name).write_text('{"table": {}}')
+        (tmp_path / name).write_text(
+            json.dumps({"table": dict.fromkeys(("whole step", "update"), {"seconds": 1}), **load})
+        )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

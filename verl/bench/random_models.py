@@ -188,3 +188,4 @@ def _draw(folder: Path) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
     model.save_pretrained(folder)
+    describe_random_model(folder)  # as the next run finds it, whose engine would compile for another configuration
