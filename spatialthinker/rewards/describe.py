@@ -104,11 +104,17 @@ def _short(value: float) -> float:
 
 
 def _match(read: dict[int, _Read]) -> dict[int, list[dict[str, Any]]]:
-    """Matched pairs with their plain IoU and label similarity, by the response's place."""
+    """Matched pairs with their plain IoU and label similarity, by the response's place.
+
+    None without spaCy, which only rewards that score scenes need: these say how it is installed.
+    """
     places = [place for place, each in read.items() if each.scene is not None and each.truth is not None]
     scenes = [scene for place in places if (scene := read[place].scene) is not None]
     truths = [truth for place in places if (truth := read[place].truth) is not None]
-    matches = match_objects(truths, scenes, [read[place].size for place in places])
+    try:
+        matches = match_objects(truths, scenes, [read[place].size for place in places])
+    except ModuleNotFoundError:
+        return {}
     if not len(matches.scene):
         return {}
     rows = [column.tolist() for column in (matches.scene, matches.predicted, matches.true, matches.similarity)]
