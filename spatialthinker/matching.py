@@ -11,6 +11,7 @@ in all; L distinct labels; D = 300 vector components.
 """
 
 import threading
+import warnings
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cache
@@ -149,6 +150,20 @@ def check_ready() -> None:
     """
     label_vectors()(["object"])
     import_module("scipy.optimize")
+
+
+@cache
+def can_match() -> bool:
+    """True when `check_ready` passes; else a warning says, once in a process, what is missing.
+
+    For descriptions of responses, which go without matches then. Rewards call `check_ready`.
+    """
+    try:
+        check_ready()
+    except ModuleNotFoundError as error:
+        warnings.warn(f"scenes are shown without matched boxes: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def label_similarity(a: Sequence[str], b: Sequence[str]) -> Floats:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spatialthinker.geometry import iou
-from spatialthinker.matching import match_objects
+from spatialthinker.matching import can_match, match_objects
 from spatialthinker.prompts import parse_image_size
 from spatialthinker.response import LETTERS, extract_choice, parse_response, section
 from spatialthinker.rewards.accuracy import last_boxed
@@ -104,17 +104,13 @@ def _short(value: float) -> float:
 
 
 def _match(read: dict[int, _Read]) -> dict[int, list[dict[str, Any]]]:
-    """Matched pairs with their plain IoU and label similarity, by the response's place.
-
-    None without spaCy, which only rewards that score scenes need: these say how it is installed.
-    """
+    """Matched pairs with their plain IoU and label similarity, by the response's place; none without spaCy."""
     places = [place for place, each in read.items() if each.scene is not None and each.truth is not None]
     scenes = [scene for place in places if (scene := read[place].scene) is not None]
     truths = [truth for place in places if (truth := read[place].truth) is not None]
-    try:
-        matches = match_objects(truths, scenes, [read[place].size for place in places])
-    except ModuleNotFoundError:
+    if not places or not can_match():
         return {}
+    matches = match_objects(truths, scenes, [read[place].size for place in places])
     if not len(matches.scene):
         return {}
     rows = [column.tolist() for column in (matches.scene, matches.predicted, matches.true, matches.similarity)]

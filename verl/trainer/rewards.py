@@ -90,7 +90,7 @@ class GoldScore:
 
 def build_recorder(config: Config, train_set: Any, val_set: Any) -> Any:
     """The recorder of the run's rollouts, as trainer.rollouts_to_keep asks."""
-    from spatialthinker.matching import check_ready
+    from spatialthinker.matching import can_match
     from spatialthinker.rewards.describe import describe
     from verl.trainer.recording.labels import label_rows
     from verl.trainer.recording.recorder import Recorder
@@ -106,7 +106,7 @@ def build_recorder(config: Config, train_set: Any, val_set: Any) -> Any:
         labels,
         data.max_response_length,
         name,
-        check_ready if name in WITH_SCENES else list,
+        can_match if name in WITH_SCENES else list,
     )
 
 

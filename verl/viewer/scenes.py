@@ -103,8 +103,11 @@ def read_scenes(text: str | None) -> Scenes:
 
 
 def compare_scenes(response: str, ground_truth: str, problem: str) -> Scenes:
-    """Return the scenes of a response and its ground truth, matched as the dense spatial reward matches them."""
-    from spatialthinker.matching import match_objects
+    """Return the scenes of a response and its ground truth, matched as the dense spatial reward matches them.
+
+    Without spaCy they have no matches.
+    """
+    from spatialthinker.matching import can_match, match_objects
 
     predicted = parse_scene(parse_response(response).scene_text)
     reference = parse_scene(section(ground_truth, "scene"), is_reference=True)
@@ -112,7 +115,7 @@ def compare_scenes(response: str, ground_truth: str, problem: str) -> Scenes:
         size = parse_image_size(problem)
     except ValueError:
         size = None
-    if predicted is None or reference is None or not size or not min(size):
+    if predicted is None or reference is None or not size or not min(size) or not can_match():
         return Scenes(predicted, reference, [], size)
     found = match_objects([reference], [predicted], [size])
     matches = [
