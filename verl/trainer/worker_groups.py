@@ -26,22 +26,17 @@ class Laps:
 
     def __init__(self, begin: float | None = None) -> None:
         self.begin = self.last = time.time() if begin is None else begin
-        self.seconds: dict[str, float] = {}
-        self.inside: dict[str, str] = {}
+        self.parts: list[str] = []
 
     def mark(self, name: str, workers: Sequence[dict[str, float]] = ()) -> None:
         """Ends a part; of what workers did in it side by side, in seconds, the longest is told."""
         now = time.time()
-        self.seconds[name], self.last = now - self.last, now
-        longest = {inner: max(each[inner] for each in workers) for inner in workers[0]} if workers else {}
-        self.inside[name] = f" ({_list_seconds(longest)})" if longest else ""
+        longest = [f"{inner} {max(each[inner] for each in workers):.0f}" for inner in (workers[0] if workers else ())]
+        self.parts.append(f"{name} {now - self.last:.0f}" + (f" ({', '.join(longest)})" if longest else ""))
+        self.last = now
 
     def __str__(self) -> str:
-        return f"Started in {self.last - self.begin:.0f} s: {_list_seconds(self.seconds, self.inside)}"
-
-
-def _list_seconds(parts: dict[str, float], notes: dict[str, str] | None = None) -> str:
-    return ", ".join(f"{name} {seconds:.0f}{(notes or {}).get(name, '')}" for name, seconds in parts.items())
+        return f"Started in {self.last - self.begin:.0f} s: {', '.join(self.parts)}"
 
 
 @dataclass(frozen=True)
