@@ -69,13 +69,14 @@ def test_an_ablation_has_a_row_for_each_choice_that_it_undoes(tmp_path):
 
 
 @pytest.mark.nightly
-def test_drawn_lengths_are_compared_with_equal_ones_in_one_run(tmp_path):
+@pytest.mark.parametrize("what", ["step", "rollout"])
+def test_drawn_lengths_are_compared_with_equal_ones_in_one_run(tmp_path, what):
     dump = tmp_path / "dump.json"
     command = [
         sys.executable,
         "-m",
         "verl.bench",
-        "step",
+        what,
         "--config",
         "configs/bench_toy_cpu.yaml",
         "--image",
@@ -85,10 +86,13 @@ def test_drawn_lengths_are_compared_with_equal_ones_in_one_run(tmp_path):
     done = subprocess.run([*command, "trainer.max_steps=3"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(dump.read_text())
-    longest = [step["response_length/max"] for step in result["steps"]]
-    assert longest[1] == round(draw_lengths(lognormal("lognormal:20:0.6"), (8, 8), 64, 0).mean()) < longest[0]
-    assert longest[2] == longest[0]
-    whole = [step["timing_s/step"] for step in result["steps"]]
+    if what == "step":
+        longest = [step["response_length/max"] for step in result["steps"]]
+        assert longest[1] == round(draw_lengths(lognormal("lognormal:20:0.6"), (8, 8), 64, 0).mean()) < longest[0]
+        assert longest[2] == longest[0]
+    passes = ["old", "reference", "update"] if what == "step" else []
+    assert list(result["in_turns"]) == ["rollout", *passes, "whole step"]
+    whole = [step["timing_s/step" if what == "step" else "timing_s/gen"] for step in result["steps"]]
     assert result["in_turns"]["whole step"]["with"] == pytest.approx(whole[2])
     assert result["table"]["whole step"]["seconds"] == pytest.approx(whole[1], abs=0.001)  # of the equal ones
     assert "3 steps, medians of those of even numbers" in done.stdout

@@ -91,8 +91,9 @@ def test_turns_are_of_steps_or_rollouts(capsys, what, choice, words):
     assert words in capsys.readouterr().err
 
 
-def test_phases_that_rollouts_lack_have_no_row():
-    rollout = {"timing_s/gen": 3.0, "timing_s/weight_sync": 0.5, "timing_s/sleep": 0.5, "timing_s/step": 3.0}
+def test_rollouts_alone_have_no_rows_of_passes():
+    rollout = {"timing_s/gen": 3.0, "timing_s/weight_sync": 0.5, "timing_s/sleep": 0.5, "timing_s/step": 3.2}
     table = compare_turns([rollout, rollout, rollout | {"timing_s/gen": 4.0}])
     assert list(table) == ["rollout", "whole step"]
     assert table["rollout"] == pytest.approx({"with": 3.0, "without": 2.0, "share": 1 / 3})
+    assert table["whole step"] == pytest.approx({"with": 4.0, "without": 3.0, "share": 1 / 3})

@@ -34,9 +34,9 @@ from verl.bench.inputs import lognormal
 from verl.bench.passes import parse_shape, print_ratio, run_passes
 from verl.bench.setting import ROOFLINE_FLOPS, prepare
 from verl.bench.turns import (
+    COMPARED_IN,
     LEAST_STEPS,
     PLAIN_STEPS,
-    TURNED,
     check_turns,
     compare_turns,
     limit_responses,
@@ -408,10 +408,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--undo names rows of an ablation; give the key itself, a.b=value")
     if arguments.shape and arguments.what != "passes":
         parser.error("--shape is of passes; name the lengths by keys, data.max_prompt_length=1586")
-    if arguments.in_turns and arguments.what not in TURNED[arguments.in_turns]:
-        parser.error(
-            f"--in_turns {arguments.in_turns} is of {' and '.join(f'{w}s' for w in TURNED[arguments.in_turns])}"
-        )
+    if (choice := arguments.in_turns) and arguments.what not in COMPARED_IN[choice]:
+        parser.error(f"--in_turns {choice} is of {'s and '.join(COMPARED_IN[choice])}s")
     if arguments.shared_only and arguments.what != "passes":
         parser.error("--shared_only is of passes; --ratio_groups 0 leaves the comparison out of a step")
     if arguments.kernels and arguments.what != "passes":

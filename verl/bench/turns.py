@@ -13,8 +13,8 @@ from verl.bench.inputs import draw_lengths
 
 LEAST_STEPS = {"replay": 5, "lengths": 3}
 """Choice -> steps, at least. The first is warm-up; one or two of each kind follow."""
-TURNED = {"replay": ("step",), "lengths": ("step", "rollout")}
-"""Choice -> what it is compared in."""
+COMPARED_IN = {"replay": ("step",), "lengths": ("step", "rollout")}
+"""Choice -> benchmarks whose steps can take turns."""
 PLAIN_STEPS = slice(1, None, 2)
 """Steps without the choice: those of even numbers, counted from 1."""
 PHASES = {
@@ -77,17 +77,17 @@ def limit_responses(trainer: Any, logs: Any, in_turns: bool = False) -> None:
 def compare_turns(steps: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Phase -> median seconds `with` and `without` the choice, and their difference as a `share` of a step without.
 
-    Phases that the steps do not have are left out.
+    Steps that train nothing are compared by their rollouts, which are the whole of them.
 
     Args:
         steps: metrics of all steps, of which the first is left out.
     """
     later = [(number, metrics) for number, metrics in enumerate(steps, 1) if number > 1]
-    whole = _median([metrics for number, metrics in later if number % 2 == 0], PHASES["whole step"])
+    is_trained = any("timing_s/update_actor" in metrics for metrics in steps)
+    phases = PHASES if is_trained else {"rollout": PHASES["rollout"], "whole step": ("gen",)}
+    whole = _median([metrics for number, metrics in later if number % 2 == 0], phases["whole step"])
     table = {}
-    for name, timings in PHASES.items():
-        if not any(f"timing_s/{timings[0]}" in metrics for metrics in steps):
-            continue
+    for name, timings in phases.items():
         chosen, plain = (
             _median([metrics for number, metrics in later if number % 2 == kind], timings) for kind in (1, 0)
         )
